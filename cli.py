@@ -1,0 +1,1 @@
+fxlrp/cli.py
