@@ -1,1 +1,10 @@
-"""fxlrp."""
+"""fxlrp: explain what any PyTorch model looked at."""
+
+from fxlrp.attribution import Attribution
+from fxlrp.errors import FxlrpError
+from fxlrp.explainer import Explainer, convert
+from fxlrp.report import Report
+from fxlrp.rules import Rulebook, rule, rulebooks, unregister
+
+__version__ = "0.1.0"
+__all__ = ["Attribution", "Explainer", "FxlrpError", "Report", "Rulebook", "convert", "rule", "rulebooks", "unregister"]

@@ -1,0 +1,39 @@
+"""Write the pictures with their masks, the labels and the pickled network next to this file, from the trained networks."""
+
+from pathlib import Path
+
+import models
+import numpy as np
+import shapes
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+SEEDS = ()  # chosen by eye among pictures that neither training nor test has seen
+
+
+def trained(name: str) -> torch.nn.Module:
+    """The network `models.<name>` with its trained weights."""
+    model = getattr(models, name)()
+    model.load_state_dict(load_file(HERE / f"{name}.safetensors"))
+    return model
+
+
+if __name__ == "__main__":
+    folder = HERE / "pictures"
+    folder.mkdir(exist_ok=True)
+    networks = {name: trained(name) for name in ("cnn", "vit")}
+    for seed in SEEDS:
+        image, labels, masks = shapes.picture(seed)
+        name = "_".join(shapes.CLASSES[label] for label in labels)
+        x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        for key, model in networks.items():
+            p = model(x).softmax(1)[0]
+            assert set(p.topk(len(labels)).indices.tolist()) == set(labels), f"{key} is wrong on {name}"
+            print(name, key, *(f"{value:.2f}" for value in p[list(labels)].tolist()))
+        index = sum((mask * (label + 1) for mask, label in zip(masks, labels, strict=True)), start=np.zeros(()))
+        Image.fromarray(image).save(folder / f"{name}.png")
+        Image.fromarray(index.astype(np.uint8)).save(folder / f"{name}_mask.png")
+    (HERE / "labels.txt").write_text("\n".join(shapes.CLASSES) + "\n")
+    torch.save(networks["cnn"], HERE / "model.pt")

@@ -1,0 +1,179 @@
+"""Analyse: which nodes of a captured graph carry relevance, where their samples are, and which are known to be ≥ 0."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.rules.movement import SHAPE_ARGUMENT, SHAPE_ONLY
+from fxlrp.rules.propagate import Batch
+
+aten = torch.ops.aten
+
+
+def differentiable(node: fx.Node) -> bool:
+    """Whether relevance could stand at this node: a float tensor, or several values one of which is."""
+    values = torch.utils._pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
+
+
+def carriers(node: fx.Node) -> list[fx.Node]:
+    """The inputs whose values (not just shapes) the node's value depends on differentiably."""
+    if node.target in SHAPE_ONLY:
+        return []
+    skip = SHAPE_ARGUMENT.get(node.target)  # type: ignore[arg-type]
+    shape_only = {node.args[skip]} if skip is not None and len(node.args) > skip else set()
+    return [n for n in node.all_input_nodes if n not in shape_only or node.args[0] is n]
+
+
+def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
+    """Where relevance is read for each input tensor: float inputs at themselves, integer ones at the embeddings they index."""
+    out: dict[int, list[fx.Node]] = {}
+    for i, node in enumerate(n for n in gm.graph.nodes if n.op == "placeholder"):
+        out[i] = [node] if differentiable(node) else list(_lookups(node))
+    return {i: nodes for i, nodes in out.items() if nodes}
+
+
+MOVES_INDICES = (aten.view, aten.reshape, aten.slice, aten.to, aten.clone, aten.alias, aten.flatten, aten.squeeze)
+
+
+def _lookups(ids: fx.Node) -> Iterable[fx.Node]:
+    for user in ids.users:
+        if user.target is aten.embedding.default and user.args[1] is ids:
+            yield user
+        elif getattr(user.target, "overloadpacket", None) in MOVES_INDICES:
+            yield from _lookups(user)
+
+
+def find_active(gm: fx.GraphModule, readouts: Iterable[fx.Node], output: fx.Node) -> set[fx.Node]:
+    """Nodes that depend on a readout and reach `output`, through float tensors all the way."""
+    readouts = set(readouts)
+    reached: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        if node in readouts or (differentiable(node) and any(n in reached for n in carriers(node))):
+            reached.add(node)
+    needed = {output} & reached
+    for node in reversed(gm.graph.nodes):
+        if node in needed and node not in readouts:
+            needed.update(n for n in carriers(node) if n in reached)
+    return needed
+
+
+NONNEGATIVE = {
+    aten.relu.default,
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
+    aten.softmax.int,
+    aten.exp.default,
+    aten.abs.default,
+    aten.square.default,
+    aten.softplus.default,
+    aten.relu6.default,
+}
+KEEPS_SIGN = {
+    operator.getitem,
+    *(getattr(aten, name) for name in (
+        "view reshape flatten unflatten permute transpose squeeze unsqueeze expand clone contiguous alias to slice select"
+        " cat stack split split_with_sizes chunk unbind dropout pad max_pool1d max_pool2d max_pool3d avg_pool1d"
+        " avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d mean sum"
+        " add mul index roll repeat upsample_nearest2d upsample_bilinear2d"
+    ).split()),
+}  # fmt: skip
+"""Ops whose value is ≥ 0 when all their tensor inputs are."""
+
+
+def find_nonnegative(gm: fx.GraphModule) -> set[fx.Node]:
+    """Nodes known to be ≥ 0, whatever the input (what follows a ReLU, up to the next product)."""
+    known: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        target = getattr(node.target, "overloadpacket", node.target)
+        clamped = target in (aten.hardtanh, aten.clamp, aten.clamp_min) and len(node.args) > 1
+        if node.target in NONNEGATIVE or (clamped and isinstance(node.args[1], int | float) and node.args[1] >= 0):
+            known.add(node)
+        elif target in KEEPS_SIGN and node.all_input_nodes:
+            tensors = [n for n in node.all_input_nodes if differentiable(n)]
+            literals = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, int | float) and a < 0]
+            signed = target in (aten.add, aten.mul, aten.pad) and literals
+            if tensors and all(n in known for n in tensors) and not signed:
+                known.add(node)
+    return known
+
+
+class Samples:
+    """Where each node's samples are.
+
+    A symbolic batch shows it in the shapes.  Where the batch is folded into another axis (windows, heads) or is not
+    symbolic, sample 0 of the example is poisoned with NaN and the graph run once: what turns NaN belongs to sample 0.
+    """
+
+    def __init__(self, gm: fx.GraphModule, inputs: list[Tensor], readouts: dict[int, list[fx.Node]], nodes: set[fx.Node]):
+        self.symbols: set = set()
+        for i, node in enumerate(n for n in gm.graph.nodes if n.op == "placeholder"):
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.ndim and isinstance(value.shape[0], torch.SymInt):
+                self.symbols |= value.shape[0].node.expr.free_symbols
+        self.count = next((t.shape[0] for t in inputs if t.ndim), 1)
+        self.where: dict[fx.Node, Batch] = {}
+        for node in nodes:
+            plain = self._plain(node)
+            if plain is not None:
+                self.where[node] = plain
+        folded = {n for n in nodes if n not in self.where and isinstance(n.meta.get("val"), Tensor)}
+        if folded and self.count > 1:
+            self._poison(gm, inputs, {n for ns in readouts.values() for n in ns}, folded)
+
+    def of(self, node: fx.Node) -> Batch | None:
+        """Where the node's samples are; None if that can't be told."""
+        return self.where.get(node)
+
+    def _candidates(self, value: Tensor) -> list[int]:
+        return [
+            axis
+            for axis, size in enumerate(value.shape)
+            if isinstance(size, torch.SymInt) and size.node.expr.free_symbols & self.symbols
+        ]
+
+    def _plain(self, node: fx.Node) -> Batch | None:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return None
+        axes = self._candidates(value)
+        if len(axes) == 1 and value.shape[axes[0]].node.expr in self.symbols:  # type: ignore[attr-defined]
+            return Batch(axes[0])
+        return None
+
+    def _poison(self, gm: fx.GraphModule, inputs: list[Tensor], readouts: set[fx.Node], wanted: set[fx.Node]) -> None:
+        samples = self
+
+        class Poisoned(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                value = super().run_node(n)
+                if n in readouts:
+                    value = value.clone()
+                    value[0] = float("nan")
+                elif n in wanted:
+                    axes = samples._candidates(n.meta["val"]) or list(range(value.ndim))
+                    found = locate(value.isnan(), axes, samples.count)
+                    if found is not None:
+                        samples.where[n] = found
+                return value
+
+        with torch.no_grad():
+            Poisoned(gm).run(*inputs)
+
+
+def locate(poisoned: Tensor, axes: Iterable[int], count: int) -> Batch | None:
+    """The layout [before, count, after] of one of `axes` in which `poisoned` is confined to sample 0."""
+    for axis in axes:
+        size = poisoned.shape[axis]
+        line = poisoned.movedim(axis, 0).reshape(size, -1).any(1)
+        for before in range(1, size // count + 1):
+            if size % (before * count) == 0:
+                grid = line.view(before, count, -1)
+                if grid[:, 0].any() and not grid[:, 1:].any():
+                    return Batch(axis, before, size // count // before)
+    return None

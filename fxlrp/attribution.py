@@ -1,0 +1,98 @@
+"""Attribution: what an explainer returns, and pictures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxlrp.errors import FxlrpError
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Relevance of the inputs for an output.
+
+    relevance: shaped like the explained input (token ids: like the ids, summed over the embedding); a tuple of several.
+    output: the model's own output.  logits: the explained tensor in it.
+    target: the class explained per sample [B], or None where a callable target was.
+    names: where each explained input stood in the call.
+    """
+
+    relevance: Tensor | tuple[Tensor, ...]
+    output: Any
+    logits: Tensor
+    target: Tensor | None
+    names: tuple[str, ...] = ()
+    inputs: tuple[Tensor, ...] = field(default=(), repr=False)
+
+    def heatmap(self) -> Tensor:
+        """Relevance per pixel [B, H, W]: the channels of the first image-like input summed."""
+        return self._image()[1].sum(1)
+
+    def _image(self) -> tuple[Tensor, Tensor]:
+        every = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
+        for x, r in zip(self.inputs, every, strict=True):
+            if r.ndim == 4:
+                return x, r
+        shapes = ", ".join(str(tuple(r.shape)) for r in every)
+        raise FxlrpError(f"No explained input is an image [B, C, H, W] (relevance has shape {shapes}); use .relevance.")
+
+    def save(self, path: str | Path, picture: Any = None, *, index: int = 0) -> Path:
+        """Write original | heatmap | overlay of sample `index` as a PNG and return its path.
+
+        picture: the original as [H, W, 3] in 0…1; without it, the network's input is stretched to that range.
+        """
+        from PIL import Image
+
+        panels = self.panels(picture, index=index)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        gap = np.ones((panels[0].shape[0], 4, 3))
+        strip = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], 1)
+        Image.fromarray((strip * 255).round().astype(np.uint8)).save(path)
+        return path
+
+    def panels(self, picture: Any = None, *, index: int = 0, side: int = 320) -> Sequence[np.ndarray]:
+        """Original, heatmap and overlay as arrays [H, W, 3] in 0…1, small pictures enlarged to about `side` pixels."""
+        x, _ = self._image()
+        heat = _smooth_scale(self.heatmap()[index].detach().double().cpu())
+        original = _stretch(x[index]) if picture is None else np.asarray(picture, dtype=np.float64)
+        factor = max(1, side // max(original.shape[:2]))
+        original = original.repeat(factor, 0).repeat(factor, 1)
+        heat = torch.nn.functional.interpolate(
+            heat[None, None], size=original.shape[:2], mode="bilinear", align_corners=False
+        )[0, 0].numpy()
+        grey = original.mean(2, keepdims=True) * 0.6 + 0.35
+        strength = np.abs(heat)[..., None] ** 0.6
+        return original, diverging(heat), grey * (1 - strength) + colour(heat) * strength
+
+
+def _stretch(x: Tensor) -> np.ndarray:
+    x = x.detach().double().cpu()
+    x = x[:3] if x.shape[0] >= 3 else x[:1].expand(3, -1, -1)
+    low, high = x.min(), x.max()
+    return ((x - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).numpy()
+
+
+def _smooth_scale(heat: Tensor) -> Tensor:
+    """Scaled to −1…1 by the 99.5 % quantile of |R|, so that a single pixel does not darken all others."""
+    top = heat.abs().flatten().kthvalue(max(1, int(heat.numel() * 0.995))).values
+    return (heat / top.clamp(min=1e-300)).clamp(-1, 1)
+
+
+def colour(heat: np.ndarray) -> np.ndarray:
+    """Red for positive, blue for negative relevance, [H, W] → [H, W, 3]."""
+    red, blue = np.array([0.86, 0.08, 0.10]), np.array([0.13, 0.30, 0.85])
+    return np.where(heat[..., None] >= 0, red, blue)
+
+
+def diverging(heat: np.ndarray) -> np.ndarray:
+    """White at zero, red above, blue below: heat in −1…1, [H, W] → [H, W, 3]."""
+    strength = np.abs(heat)[..., None]
+    return 1 - strength + colour(heat) * strength

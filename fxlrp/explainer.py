@@ -1,0 +1,161 @@
+"""Explainer: a converted model, which returns attributions with its output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxlrp.attribution import Attribution
+from fxlrp.capture import batch_size, capture, split_tensors
+from fxlrp.errors import FxlrpError
+from fxlrp.report import Report
+from fxlrp.rewrite import Plan, rewrite
+from fxlrp.rules.propagate import relevance
+from fxlrp.rules.registry import Rulebook, find_rulebook
+from fxlrp.seeds import Contrast, Target, directions, relevance_at_output
+
+
+class Explainer(nn.Module):
+    """A model that also says what it looked at.  Made by `fxlrp.convert`; shares the model's weights.
+
+    One graph is kept per signature of a call (shapes but for the batch, dtypes, devices, constants), made when first met.
+    """
+
+    def __init__(self, model: nn.Module, rulebook: Rulebook, strict: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.rulebook = rulebook
+        self.strict = strict
+        self._plans: dict[Any, Plan] = {}
+        self._latest: Plan | None = None
+
+    def forward(self, *args: Any, target: Target = None, contrast: Contrast = "others", **kwargs: Any) -> Attribution:
+        """Explain a call of the model.
+
+        target: None (the top class), a class, a tensor of one class per sample [B], a float tensor of weights over the
+        logits, or a callable on the model's output that returns a score per sample (its gradient is explained).
+        contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
+        by probability) or a class.  A target of weights or a callable states its own.
+
+        Raises FxlrpError if the model can't be captured or the target does not fit.
+        """
+        plan, tensors = self._plan(args, kwargs)
+        with torch.enable_grad():
+            out = plan.graph(*(t.detach() for t in tensors))
+        count = len(plan.capture.output_names)
+        logits = out[plan.logits]
+        output = plan.capture.unflatten(tuple(o.detach() for o in out[:count]))
+        leaves = [out[i] for places in plan.readouts.values() for i in places]
+        if callable(target):
+            score = target
+
+            def target(_: Any) -> Tensor:
+                return _score_weights(score, plan, [o.detach() for o in out[:count]])
+
+        v, against, index = directions(logits, output, target, contrast)
+        grads = self._passes(logits, leaves, v, against)
+        relevances, places = [], iter(zip(leaves, grads, strict=True))
+        for i, nodes in plan.readouts.items():
+            parts = [relevance(a.detach(), g) for a, g in (next(places) for _ in nodes)]
+            total = sum(parts[1:], parts[0])
+            if not tensors[i].is_floating_point():
+                total = total.sum(-1)
+            relevances.append(total)
+        return Attribution(
+            relevances[0] if len(relevances) == 1 else tuple(relevances),
+            output,
+            logits.detach(),
+            index,
+            tuple(plan.capture.names[i] for i in plan.readouts),
+            tuple(tensors[i] for i in plan.readouts),
+        )
+
+    def _passes(self, logits: Tensor, leaves: list[Tensor], v: Tensor, against: Tensor | None) -> list[Tensor]:
+        """Gradients at the readouts: one pass for a seed of both signs, or one a side, as the rulebook has it."""
+        book = self.rulebook
+
+        def run(direction: Tensor, keep: bool = False) -> list[Tensor]:
+            seed = relevance_at_output(book.seed, logits, direction)
+            found = torch.autograd.grad(logits, leaves, seed, retain_graph=keep, allow_unused=True)
+            return [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, found, strict=True)]
+
+        if against is None:
+            return run(v)
+        if book.contrast == "signed":
+            return run(v - against)
+        return [p - n for p, n in zip(run(v, keep=True), run(against), strict=True)]
+
+    def _plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
+        tensors, _, signature = split_tensors(args, kwargs)
+        if not tensors:
+            raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
+        batch = batch_size(tensors)
+        plan = self._plans.get(signature) or self._plans.get((signature, batch))
+        if plan is None:
+            captured = capture(self.model, args, kwargs)
+            plan = rewrite(captured, self.rulebook, strict=self.strict)
+            self._plans[signature if captured.dynamic else (signature, batch)] = plan
+        if plan.mixes and batch > 1:
+            raise FxlrpError(
+                f"The samples of a batch can't be told apart at node {plan.mixes!r}, so a batch of {batch} would mix their "
+                "relevance; explain one sample at a time."
+            )
+        self._latest = plan
+        return plan, tensors
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The rewritten graph of the latest call (or of the example inputs): forward and relevance rules in one."""
+        return self._known().graph
+
+    def report(self) -> Report:
+        """What became of every node of that graph, and which line of the model it comes from."""
+        return self._known().report
+
+    def _known(self) -> Plan:
+        if self._latest is None:
+            raise FxlrpError("Nothing is captured yet: call the explainer once, or give convert() example_inputs.")
+        return self._latest
+
+
+def _score_weights(score: Any, plan: Plan, outputs: list[Tensor]) -> Tensor:
+    """∂(score summed over the batch)/∂logits, for a callable on the model's output; weights it returns stand as they are."""
+    with torch.enable_grad():
+        logits = outputs[plan.logits].requires_grad_()
+        outputs[plan.logits] = logits
+        value = score(plan.capture.unflatten(tuple(outputs)))
+        if not isinstance(value, Tensor):
+            raise FxlrpError(f"The target callable must return a tensor, not {type(value).__name__}.")
+        if value.requires_grad:
+            (weights,) = torch.autograd.grad(value.sum(), logits)
+            return weights
+    if value.is_floating_point():
+        return value
+    return torch.nn.functional.one_hot(value.long(), logits.shape[1]).to(logits.dtype)
+
+
+def convert(model: nn.Module, example_inputs: Any = None, *, rules: str | Rulebook = "abslrp", strict: bool = False) -> Explainer:
+    """An explainer for `model`: call it like the model and get an `Attribution`.
+
+    model: any nn.Module in eval mode; it is not modified, its weights are shared.
+    example_inputs: what to capture it with now: a tensor, a tuple of positional or a dict of keyword arguments; without
+    it, capture happens at the first call.
+    rules: the name of a rulebook (see `fxlrp.rulebooks()`) or a Rulebook.
+    strict: refuse a model in which some op has no rule of its own.
+
+    Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook.
+
+        explainer = fxlrp.convert(model)
+        explainer(images).save("heatmap.png")
+    """
+    if not isinstance(model, nn.Module):
+        raise FxlrpError(f"fxlrp.convert takes an nn.Module, not {type(model).__name__}.")
+    if model.training:
+        raise FxlrpError("The model is in training mode; call model.eval() before convert (dropout and batch norm change).")
+    explainer = Explainer(model, find_rulebook(rules), strict).eval()
+    if example_inputs is not None:
+        args = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+        explainer._plan(*((), dict(example_inputs)) if isinstance(example_inputs, dict) else (tuple(args), {}))
+    return explainer

@@ -1,0 +1,267 @@
+"""Models by name: files, timm, torchvision, Hugging Face, and Python files → `LoadedModel`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import socket
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.errors import FxlrpError
+from fxlrp.inputs.exported import input_shape, load_exported
+from fxlrp.inputs.pickles import load_pickle
+from fxlrp.inputs.pictures import Preprocess, described, from_processor, from_torchvision
+
+ARCH = "timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory"
+
+
+@dataclass
+class LoadedModel:
+    """module: in eval mode, on the CPU.  labels: the name of each class, if the model came with them."""
+
+    module: nn.Module
+    name: str
+    preprocess: Preprocess
+    labels: list[str] | None = None
+
+
+def load_model(spec: str, *, arch: str | None = None, trust: bool = False, pretrained: bool = True) -> LoadedModel:
+    """The model that `spec` names.
+
+    spec: a .pt or .pth with a module or, with `arch`, a state dict; a .safetensors with `arch`; a .pt2; a folder of
+      Hugging Face's; or one of those that can be an `arch`.
+    arch: timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory.
+    trust: unpickle whatever the file asks for, which may be any code.
+    pretrained: False gives names random weights, the same each time.
+
+    Raises FxlrpError: no such file or name, no network, weights that do not fit, a pickle that wants too much.
+    """
+    path = Path(spec)
+    if spec.endswith((".pt2", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")) or path.is_file():
+        loaded = _from_file(path, arch, trust)
+    elif arch is not None:
+        raise FxlrpError(f"There is no file {spec}: --arch goes with a file of weights.")
+    elif path.is_dir():
+        loaded = _huggingface(spec, pretrained)
+    else:
+        loaded = _build(spec, pretrained)
+    if not isinstance(loaded.module, torch.fx.GraphModule):  # an exported one has no modes
+        loaded.module.eval()
+    return loaded
+
+
+def _build(spec: str, pretrained: bool, **options: Any) -> LoadedModel:
+    """A model by name, with weights of its makers' or random ones."""
+    kind, _, name = spec.partition(":")
+    file, _, factory = spec.rpartition(":")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if file.endswith(".py"):
+            return _from_python(Path(file), factory, options)
+        if kind in _MAKERS and name:
+            return _MAKERS[kind](name, pretrained, **options)
+    raise FxlrpError(f"There is no file or folder {spec}; a model is a file, a folder, {ARCH}.")
+
+
+def _timm(name: str, pretrained: bool, **options: Any) -> LoadedModel:
+    import timm
+
+    if timm.models.split_model_name_tag(name)[0] not in timm.list_models():
+        raise _unknown(f"timm:{name}", timm.list_models())
+    with _network(f"the weights of timm:{name}", pretrained):
+        module = timm.create_model(name, pretrained=pretrained, **options)
+    return _loaded(module, name)
+
+
+def _torchvision(name: str, pretrained: bool, **options: Any) -> LoadedModel:
+    import torchvision.models as zoo
+
+    if name not in zoo.list_models():
+        raise _unknown(f"torchvision:{name}", zoo.list_models())
+    weights = zoo.get_model_weights(name).DEFAULT
+    if not pretrained and "weights_backbone" in zoo.get_model_builder(name).__annotations__:
+        options["weights_backbone"] = None
+    with _network(f"the weights of torchvision:{name}", pretrained):
+        module = zoo.get_model(name, weights=weights if pretrained else None, **options)
+    return _loaded(module, name, from_torchvision(weights), weights.meta.get("categories"))
+
+
+def _huggingface(name: str, pretrained: bool) -> LoadedModel:
+    import transformers
+
+    local = Path(name)
+    if local.is_dir() and not (local / "config.json").is_file():
+        raise FxlrpError(
+            f"The folder {name} has no config.json; a folder is a model if Hugging Face's library saved it."
+        )
+    with _network(f"hf:{name}", not local.is_dir()):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config._attn_implementation = "eager"  # a config may name an attention kernel to fetch from the hub, and run
+        cls = next((c for n in config.architectures or () if (c := getattr(transformers, n, None))), None)
+        if cls is None:
+            raise FxlrpError(f"hf:{name} names no class of transformers in its config: {config.architectures}.")
+        module = cls.from_pretrained(name, config=config) if pretrained else cls(config)
+    named = {int(i): label for i, label in (getattr(config, "id2label", None) or {}).items()}
+    labels = [named[i] for i in sorted(named)]
+    if all(label == f"LABEL_{i}" for i, label in enumerate(labels)):
+        labels = []
+    processor = local / "preprocessor_config.json"
+    preprocess = from_processor(json.loads(processor.read_text())) if processor.is_file() else None
+    if preprocess is None and isinstance(size := getattr(config, "image_size", None), int):
+        preprocess = Preprocess((size, size), guessed=True)
+    return _loaded(module, local.name, preprocess, labels)
+
+
+_MAKERS: dict[str, Callable[..., LoadedModel]] = {"timm": _timm, "torchvision": _torchvision, "hf": _huggingface}
+
+
+def _from_python(file: Path, factory: str, options: dict[str, Any]) -> LoadedModel:
+    """What a function in a Python file returns: its code is run, as its owner asked."""
+    if not file.is_file():
+        raise FxlrpError(f"There is no file {file}.")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    code = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = sys.modules.get(file.stem, code)  # dataclasses and pickle look themselves up
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(code)
+    finally:
+        sys.path.remove(str(file.parent))
+    if not callable(make := getattr(code, factory, None)):
+        names = [n for n, f in vars(code).items() if callable(f) and getattr(f, "__module__", "") == file.stem]
+        raise FxlrpError(f"{file} has no function {factory}; it has {', '.join(names) or 'none'}.")
+    module = make(**options)
+    if not isinstance(module, nn.Module):
+        raise FxlrpError(f"{file}:{factory} returns a {type(module).__name__}; it should return a torch.nn.Module.")
+    return _loaded(module, factory)
+
+
+def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
+    if not path.is_file():
+        raise FxlrpError(f"There is no file {path}.")
+    if path.suffix == ".pt2":
+        return _loaded(load_exported(path, trust=trust), path.stem)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            found: Any = load_file(path)
+        except SafetensorError as error:
+            raise FxlrpError(f"{path} is not a safetensors file, or it is damaged ({error}).") from error
+    else:
+        if zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
+            raise FxlrpError(
+                f"{path} is TorchScript, which hides the network's operators: where it was made, save the model itself "
+                "with torch.save(model, 'model.pt'), or torch.export.save(torch.export.export(model, inputs), 'm.pt2')."
+            )
+        found = load_pickle(path, trust=trust)
+    if isinstance(found, Mapping):  # a checkpoint around the model
+        keys = ("model", "state_dict", "model_state_dict", "module", "net")
+        found = next((found[k] for k in keys if isinstance(found.get(k), (Mapping, nn.Module))), found)
+    if isinstance(found, nn.DataParallel):
+        found = found.module
+    if isinstance(found, nn.Module):
+        return _loaded(found, path.stem)
+    if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
+        raise FxlrpError(f"{path} holds a {type(found).__name__}, neither a module nor a state dict.")
+    if arch is None:
+        raise FxlrpError(f"{path} is a state dict, weights without a network: say which one with --arch {ARCH}.")
+    weights = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    if all(key.startswith("module.") for key in weights):  # saved from inside DataParallel
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    return _fit(weights, arch, str(path))
+
+
+def _fit(weights: dict[str, Tensor], arch: str, source: str) -> LoadedModel:
+    """The architecture with these weights; with as many classes as they have, if that is all that differs."""
+    loaded = _build(arch, pretrained=False)
+    own = loaded.module.state_dict()
+    wrong = [key for key in weights if key in own and weights[key].shape != own[key].shape]
+    if wrong and weights.keys() == own.keys() and not arch.startswith("hf:") and ".py:" not in arch:
+        # the head: only first axes differ, all by the same sizes
+        heads = {(own[k].shape[:1], weights[k].shape[:1]) for k in wrong}
+        if len(heads) == 1 and all(own[k].shape[1:] == weights[k].shape[1:] and weights[k].dim() for k in wrong):
+            loaded = _build(arch, pretrained=False, num_classes=heads.pop()[1][0])
+            loaded.labels = None
+            own = loaded.module.state_dict()
+            wrong = [key for key in weights if weights[key].shape != own[key].shape]
+    problems = {
+        "missing": sorted(own.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - own.keys()),
+        "of another shape": [f"{k} {list(weights[k].shape)}, not {list(own[k].shape)}" for k in wrong],
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{len(v)} {what} ({_some(v)})" for what, v in problems.items() if v)
+        raise FxlrpError(f"The weights in {source} do not fit --arch {arch}: {said}.")
+    loaded.module.load_state_dict(weights)
+    floats = {w.dtype for w in weights.values() if w.is_floating_point()}
+    if len(floats) == 1:
+        loaded.module.to(floats.pop())
+    return loaded
+
+
+def _loaded(
+    module: nn.Module, name: str, preprocess: Preprocess | None = None, labels: list[str] | None = None
+) -> LoadedModel:
+    """With preprocessing and labels from where they are known best: the module itself, its hub, or a guess."""
+    own, names = described(module)
+    preprocess = own or preprocess or Preprocess(guessed=True)
+    if preprocess.guessed and (shape := input_shape(module)) and len(shape) == 4 and all(shape[2:]):
+        preprocess = Preprocess((shape[2], shape[3]), guessed=True)
+    return LoadedModel(module, name, preprocess, names or labels or None)
+
+
+def _unknown(name: str, known: list[str]) -> FxlrpError:
+    kind, _, wanted = name.partition(":")
+    close = [f"{kind}:{k}" for k in difflib.get_close_matches(wanted, known, 3)]
+    return FxlrpError(f"There is no model {name}" + (f"; did you mean {' or '.join(close)}?" if close else "."))
+
+
+def _some(names: list[str], n: int = 3) -> str:
+    return ", ".join(names[:n]) + (", …" if len(names) > n else "")
+
+
+@contextmanager
+def _network(what: str, needed: bool) -> Iterator[None]:
+    """Errors of the hubs' clients in one sentence, and at once: without a network they would retry for a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or (needed and not _reachable(constants.ENDPOINT))
+    try:
+        yield
+    except OSError as error:
+        if needed:
+            raise FxlrpError(
+                f"Cannot get {what}: no network, or no such name there; give a file, or --random-weights."
+            ) from error
+        raise FxlrpError(f"Cannot load {what}: {str(error).splitlines()[0]}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable(url: str) -> bool:
+    """Whether a TCP connection to the host of a URL opens within three seconds; behind a proxy, taken to be so."""
+    address = urlsplit(url)
+    if getproxies():
+        return True
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=3).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Patterns: graph passes that bring what models write in many ways into the few forms the rules speak of."""

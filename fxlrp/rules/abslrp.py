@@ -1,0 +1,107 @@
+"""The rulebook `abslrp`: relative absolute magnitude LRP on a graph.
+
+Vukadin et al., "Advancing Attribution-Based Neural Network Explainability through Relative Absolute Magnitude
+Layer-Wise Relevance Propagation and Multi-Component Evaluation", ACM TIST 2024 (arXiv 2412.09311).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fxlrp.patterns.attention import expand_attention
+from fxlrp.patterns.batch_norm import batch_normed, fold_batch_norm
+from fxlrp.rules import elementwise, norms, products
+from fxlrp.rules.generic import activation, averaging
+from fxlrp.rules.movement import STRUCTURAL_ENTRIES
+from fxlrp.rules.propagate import MASS
+from fxlrp.rules.registry import Rule, Rulebook, publish, table
+
+aten = torch.ops.aten
+
+
+def named(name: str, fn: object) -> Rule:
+    fn.__name__ = name  # type: ignore[attr-defined]
+    return Rule(fn)  # type: ignore[arg-type]
+
+
+ACTIVATIONS = (
+    aten.gelu.default,
+    aten.silu.default,
+    aten.mish.default,
+    aten.hardswish.default,
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
+    aten.tanh.default,
+    aten.softplus.default,
+    aten.elu.default,
+    aten.celu.default,
+    aten.selu.default,
+    aten.leaky_relu.default,
+    aten.hardtanh.default,
+    aten.relu6.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.clamp_max.default,
+)
+AVERAGES = (
+    aten.mean.default,
+    aten.mean.dim,
+    aten.sum.default,
+    aten.sum.dim_IntList,
+    aten.avg_pool1d.default,
+    aten.avg_pool2d.default,
+    aten.avg_pool3d.default,
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_bilinear2d.vec,
+)
+
+
+def op_name(op: object) -> str:
+    return op._schema.name.split("::")[1]  # type: ignore[attr-defined]
+
+
+
+ABSLRP = publish(
+    Rulebook(
+        "abslrp",
+        "absLRP: relevance goes to positive contributions, positive and negative relevance apart, each keeping its mass",
+        {
+            **STRUCTURAL_ENTRIES,
+            **table(
+                (products.linear, aten.linear.default),
+                (products.conv1d, aten.conv1d),
+                (products.conv2d, aten.conv2d),
+                (products.conv3d, aten.conv3d),
+                (products.conv_transpose1d, aten.conv_transpose1d),
+                (products.conv_transpose2d, aten.conv_transpose2d),
+                (products.conv_transpose3d, aten.conv_transpose3d),
+                (products.right_weight, aten.matmul.default, aten.mm.default, aten.bmm.default),
+                (products.left_weight, (1,), aten.matmul.default, aten.mm.default, aten.bmm.default),
+                (products.matmul, (0, 1), aten.matmul.default, aten.mm.default, aten.bmm.default),
+                (products.addmm, (1,), aten.addmm.default),
+                (norms.batch_normed, batch_normed),
+                (norms.batch_norm, aten.batch_norm.default),
+                (norms.layer_norm, aten.layer_norm.default),
+                (norms.group_norm, aten.group_norm.default),
+                (norms.instance_norm, aten.instance_norm.default),
+                (norms.rms_norm, aten.rms_norm.default),
+                (norms.softmax, aten.softmax.int, aten._softmax.default),
+                (elementwise.add, (0, 1), aten.add.Tensor),
+                (elementwise.shift, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar),
+                (elementwise.shift_right, (1,), aten.add.Tensor),
+                (elementwise.sub, (0, 1), aten.sub.Tensor),
+                (elementwise.shift_minus, (1,), aten.sub.Tensor),
+                (elementwise.mul, (0, 1), aten.mul.Tensor, aten.multiply.Tensor),
+                (elementwise.div, (0, 1), aten.div.Tensor, aten.divide.Tensor),
+                *((named(op_name(op), activation(op)), op) for op in ACTIVATIONS),
+                *((named(op_name(op), averaging(op)), op) for op in AVERAGES),
+            ),
+        },
+        normalise=MASS,
+        passes=(expand_attention, fold_batch_norm),
+    )
+)

@@ -1,0 +1,89 @@
+"""The generic rule, which is the specification of all others, and the few patterns fast rules are made by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxlrp.rules.propagate import over_abs
+
+
+def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
+    """J_f(xs)ᵀ g, zero where f does not depend on an x."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in xs]
+        grads = torch.autograd.grad(f(*leaves), leaves, g, allow_unused=True)
+    return [torch.zeros_like(x) if d is None else d for x, d in zip(xs, grads, strict=True)]
+
+
+def generic(op: Callable[..., Tensor], shares: tuple[int, ...]) -> Callable[..., list[Tensor]]:
+    """The rule for an op of which nothing is known but its derivative.
+
+    g_a = J_f(a; θ)ᵀ s + sign(a) ⊙ J_f(|a|; |θ|)ᵀ s,  s = R / |z|   (Vukadin et al. 2024, the absLRP rule, times 1/a)
+
+    shares: which of the call's leaves, in pytree order, are a; all other tensors are θ.
+    """
+
+    def rule(g: Tensor, z: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+
+        def call(*xs: Tensor, absolute: bool) -> Tensor:
+            new = [t.abs() if absolute and isinstance(t, Tensor) and t.is_floating_point() else t for t in leaves]
+            for i, x in zip(shares, xs, strict=True):
+                new[i] = x
+            a, k = pytree.tree_unflatten(new, spec)
+            return op(*a, **k)
+
+        xs = [leaves[i] for i in shares]
+        s = over_abs(g, z)
+        plain = vjp(lambda *t: call(*t, absolute=False), xs, s)
+        absolute = vjp(lambda *t: call(*t, absolute=True), [x.abs() for x in xs], s)
+        return [p + x.sign() * a for p, x, a in zip(plain, xs, absolute, strict=True)]
+
+    rule.__name__ = "generic"
+    return rule
+
+
+def by_definition(h: Callable[..., Tensor], h_abs: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The rule g = (J_h + J_h_abs)ᵀ s for a function and its absolute companion, by autograd.
+
+    What is a constant of the method (a mean, a norm, a denominator) is detached inside h and h_abs.
+    """
+
+    def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        s = over_abs(g, z)
+        return vjp(lambda t: h(t, *args, **kwargs), [x], s)[0] + vjp(lambda t: h_abs(t, *args, **kwargs), [x], s)[0]
+
+    return rule
+
+
+def activation(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An elementwise non-linearity: relevance goes to positive inputs, R_x = 2 x⁺ f'(x) s.
+
+    The absLRP rule with companion f_abs whose derivative is sign(x) f'(x): |x|·gate(x) for gated units such as GELU,
+    f(|x|) for odd functions such as tanh.
+    """
+
+    def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        (d,) = vjp(lambda t: f(t, *args, **kwargs), [x], over_abs(g, z))
+        return torch.where(x > 0, 2 * d, 0)
+
+    rule.__name__ = "activation"
+    rule.__doc__ = activation.__doc__
+    return rule
+
+
+def averaging(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A linear op with non-negative constant coefficients (pooling, mean, sum, resampling): R_x = 2 x⁺ J_fᵀ s."""
+
+    def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        (d,) = vjp(lambda t: f(t, *args, **kwargs), [x], over_abs(g, z))
+        return torch.where(x > 0, 2 * d, 0)
+
+    rule.__name__ = "averaging"
+    rule.__doc__ = averaging.__doc__
+    return rule

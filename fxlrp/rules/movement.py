@@ -1,0 +1,121 @@
+"""Ops that need no rule, whatever the method.
+
+STRUCTURAL ones move, copy or scale values: their ordinary vector-Jacobian product moves relevance rightly, because
+a ⊙ g is routed or conserved.  SHAPE_ONLY ones look at a tensor's shape or type alone: nothing flows through them.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from fxlrp.rules.registry import STRUCTURAL, table
+
+aten = torch.ops.aten
+
+MOVEMENT = (
+    aten.view,
+    aten.reshape,
+    aten._unsafe_view,
+    aten.flatten,
+    aten.unflatten,
+    aten.permute,
+    aten.transpose,
+    aten.t,
+    aten.numpy_T,
+    aten.swapaxes,
+    aten.movedim,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.expand,
+    aten.expand_as,
+    aten.view_as,
+    aten.reshape_as,
+    aten.broadcast_to,
+    aten.repeat,
+    aten.repeat_interleave,
+    aten.tile,
+    aten.cat,
+    aten.concat,
+    aten.concatenate,
+    aten.stack,
+    aten.split,
+    aten.split_with_sizes,
+    aten.tensor_split,
+    aten.chunk,
+    aten.unbind,
+    aten.slice,
+    aten.select,
+    aten.narrow,
+    aten.index,
+    aten.index_select,
+    aten.gather,
+    aten.take_along_dim,
+    aten.roll,
+    aten.flip,
+    aten.rot90,
+    aten.pad,
+    aten.constant_pad_nd,
+    aten.im2col,
+    aten.unfold,
+    aten.pixel_shuffle,
+    aten.pixel_unshuffle,
+    aten.channel_shuffle,
+    aten.where,
+    aten.masked_fill,
+    aten.tril,
+    aten.triu,
+    aten.diagonal,
+    aten.clone,
+    aten.contiguous,
+    aten.alias,
+    aten.detach,
+    aten.lift_fresh_copy,
+    aten.to,
+    aten._to_copy,
+    aten.type_as,
+    aten.dropout,
+    aten.feature_dropout,
+    aten.alpha_dropout,
+    aten.max_pool1d,
+    aten.max_pool2d,
+    aten.max_pool3d,
+    aten.max_pool2d_with_indices,
+    aten.adaptive_max_pool2d,
+    aten.amax,
+    aten.max,
+    aten.topk,
+    aten.sort,
+    aten.relu,
+    aten.neg,
+)
+"""Routing and copying; the maximum of a window is the one value it copies, and a ReLU is a gate of ones and zeros."""
+
+SHAPE_ONLY = frozenset(
+    overload
+    for packet in (
+        aten.zeros_like,
+        aten.ones_like,
+        aten.empty_like,
+        aten.full_like,
+        aten.rand_like,
+        aten.new_zeros,
+        aten.new_ones,
+        aten.new_empty,
+        aten.new_full,
+        aten.sym_size,
+    )
+    for overload in (getattr(packet, name) for name in packet.overloads())
+)
+"""Nothing flows through these, although a tensor goes in and a tensor comes out."""
+
+SHAPE_ARGUMENT = {aten.expand_as.default: 1, aten.view_as.default: 1, aten.reshape_as.default: 1, aten.type_as.default: 1}
+"""The argument of which only the shape or type is used."""
+
+STRUCTURAL_ENTRIES = table(
+    (STRUCTURAL, operator.getitem, *MOVEMENT),
+    # a constant factor scales a and g inversely, so R = a ⊙ g passes unchanged
+    (STRUCTURAL, (0,), aten.mul, aten.div, aten.multiply, aten.divide),
+    (STRUCTURAL, (1,), aten.mul, aten.multiply),
+)

@@ -1,0 +1,143 @@
+"""absLRP rules for products with weights (linear, convolution) and of two activations (matmul).
+
+The published rule R_x = x ⊙ (Wᵀs) + |x| ⊙ (|W|ᵀs), s = R/|z|, keeps the positive contributions x_i w_ij > 0 twice:
+
+    R_x = 2 [ x⁺ ⊙ (W⁺ᵀ s) + x⁻ ⊙ (W⁻ᵀ s) ]
+
+so an input known to be ≥ 0 needs one product instead of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules.propagate import over_abs
+
+aten = torch.ops.aten
+
+
+def positive_contributions(
+    s: Tensor, x: Tensor, w: Tensor, transposed: Callable[[Tensor, Tensor], Tensor], nonneg: bool = False
+) -> Tensor:
+    """2 W⁺ᵀs where x > 0 and 2 W⁻ᵀs where x < 0; `transposed(s, w)` is Wᵀs, `nonneg` says that x ≥ 0."""
+    plus = transposed(s, w.clamp(min=0))
+    return 2 * (plus if nonneg else torch.where(x > 0, plus, transposed(s, w.clamp(max=0))))
+
+
+def linear(g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Tensor:
+    """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
+    return positive_contributions(over_abs(g, z), x, w, torch.matmul, nonneg)
+
+
+def _matrix(t: Tensor) -> Tensor:
+    return t if t.ndim > 1 else t.unsqueeze(-1)
+
+
+def right_weight(g: Tensor, z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Tensor:
+    """x @ w with a constant w: as `linear`."""
+
+    def transposed(s: Tensor, w: Tensor) -> Tensor:
+        if w.ndim == 1:
+            return s.unsqueeze(-1) * w
+        return (s @ w.mT).sum_to_size(x.shape) if x.ndim > 1 else (s.unsqueeze(-2) @ w.mT).squeeze(-2)
+
+    return positive_contributions(over_abs(g, z), x, w, transposed, nonneg)
+
+
+def left_weight(g: Tensor, z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Tensor:
+    """w @ x with a constant w: as `linear`."""
+
+    def transposed(s: Tensor, w: Tensor) -> Tensor:
+        if x.ndim == 1:
+            return (w.mT @ s.unsqueeze(-1)).squeeze(-1).sum_to_size(x.shape)
+        return (w.mT @ s if w.ndim > 1 else w.unsqueeze(-1) * s.unsqueeze(-2)).sum_to_size(x.shape)
+
+    return positive_contributions(over_abs(g, z), x, w, transposed, nonneg)
+
+
+def addmm(g: Tensor, z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Tensor:
+    """b + x @ w with constant b, w: as `linear`."""
+    return right_weight(g, z, x, w, nonneg=nonneg)
+
+
+def matmul(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A product of two activations: each gets the positive contributions, with the other as its weight."""
+    s = over_abs(g, z)
+    return right_weight_of(s, x, y), right_weight_of(s.mT, y.mT, x.mT).mT
+
+
+def right_weight_of(s: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """2 s yᵀ over the positive contributions, summed over what x was broadcast along."""
+    plus, minus = s @ y.clamp(min=0).mT, s @ y.clamp(max=0).mT
+    return 2 * torch.where(x > 0, plus, minus).sum_to_size(x.shape)
+
+
+def convolution(x: Tensor, w: Tensor, arguments: tuple) -> Callable[[Tensor, Tensor], Tensor]:
+    """`transposed` for a convolution: arguments are (stride, padding, dilation, transposed, output_padding, groups)."""
+
+    def transposed(s: Tensor, w: Tensor) -> Tensor:
+        return aten.convolution_backward(s, x, w, None, *arguments, [True, False, False])[0]
+
+    return transposed
+
+
+def _conv(n: int) -> Callable[..., Tensor]:
+    def conv(
+        g: Tensor,
+        z: Tensor,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        *,
+        nonneg: bool = False,
+    ) -> Tensor:
+        """A convolution: relevance goes to the positive contributions x_i w_ij > 0."""
+        stride, dilation = _tuple(stride, n), _tuple(dilation, n)
+        if isinstance(padding, str):
+            padding = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, w.shape[2:], strict=True)]
+        arguments = (stride, _tuple(padding, n), dilation, False, [0] * n, groups)
+        return positive_contributions(over_abs(g, z), x, w, convolution(x, w, arguments), nonneg)
+
+    conv.__name__ = f"conv{n}d"
+    return conv
+
+
+def _conv_transpose(n: int) -> Callable[..., Tensor]:
+    def conv_transpose(
+        g: Tensor,
+        z: Tensor,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+        *,
+        nonneg: bool = False,
+    ) -> Tensor:
+        """A transposed convolution: relevance goes to the positive contributions."""
+        shape = [_tuple(v, n) for v in (stride, padding, dilation)]
+        arguments = (*shape, True, _tuple(output_padding, n), groups)
+        return positive_contributions(over_abs(g, z), x, w, convolution(x, w, arguments), nonneg)
+
+    conv_transpose.__name__ = f"conv_transpose{n}d"
+    return conv_transpose
+
+
+def _tuple(v: Any, n: int) -> list[int]:
+    values = [v] if isinstance(v, int) else list(v)
+    return values * n if len(values) == 1 else values
+
+
+conv1d, conv2d, conv3d = map(_conv, (1, 2, 3))
+conv_transpose1d, conv_transpose2d, conv_transpose3d = map(_conv_transpose, (1, 2, 3))

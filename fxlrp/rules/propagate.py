@@ -1,0 +1,190 @@
+"""Propagation: an op whose backward pass is a relevance rule.
+
+Every tensor a carries a cotangent g with R = a ⊙ g, so a rule is a vector-Jacobian product other than the ordinary one
+and torch.autograd.grad is the relevance pass.  What all rules share lives here, once: splitting by sign, rescaling per
+sample, undoing broadcasts, leaving out what carries nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+class Batch(NamedTuple):
+    """Where the samples of a tensor are: its `axis` is laid out as [before, samples, after]."""
+
+    axis: int
+    before: int = 1
+    after: int = 1
+
+
+WHOLE = Batch(-1)
+"""A tensor of one sample, or whose samples can't be told apart (then a batch of one is all that may be explained)."""
+
+Propagate = Callable[[Tensor], Sequence[Tensor]]
+"""What a normalisation calls: the rule at one op, from g at its output to raw g at each input it shares with."""
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """How a rulebook rescales what its rules return.  `scale(call, g, z, xs, batches)` gives one g for each x in xs."""
+
+    name: str
+    scale: Callable[[Propagate, Tensor, Tensor, Sequence[Tensor], Sequence[Batch]], list[Tensor]]
+
+
+def over_abs(g: Tensor, z: Tensor) -> Tensor:
+    """s = R / |z| = sign(z) g, with s = 0 where z = 0."""
+    return z.sign() * g
+
+
+def sample_sum(t: Tensor, batch: Batch) -> Tensor:
+    """Sum over everything but the samples: [B], in at least float32."""
+    if batch == WHOLE:
+        return t.sum(dtype=torch.promote_types(t.dtype, torch.float32)).view(1)
+    t = t.unflatten(batch.axis, (batch.before, -1, batch.after))
+    dims = [d for d in range(t.ndim) if d != batch.axis + 1]
+    return t.sum(dims, dtype=torch.promote_types(t.dtype, torch.float32))
+
+
+def sample_scale(t: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    """t with each sample multiplied by its entry of v [B]."""
+    if batch == WHOLE:
+        return t * v.to(t.dtype)
+    v = v.to(t.dtype).view(1, -1, 1).expand(batch.before, -1, batch.after).reshape(-1)
+    return t * v.view([-1 if d == batch.axis else 1 for d in range(t.ndim)])
+
+
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0: relevance that nothing can take is dropped."""
+    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
+
+
+def relevance(a: Tensor, g: Tensor) -> Tensor:
+    """R = a ⊙ g, and 0 where g is 0 even if a is infinite (a masked logit)."""
+    return torch.where(g == 0, 0, a * g)
+
+
+def _mass(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], batches: Sequence[Batch]) -> list[Tensor]:
+    """Positive and negative relevance apart, each keeping its mass P = Σ|R|, inputs sharing it in proportion.
+
+    R_i = P (A_i / Σ_k A_k) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i   (2024-04, items 5 and 6)
+    """
+    r = relevance(z, g)
+    total: list[Tensor] = []
+    for part in (r > 0, r < 0):
+        raw = call(torch.where(part, g, 0))
+        mass = sample_sum(torch.where(part, r, 0), batches[0]).abs()
+        shares = [relevance(x, c) for x, c in zip(xs, raw, strict=True)]
+        sizes = [sample_sum(s.abs(), b) for s, b in zip(shares, batches[1:], strict=True)]
+        if len(shares) > 1:
+            sums = [sample_sum(s, b) for s, b in zip(shares, batches[1:], strict=True)]
+            whole = sum(sums[1:], sums[0])
+            factors = [mass * ratio(a, whole) for a in sums]
+        else:
+            factors = [mass]
+        scaled = [
+            sample_scale(c, ratio(f, n), b) for c, f, n, b in zip(raw, factors, sizes, batches[1:], strict=True)
+        ]
+        total = [t + s for t, s in zip(total, scaled, strict=True)] if total else scaled
+    return total
+
+
+def _unit(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], batches: Sequence[Batch]) -> list[Tensor]:
+    """Every input of every op gets Σ|R| = 1, with 1e-9 beside |z| and Σ|R| as published (2024-12)."""
+    raw = call(g * (z.abs() / (z.abs() + 1e-9)))
+    return [
+        sample_scale(c, 1 / (sample_sum(relevance(x, c).abs(), b) + 1e-9), b)
+        for x, c, b in zip(xs, raw, batches[1:], strict=True)
+    ]
+
+
+def _as_it_is(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], batches: Sequence[Batch]) -> list[Tensor]:
+    return list(call(g))
+
+
+MASS = Normalise("mass", _mass)
+UNIT = Normalise("unit", _unit)
+NONE = Normalise("none", _as_it_is)
+
+
+class Site:
+    """An op at its place in a graph, with the rule that is its backward pass.  Equal sites are one name in printed code.
+
+    op: the op itself, which the forward pass calls unchanged.
+    rule: called as rule(g, z, *args, **kwargs) with the op's own arguments; returns one g per tensor in `shares`.
+    shares: which leaves of the call's (args, kwargs), in pytree order, the rule returns g for.
+    active: which of them carry relevance; a share of any other is discarded (a constant took it).
+    batches: where the samples are, in the output first, then in each tensor of `shares`.
+    """
+
+    def __init__(
+        self,
+        op: Callable,
+        rule: Callable,
+        name: str,
+        book: str,
+        normalise: Normalise,
+        shares: tuple[int, ...],
+        active: frozenset[int],
+        batches: tuple[Batch, ...],
+        extras: tuple[tuple[str, Any], ...] = (),
+    ) -> None:
+        self.op, self.rule, self.normalise = op, rule, normalise
+        self.pointwise = torch.Tag.pointwise in getattr(op, "tags", ())
+        self.shares, self.active, self.batches, self.extras = shares, active, batches, extras
+        self.__name__, self.__module__ = name, book.replace("-", "_")
+        self.__qualname__ = name
+        self._key = (op, rule, name, book, normalise, shares, active, batches, extras)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Site) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"{self.__module__}.{self.__name__}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        tensors: Sequence[Tensor] = [leaves[i] for i in places]
+        if self.pointwise:  # a broadcast operand takes part as the full tensor it acts as; autograd sums it up again
+            tensors = torch.broadcast_tensors(*tensors)
+        return _Propagation.apply(self, leaves, spec, places, *tensors)
+
+
+class _Propagation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, site: Site, leaves: list, spec: Any, places: list[int], *tensors: Tensor) -> Tensor:
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        z = site.op(*args, **kwargs)
+        ctx.save_for_backward(z, *tensors)
+        ctx.site, ctx.spec, ctx.places = site, spec, places
+        ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        site: Site = ctx.site
+        z, *tensors = ctx.saved_tensors
+        leaves = list(ctx.leaves)
+        for i, t in zip(ctx.places, tensors, strict=True):
+            leaves[i] = t
+        args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
+        xs = [leaves[i] for i in site.shares]
+
+        def call(g: Tensor) -> Sequence[Tensor]:
+            out = site.rule(g, z, *args, **kwargs, **dict(site.extras))
+            return (out,) if isinstance(out, Tensor) else out
+
+        scaled = site.normalise.scale(call, g, z, xs, site.batches)
+        grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}
+        return None, None, None, None, *(grads.get(i) for i in ctx.places)

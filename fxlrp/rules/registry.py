@@ -1,0 +1,160 @@
+"""The registry: which rule each op has, in which rulebook."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxlrp.errors import FxlrpError
+from fxlrp.rules.propagate import MASS, Normalise
+
+Op = Callable[..., Any]
+Key = tuple[Op, "tuple[int, ...] | None"]
+Pass = Callable[[fx.GraphModule], None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A relevance rule for an op.
+
+    fn(g, z, *args, **kwargs) gets the cotangent g and the value z of the op's output (R = z g) and the op's own
+    arguments, and returns the cotangents of the arguments `shares` points at (default: the ones that carry relevance).
+    A rule that asks for the keyword `nonneg` is told which of those arguments are known to be ≥ 0.
+    """
+
+    fn: Callable[..., Any]
+    shares: tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.fn.__name__
+
+    @property
+    def doc(self) -> str:
+        return (inspect.getdoc(self.fn) or "").split("\n")[0]
+
+    def wants(self, keyword: str) -> bool:
+        return keyword in inspect.signature(self.fn).parameters
+
+
+class Structural:
+    """The ordinary vector-Jacobian product moves relevance rightly: no rule needed."""
+
+    name = "structural"
+
+
+STRUCTURAL = Structural()
+Entry = Rule | Structural
+
+
+def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
+    """A rule table from rows (rule, op, op, …) or (rule, (args,), op, …), where `args` are the positions carrying
+    relevance for which the row holds; without them it holds for position 0.  The rule STRUCTURAL needs no positions:
+    without them it holds for any.
+    """
+    out: dict[Key, Entry] = {}
+    for rule, *ops in rows:
+        args: tuple[int, ...] | None = None if rule is STRUCTURAL else (0,)
+        if ops and isinstance(ops[0], tuple):
+            args, *ops = ops
+        entry = rule if isinstance(rule, Rule | Structural) else Rule(rule)
+        out.update({(overload, args): entry for op in ops for overload in overloads(op)})
+    return out
+
+
+def overloads(op: Op) -> list[Op]:
+    """The op itself, or all overloads of a packet such as torch.ops.aten.gelu."""
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        return [getattr(op, name) for name in op.overloads()]
+    return [op]
+
+
+@dataclass(frozen=True)
+class Rulebook:
+    """A method: a table from op to rule, how relevance is rescaled, how an explanation is seeded.
+
+    entries: (op, positions that carry relevance, or None for any) → Rule or STRUCTURAL.
+    normalise: MASS, UNIT or NONE (fxlrp.rules.propagate).
+    passes: graph passes that put the graph into the form the table speaks of, run in order.
+    seed: "relevance": R = v at the output; "share": R = |z| v, each sign brought to mass 1; v is the target's direction.
+    contrast: "signed": one pass with a seed of both signs; "apart": one pass a side, subtracted at the input.
+    """
+
+    name: str
+    doc: str
+    entries: Mapping[Key, Entry] = field(repr=False)
+    normalise: Normalise = MASS
+    passes: tuple[Pass, ...] = field(default=(), repr=False)
+    seed: str = "share"
+    contrast: str = "signed"
+
+    def extend(self, rows: Mapping[Key, Entry] | Iterable[tuple[Any, ...]] = (), **changes: Any) -> Rulebook:
+        """A rulebook like this one but for `rows` (as in `table`) and any other field, e.g. name="mine"."""
+        new = rows if isinstance(rows, Mapping) else table(*rows)
+        return replace(self, **{"name": f"{self.name}+", **changes, "entries": {**self.entries, **new}})
+
+    def __or__(self, rows: Mapping[Key, Entry]) -> Rulebook:
+        return self.extend(rows)
+
+    def lookup(self, op: Op, active: tuple[int, ...]) -> Entry | None:
+        """The entry for an op with relevance at the argument positions `active`; None means the generic rule."""
+        for entries in (_USER, self.entries):
+            for key in ((op, active), (op, None)):
+                if key in entries:
+                    return entries[key]
+        return None
+
+
+_USER: dict[Key, Entry] = {}
+_BOOKS: dict[str, Rulebook] = {}
+
+
+def rule(*ops: Op, args: tuple[int, ...] = (0,)) -> Callable[[Callable], Callable]:
+    """Register a rule for ops of your own (or instead of ours), in every rulebook.
+
+    args: the positions of the op's arguments that carry relevance, for which the function returns cotangents.
+
+        @fxlrp.rule(torch.ops.mylib.scale.default)
+        def scale(g, z, x, factor):
+            return factor * g
+    """
+    if not ops or not all(callable(op) for op in ops):
+        raise FxlrpError("fxlrp.rule takes the ops the rule is for, e.g. @fxlrp.rule(torch.ops.mylib.foo.default).")
+
+    def register(fn: Callable) -> Callable:
+        _USER.update(table((Rule(fn), args, *ops)))
+        return fn
+
+    return register
+
+
+def unregister(*ops: Op) -> None:
+    """Forget the rules registered for `ops` with `fxlrp.rule`."""
+    gone = {overload for op in ops for overload in overloads(op)}
+    for key in [k for k in _USER if k[0] in gone]:
+        del _USER[key]
+
+
+def publish(book: Rulebook) -> Rulebook:
+    """Make a rulebook known by its name."""
+    _BOOKS[book.name] = book
+    return book
+
+
+def rulebooks() -> dict[str, Rulebook]:
+    """All rulebooks known by name."""
+    return dict(_BOOKS)
+
+
+def find_rulebook(rules: str | Rulebook) -> Rulebook:
+    """The rulebook of that name (a Rulebook is returned as it is).  Raises FxlrpError for an unknown name."""
+    if isinstance(rules, Rulebook):
+        return rules
+    if rules not in _BOOKS:
+        raise FxlrpError(f"There is no rulebook {rules!r}; there are {', '.join(sorted(_BOOKS))}.")
+    return _BOOKS[rules]

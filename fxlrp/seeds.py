@@ -1,0 +1,93 @@
+"""Seeds: what is asked about the output, as the relevance a pass starts with.
+
+A target and a contrast name a direction v over the logits [B, K]: v is one-hot(target) on one side and, with a contrast,
+the weights of what it is set against on the other.  How v becomes relevance is the rulebook's `seed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from fxlrp.errors import FxlrpError
+from fxlrp.rules.propagate import Batch, ratio, sample_scale, sample_sum
+
+Target = None | int | Tensor | Callable[[Any], Tensor]
+Contrast = None | int | str
+
+
+def directions(logits: Tensor, output: Any, target: Target, contrast: Contrast) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(for, against, target index): two non-negative weightings of the logits, and the class per sample if there is one.
+
+    Raises FxlrpError for a target or contrast that does not fit the logits.
+    """
+    logits = logits.detach()
+    if callable(target):
+        return _asked(logits, target(output)), None, None
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return _asked(logits, target), None, None
+    index = _index(logits, target)
+    onehot = one_hot(index, logits.shape[1]).to(logits.dtype)
+    if contrast is None:
+        return onehot, None, index
+    if contrast == "others":  # CLRP: the mean of all other classes
+        return onehot, (1 - onehot) / max(logits.shape[1] - 1, 1), index
+    if contrast == "softmax":  # SGLRP: all other classes by their probability
+        p = logits.masked_fill(onehot.bool(), float("-inf")).softmax(1)
+        return onehot, p.nan_to_num(0), index
+    if isinstance(contrast, int) and not isinstance(contrast, bool):
+        other = _index(logits, contrast)
+        if (other == index).any():
+            raise FxlrpError(f"Target and contrast are both class {contrast}; set the target against another class.")
+        return onehot, one_hot(other, logits.shape[1]).to(logits.dtype), index
+    raise FxlrpError(f"contrast={contrast!r} is not None, 'others', 'softmax' or a class index.")
+
+
+def _index(logits: Tensor, target: None | int | Tensor) -> Tensor:
+    if logits.ndim != 2:
+        raise FxlrpError(
+            f"The explained output has shape {tuple(logits.shape)}, not [batch, classes]: say what to explain with a "
+            "callable target, e.g. target=lambda out: out[:, 3].mean((1, 2))."
+        )
+    if target is None:
+        return logits.argmax(1)
+    index = torch.as_tensor(target, device=logits.device)
+    if index.dtype.is_floating_point or index.dtype in (torch.bool, torch.complex64) or index.ndim > 1:
+        raise FxlrpError("target must be None, a class index, a tensor of one index per sample, or a callable.")
+    if index.ndim and len(index) != len(logits):
+        raise FxlrpError(f"target has {len(index)} entries for a batch of {len(logits)}.")
+    index = index.long().expand(len(logits))
+    if ((index < 0) | (index >= logits.shape[1])).any():
+        wrong = next(i for i in index.tolist() if not 0 <= i < logits.shape[1])
+        raise FxlrpError(f"Target {wrong} is out of range: the model has {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}.")
+    return index
+
+
+def _asked(logits: Tensor, v: Tensor) -> Tensor:
+    if v.shape != logits.shape:
+        raise FxlrpError(f"The target's weights have shape {tuple(v.shape)}, the explained output {tuple(logits.shape)}.")
+    return v.to(logits.dtype)
+
+
+def relevance_at_output(kind: str, logits: Tensor, v: Tensor) -> Tensor:
+    """The cotangent g at the logits, R = z g, for a direction v.
+
+    "relevance": R = v (published).  "share": R = |z| v, brought to Σ|R| = Σ|v| for each sign of v, so that no class
+    weighs more for having a logit near zero.  "gradient": g = v.
+    """
+    logits = logits.detach()
+    if kind == "gradient":
+        return v
+    s = v if kind == "share" else ratio(v, logits.abs())
+    if kind == "relevance":
+        return s * logits.sign()
+    batch = Batch(0)
+    total = torch.zeros_like(v)
+    for part in (v.clamp(min=0), v.clamp(max=0)):
+        size = ratio(sample_sum(part.abs(), batch), sample_sum((part * logits).abs(), batch))
+        total = total + sample_scale(part, size, batch)
+    return total * logits.sign()
