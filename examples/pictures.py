@@ -1,4 +1,4 @@
-"""Write the pictures with their masks, the labels and the pickled network next to this file, from the trained networks."""
+"""Write the pictures with their masks, the labels and the pickled network, from the trained networks."""
 
 from pathlib import Path
 

@@ -1,1 +1,371 @@
+"""The command line: `fxlrp explain`, `inspect`, `rules` and `demo`.  Parses, calls the library, prints."""
 
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fxlrp.errors import FxlrpError
+
+if TYPE_CHECKING:  # torch and what builds on it take seconds to import: --help does without
+    from torch import Tensor
+
+    from fxlrp import Attribution, Explainer, Report
+    from fxlrp.inputs import LoadedModel
+
+app = typer.Typer(
+    help="Explain what a PyTorch model looked at, by layer-wise relevance propagation.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A .pt/.pth with a module, a state dict (with --arch), a .pt2, a Hugging Face folder, "
+        "timm:NAME, torchvision:NAME or hf:NAME."
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(help="What a state dict belongs to: timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory."),
+]
+Size = Annotated[str | None, typer.Option(help="Input size in pixels, H or HxW.", metavar="H[xW]")]
+Rules = Annotated[str, typer.Option(help="Rulebook; `fxlrp rules` lists them.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Unpickle whatever MODEL asks for; it may run any code.")]
+Random = Annotated[
+    bool, typer.Option("--random-weights", help="timm:, torchvision: and hf: names without their weights.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model in which some op has no rule of its own.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose errors are one sentence: exit code 2 for what the user can mend, 1 for what we should."""
+
+    @functools.wraps(function)
+    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        if not debug:
+            warnings.simplefilter("ignore")
+        try:
+            function(*args, debug=debug, **kwargs)
+        except FxlrpError as error:
+            if debug:
+                raise
+            err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(2) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if debug:
+                raise
+            said = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            err.print(f"[bold red]unexpected error:[/] {escape(said)}; run again with --debug", soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    return app.command()(run)
+
+
+@_command
+def explain(
+    model: Model,
+    inputs: Annotated[list[str], typer.Argument(help="Pictures: files, folders or globs.", metavar="INPUT...")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File for one picture, folder for several; ./NAME_fxlrp.png.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Class to explain, number or name; the top one.")] = None,
+    contrast: Annotated[
+        str, typer.Option(help="What it is set against: none, others, softmax, or a class.", metavar="CONTRAST")
+    ] = "others",
+    rules: Rules = "abslrp",
+    device: Device = None,
+    arch: Arch = None,
+    size: Size = None,
+    mean: Annotated[str | None, typer.Option(help="Of each colour in 0..1, as 0.5,0.5,0.5.", metavar="R,G,B")] = None,
+    std: Annotated[str | None, typer.Option(help="Of each colour in 0..1.", metavar="R,G,B")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
+    trust: Trust = False,
+    random_weights: Random = False,
+    strict: Strict = False,
+    debug: Debug = False,
+) -> None:
+    """Explain pictures: the original, the heatmap and both in one, side by side.
+
+    Red spoke for the class, blue against it.
+
+    [dim]fxlrp explain model.pt cat.png[/]
+    [dim]fxlrp explain timm:resnet50 photos/ -o heatmaps/ --target "tabby, tabby cat"[/]
+    [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
+    """
+    import fxlrp
+    from fxlrp.inputs import find_class, find_pictures, load_labels
+
+    pictures = find_pictures(inputs)
+    names = load_labels(labels) if labels else None
+    loaded = _load(model, arch, trust, random_weights, device)
+    loaded.preprocess = loaded.preprocess.but(_size(size), _numbers(mean, "mean"), _numbers(std, "std"))
+    loaded.labels = names or loaded.labels
+    asked = None if target is None else find_class(target, loaded.labels)
+    against = _contrast(contrast, loaded)
+    explainer = fxlrp.convert(loaded.module, rules=rules, strict=strict)
+    run = functools.partial(_explain, explainer, loaded, target=asked, contrast=against, given=names is not None)
+    _notice_guess(loaded)
+    files = _outputs(pictures, output)
+    if len(pictures) == 1:
+        run(pictures[0], files[0])
+    else:
+        from rich.progress import track
+
+        for picture, file in zip(track(pictures, "explaining", console=err, transient=True), files, strict=True):
+            run(picture, file)
+    _say_counts(explainer.report())
+
+
+@_command
+def inspect(
+    model: Model,
+    rules: Rules = "abslrp",
+    device: Device = None,
+    arch: Arch = None,
+    size: Size = None,
+    trust: Trust = False,
+    random_weights: Random = False,
+    strict: Strict = False,
+    nodes: Annotated[bool, typer.Option("--nodes", help="A row for every node.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show which rule explains each op of a model; needs no picture.
+
+    [dim]fxlrp inspect torchvision:densenet121 --random-weights[/]
+    """
+    import torch
+
+    import fxlrp
+
+    loaded = _load(model, arch, trust, random_weights, device)
+    loaded.preprocess = loaded.preprocess.but(_size(size))
+    explainer = fxlrp.convert(loaded.module, rules=rules, strict=strict)
+    where, dtype = _place(loaded)
+    if _reads_text(loaded.module):
+        explainer(input_ids=torch.arange(8, device=where)[None])
+    else:
+        _notice_guess(loaded)
+        explainer(torch.rand(1, loaded.preprocess.channels, *loaded.preprocess.size, device=where, dtype=dtype))
+    report = explainer.report()
+    out.print(report.table(nodes=nodes))
+    _warn(report)
+
+
+@_command
+def rules(debug: Debug = False) -> None:
+    """List the rulebooks and what each does."""
+    import fxlrp
+
+    table = Table("rulebook", "what it does", box=None)
+    for book in fxlrp.rulebooks().values():
+        table.add_row(f"[bold]{book.name}[/]", " ".join(book.doc.strip().split("\n\n")[0].split()))
+    out.print(table)
+
+
+@_command
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path(),
+    debug: Debug = False,
+) -> None:
+    """Explain two objects in one picture with the network that comes with fxlrp; needs no network access."""
+    import fxlrp
+    from fxlrp.inputs import load_labels
+
+    examples = Path(__file__).resolve().parent / "examples"
+    loaded = _load(str(examples / "model.pt"), None, False, False, "cpu")
+    loaded.labels = load_labels(examples / "labels.txt")
+    shown = ((p, [n for n in p.stem.split("_") if n in loaded.labels]) for p in sorted(examples.glob("pictures/*.png")))
+    picture, objects = next((p, n) for p, n in shown if len(n) == 2 and p.stem == "_".join(n))
+    explainer = fxlrp.convert(loaded.module)
+    for name in objects:
+        _explain(
+            explainer, loaded, picture, output / f"demo_{name}.png", target=loaded.labels.index(name), contrast="others"
+        )
+    _say_counts(explainer.report())
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        out.print(f"fxlrp {version_of('fxlrp')}")
+        raise typer.Exit
+
+
+def _load(model: str, arch: str | None, trust: bool, random_weights: bool, device: str | None) -> LoadedModel:
+    """The model in single precision or better, on its device."""
+    import torch
+
+    from fxlrp.inputs import load_model
+    from fxlrp.inputs.pictures import channels_of
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise FxlrpError(f"--device is cpu or cuda, not {device}.")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise FxlrpError("There is no GPU that torch can use; leave --device out.")
+    loaded = load_model(model, arch=arch, trust=trust, pretrained=not random_weights)
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in loaded.module.parameters()):
+        err.print("[yellow]note:[/] the model is in half precision; it is explained in float32.")
+        loaded.module.float()
+    loaded.module.to(device)
+    if not _reads_text(loaded.module):
+        loaded.preprocess = loaded.preprocess.but(channels=channels_of(loaded.module))
+    return loaded
+
+
+def _explain(
+    explainer: Explainer,
+    loaded: LoadedModel,
+    picture: Path,
+    file: Path,
+    *,
+    target: int | None,
+    contrast: int | str | None,
+    given: bool = False,
+) -> None:
+    """Explain one picture, print what was predicted and explained, and write the heatmap."""
+    from fxlrp.inputs import open_picture
+
+    if _reads_text(loaded.module):
+        raise FxlrpError(f"{loaded.name} reads text; the command explains pictures.")
+    where, dtype = _place(loaded)
+    x, seen = loaded.preprocess(open_picture(picture))
+    a = explainer(x[None].to(where, dtype), target=target, contrast=contrast)
+    if given and loaded.labels and len(loaded.labels) != a.logits.shape[1]:
+        raise FxlrpError(f"--labels has {len(loaded.labels)} names, but the model has {a.logits.shape[1]} classes.")
+    a.save(file, picture=seen)
+    _say_explained(a, loaded, picture, contrast)
+    out.print(f"  wrote [bold]{escape(str(file))}[/]", soft_wrap=True)
+
+
+def _say_explained(a: Attribution, loaded: LoadedModel, picture: Path, contrast: int | str | None) -> None:
+    assert a.target is not None
+    table = Table(title=escape(str(picture)), title_justify="left", box=None)
+    for column in ("class", "name", "probability"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    probabilities = _probabilities(a.logits[0])
+    explained = int(a.target[0])
+    for i in probabilities.topk(min(5, len(probabilities))).indices.tolist():
+        style = "bold" if i == explained else ""
+        table.add_row(str(i), escape(_name(i, loaded)), f"{probabilities[i]:.1%}", style=style)
+    out.print(table)
+    others = {None: "no contrast", "others": "against the others", "softmax": "against the others by probability"}
+    versus = f"against {_name(contrast, loaded)}" if isinstance(contrast, int) else others[contrast]
+    said = f"{_name(explained, loaded)} ({probabilities[explained]:.1%}), {versus}"
+    out.print(f"  explained [bold]{escape(said)}[/]", soft_wrap=True)
+
+
+def _say_counts(report: Report) -> None:
+    counts = report.counts
+    out.print(f"rulebook {report.rulebook}: {counts['rule']} nodes by rule, {counts['structural']} structural", end="")
+    out.print(f", {counts['generic']} by the generic rule")
+    _warn(report)
+
+
+def _warn(report: Report) -> None:
+    if report.counts["generic"]:
+        ops = ", ".join(sorted({node.op for node in report.nodes if node.kind == "generic"}))
+        err.print(f"[yellow]warning:[/] these ops have no rule of their own: {escape(ops)}", soft_wrap=True)
+
+
+def _notice_guess(loaded: LoadedModel) -> None:
+    how = loaded.preprocess
+    if how.guessed:
+        size = "x".join(map(str, how.size))
+        said = (
+            f"the model does not say what pictures it takes: {size}, ImageNet's mean and std (--size, --mean, --std)."
+        )
+        err.print(f"[yellow]note:[/] {said}", soft_wrap=True)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Softmax of the logits [K], unless they are probabilities already."""
+    done = bool((logits >= 0).all()) and abs(float(logits.sum()) - 1) < 1e-4
+    return logits if done else logits.softmax(0)
+
+
+def _place(loaded: LoadedModel) -> tuple[Any, Any]:
+    """The device and dtype of the model's weights."""
+    import torch
+
+    weights = (p for p in loaded.module.parameters() if p.is_floating_point())
+    weight = next(weights, torch.empty(0))
+    return weight.device, weight.dtype
+
+
+def _reads_text(module: Any) -> bool:
+    return getattr(module, "main_input_name", None) == "input_ids"
+
+
+def _name(index: int, loaded: LoadedModel) -> str:
+    return loaded.labels[index] if loaded.labels and index < len(loaded.labels) else f"class {index}"
+
+
+def _contrast(name: str, loaded: LoadedModel) -> int | str | None:
+    from fxlrp.inputs import find_class
+
+    if name in ("none", "others", "softmax"):
+        return None if name == "none" else name
+    return find_class(name, loaded.labels)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if not (found := re.fullmatch(r"(\d+)(?:x(\d+))?", text)):
+        raise FxlrpError(f"--size takes pixels, as in 224 or 240x320, not {text}.")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else None
+    except ValueError:
+        raise FxlrpError(f"--{option} takes numbers parted by commas, as in 0.5,0.5,0.5, not {text}.") from None
+
+
+def _outputs(pictures: list[Path], output: Path | None) -> list[Path]:
+    """A file for each picture, no two the same."""
+    if output is not None and output.suffix and not output.is_dir():
+        if len(pictures) > 1:
+            raise FxlrpError(f"-o {output} is one file for {len(pictures)} pictures; give a folder.")
+        if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise FxlrpError(f"-o {output}: a picture is written as .png, .jpg or .webp.")
+        return [output]
+    files: dict[Path, None] = {}
+    for picture in pictures:
+        names = [picture.stem, *(f"{picture.stem}-{n}" for n in range(2, len(pictures) + 1))]
+        named = ((output or Path()) / f"{name}_fxlrp.png" for name in names)
+        files[next(file for file in named if file not in files)] = None
+    return list(files)
+
+
+def main() -> None:
+    """The entry point of the `fxlrp` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

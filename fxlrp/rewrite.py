@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 from fxlrp.analyse import Samples, carriers, differentiable, find_active, find_nonnegative, find_readouts
 from fxlrp.capture import Capture
 from fxlrp.errors import FxlrpError
-from fxlrp.report import NodeReport, Report, describe
+from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
 from fxlrp.rules.propagate import WHOLE, Site
-from fxlrp.rules.registry import Rule, Rulebook, Structural
+from fxlrp.rules.registry import Absolute, Entry, Rule, Rulebook, Structural
 
 
 def readout(x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
         if isinstance(entry, Structural):
             rows.append(describe(node, "structural", ""))
             continue
-        rows.append(describe(node, "rule" if isinstance(entry, Rule) else "generic", getattr(entry, "name", "generic")))
+        rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         unplaced = _install(node, entry, active, nonnegative, samples, rulebook)
         mixes = mixes or unplaced
     report = Report(rows, rulebook.name)
@@ -93,17 +93,18 @@ def _active_positions(node: fx.Node, active: set[fx.Node]) -> tuple[int, ...]:
     return tuple(i for i, leaf in enumerate(_leaves(node)) if isinstance(leaf, fx.Node) and leaf in carrying)
 
 
-def _entry(node: fx.Node, active: set[fx.Node], rulebook: Rulebook) -> Rule | Structural | None:
+def _entry(node: fx.Node, active: set[fx.Node], rulebook: Rulebook) -> Entry | None:
     return rulebook.lookup(node.target, _active_positions(node, active))  # type: ignore[arg-type]
 
 
 def _install(
-    node: fx.Node, entry: Rule | None, active: set[fx.Node], nonnegative: set[fx.Node], samples: Samples, book: Rulebook
+    node: fx.Node, entry: Rule | Absolute | None, active: set[fx.Node], nonnegative: set[fx.Node], samples: Samples, book: Rulebook
 ) -> str | None:
     """Put a Site in the node's place; the node's name if its samples can't be told apart."""
     leaves = _leaves(node)
     positions = _active_positions(node, active)
-    shares = positions if entry is None or entry.shares is None else entry.shares
+    rule = entry if isinstance(entry, Rule) else None
+    shares = positions if rule is None or rule.shares is None else rule.shares
     op = node.target
     if not isinstance(node.meta.get("val"), Tensor):
         row = describe(node, "generic", "")
@@ -114,9 +115,10 @@ def _install(
     pointwise = torch.Tag.pointwise in getattr(op, "tags", ())
     batches = [where, *(where if pointwise else samples.of(leaves[i]) for i in shares)]
     unplaced = None if all(b is not None for b in batches) else node.name
-    fn = generic(op, shares) if entry is None else entry.fn  # type: ignore[arg-type]
-    extras = (("nonneg", leaves[shares[0]] in nonnegative),) if entry is not None and entry.wants("nonneg") else ()
-    name = "generic_" + describe(node, "", "").op.split(".")[0] if entry is None else entry.name
+    fn = rule.fn if rule else generic(op, shares)  # type: ignore[arg-type]
+    extras = (("nonneg", leaves[shares[0]] in nonnegative),) if rule and rule.wants("nonneg") else ()
+    plain = op_name(node).split(".")[0]
+    name = rule.name if rule else plain if entry else f"generic_{plain}"
     node.target = Site(
         op,  # type: ignore[arg-type]
         fn,

@@ -91,7 +91,7 @@ def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
 
     try:
         if trust:
-            return torch.export.load(path).module()
+            return _in_eval(torch.export.load(path).module())
         with PT2ArchiveReader(str(path)) as archive:
             for name in archive.get_file_names():
                 if not _RECORDS.fullmatch(name):
@@ -108,13 +108,20 @@ def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
         ) from error
     try:
         program = load_pt2(str(path)).exported_programs["model"]
-        return program.module(check_guards=False)  # guards are Python code from the file
+        return _in_eval(program.module(check_guards=False))  # guards are Python code from the file
     except Exception as error:
         raise FxlrpError(f"{path} cannot be loaded by torch {torch.__version__}; export it again ({error}).") from error
 
 
+def _in_eval(module: nn.Module) -> nn.Module:
+    """In eval mode for those who ask: the mode it was exported in is in its operators, and it refuses to be put in any."""
+    for name in ("train", "eval"):
+        vars(module).pop(name, None)
+    return module.eval()
+
+
 def input_shape(module: nn.Module) -> list[int] | None:
-    """The shape of the first input an exported module was traced with, or None if it is no exported module."""
+    """The shape of an exported module's first input, 0 where any size will do; None if it is no exported module."""
     if isinstance(module, torch.fx.GraphModule):
         for node in module.graph.nodes:
             if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs.exported import input_shape, load_exported
+from fxlrp.inputs.labels import imagenet_labels
 from fxlrp.inputs.pickles import load_pickle
 from fxlrp.inputs.pictures import Preprocess, described, from_processor, from_torchvision
 
@@ -57,8 +58,7 @@ def load_model(spec: str, *, arch: str | None = None, trust: bool = False, pretr
         loaded = _huggingface(spec, pretrained)
     else:
         loaded = _build(spec, pretrained)
-    if not isinstance(loaded.module, torch.fx.GraphModule):  # an exported one has no modes
-        loaded.module.eval()
+    loaded.module.eval()
     return loaded
 
 
@@ -221,8 +221,10 @@ def _loaded(
     """With preprocessing and labels from where they are known best: the module itself, its hub, or a guess."""
     own, names = described(module)
     preprocess = own or preprocess or Preprocess(guessed=True)
-    if preprocess.guessed and (shape := input_shape(module)) and len(shape) == 4 and all(shape[2:]):
-        preprocess = Preprocess((shape[2], shape[3]), guessed=True)
+    if preprocess.guessed and (shape := input_shape(module)) and len(shape) == 4 and any(shape[2:]):
+        preprocess = Preprocess((shape[2] or shape[3], shape[3] or shape[2]), guessed=True)
+    if not (names or labels) and [w.shape[:1] for w in module.state_dict().values()][-1:] == [(1000,)]:
+        labels = imagenet_labels()
     return LoadedModel(module, name, preprocess, names or labels or None)
 
 

@@ -182,7 +182,7 @@ def _check_program(program: bytes, layers: set[str], enums: set[str]) -> str | N
     memo: dict[int, Any] = {}
 
     def idle(item: Any) -> bool:
-        """Whether an item may lie in a container: of globals only activations, dtypes, classes harmless to construct."""
+        """Whether an item may lie in a container: of globals only activations, dtypes, harmless classes."""
         if isinstance(item, tuple):
             return all(map(idle, item))
         return not isinstance(item, _Global) or item in _FUNCTIONS or _is_dtype(item) or item.startswith(_BUILDABLE)

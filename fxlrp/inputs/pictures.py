@@ -1,9 +1,8 @@
-"""Pictures: files → the tensors a model was trained on, and class names."""
+"""Pictures: files → the tensors a model was trained on."""
 
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,34 +185,6 @@ def find_pictures(inputs: Iterable[str]) -> list[Path]:
             raise FxlrpError(f"There is no {what} {name}.")
         found |= dict.fromkeys(pictures)
     return list(found)
-
-
-def load_labels(path: Path) -> list[str]:
-    """Class names from a text file, one a line, or JSON: a list, or a dict from index to name."""
-    if not path.is_file():
-        raise FxlrpError(f"There is no file {path}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        found = json.loads(text)
-        if isinstance(found, dict):
-            names = {int(index): name for index, name in found.items()}
-            found = [names.get(i, str(i)) for i in range(max(names) + 1)]
-        # ImageNet's usual file: {"0": ["n01440764", "tench"]}
-        return [name[-1] if isinstance(name, list) else str(name) for name in found]
-    except (ValueError, TypeError) as error:
-        raise FxlrpError(f"{path} holds no labels: one a line, or JSON, a list or index to name ({error}).") from error
-
-
-def imagenet_labels() -> list[str] | None:
-    """The names of ImageNet's 1000 classes in their usual order, if timm is installed."""
-    try:
-        from timm.data import ImageNetInfo
-    except ImportError:
-        return None
-    info = ImageNetInfo()
-    return [info.index_to_description(i) for i in range(info.num_classes())]
 
 
 def _hwc(picture: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.patterns.emit import emit
+from fxlrp.patterns.emit import emit, replace
 
 aten = torch.ops.aten
 PRODUCTS = tuple(
@@ -36,3 +36,17 @@ def fold_batch_norm(gm: fx.GraphModule) -> None:
         node.replace_all_uses_with(fused)
         gm.graph.erase_node(node)
         gm.graph.erase_node(product)
+
+
+def split_batch_norm(gm: fx.GraphModule) -> None:
+    """batch_norm → standardize, then scale and shift: two batch norms, the first without weights, the second trivial."""
+    for node in list(gm.graph.nodes):
+        if node.target is aten.batch_norm.default and isinstance(node.args[1], fx.Node) and not node.args[5]:
+            replace(node, _standardize_then_scale)
+
+
+def _standardize_then_scale(call: Any, x: fx.Node, w: fx.Node, b: fx.Node, mean: fx.Node, var: fx.Node, *rest: Any) -> Any:
+    u = call(aten.batch_norm.default, x, None, None, mean, var, *rest)
+    zero, one = call(aten.zeros_like.default, mean), call(aten.ones_like.default, var)
+    training, momentum, _, cudnn = rest
+    return call(aten.batch_norm.default, u, w, b, zero, one, training, momentum, 0.0, cudnn)

@@ -11,10 +11,10 @@ import torch
 from fxlrp.patterns.attention import expand_attention
 from fxlrp.patterns.batch_norm import batch_normed, fold_batch_norm
 from fxlrp.rules import elementwise, norms, products
-from fxlrp.rules.generic import activation, averaging
+from fxlrp.rules.generic import activation
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.propagate import MASS
-from fxlrp.rules.registry import Rule, Rulebook, publish, table
+from fxlrp.rules.registry import ABSOLUTE, Rule, Rulebook, publish, table
 
 aten = torch.ops.aten
 
@@ -98,7 +98,7 @@ ABSLRP = publish(
                 (elementwise.mul, (0, 1), aten.mul.Tensor, aten.multiply.Tensor),
                 (elementwise.div, (0, 1), aten.div.Tensor, aten.divide.Tensor),
                 *((named(op_name(op), activation(op)), op) for op in ACTIVATIONS),
-                *((named(op_name(op), averaging(op)), op) for op in AVERAGES),
+                (ABSOLUTE, *AVERAGES),
             ),
         },
         normalise=MASS,

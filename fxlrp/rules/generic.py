@@ -75,15 +75,3 @@ def activation(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     rule.__name__ = "activation"
     rule.__doc__ = activation.__doc__
     return rule
-
-
-def averaging(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A linear op with non-negative constant coefficients (pooling, mean, sum, resampling): R_x = 2 x⁺ J_fᵀ s."""
-
-    def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        (d,) = vjp(lambda t: f(t, *args, **kwargs), [x], over_abs(g, z))
-        return torch.where(x > 0, 2 * d, 0)
-
-    rule.__name__ = "averaging"
-    rule.__doc__ = averaging.__doc__
-    return rule

@@ -48,21 +48,28 @@ class Structural:
     name = "structural"
 
 
+class Absolute:
+    """The generic absLRP rule, known to be the right one for this op."""
+
+    name = "absolute"
+
+
 STRUCTURAL = Structural()
-Entry = Rule | Structural
+ABSOLUTE = Absolute()
+Entry = Rule | Structural | Absolute
 
 
 def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
     """A rule table from rows (rule, op, op, …) or (rule, (args,), op, …), where `args` are the positions carrying
-    relevance for which the row holds; without them it holds for position 0.  The rule STRUCTURAL needs no positions:
-    without them it holds for any.
+    relevance for which the row holds; without them it holds for position 0.  STRUCTURAL and ABSOLUTE need no positions:
+    without them they hold for any.
     """
     out: dict[Key, Entry] = {}
     for rule, *ops in rows:
-        args: tuple[int, ...] | None = None if rule is STRUCTURAL else (0,)
+        args: tuple[int, ...] | None = None if rule in (STRUCTURAL, ABSOLUTE) else (0,)
         if ops and isinstance(ops[0], tuple):
             args, *ops = ops
-        entry = rule if isinstance(rule, Rule | Structural) else Rule(rule)
+        entry = rule if isinstance(rule, Entry) else Rule(rule)
         out.update({(overload, args): entry for op in ops for overload in overloads(op)})
     return out
 

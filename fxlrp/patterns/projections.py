@@ -1,0 +1,59 @@
+"""One linear layer whose output is cut into several (query, key, value) → one linear layer each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxlrp.patterns.emit import emit
+
+aten = torch.ops.aten
+RESHAPES = (aten.reshape.default, aten.view.default)
+
+
+def split_projections(gm: fx.GraphModule) -> None:
+    """unbind(permute(reshape(linear(x, W, b)))) along the outermost part of W's rows → linear(x, W_i, b_i) for each part."""
+    for unbind in [n for n in gm.graph.nodes if n.target is aten.unbind.int]:
+        chain = _chain(unbind)
+        if chain is None:
+            continue
+        linear, reshape, permute, parts, axis = chain
+        order = [d - (d > axis) for d in permute.args[1] if d != axis]
+        shape = [s for d, s in enumerate(reshape.args[1]) if d != axis]
+        for item in list(unbind.users):
+            with gm.graph.inserting_before(unbind):
+                rows = [_rows(gm.graph, t, item.args[1], parts) for t in linear.args[1:]]
+                part = emit(gm.graph, linear, aten.linear.default, linear.args[0], *rows)
+                part = emit(gm.graph, reshape, reshape.target, part, shape)
+                part = emit(gm.graph, permute, aten.permute.default, part, order)
+            item.replace_all_uses_with(part)
+            gm.graph.erase_node(item)
+        gm.graph.erase_node(unbind)
+    gm.graph.eliminate_dead_code()
+
+
+def _rows(graph: fx.Graph, t: Any, part: int, parts: int) -> Any:
+    if t is None:
+        return None
+    size = t.meta["val"].shape[0] // parts
+    return emit(graph, t, aten.slice.Tensor, t, 0, part * size, (part + 1) * size)
+
+
+def _chain(unbind: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, int, int] | None:
+    """(linear, reshape, permute, number of parts, their axis in the reshape), if that is what leads to `unbind`."""
+    permute = unbind.args[0]
+    dim = unbind.args[1] if len(unbind.args) > 1 else 0
+    if not isinstance(permute, fx.Node) or permute.target is not aten.permute.default:
+        return None
+    reshape = permute.args[0]
+    linear = reshape.args[0] if isinstance(reshape, fx.Node) and reshape.target in RESHAPES else None
+    if not isinstance(linear, fx.Node) or linear.target is not aten.linear.default:
+        return None
+    if any(len(n.users) != 1 for n in (permute, reshape, linear)):
+        return None
+    axis = permute.args[1][dim]  # type: ignore[index]
+    if axis != linear.meta["val"].ndim - 1:  # not the outermost part of the features
+        return None
+    return linear, reshape, permute, unbind.args[0].meta["val"].shape[dim], axis  # type: ignore[union-attr]

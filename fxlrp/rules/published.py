@@ -1,0 +1,99 @@
+"""The rulebooks `abslrp-2024-04` and `abslrp-2024-12`: two versions of the authors' published code, to the letter.
+
+What their modules do on the side, at reshapes, dropouts and class-token picks, is in these tables and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.patterns.attention import expand_attention
+from fxlrp.patterns.batch_norm import split_batch_norm
+from fxlrp.patterns.projections import split_projections
+from fxlrp.rules import elementwise
+from fxlrp.rules.abslrp import ABSLRP
+from fxlrp.rules.generic import by_definition, vjp
+from fxlrp.rules.propagate import UNIT, over_abs
+from fxlrp.rules.registry import ABSOLUTE, Rule, publish, table
+
+aten = torch.ops.aten
+
+
+def max_pool_april(g: Tensor, z: Tensor, x: Tensor, *args: Any) -> Tensor:
+    """A maximum takes its window's relevance twice if it is positive, and none if it is negative."""
+    return vjp(lambda t: aten.max_pool2d.default(t, *args), [x], (1 + z.sign()) * over_abs(g, z))[0]
+
+
+APRIL = publish(
+    ABSLRP.extend(
+        table(
+            # their reshapes have the default rule, which keeps what stands at positive entries
+            (ABSOLUTE, aten.reshape, aten.view, aten.flatten, aten.select, aten.cat),
+            (max_pool_april, aten.max_pool2d.default),
+            # a position embedding takes its share, which is then lost
+            (Rule(elementwise.add, shares=(0, 1)), (0,), aten.add.Tensor),
+        ),
+        name="abslrp-2024-04",
+        doc="absLRP as in the authors' code of April 2024: mass kept by sign; reshapes drop relevance of negative entries",
+        passes=(split_projections, expand_attention, split_batch_norm),
+        seed="relevance",
+    )
+)
+
+
+def _layer_norm(x: Tensor, shape: list[int], w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
+    dims = list(range(-len(shape), 0))
+    variance, mean = torch.var_mean(x.detach(), dims, correction=0, keepdim=True)
+    u = (x - mean) / (variance + eps).sqrt()
+    return u if w is None else u * w
+
+
+def _layer_norm_abs(x: Tensor, shape: list[int], w: Tensor | None = None, *rest: Any) -> Tensor:
+    return _layer_norm(x.abs(), shape, None if w is None else w.abs(), *rest)
+
+
+def _softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
+    top = x.detach().amax(dim, keepdim=True)
+    e = (x - top).exp()
+    return e / e.detach().sum(dim, keepdim=True)
+
+
+def _softmax_abs(x: Tensor, dim: int, *_: Any) -> Tensor:
+    return _softmax(x.abs(), dim)
+
+
+def max_pool_december(g: Tensor, z: Tensor, x: Tensor, kernel: list[int], stride: Any = (), *rest: Any) -> Tensor:
+    """The winners of x and of |x| take the window's s; where windows do not overlap, its R, not divided by |z|."""
+    apart = list(stride or kernel) == list(kernel)
+    s = z * g if apart else over_abs(g, z)
+
+    def pool(t: Tensor) -> Tensor:
+        return aten.max_pool2d.default(t, kernel, list(stride), *rest)
+
+    return vjp(pool, [x], s)[0] + x.sign() * vjp(pool, [x.abs()], s)[0]
+
+
+def rule(name: str, fn: Any) -> Any:
+    fn.__name__ = name
+    return fn
+
+
+DECEMBER = publish(
+    ABSLRP.extend(
+        table(
+            (ABSOLUTE, aten.gelu.default, aten.dropout.default, aten.flatten.using_ints, aten.select.int),
+            (rule("layer_norm", by_definition(_layer_norm, _layer_norm_abs)), aten.layer_norm.default),
+            (rule("softmax", by_definition(_softmax, _softmax_abs)), aten.softmax.int),
+            (max_pool_december, aten.max_pool2d.default),
+        ),
+        name="abslrp-2024-12",
+        doc="absLRP as in the authors' code of December 2024: every input of every rule normalised to Σ|R| = 1",
+        normalise=UNIT,
+        passes=(expand_attention,),
+        seed="relevance",
+        contrast="apart",
+    )
+)
