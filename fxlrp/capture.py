@@ -87,6 +87,7 @@ class _Returned:
     leaves: list[Any]
     spec: pytree.TreeSpec
     names: list[str]
+    untouched: list[int]  # outputs that the module they come from returned just as it got them
 
 
 class _Flat(nn.Module):
@@ -100,11 +101,27 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self.rebuild(tensors)
-        paths, spec = pytree.tree_flatten_with_path(self.model(*args, **kwargs))
+        passed_on: list[Tensor] = []
+        hooks = [m.register_forward_hook(_note_identity(passed_on)) for m in self.model.modules() if m is not self.model]
+        try:
+            returned = self.model(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        paths, spec = pytree.tree_flatten_with_path(returned)
         found = [(path, leaf) for path, leaf in paths if isinstance(leaf, Tensor)]
         leaves = [Tensor if isinstance(leaf, Tensor) else leaf for _, leaf in paths]
-        self.note(_Returned(leaves, spec, [pytree.keystr(path) for path, _ in found]))
+        untouched = [i for i, (_, leaf) in enumerate(found) if any(leaf is t for t in passed_on)]
+        self.note(_Returned(leaves, spec, [pytree.keystr(path) for path, _ in found], untouched))
         return tuple(leaf for _, leaf in found)
+
+
+def _note_identity(passed_on: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, args: Any, out: Any) -> None:
+        if len(args) == 1 and out is args[0]:
+            passed_on.append(out)
+
+    return hook
 
 
 def capture(model: nn.Module, args: tuple, kwargs: dict) -> Capture:
@@ -134,7 +151,20 @@ def capture(model: nn.Module, args: tuple, kwargs: dict) -> Capture:
     if not dynamic and pair and batch_size(pair) != batch:  # the batch was specialised to our two
         pair = [t.detach().clone() for t in tensors]
         graph = _export(flat, pair, None)
+    _mark_identities(graph, seen[-1].untouched)
     return Capture(graph, pair, names, dynamic, seen[-1])
+
+
+def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
+    """An identity module at the output leaves no op in the graph; an alias stands for it."""
+    output = gm.graph.output_node()
+    outputs = list(output.args[0])  # type: ignore[arg-type]
+    for i in places:
+        with gm.graph.inserting_before(output):
+            alias = gm.graph.call_function(aten.alias.default, (outputs[i],))
+        alias.meta = dict(outputs[i].meta)
+        outputs[i] = alias
+    output.args = (tuple(outputs),)
 
 
 def _two(t: Tensor) -> Tensor:

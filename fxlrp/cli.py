@@ -112,7 +112,7 @@ def explain(
     [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
     """
     import fxlrp
-    from fxlrp.inputs import find_class, find_pictures, load_labels
+    from fxlrp.inputs import find_class, find_pictures, load_labels, output_files
 
     pictures = find_pictures(inputs)
     names = load_labels(labels) if labels else None
@@ -124,7 +124,7 @@ def explain(
     explainer = fxlrp.convert(loaded.module, rules=rules, strict=strict)
     run = functools.partial(_explain, explainer, loaded, target=asked, contrast=against, given=names is not None)
     _notice_guess(loaded)
-    files = _outputs(pictures, output)
+    files = output_files(pictures, output)
     if len(pictures) == 1:
         run(pictures[0], files[0])
     else:
@@ -159,12 +159,11 @@ def inspect(
     loaded = _load(model, arch, trust, random_weights, device)
     loaded.preprocess = loaded.preprocess.but(_size(size))
     explainer = fxlrp.convert(loaded.module, rules=rules, strict=strict)
-    where, dtype = _place(loaded)
-    if _reads_text(loaded.module):
-        explainer(input_ids=torch.arange(8, device=where)[None])
+    if loaded.reads_text:
+        explainer(input_ids=torch.arange(8, device=loaded.like(torch.empty(0)).device)[None])
     else:
         _notice_guess(loaded)
-        explainer(torch.rand(1, loaded.preprocess.channels, *loaded.preprocess.size, device=where, dtype=dtype))
+        explainer(loaded.like(torch.rand(1, loaded.preprocess.channels, *loaded.preprocess.size)))
     report = explainer.report()
     out.print(report.table(nodes=nodes))
     _warn(report)
@@ -230,7 +229,7 @@ def _load(model: str, arch: str | None, trust: bool, random_weights: bool, devic
         err.print("[yellow]note:[/] the model is in half precision; it is explained in float32.")
         loaded.module.float()
     loaded.module.to(device)
-    if not _reads_text(loaded.module):
+    if not loaded.reads_text:
         loaded.preprocess = loaded.preprocess.but(channels=channels_of(loaded.module))
     return loaded
 
@@ -248,11 +247,10 @@ def _explain(
     """Explain one picture, print what was predicted and explained, and write the heatmap."""
     from fxlrp.inputs import open_picture
 
-    if _reads_text(loaded.module):
+    if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text; the command explains pictures.")
-    where, dtype = _place(loaded)
     x, seen = loaded.preprocess(open_picture(picture))
-    a = explainer(x[None].to(where, dtype), target=target, contrast=contrast)
+    a = explainer(loaded.like(x[None]), target=target, contrast=contrast)
     if given and loaded.labels and len(loaded.labels) != a.logits.shape[1]:
         raise FxlrpError(f"--labels has {len(loaded.labels)} names, but the model has {a.logits.shape[1]} classes.")
     a.save(file, picture=seen)
@@ -269,11 +267,11 @@ def _say_explained(a: Attribution, loaded: LoadedModel, picture: Path, contrast:
     explained = int(a.target[0])
     for i in probabilities.topk(min(5, len(probabilities))).indices.tolist():
         style = "bold" if i == explained else ""
-        table.add_row(str(i), escape(_name(i, loaded)), f"{probabilities[i]:.1%}", style=style)
+        table.add_row(str(i), escape(loaded.label(i)), f"{probabilities[i]:.1%}", style=style)
     out.print(table)
     others = {None: "no contrast", "others": "against the others", "softmax": "against the others by probability"}
-    versus = f"against {_name(contrast, loaded)}" if isinstance(contrast, int) else others[contrast]
-    said = f"{_name(explained, loaded)} ({probabilities[explained]:.1%}), {versus}"
+    versus = f"against {loaded.label(contrast)}" if isinstance(contrast, int) else others[contrast]
+    said = f"{loaded.label(explained)} ({probabilities[explained]:.1%}), {versus}"
     out.print(f"  explained [bold]{escape(said)}[/]", soft_wrap=True)
 
 
@@ -306,23 +304,6 @@ def _probabilities(logits: Tensor) -> Tensor:
     return logits if done else logits.softmax(0)
 
 
-def _place(loaded: LoadedModel) -> tuple[Any, Any]:
-    """The device and dtype of the model's weights."""
-    import torch
-
-    weights = (p for p in loaded.module.parameters() if p.is_floating_point())
-    weight = next(weights, torch.empty(0))
-    return weight.device, weight.dtype
-
-
-def _reads_text(module: Any) -> bool:
-    return getattr(module, "main_input_name", None) == "input_ids"
-
-
-def _name(index: int, loaded: LoadedModel) -> str:
-    return loaded.labels[index] if loaded.labels and index < len(loaded.labels) else f"class {index}"
-
-
 def _contrast(name: str, loaded: LoadedModel) -> int | str | None:
     from fxlrp.inputs import find_class
 
@@ -344,22 +325,6 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(",")) if text else None
     except ValueError:
         raise FxlrpError(f"--{option} takes numbers parted by commas, as in 0.5,0.5,0.5, not {text}.") from None
-
-
-def _outputs(pictures: list[Path], output: Path | None) -> list[Path]:
-    """A file for each picture, no two the same."""
-    if output is not None and output.suffix and not output.is_dir():
-        if len(pictures) > 1:
-            raise FxlrpError(f"-o {output} is one file for {len(pictures)} pictures; give a folder.")
-        if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-            raise FxlrpError(f"-o {output}: a picture is written as .png, .jpg or .webp.")
-        return [output]
-    files: dict[Path, None] = {}
-    for picture in pictures:
-        names = [picture.stem, *(f"{picture.stem}-{n}" for n in range(2, len(pictures) + 1))]
-        named = ((output or Path()) / f"{name}_fxlrp.png" for name in names)
-        files[next(file for file in named if file not in files)] = None
-    return list(files)
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
 
 
 def _in_eval(module: nn.Module) -> nn.Module:
-    """In eval mode for those who ask: the mode it was exported in is in its operators, and it refuses to be put in any."""
+    """In eval mode for those who ask; the mode it was exported in is in its operators, and its own eval() raises."""
     for name in ("train", "eval"):
         vars(module).pop(name, None)
     return module.eval()

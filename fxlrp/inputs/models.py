@@ -37,6 +37,21 @@ class LoadedModel:
     preprocess: Preprocess
     labels: list[str] | None = None
 
+    def label(self, index: int) -> str:
+        """The name of a class, or `class 7`."""
+        return self.labels[index] if self.labels and index < len(self.labels) else f"class {index}"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model takes token ids, by transformers' convention."""
+        return getattr(self.module, "main_input_name", None) == "input_ids"
+
+    def like(self, x: Tensor) -> Tensor:
+        """x on the device and in the dtype of the model's weights."""
+        weights = (p for p in self.module.parameters() if p.is_floating_point())
+        weight = next(weights, x)
+        return x.to(weight.device, weight.dtype)
+
 
 def load_model(spec: str, *, arch: str | None = None, trust: bool = False, pretrained: bool = True) -> LoadedModel:
     """The model that `spec` names.

@@ -187,5 +187,24 @@ def find_pictures(inputs: Iterable[str]) -> list[Path]:
     return list(found)
 
 
+def output_files(pictures: list[Path], output: Path | None) -> list[Path]:
+    """Where to write each picture's heatmap: `output` itself for one, NAME_fxlrp.png in it or here for several.
+
+    Raises FxlrpError for one file for several pictures, or a kind of file that no picture is written as.
+    """
+    if output is not None and output.suffix and not output.is_dir():
+        if len(pictures) > 1:
+            raise FxlrpError(f"-o {output} is one file for {len(pictures)} pictures; give a folder.")
+        if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise FxlrpError(f"-o {output}: a picture is written as .png, .jpg or .webp.")
+        return [output]
+    files: dict[Path, None] = {}
+    for picture in pictures:
+        names = [picture.stem, *(f"{picture.stem}-{n}" for n in range(2, len(pictures) + 1))]
+        named = ((output or Path()) / f"{name}_fxlrp.png" for name in names)
+        files[next(file for file in named if file not in files)] = None
+    return list(files)
+
+
 def _hwc(picture: Tensor) -> Tensor:
     return picture.permute(1, 2, 0).contiguous()

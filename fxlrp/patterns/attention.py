@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 def expand_attention(gm: fx.GraphModule) -> None:
-    """scaled_dot_product_attention(q, k, v) → softmax(q kᵀ · scale + mask) v."""
+    """scaled_dot_product_attention(q, k, v) → dropout(softmax(q kᵀ · scale + mask)) v."""
     for node in list(gm.graph.nodes):
         if node.target is aten.scaled_dot_product_attention.default:
             replace(node, _attention)
@@ -45,5 +45,5 @@ def _attention(
         scores = call(aten.masked_fill.Scalar, scores, call(aten.logical_not.default, mask), float("-inf"))
     elif mask is not None:
         scores = call(aten.add.Tensor, scores, mask)
-    weights = call(aten.softmax.int, scores, -1)
+    weights = call(aten.dropout.default, call(aten.softmax.int, scores, -1), dropout_p, False)
     return call(aten.matmul.default, weights, v)

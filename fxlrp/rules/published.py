@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxlrp.patterns.attention import expand_attention
 from fxlrp.patterns.batch_norm import split_batch_norm
+from fxlrp.patterns.dropout import skip_position_dropout
 from fxlrp.patterns.projections import split_projections
 from fxlrp.rules import elementwise
 from fxlrp.rules.abslrp import ABSLRP
@@ -84,7 +85,8 @@ def rule(name: str, fn: Any) -> Any:
 DECEMBER = publish(
     ABSLRP.extend(
         table(
-            (ABSOLUTE, aten.gelu.default, aten.dropout.default, aten.flatten.using_ints, aten.select.int),
+            # their dropouts, flattens, class-token picks and identities have the default rule
+            (ABSOLUTE, aten.gelu.default, aten.dropout, aten.flatten, aten.select, aten.alias),
             (rule("layer_norm", by_definition(_layer_norm, _layer_norm_abs)), aten.layer_norm.default),
             (rule("softmax", by_definition(_softmax, _softmax_abs)), aten.softmax.int),
             (max_pool_december, aten.max_pool2d.default),
@@ -92,7 +94,7 @@ DECEMBER = publish(
         name="abslrp-2024-12",
         doc="absLRP as in the authors' code of December 2024: every input of every rule normalised to Σ|R| = 1",
         normalise=UNIT,
-        passes=(expand_attention,),
+        passes=(expand_attention, skip_position_dropout),
         seed="relevance",
         contrast="apart",
     )
