@@ -17,7 +17,7 @@ import models
 import numpy as np
 import shapes
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -69,7 +69,7 @@ def accuracy(model: nn.Module, seeds: range) -> tuple[float, float]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every update is made orthogonal, which trains a transformer in half the steps AdamW needs.
+    """Momentum whose every update is made orthogonal, for the matrices of a transformer.
 
     torch.optim.Muon does the same in bfloat16, which is slow on a processor without that type.
     """
@@ -93,25 +93,28 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - 0.05 * group["lr"]).sub_(update if wide else update.T, alpha=factor * group["lr"])
 
 
-def train(name: str, seed: int, epochs: int, pictures: int, rate: float, size: int, out: Path) -> nn.Module:
-    """Train the network `models.<name>`, and save it after each epoch."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    model = getattr(models, name)().to(memory_format=torch.channels_last)
+def train(options: argparse.Namespace) -> nn.Module:
+    """Train the network these options name, and save it after each epoch."""
+    torch.manual_seed(options.seed)
+    random.seed(options.seed)
+    model = getattr(models, options.model)().to(memory_format=torch.channels_last)
     # One label for a picture teaches slowly. A second head, thrown away later, asks each token or cell of the last map
     # how much of it is which class or background, with a weight that falls to zero at the end of the training.
     guide = nn.Linear(model.num_features, len(shapes.CLASSES) + 1)
     parameters = [*model.parameters(), *guide.parameters()]
+    if options.start:
+        model.load_state_dict(load_file(options.start))
     matrices = [p for key, p in model.named_parameters() if p.ndim == 2 and "blocks" in key]
     others = [p for p in parameters if not any(p is matrix for matrix in matrices)]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, rate, weight_decay=0.05)]
-    optimizers += [Muon(matrices, rate)] if matrices else []
-    images, cells = dataset(pictures)
-    steps, step, start = epochs * (pictures // size), 0, time.time()
-    for epoch in range(epochs):
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, options.rate, weight_decay=0.05)]
+    optimizers += [Muon(matrices, options.rate)] if matrices else []
+    images, cells = dataset(options.pictures)
+    count = options.pictures // options.batch  # steps in an epoch
+    steps, step, began = options.epochs * count, 0, time.time()
+    for epoch in range(options.epochs):
         model.train()
-        for chosen in torch.randperm(pictures)[: pictures // size * size].split(size):
-            now = rate * min((step + 1) / (0.05 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps))
+        for chosen in torch.randperm(options.pictures)[: count * options.batch].split(options.batch):
+            now = options.rate * min((step + 1) / (0.05 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps))
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = now
             x, share = varied(images[chosen], cells[chosen])
@@ -129,8 +132,8 @@ def train(name: str, seed: int, epochs: int, pictures: int, rate: float, size: i
                 optimizer.zero_grad()
             step += 1
             if step % 100 == 0:
-                print(f"step {step}/{steps} loss {whole.item():.3f} {loss.item():.3f} after {time.time() - start:.0f} s", flush=True)
-        save_file({key: value.contiguous() for key, value in model.eval().state_dict().items()}, out)
+                print(f"step {step}/{steps} loss {whole.item():.3f} {time.time() - began:.0f} s", flush=True)
+        save_file({key: value.contiguous() for key, value in model.eval().state_dict().items()}, options.out)
         print(f"epoch {epoch + 1}: exact {accuracy(model, range(5_000_000, 5_000_500))[0]:.3f} of 500", flush=True)
     return model
 
@@ -143,10 +146,10 @@ if __name__ == "__main__":
     parser.add_argument("--pictures", type=int, default=50_000)
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--batch", type=int, default=64, help="pictures per step")
+    parser.add_argument("--start", type=Path, help="weights to go on from")
     parser.add_argument("--out", type=Path, help="default: MODEL.safetensors next to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    out = options.out or HERE / f"{options.model}.safetensors"
-    model = train(options.model, options.seed, options.epochs, options.pictures, options.rate, options.batch, out)
-    exact, first = accuracy(model, TEST)
+    options.out = options.out or HERE / f"{options.model}.safetensors"
+    exact, first = accuracy(train(options), TEST)
     print(f"{options.model}: all classes right {exact:.2%}, first class present {first:.2%} of {len(TEST)} pictures")

@@ -6,21 +6,29 @@ import functools
 import re
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
-from fxlrp.errors import FxlrpError
-
-if TYPE_CHECKING:  # torch and what builds on it take seconds to import: --help does without
-    from torch import Tensor
-
-    from fxlrp import Attribution, Explainer, Report
-    from fxlrp.inputs import LoadedModel
+from fxlrp import Attribution, Explainer, FxlrpError, Report, convert, rulebooks
+from fxlrp.inputs import (
+    LoadedModel,
+    find_class,
+    find_pictures,
+    load_labels,
+    load_model,
+    open_picture,
+    output_files,
+)
+from fxlrp.inputs.pictures import channels_of
 
 app = typer.Typer(
     help="Explain what a PyTorch model looked at, by layer-wise relevance propagation.",
@@ -111,25 +119,22 @@ def explain(
     [dim]fxlrp explain timm:resnet50 photos/ -o heatmaps/ --target "tabby, tabby cat"[/]
     [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
     """
-    import fxlrp
-    from fxlrp.inputs import find_class, find_pictures, load_labels, output_files
-
     pictures = find_pictures(inputs)
     names = load_labels(labels) if labels else None
     loaded = _load(model, arch, trust, random_weights, device)
+    if loaded.reads_text:
+        raise FxlrpError(f"{loaded.name} reads text; the command explains pictures.")
     loaded.preprocess = loaded.preprocess.but(_size(size), _numbers(mean, "mean"), _numbers(std, "std"))
     loaded.labels = names or loaded.labels
     asked = None if target is None else find_class(target, loaded.labels)
     against = _contrast(contrast, loaded)
-    explainer = fxlrp.convert(loaded.module, rules=rules, strict=strict)
+    explainer = convert(loaded.module, rules=rules, strict=strict)
     run = functools.partial(_explain, explainer, loaded, target=asked, contrast=against, given=names is not None)
     _notice_guess(loaded)
     files = output_files(pictures, output)
     if len(pictures) == 1:
         run(pictures[0], files[0])
     else:
-        from rich.progress import track
-
         for picture, file in zip(track(pictures, "explaining", console=err, transient=True), files, strict=True):
             run(picture, file)
     _say_counts(explainer.report())
@@ -152,13 +157,9 @@ def inspect(
 
     [dim]fxlrp inspect torchvision:densenet121 --random-weights[/]
     """
-    import torch
-
-    import fxlrp
-
     loaded = _load(model, arch, trust, random_weights, device)
     loaded.preprocess = loaded.preprocess.but(_size(size))
-    explainer = fxlrp.convert(loaded.module, rules=rules, strict=strict)
+    explainer = convert(loaded.module, rules=rules, strict=strict)
     if loaded.reads_text:
         explainer(input_ids=torch.arange(8, device=loaded.like(torch.empty(0)).device)[None])
     else:
@@ -172,10 +173,8 @@ def inspect(
 @_command
 def rules(debug: Debug = False) -> None:
     """List the rulebooks and what each does."""
-    import fxlrp
-
     table = Table("rulebook", "what it does", box=None)
-    for book in fxlrp.rulebooks().values():
+    for book in rulebooks().values():
         table.add_row(f"[bold]{book.name}[/]", " ".join(book.doc.strip().split("\n\n")[0].split()))
     out.print(table)
 
@@ -186,15 +185,12 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Explain two objects in one picture with the network that comes with fxlrp; needs no network access."""
-    import fxlrp
-    from fxlrp.inputs import load_labels
-
     examples = Path(__file__).resolve().parent / "examples"
     loaded = _load(str(examples / "model.pt"), None, False, False, "cpu")
     loaded.labels = load_labels(examples / "labels.txt")
     shown = ((p, [n for n in p.stem.split("_") if n in loaded.labels]) for p in sorted(examples.glob("pictures/*.png")))
-    picture, objects = next((p, n) for p, n in shown if len(n) == 2 and p.stem == "_".join(n))
-    explainer = fxlrp.convert(loaded.module)
+    picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1 and p.stem == "_".join(n))  # no masks
+    explainer = convert(loaded.module)
     for name in objects:
         _explain(
             explainer, loaded, picture, output / f"demo_{name}.png", target=loaded.labels.index(name), contrast="others"
@@ -203,21 +199,14 @@ def demo(
 
 
 @app.callback(invoke_without_command=True)
-def _main(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
-    if version:
-        from importlib.metadata import version as version_of
-
-        out.print(f"fxlrp {version_of('fxlrp')}")
+def _main(show: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if show:
+        out.print(f"fxlrp {version('fxlrp')}")
         raise typer.Exit
 
 
 def _load(model: str, arch: str | None, trust: bool, random_weights: bool, device: str | None) -> LoadedModel:
     """The model in single precision or better, on its device."""
-    import torch
-
-    from fxlrp.inputs import load_model
-    from fxlrp.inputs.pictures import channels_of
-
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.partition(":")[0] not in ("cpu", "cuda"):
@@ -245,10 +234,6 @@ def _explain(
     given: bool = False,
 ) -> None:
     """Explain one picture, print what was predicted and explained, and write the heatmap."""
-    from fxlrp.inputs import open_picture
-
-    if loaded.reads_text:
-        raise FxlrpError(f"{loaded.name} reads text; the command explains pictures.")
     x, seen = loaded.preprocess(open_picture(picture))
     a = explainer(loaded.like(x[None]), target=target, contrast=contrast)
     if given and loaded.labels and len(loaded.labels) != a.logits.shape[1]:
@@ -260,7 +245,8 @@ def _explain(
 
 def _say_explained(a: Attribution, loaded: LoadedModel, picture: Path, contrast: int | str | None) -> None:
     assert a.target is not None
-    table = Table(title=escape(str(picture)), title_justify="left", box=None)
+    out.print(f"[bold]{escape(str(picture))}[/]", soft_wrap=True)
+    table = Table(box=None)
     for column in ("class", "name", "probability"):
         table.add_column(column, justify="left" if column == "name" else "right")
     probabilities = _probabilities(a.logits[0])
@@ -305,8 +291,6 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 
 def _contrast(name: str, loaded: LoadedModel) -> int | str | None:
-    from fxlrp.inputs import find_class
-
     if name in ("none", "others", "softmax"):
         return None if name == "none" else name
     return find_class(name, loaded.labels)

@@ -106,7 +106,13 @@ def admit(name: str) -> Any:
         found = getattr(import_module(home), last)  # imports library modules only: _HOMES and FUNCTIONS name them
     except (ImportError, AttributeError):
         return None
-    return found if name in FUNCTIONS or _is_layer(found) or _is_config(found) or is_enum(found) else None
+    fine = (
+        name in FUNCTIONS
+        or _is_layer(found)
+        or is_enum(found)
+        or (home.startswith("transformers.") and _is_config(found))
+    )
+    return found if fine else None
 
 
 def _is_layer(cls: Any) -> bool:

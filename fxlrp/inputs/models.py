@@ -238,7 +238,7 @@ def _loaded(
     preprocess = own or preprocess or Preprocess(guessed=True)
     if preprocess.guessed and (shape := input_shape(module)) and len(shape) == 4 and any(shape[2:]):
         preprocess = Preprocess((shape[2] or shape[3], shape[3] or shape[2]), guessed=True)
-    if not (names or labels) and [w.shape[:1] for w in module.state_dict().values()][-1:] == [(1000,)]:
+    if not (names or labels) and [w.shape[:1] for w in list(module.state_dict().values())[-1:]] == [(1000,)]:
         labels = imagenet_labels()
     return LoadedModel(module, name, preprocess, names or labels or None)
 
@@ -268,6 +268,8 @@ def _network(what: str, needed: bool) -> Iterator[None]:
                 f"Cannot get {what}: no network, or no such name there; give a file, or --random-weights."
             ) from error
         raise FxlrpError(f"Cannot load {what}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # transformers: no such type of model, or one that wants code of its own run
+        raise FxlrpError(f"Cannot load {what}: {' '.join(str(error).split())[:300]}") from error
     finally:
         constants.HF_HUB_OFFLINE = before
 

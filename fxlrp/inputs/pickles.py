@@ -145,7 +145,8 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
     """
     try:
         if trust:
-            sys.path.append("")  # the user's classes are found from where they stand, as python would
+            if "" not in sys.path:
+                sys.path.append("")  # classes are looked for in the current folder too, as python itself does
             return torch.load(path, map_location="cpu", weights_only=False)
         if not zipfile.is_zipfile(path):  # as torch saved before 1.6: tensors only, torch's own list
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -96,7 +96,7 @@ ABSLRP = publish(
                 (elementwise.sub, (0, 1), aten.sub.Tensor),
                 (elementwise.shift_minus, (1,), aten.sub.Tensor),
                 (elementwise.mul, (0, 1), aten.mul.Tensor, aten.multiply.Tensor),
-                (elementwise.div, (0, 1), aten.div.Tensor, aten.divide.Tensor),
+                (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
                 *((named(op_name(op), activation(op)), op) for op in ACTIVATIONS),
                 (ABSOLUTE, *AVERAGES),
             ),

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxlrp.errors import FxlrpError
+
 
 class Batch(NamedTuple):
     """Where the samples of a tensor are: its `axis` is laid out as [before, samples, after]."""
@@ -183,7 +185,14 @@ class _Propagation(torch.autograd.Function):
 
         def call(g: Tensor) -> Sequence[Tensor]:
             out = site.rule(g, z, *args, **kwargs, **dict(site.extras))
-            return (out,) if isinstance(out, Tensor) else out
+            found = (out,) if isinstance(out, Tensor) else tuple(out)
+            shapes = [tuple(c.shape) for c in found]
+            if shapes != [tuple(x.shape) for x in xs]:
+                raise FxlrpError(
+                    f"Rule {site!r} returned cotangents of shapes {shapes} for arguments of shapes "
+                    f"{[tuple(x.shape) for x in xs]}; it must return one like each argument it is registered for."
+                )
+            return found
 
         scaled = site.normalise.scale(call, g, z, xs, site.batches)
         grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}

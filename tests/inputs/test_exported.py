@@ -100,7 +100,7 @@ ATTACKS = {
     "pickled weight": lambda code: edit("use_pickle", True),
     "name": lambda code: edit("parameter_name", f'x"); exec({code!r}); ("'),
     "tree": lambda code: edit("in_spec", '[1, {"type": "enum.Enum", "context": "null", "children_spec": []}]'),
-    "opaque constant": lambda code: edit("path_name", "../custom_obj_0"),
+    "path": lambda code: edit("path_name", "../custom_obj_0"),
 }
 
 
@@ -130,10 +130,10 @@ def test_guards_are_not_run(exported: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_compiled_code_is_refused(exported: Path, tmp_path: Path) -> None:
-    more = {"data/aotinductor/model/model.so": b"\x7fELF"}
-    with pytest.raises(FxlrpError, match=r"a record 'data/aotinductor"):
-        load_exported(changed(exported, tmp_path / "net.pt2", lambda record, data: data, **more))
+@pytest.mark.parametrize("record", ["data/aotinductor/model/model.so", "data/constants/opaque_obj_0", "extra/a.py"])
+def test_other_records_are_refused(record: str, exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(FxlrpError, match=f"a record '{record}'"):
+        load_exported(changed(exported, tmp_path / "net.pt2", lambda record, data: data, **{record: b"?"}))
 
 
 def test_not_an_archive(tmp_path: Path) -> None:

@@ -1,0 +1,189 @@
+"""The command line, run as a user runs it: what is printed, what is written, and one sentence for each mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from fxlrp import FxlrpError, rulebooks
+from fxlrp.cli import app
+
+
+def run(*args: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, f"exit code {result.exit_code}: {result.output}{result.exception!r}"
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole module of 4 classes at 64 pixels, and two pictures."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    net = timm.create_model("resnet10t", num_classes=4).eval()
+    net.pretrained_cfg.update(input_size=(3, 64, 64), label_names=["cat", "dog, hound", "owl", "fox"])
+    torch.save(net, folder / "net.pt")
+    torch.save(nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten()), folder / "four.pt")
+    torch.save(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AvgPool2d(62), nn.Flatten()), folder / "grey.pt")
+    torch.save(net.half(), folder / "half.pt")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def test_explain(files: Path) -> None:
+    said = run("explain", files / "net.pt", files / "a.png").output
+    for name in ("cat", "dog, hound", "owl", "fox"):
+        assert name in said
+    assert "explained" in said
+    assert "against the others" in said
+    assert "rulebook abslrp:" in said
+    assert "wrote a_fxlrp.png" in said
+    picture = Image.open("a_fxlrp.png")
+    assert picture.width > 3 * picture.height * 0.95  # original, heatmap, overlay
+
+
+def test_target_and_contrast(files: Path) -> None:
+    pictures = {}
+    for target, contrast in (("hound", "none"), ("1", "none"), ("hound", "fox"), ("owl", "softmax")):
+        said = run(
+            *("explain", files / "net.pt", files / "a.png", "-o", "out/x.png"),
+            *("--target", target, "--contrast", contrast, "--device", "cpu"),
+        ).output
+        assert f"explained {'owl' if target == 'owl' else 'dog, hound'} (" in said
+        assert {"none": "no contrast", "fox": "against fox", "softmax": "by probability"}[contrast] in said
+        pictures[target, contrast] = np.array(Image.open("out/x.png"))
+    assert np.array_equal(pictures["hound", "none"], pictures["1", "none"])
+    for other in (("hound", "fox"), ("owl", "softmax")):
+        assert not np.array_equal(pictures["hound", "none"], pictures[other])
+
+
+def test_several_pictures(files: Path) -> None:
+    said = run("explain", files / "net.pt", f"{files}/*.png", "-o", "maps").output
+    assert said.count("wrote maps/") == 2
+    assert sorted(p.name for p in Path("maps").iterdir()) == ["a_fxlrp.png", "b_fxlrp.png"]
+
+
+def test_preprocessing_options(files: Path) -> None:
+    """ImageNet's are guessed aloud; given ones are used."""
+    said = run("explain", files / "grey.pt", files / "a.png", "--size", 64).output
+    assert "does not say what pictures it takes: 64x64" in said
+    said = run("explain", files / "grey.pt", files / "a.png", "--size", "64x64", "--mean", "0.5", "--std", "0.5").output
+    assert "does not say" not in said
+
+
+def test_labels_file(files: Path) -> None:
+    Path("four.txt").write_text("one\ntwo\nthree\nfour\n")
+    assert "three" in run("explain", files / "net.pt", files / "a.png", "--labels", "four.txt").output
+
+
+def test_half_precision_is_explained_in_single(files: Path) -> None:
+    assert "half precision" in run("explain", files / "half.pt", files / "a.png").output
+
+
+def test_state_dict(files: Path) -> None:
+    torch.save(torch.load(files / "net.pt", weights_only=False).state_dict(), "w.pt")
+    said = run("explain", "w.pt", files / "a.png", "--arch", "timm:resnet10t", "--size", "64").output
+    assert "class 3" in said
+
+
+def test_exported(files: Path) -> None:
+    net = torch.load(files / "net.pt", weights_only=False)
+    torch.export.save(torch.export.export(net, (torch.rand(1, 3, 64, 64),)), "net.pt2")
+    assert "wrote a_fxlrp.png" in run("explain", "net.pt2", files / "a.png").output
+
+
+def test_inspect(files: Path) -> None:
+    said = run("inspect", files / "net.pt").output
+    assert "linear.default" in said
+    assert "0 generic" in said
+    assert said.count("relu.default") < run("inspect", files / "net.pt", "--nodes").output.count("relu.default")
+    assert "nodes by rulebook" in run("inspect", "torchvision:squeezenet1_1", "--random-weights", "--size", "64").output
+
+
+def test_generic_ops_are_warned_of(tmp_path: Path) -> None:
+    Path("net.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n"
+        "    def forward(self, x): return torch.special.bessel_j0(x).flatten(1)[:, :9]\n"
+    )
+    assert "have no rule of their own: " in run("inspect", "net.py:Net", "--size", "8").output
+    assert "bessel" in run("inspect", "net.py:Net", "--size", "8", "--strict", code=2).output
+
+
+def test_rules() -> None:
+    said = run("rules").output
+    for name in rulebooks():
+        assert name in said
+
+
+def test_demo() -> None:
+    said = run("demo", "-o", "out").output
+    assert said.count("wrote out/demo_") == 2
+    first, second = (np.array(Image.open(p)) for p in sorted(Path("out").iterdir()))
+    assert not np.array_equal(first, second)
+
+
+MISTAKES = {
+    "missing file": (["explain", "none.pt", "{files}/a.png"], "There is no file none.pt"),
+    "missing picture": (["explain", "{files}/net.pt", "none.png"], "There is no file none.png"),
+    "not an image": (["explain", "{files}/net.pt", "{files}/net.pt"], "not a picture that can be read"),
+    "channels": (["explain", "{files}/four.pt", "{files}/a.png"], "takes 4 channels; pictures have 3"),
+    "target": (["explain", "{files}/net.pt", "{files}/a.png", "--target", "4"], "out of range"),
+    "target by name": (["explain", "{files}/net.pt", "{files}/a.png", "--target", "ow"], "did you mean owl"),
+    "contrast": (["explain", "{files}/net.pt", "{files}/a.png", "--contrast", "all"], "There is no class all"),
+    "size": (["inspect", "{files}/net.pt", "--size", "big"], "--size takes pixels"),
+    "mean": (["explain", "{files}/net.pt", "{files}/a.png", "--mean", "a"], "--mean takes numbers"),
+    "labels": (["explain", "{files}/net.pt", "{files}/a.png", "--labels", "{files}/two.txt"], "has 2 names"),
+    "rulebook": (["inspect", "{files}/net.pt", "--rules", "none"], "none"),
+    "device": (["inspect", "{files}/net.pt", "--device", "tpu"], "--device is cpu or cuda"),
+    "architecture": (["inspect", "timm:resnet10"], "did you mean timm:resnet10t"),
+    "one file for two": (["explain", "{files}/net.pt", "{files}/*.png", "-o", "x.png"], "give a folder"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_mistakes(what: str, files: Path) -> None:
+    (files / "two.txt").write_text("one\ntwo\n")
+    args, said = MISTAKES[what]
+    result = run(*(arg.format(files=files) for arg in args), code=2)
+    assert result.output.startswith("error: ") or "\nerror: " in result.output
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_debug_shows_where(files: Path) -> None:
+    result = CliRunner().invoke(app, ["inspect", "none.pt", "--debug"])
+    assert isinstance(result.exception, FxlrpError)
+
+
+def test_unexpected_errors_are_one_line() -> None:
+    Path("net.py").write_text("def net(): raise RuntimeError('no\\nluck')\n")
+    said = run("inspect", "net.py:net", code=1).output
+    assert "unexpected error: RuntimeError: no; run again with --debug" in said
+
+
+def test_as_a_program(files: Path) -> None:
+    """A pickle that runs code, refused: one sentence on stderr, nothing on stdout, no traceback."""
+    torch.save({"model": torchvision.transforms.Resize(4)}, "odd.pt")
+    command = [sys.executable, "-c", "from fxlrp.cli import main; main()", "explain", "odd.pt", str(files / "a.png")]
+    done = subprocess.run(command, capture_output=True, text=True, env=None, cwd=Path.cwd())
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: odd.pt is a pickle that wants more")
+    assert done.stderr.count("\n") == 1
+    assert "fxlrp 0." in run("--version").output
