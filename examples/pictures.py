@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
-SEEDS = ()  # chosen by eye among pictures that neither training nor test has seen
+SEEDS = [20_000_000 + n for n in (54, 218, 307, 338, 406, 430)]  # chosen by eye; no training or test has seen them
 
 
 def trained(name: str) -> torch.nn.Module:

@@ -103,7 +103,8 @@ class Rulebook:
     def extend(self, rows: Mapping[Key, Entry] | Iterable[tuple[Any, ...]] = (), **changes: Any) -> Rulebook:
         """A rulebook like this one but for `rows` (as in `table`) and any other field, e.g. name="mine"."""
         new = rows if isinstance(rows, Mapping) else table(*rows)
-        return replace(self, **{"name": f"{self.name}+", **changes, "entries": {**self.entries, **new}})
+        kept = {(op, args): e for (op, args), e in self.entries.items() if (op, None) not in new}
+        return replace(self, **{"name": f"{self.name}+", **changes, "entries": {**kept, **new}})
 
     def __or__(self, rows: Mapping[Key, Entry]) -> Rulebook:
         return self.extend(rows)

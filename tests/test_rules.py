@@ -1,0 +1,327 @@
+"""Every rule against its definition, in float64: one row per rule of `abslrp`, and a rule without a row fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import fxlrp
+from fxlrp.patterns.batch_norm import batch_normed
+from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL
+from fxlrp.rules.generic import by_definition, generic
+from fxlrp.rules.propagate import MASS, NONE, Batch, Site, over_abs
+from fxlrp.rules.registry import Rule
+
+aten = torch.ops.aten
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass
+class Row:
+    """An op with arguments (two samples in the tensors that carry relevance) and the rule's own definition, if it has
+    one other than the generic rule: h and its absolute companion h_abs, whose derivatives are summed; h alone stands
+    for its ordinary derivative."""
+
+    op: Callable
+    args: tuple
+    shares: tuple[int, ...] = (0,)
+    kwargs: dict[str, Any] | None = None
+    h: Callable | None = None
+    h_abs: Callable | None = None
+
+
+def detached_norm(dims: tuple[int, ...], x: Tensor, eps: float, centre: bool = True) -> tuple[Tensor, Tensor]:
+    mean = x.mean(dims, keepdim=True).detach() if centre else torch.zeros(())
+    sigma = ((x - mean).square().mean(dims, keepdim=True) + eps).sqrt().detach()
+    return x - mean, sigma
+
+
+def normed(dims: tuple[int, ...], weight: Tensor, view: Callable = lambda t: t, centre: bool = True) -> dict[str, Callable]:
+    """Definition of a norm with its statistics as constants: h = w u + b, h_abs = |w| |u|."""
+
+    def h(x: Tensor, *rest: Any) -> Tensor:
+        u, sigma = detached_norm(dims, view(x), 1e-5, centre)
+        return (u / sigma).reshape(x.shape) * weight
+
+    def h_abs(x: Tensor, *rest: Any) -> Tensor:
+        u, sigma = detached_norm(dims, view(x), 1e-5, centre)
+        return (u / sigma).abs().reshape(x.shape) * weight.abs()
+
+    return {"h": h, "h_abs": h_abs}
+
+
+def activation(f: Callable, companion: Callable | None = None) -> dict[str, Callable]:
+    """Definition of a non-linearity x·gate(x): the companion is |x|·gate(x), with the gate f(x)/x."""
+
+    def h_abs(x: Tensor, *rest: Any) -> Tensor:
+        return x.sign() * f(x, *rest)
+
+    return {"h": f, "h_abs": companion or h_abs}
+
+
+x4, x3, c = rand(2, 4, 5, 5), rand(2, 3, 8), rand(8, seed=1)
+channel = rand(4, seed=2)
+bn = (channel, rand(4, seed=3), rand(4, seed=4), rand(4, seed=5).abs() + 0.5, False, 0.1, 1e-5, False)
+softmax_h = lambda x, dim: x.exp() / x.exp().sum(dim, keepdim=True).detach()  # noqa: E731
+ACTIVATIONS = {
+    aten.gelu.default: (),
+    aten.silu.default: (),
+    aten.mish.default: (),
+    aten.hardswish.default: (),
+    aten.sigmoid.default: (),
+    aten.hardsigmoid.default: (),
+    aten.tanh.default: (),
+    aten.softplus.default: (),
+    aten.elu.default: (),
+    aten.celu.default: (),
+    aten.selu.default: (),
+    aten.leaky_relu.default: (0.1,),
+    aten.hardtanh.default: (0.0, 1.0),
+    aten.relu6.default: (),
+    aten.clamp.default: (-0.5, 0.5),
+    aten.clamp_min.default: (-0.5,),
+    aten.clamp_max.default: (0.5,),
+}
+
+ROWS = [
+    Row(aten.linear.default, (x3, rand(6, 8, seed=1), rand(6, seed=2))),
+    Row(aten.conv1d.default, (x3, rand(4, 3, 3, seed=1), rand(4, seed=2), [2], [1])),
+    Row(aten.conv1d.padding, (x3, rand(4, 3, 3, seed=1), None, [1], "same")),
+    Row(aten.conv2d.default, (x4, rand(6, 2, 3, 3, seed=1), rand(6, seed=2), [2, 1], [1, 0], [1, 1], 2)),
+    Row(aten.conv2d.padding, (x4, rand(6, 4, 3, 3, seed=1), None, [1, 1], "same", [2, 2])),
+    Row(aten.conv3d.default, (rand(2, 2, 4, 4, 4), rand(3, 2, 3, 3, 3, seed=1))),
+    Row(aten.conv3d.padding, (rand(2, 2, 4, 4, 4), rand(3, 2, 3, 3, 3, seed=1), None, [1] * 3, "valid")),
+    Row(aten.conv_transpose1d.default, (x3, rand(3, 4, 3, seed=1), None, [2])),
+    Row(aten.conv_transpose2d.input, (x4, rand(4, 2, 3, 3, seed=1), None, [2, 2], [1, 1], [1, 1])),
+    Row(aten.conv_transpose3d.input, (rand(2, 2, 3, 3, 3), rand(2, 3, 2, 2, 2, seed=1), None, [2] * 3)),
+    Row(aten.matmul.default, (x3, rand(8, 5, seed=1))),
+    Row(aten.matmul.default, (rand(6, 3, seed=1), x3), (1,)),
+    Row(aten.matmul.default, (x3, rand(2, 8, 5, seed=1)), (0, 1)),
+    Row(aten.mm.default, (rand(2, 8), rand(8, 5, seed=1))),
+    Row(aten.mm.default, (rand(6, 3, seed=1), rand(3, 2)), (1,)),
+    Row(aten.mm.default, (rand(4, 8), rand(8, 5, seed=1)), (0, 1)),
+    Row(aten.bmm.default, (x3, rand(2, 8, 5, seed=1))),
+    Row(aten.bmm.default, (rand(2, 6, 3, seed=1), x3), (1,)),
+    Row(aten.bmm.default, (x3, rand(2, 8, 5, seed=1)), (0, 1)),
+    Row(aten.addmm.default, (rand(5, seed=2), rand(2, 8), rand(8, 5, seed=1)), (1,)),
+    Row(
+        batch_normed,
+        (x4, rand(4, 4, 3, 3, seed=1), rand(4, seed=6), aten.conv2d.default, ([1, 1], [1, 1]), bn),
+        h=lambda x, w, b, op, rest, n: op(x, w * (n[0] / (n[3] + n[6]).sqrt()).view(-1, 1, 1, 1), None, *rest),
+        h_abs=lambda x, w, b, op, rest, n: op(
+            x.abs(), (w * (n[0] / (n[3] + n[6]).sqrt()).view(-1, 1, 1, 1)).abs(), None, *rest
+        ),
+    ),
+    Row(
+        aten.batch_norm.default,
+        (x4, *bn),
+        h=lambda x, w, b, m, v, t, mo, eps, _: x * (w / (v + eps).sqrt()).view(-1, 1, 1),
+        h_abs=lambda x, w, b, m, v, t, mo, eps, _: x.abs() * (w / (v + eps).sqrt()).abs().view(-1, 1, 1),
+    ),
+    Row(aten.layer_norm.default, (x3, [8], c, c), **normed((-1,), c)),
+    Row(
+        aten.group_norm.default,
+        (x4, 2, channel, channel),
+        **normed((2, 3, 4), channel.view(-1, 1, 1), lambda t: t.unflatten(1, (2, 2))),
+    ),
+    Row(
+        aten.instance_norm.default,
+        (x4, channel, channel, None, None, True, 0.1, 1e-5, False),
+        **normed((2, 3), channel.view(-1, 1, 1)),
+    ),
+    Row(aten.rms_norm.default, (x3, [8], c, 1e-5), **normed((-1,), c, centre=False)),
+    Row(aten.softmax.int, (x3, -1), h=softmax_h, h_abs=softmax_h),
+    Row(aten._softmax.default, (x3, -1, False), h=lambda x, d, _: softmax_h(x, d), h_abs=lambda x, d, _: softmax_h(x, d)),
+    Row(aten.add.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), {"alpha": 2}),
+    Row(aten.add.Tensor, (x3, c)),
+    Row(aten.add.Tensor, (c, x3), (1,)),
+    Row(aten.add.Scalar, (x3, 0.3)),
+    Row(aten.sub.Tensor, (x3, c)),
+    Row(aten.sub.Scalar, (x3, 0.3)),
+    Row(aten.sub.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x - y, h_abs=lambda x, y: x.abs() + y.abs()),
+    Row(aten.sub.Tensor, (c, x3), (1,), h=lambda c, x: c - x, h_abs=lambda c, x: x.abs()),
+    Row(aten.mul.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1)),
+    Row(aten.multiply.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1)),
+    Row(aten.div.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x / y.detach()),
+    Row(aten.divide.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x / y.detach()),
+    *(Row(op, (x3, *rest), **activation(op)) for op, rest in ACTIVATIONS.items()),
+]
+
+
+def key(row: Row) -> tuple:
+    return row.op, row.shares
+
+
+def name(row: Row) -> str:
+    return f"{getattr(row.op, '__name__', row.op)}{row.shares}"
+
+
+def rule_of(row: Row) -> Rule:
+    entry = ABSLRP.lookup(row.op, row.shares)
+    assert isinstance(entry, Rule), f"{row.op} with {row.shares} active has no rule"
+    return entry
+
+
+def definition(row: Row) -> Callable[..., list[Tensor]]:
+    """The rule by autograd from its definition, as cotangents of `row.shares`."""
+    if row.h is None:
+        return generic(row.op, row.shares)
+
+    def rule(g: Tensor, z: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
+        leaves, spec = pytree.tree_flatten(args)
+        xs = [leaves[i].detach().requires_grad_() for i in row.shares]
+        for i, x in zip(row.shares, xs, strict=True):
+            leaves[i] = x
+        a = pytree.tree_unflatten(leaves, spec)
+        if row.h_abs is None:
+            total = (row.h(*a, **kwargs) * g).sum()
+        else:
+            total = ((row.h(*a, **kwargs) + row.h_abs(*a, **kwargs)) * over_abs(g, z)).sum()
+        found = torch.autograd.grad(total, xs, allow_unused=True)
+        return [torch.zeros_like(x) if d is None else d for x, d in zip(xs, found, strict=True)]
+
+    return rule
+
+
+def test_every_rule_has_a_row() -> None:
+    rows = {key(r) for r in ROWS}
+    entries = {(op, args) for (op, args), e in ABSLRP.entries.items() if isinstance(e, Rule)}
+    # `out=` overloads never appear in a captured graph
+    entries = {(op, args) for op, args in entries if "out" not in getattr(op, "_overloadname", "")}
+    assert entries - rows == set()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name)
+def test_equals_definition(row: Row) -> None:
+    entry, kwargs = rule_of(row), row.kwargs or {}
+    z = row.op(*row.args, **kwargs)
+    g = rand(*z.shape, seed=9)
+    fast = entry.fn(g, z, *row.args, **kwargs)
+    fast = (fast,) if isinstance(fast, Tensor) else fast
+    leaves = pytree.tree_leaves(row.args)
+    shares = entry.shares if entry.shares is not None else row.shares
+    slow = dict(zip(row.shares, definition(row)(g, z, *row.args, **kwargs), strict=True))
+    for i, f in zip(shares, fast, strict=True):
+        torch.testing.assert_close(leaves[i] * f, leaves[i] * slow[i], rtol=1e-10, atol=1e-10)
+    for i in set(row.shares) - set(shares):
+        assert not slow[i].any(), "the definition gives relevance to an argument the rule leaves out"
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if "nonneg" in rule_of(r).fn.__code__.co_varnames], ids=name)
+def test_nonnegative_shortcut(row: Row) -> None:
+    leaves, spec = pytree.tree_flatten(row.args)
+    leaves[row.shares[0]] = leaves[row.shares[0]].clamp(min=0)
+    args = pytree.tree_unflatten(leaves, spec)
+    z = row.op(*args)
+    g = rand(*z.shape, seed=9)
+    fn, x = rule_of(row).fn, leaves[row.shares[0]]
+    torch.testing.assert_close(x * fn(g, z, *args, nonneg=True), x * fn(g, z, *args, nonneg=False), rtol=1e-12, atol=0)
+
+
+def site(row: Row, normalise: Any) -> Callable[..., Tensor]:
+    entry = rule_of(row)
+    shares = entry.shares if entry.shares is not None else row.shares
+    batch = (Batch(0),) * (1 + len(shares))
+    return Site(row.op, entry.fn, entry.name, "test", normalise, shares, frozenset(row.shares), batch)
+
+
+BATCHED = [r for r in ROWS if r.op is not aten.mm.default and all(pytree.tree_leaves(r.args)[i].shape[0] == 2 for i in r.shares)]
+
+
+@pytest.mark.parametrize("row", BATCHED, ids=name)
+def test_mass_is_kept_and_samples_are_apart(row: Row) -> None:
+    kwargs = row.kwargs or {}
+
+    def run(pick: slice) -> tuple[list[Tensor], Tensor]:
+        leaves, spec = pytree.tree_flatten(row.args)
+        # a constant of two rows (bmm) goes with the samples
+        paired = [i for i, t in enumerate(leaves) if i in row.shares or (row.op is aten.bmm.default and isinstance(t, Tensor))]
+        for i in paired:
+            leaves[i] = leaves[i][pick].clone().requires_grad_(i in row.shares)
+        xs = [leaves[i] for i in row.shares]
+        z = site(row, MASS)(*pytree.tree_unflatten(leaves, spec), **kwargs)
+        g = rand(2, *z.shape[1:], seed=9)[pick]
+        grads = torch.autograd.grad(z, xs, g, allow_unused=True)
+        mass_out = torch.stack([(z * g).clamp(min=0).flatten(1).sum(1), (-z * g).clamp(min=0).flatten(1).sum(1)])
+        return [x.detach() * d for x, d in zip(xs, grads, strict=True) if d is not None], mass_out.detach()
+
+    both, mass = run(slice(0, 2))
+    for i in range(2):
+        alone, _ = run(slice(i, i + 1))
+        for a, b in zip(alone, both, strict=True):
+            torch.testing.assert_close(a[0], b[i], rtol=1e-10, atol=1e-12)
+    total = sum(r.flatten(1).sum(1) for r in both)
+    if row.h is None:  # a norm or softmax gives relevance of both signs for one of either
+        torch.testing.assert_close(total, mass[0] - mass[1], rtol=1e-9, atol=1e-9)
+
+
+def test_linear_written_out() -> None:
+    """R_i = Σ_j 2 (x_i w_ij)⁺ R_j / |z_j|, with loops."""
+    x, w, b = rand(1, 5), rand(4, 5, seed=1), rand(4, seed=2)
+    z = x @ w.T + b
+    g = rand(1, 4, seed=3)
+    expected = torch.zeros(5).double()
+    for i in range(5):
+        for j in range(4):
+            expected[i] += 2 * max(x[0, i] * w[j, i], 0) * (z[0, j] * g[0, j]) / abs(z[0, j])
+    got = x * site(Row(aten.linear.default, (x, w, b)), NONE).rule(g, z, x, w, b)
+    torch.testing.assert_close(got[0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_convolution_written_out() -> None:
+    x, w = rand(1, 1, 4), rand(1, 1, 2, seed=1)
+    z = torch.nn.functional.conv1d(x, w)
+    g = rand(1, 1, 3, seed=2)
+    expected = torch.zeros(4).double()
+    for o in range(3):
+        for k in range(2):
+            expected[o + k] += 2 * max(x[0, 0, o + k] * w[0, 0, k], 0) * z[0, 0, o].sign() * g[0, 0, o]
+    rule = ABSLRP.lookup(aten.conv1d.default, (0,))
+    torch.testing.assert_close((x * rule.fn(g, z, x, w))[0, 0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_zero_output_carries_no_relevance() -> None:
+    x, w = torch.zeros(1, 3).double(), rand(2, 3)
+    g = ABSLRP.lookup(aten.linear.default, (0,)).fn(torch.ones(1, 2).double(), x @ w.T, x, w)
+    assert torch.isfinite(g).all()
+    assert not (x * g).any()
+
+
+def test_by_definition_is_the_sum_of_both_derivatives() -> None:
+    x, g = rand(2, 3), rand(2, 3, seed=1)
+    rule = by_definition(torch.sin, torch.cos)
+    torch.testing.assert_close(rule(g, x.exp(), x), g * (x.cos() - x.sin()))
+
+
+def test_registry_prefers_the_users_rule_and_forgets_it() -> None:
+    @fxlrp.rule(aten.gelu.default)
+    def mine(g: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        return g
+
+    try:
+        assert ABSLRP.lookup(aten.gelu.default, (0,)).fn is mine
+    finally:
+        fxlrp.unregister(aten.gelu.default)
+    assert ABSLRP.lookup(aten.gelu.default, (0,)).fn is not mine
+
+
+def test_extend_leaves_the_original_alone() -> None:
+    mine = ABSLRP.extend([(STRUCTURAL, aten.gelu.default), (ABSOLUTE, aten.silu)], name="mine")
+    assert mine.lookup(aten.gelu.default, (0,)) is STRUCTURAL
+    assert mine.lookup(aten.silu.default, (0,)) is ABSOLUTE
+    assert isinstance(ABSLRP.lookup(aten.gelu.default, (0,)), Rule)
+    assert mine.name == "mine"
+
+
+def test_unknown_rulebook_is_named() -> None:
+    with pytest.raises(fxlrp.FxlrpError, match="abslrp-2024-04"):
+        fxlrp.convert(torch.nn.Linear(2, 2).eval(), rules="nope")
