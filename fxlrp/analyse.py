@@ -38,14 +38,17 @@ def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
     return {i: nodes for i, nodes in out.items() if nodes}
 
 
-MOVES_INDICES = (aten.view, aten.reshape, aten.slice, aten.to, aten.clone, aten.alias, aten.flatten, aten.squeeze)
+MOVES = (aten.view, aten.reshape, aten.slice, aten.to, aten.clone, aten.alias, aten.flatten, aten.squeeze, aten.unsqueeze, aten.expand)
+
+
+"""Ops that pass values on one by one."""
 
 
 def _lookups(ids: fx.Node) -> Iterable[fx.Node]:
     for user in ids.users:
         if user.target is aten.embedding.default and user.args[1] is ids:
             yield user
-        elif getattr(user.target, "overloadpacket", None) in MOVES_INDICES:
+        elif getattr(user.target, "overloadpacket", None) in MOVES:
             yield from _lookups(user)
 
 
@@ -101,6 +104,32 @@ def find_nonnegative(gm: fx.GraphModule) -> set[fx.Node]:
             if tensors and all(n in known for n in tensors) and not signed:
                 known.add(node)
     return known
+
+
+MASKING = {aten.masked_fill, aten.where}
+
+
+def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
+    """Active nodes that masks may have made infinite, up to the op (a softmax) that makes them finite again."""
+    found: set[fx.Node] = set()
+    for node in gm.graph.nodes:
+        if node not in active or node.op != "call_function":
+            continue
+        packet = getattr(node.target, "overloadpacket", node.target)
+        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
+        masked = pointwise and packet is not aten.mul and any(not _finite(gm, n) for n in constants)
+        inherits = (pointwise or packet in MOVES) and any(n in found for n in node.all_input_nodes)
+        if packet in MASKING or masked or inherits:
+            found.add(node)
+    return found
+
+
+def _finite(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a constant is a stored tensor without infinities."""
+    if node.op != "get_attr":
+        return False
+    return bool(operator.attrgetter(str(node.target))(gm).isfinite().all())
 
 
 class Samples:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.analyse import Samples, carriers, differentiable, find_active, find_nonnegative, find_readouts
+from fxlrp.analyse import Samples, carriers, differentiable, find_active, find_infinite, find_nonnegative, find_readouts
 from fxlrp.capture import Capture
 from fxlrp.errors import FxlrpError
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
-from fxlrp.rules.propagate import WHOLE, Site
+from fxlrp.rules.propagate import WHOLE, Placement, Site
 from fxlrp.rules.registry import Absolute, Entry, Rule, Rulebook, Structural
 
 
@@ -56,7 +56,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
         )
     starts = {n for ns in inputs.values() for n in ns}
     samples = Samples(gm, captured.inputs, inputs, active)
-    nonnegative = find_nonnegative(gm)
+    nonnegative, infinite = find_nonnegative(gm), find_infinite(gm, active)
     rows: list[NodeReport] = []
     mixes: str | None = None
     for node in list(gm.graph.nodes):
@@ -70,7 +70,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
             rows.append(describe(node, "structural", ""))
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
-        unplaced = _install(node, entry, active, nonnegative, samples, rulebook)
+        unplaced = _install(node, entry, active, nonnegative, infinite, samples, rulebook)
         mixes = mixes or unplaced
     report = Report(rows, rulebook.name)
     if strict and report.counts["generic"]:
@@ -98,7 +98,13 @@ def _entry(node: fx.Node, active: set[fx.Node], rulebook: Rulebook) -> Entry | N
 
 
 def _install(
-    node: fx.Node, entry: Rule | Absolute | None, active: set[fx.Node], nonnegative: set[fx.Node], samples: Samples, book: Rulebook
+    node: fx.Node,
+    entry: Rule | Absolute | None,
+    active: set[fx.Node],
+    nonnegative: set[fx.Node],
+    infinite: set[fx.Node],
+    samples: Samples,
+    book: Rulebook,
 ) -> str | None:
     """Put a Site in the node's place; the node's name if its samples can't be told apart."""
     leaves = _leaves(node)
@@ -115,6 +121,8 @@ def _install(
     pointwise = torch.Tag.pointwise in getattr(op, "tags", ())
     batches = [where, *(where if pointwise else samples.of(leaves[i]) for i in shares)]
     unplaced = None if all(b is not None for b in batches) else node.name
+    output, *inputs = (b or WHOLE for b in batches)
+    placement = Placement(output, tuple(inputs), node in infinite or any(leaves[i] in infinite for i in shares))
     fn = rule.fn if rule else generic(op, shares)  # type: ignore[arg-type]
     extras = (("nonneg", leaves[shares[0]] in nonnegative),) if rule and rule.wants("nonneg") else ()
     plain = op_name(node).split(".")[0]
@@ -127,7 +135,7 @@ def _install(
         book.normalise,
         shares,
         frozenset(positions),
-        tuple(b or WHOLE for b in batches),
+        placement,
         extras,
     )
     return unplaced

@@ -15,7 +15,7 @@ import fxlrp
 from fxlrp.patterns.batch_norm import batch_normed
 from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL
 from fxlrp.rules.generic import by_definition, generic
-from fxlrp.rules.propagate import MASS, NONE, Batch, Site, over_abs
+from fxlrp.rules.propagate import MASS, NONE, Batch, Placement, Site, over_abs
 from fxlrp.rules.registry import Rule
 
 aten = torch.ops.aten
@@ -230,7 +230,7 @@ def test_nonnegative_shortcut(row: Row) -> None:
 def site(row: Row, normalise: Any) -> Callable[..., Tensor]:
     entry = rule_of(row)
     shares = entry.shares if entry.shares is not None else row.shares
-    batch = (Batch(0),) * (1 + len(shares))
+    batch = Placement(Batch(0), (Batch(0),) * len(shares))
     return Site(row.op, entry.fn, entry.name, "test", normalise, shares, frozenset(row.shares), batch)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fxlrp.rules.propagate import over_abs
@@ -11,7 +10,7 @@ from fxlrp.rules.propagate import over_abs
 def add(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> tuple[Tensor, Tensor]:
     """A sum: relevance goes to the positive summands, R_x = 2 x⁺ s and R_y = 2 (αy)⁺ s."""
     s = 2 * over_abs(g, z)
-    return torch.where(x > 0, s, 0), torch.where(alpha * y > 0, alpha * s, 0)
+    return s.masked_fill(x <= 0, 0), alpha * s.masked_fill(y * alpha <= 0, 0)
 
 
 def sub(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> tuple[Tensor, Tensor]:
@@ -21,12 +20,12 @@ def sub(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> tupl
 
 def shift(g: Tensor, z: Tensor, x: Tensor, y: Tensor | float, *, alpha: float = 1) -> Tensor:
     """A sum with a constant: as a bias does, the constant takes part in |z| only, R_x = 2 x⁺ s."""
-    return torch.where(x > 0, 2 * over_abs(g, z), 0)
+    return (2 * over_abs(g, z)).masked_fill_(x <= 0, 0)
 
 
 def shift_right(g: Tensor, z: Tensor, x: Tensor | float, y: Tensor, *, alpha: float = 1) -> Tensor:
     """A constant plus α y: as `shift`."""
-    return torch.where(alpha * y > 0, 2 * alpha * over_abs(g, z), 0)
+    return (2 * alpha * over_abs(g, z)).masked_fill_(alpha * y <= 0, 0)
 
 
 def shift_minus(g: Tensor, z: Tensor, x: Tensor | float, y: Tensor, *, alpha: float = 1) -> Tensor:
@@ -36,7 +35,7 @@ def shift_minus(g: Tensor, z: Tensor, x: Tensor | float, y: Tensor, *, alpha: fl
 
 def mul(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """A product of two activations (a gate): both factors of a positive product share alike, R_x = R_y = 2 (xy)⁺ s."""
-    s = torch.where(z > 0, 2 * over_abs(g, z), 0)
+    s = (2 * over_abs(g, z)).masked_fill_(z <= 0, 0)
     return y * s, x * s
 
 

@@ -70,7 +70,7 @@ def activation(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         (d,) = vjp(lambda t: f(t, *args, **kwargs), [x], over_abs(g, z))
-        return torch.where(x > 0, 2 * d, 0)
+        return (2 * d).masked_fill_(x <= 0, 0)
 
     rule.__name__ = "activation"
     rule.__doc__ = activation.__doc__

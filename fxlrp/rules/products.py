@@ -24,8 +24,8 @@ def positive_contributions(
     s: Tensor, x: Tensor, w: Tensor, transposed: Callable[[Tensor, Tensor], Tensor], nonneg: bool = False
 ) -> Tensor:
     """2 W⁺ᵀs where x > 0 and 2 W⁻ᵀs where x < 0; `transposed(s, w)` is Wᵀs, `nonneg` says that x ≥ 0."""
-    plus = transposed(s, w.clamp(min=0))
-    return 2 * (plus if nonneg else torch.where(x > 0, plus, transposed(s, w.clamp(max=0))))
+    plus = transposed(s, w.clamp(min=0)).mul_(2)
+    return plus if nonneg else torch.where(x > 0, plus, transposed(s, w.clamp(max=0)).mul_(2))
 
 
 def linear(g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Tensor:

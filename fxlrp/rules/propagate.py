@@ -33,12 +33,20 @@ Propagate = Callable[[Tensor], Sequence[Tensor]]
 """What a normalisation calls: the rule at one op, from g at its output to raw g at each input it shares with."""
 
 
+class Placement(NamedTuple):
+    """Where the samples of an op's output and of its inputs are, and whether masked (infinite) values may be among them."""
+
+    output: Batch
+    inputs: tuple[Batch, ...]
+    masked: bool = False
+
+
 @dataclass(frozen=True)
 class Normalise:
-    """How a rulebook rescales what its rules return.  `scale(call, g, z, xs, batches)` gives one g for each x in xs."""
+    """How a rulebook rescales what its rules return.  `scale(call, g, z, xs, where)` gives one g for each x in xs."""
 
     name: str
-    scale: Callable[[Propagate, Tensor, Tensor, Sequence[Tensor], Sequence[Batch]], list[Tensor]]
+    scale: Callable[[Propagate, Tensor, Tensor, Sequence[Tensor], Placement], list[Tensor]]
 
 
 def over_abs(g: Tensor, z: Tensor) -> Tensor:
@@ -68,46 +76,47 @@ def ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
 
 
-def relevance(a: Tensor, g: Tensor) -> Tensor:
-    """R = a ⊙ g, and 0 where g is 0 even if a is infinite (a masked logit)."""
-    return torch.where(g == 0, 0, a * g)
+def relevance(a: Tensor, g: Tensor, masked: bool = False) -> Tensor:
+    """R = a ⊙ g; where `masked`, a may be infinite (a masked logit) and R is 0 wherever g is."""
+    r = a * g
+    return r.masked_fill_(g == 0, 0) if masked else r
 
 
-def _mass(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], batches: Sequence[Batch]) -> list[Tensor]:
+def _mass(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     """Positive and negative relevance apart, each keeping its mass P = Σ|R|, inputs sharing it in proportion.
 
     R_i = P (A_i / Σ_k A_k) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i   (2024-04, items 5 and 6)
     """
-    r = relevance(z, g)
+    r = relevance(z, g, where.masked)
+    above = g.masked_fill(r <= 0, 0)
     total: list[Tensor] = []
-    for part in (r > 0, r < 0):
-        raw = call(torch.where(part, g, 0))
-        mass = sample_sum(torch.where(part, r, 0), batches[0]).abs()
-        shares = [relevance(x, c) for x, c in zip(xs, raw, strict=True)]
-        sizes = [sample_sum(s.abs(), b) for s, b in zip(shares, batches[1:], strict=True)]
+    for part, mass in ((above, r.clamp(min=0)), (g - above, r.clamp_(max=0))):
+        raw = call(part)
+        shares = [relevance(x, c, where.masked) for x, c in zip(xs, raw, strict=True)]
+        factors = [sample_sum(mass, where.output).abs()]
         if len(shares) > 1:
-            sums = [sample_sum(s, b) for s, b in zip(shares, batches[1:], strict=True)]
+            sums = [sample_sum(s, b) for s, b in zip(shares, where.inputs, strict=True)]
             whole = sum(sums[1:], sums[0])
-            factors = [mass * ratio(a, whole) for a in sums]
-        else:
-            factors = [mass]
+            factors = [factors[0] * ratio(a, whole) for a in sums]
+        sizes = [sample_sum(s.abs_(), b) for s, b in zip(shares, where.inputs, strict=True)]
         scaled = [
-            sample_scale(c, ratio(f, n), b) for c, f, n, b in zip(raw, factors, sizes, batches[1:], strict=True)
+            sample_scale(c, ratio(f, n), b) for c, f, n, b in zip(raw, factors, sizes, where.inputs, strict=True)
         ]
-        total = [t + s for t, s in zip(total, scaled, strict=True)] if total else scaled
+        total = [t.add_(s) for t, s in zip(total, scaled, strict=True)] if total else scaled
     return total
 
 
-def _unit(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], batches: Sequence[Batch]) -> list[Tensor]:
+def _unit(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     """Every input of every op gets Σ|R| = 1, with 1e-9 beside |z| and Σ|R| as published (2024-12)."""
-    raw = call(g * (z.abs() / (z.abs() + 1e-9)))
+    size = z.abs().nan_to_num(posinf=1)
+    raw = call(g * (size / (size + 1e-9)))
     return [
-        sample_scale(c, 1 / (sample_sum(relevance(x, c).abs(), b) + 1e-9), b)
-        for x, c, b in zip(xs, raw, batches[1:], strict=True)
+        sample_scale(c, 1 / (sample_sum(relevance(x, c, where.masked).abs_(), b) + 1e-9), b)
+        for x, c, b in zip(xs, raw, where.inputs, strict=True)
     ]
 
 
-def _as_it_is(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], batches: Sequence[Batch]) -> list[Tensor]:
+def _as_it_is(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     return list(call(g))
 
 
@@ -123,7 +132,7 @@ class Site:
     rule: called as rule(g, z, *args, **kwargs) with the op's own arguments; returns one g per tensor in `shares`.
     shares: which leaves of the call's (args, kwargs), in pytree order, the rule returns g for.
     active: which of them carry relevance; a share of any other is discarded (a constant took it).
-    batches: where the samples are, in the output first, then in each tensor of `shares`.
+    where: where the samples are, in the output and in each tensor of `shares`.
     """
 
     def __init__(
@@ -135,15 +144,15 @@ class Site:
         normalise: Normalise,
         shares: tuple[int, ...],
         active: frozenset[int],
-        batches: tuple[Batch, ...],
+        where: Placement,
         extras: tuple[tuple[str, Any], ...] = (),
     ) -> None:
         self.op, self.rule, self.normalise = op, rule, normalise
         self.pointwise = torch.Tag.pointwise in getattr(op, "tags", ())
-        self.shares, self.active, self.batches, self.extras = shares, active, batches, extras
+        self.shares, self.active, self.where, self.extras = shares, active, where, extras
         self.__name__, self.__module__ = name, book.replace("-", "_")
         self.__qualname__ = name
-        self._key = (op, rule, name, book, normalise, shares, active, batches, extras)
+        self._key = (op, rule, name, book, normalise, shares, active, where, extras)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Site) and self._key == other._key
@@ -194,6 +203,6 @@ class _Propagation(torch.autograd.Function):
                 )
             return found
 
-        scaled = site.normalise.scale(call, g, z, xs, site.batches)
+        scaled = site.normalise.scale(call, g, z, xs, site.where)
         grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}
         return None, None, None, None, *(grads.get(i) for i in ctx.places)
