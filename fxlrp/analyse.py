@@ -25,20 +25,31 @@ def carriers(node: fx.Node) -> list[fx.Node]:
     """The inputs whose values (not just shapes) the node's value depends on differentiably."""
     if node.target in SHAPE_ONLY:
         return []
-    skip = SHAPE_ARGUMENT.get(node.target)  # type: ignore[arg-type]
+    skip = SHAPE_ARGUMENT.get(node.target)
     shape_only = {node.args[skip]} if skip is not None and len(node.args) > skip else set()
     return [n for n in node.all_input_nodes if n not in shape_only or node.args[0] is n]
 
 
 def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
-    """Where relevance is read for each input tensor: float inputs at themselves, integer ones at the embeddings they index."""
+    """Where relevance is read for each input: float inputs at themselves, integer ones at the embeddings they index."""
     out: dict[int, list[fx.Node]] = {}
-    for i, node in enumerate(n for n in gm.graph.nodes if n.op == "placeholder"):
+    for i, node in enumerate(gm.graph.find_nodes(op="placeholder")):
         out[i] = [node] if differentiable(node) else list(_lookups(node))
     return {i: nodes for i, nodes in out.items() if nodes}
 
 
-MOVES = (aten.view, aten.reshape, aten.slice, aten.to, aten.clone, aten.alias, aten.flatten, aten.squeeze, aten.unsqueeze, aten.expand)
+MOVES = (
+    aten.view,
+    aten.reshape,
+    aten.slice,
+    aten.to,
+    aten.clone,
+    aten.alias,
+    aten.flatten,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.expand,
+)
 
 
 """Ops that pass values on one by one."""
@@ -77,15 +88,17 @@ NONNEGATIVE = {
     aten.softplus.default,
     aten.relu6.default,
 }
+# fmt: off
 KEEPS_SIGN = {
-    operator.getitem,
-    *(getattr(aten, name) for name in (
-        "view reshape flatten unflatten permute transpose squeeze unsqueeze expand clone contiguous alias to slice select"
-        " cat stack split split_with_sizes chunk unbind dropout pad max_pool1d max_pool2d max_pool3d avg_pool1d"
-        " avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d mean sum"
-        " add mul index roll repeat upsample_nearest2d upsample_bilinear2d"
-    ).split()),
-}  # fmt: skip
+    operator.getitem, aten.view, aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose,
+    aten.squeeze, aten.unsqueeze, aten.expand, aten.clone, aten.contiguous, aten.alias, aten.to, aten.slice,
+    aten.select, aten.cat, aten.stack, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.dropout,
+    aten.pad, aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, aten.avg_pool1d, aten.avg_pool2d,
+    aten.avg_pool3d, aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d,
+    aten.adaptive_max_pool2d, aten.mean, aten.sum, aten.add, aten.mul, aten.index, aten.roll, aten.repeat,
+    aten.upsample_nearest2d, aten.upsample_bilinear2d,
+}
+# fmt: on
 """Ops whose value is ≥ 0 when all their tensor inputs are."""
 
 
@@ -139,9 +152,11 @@ class Samples:
     symbolic, sample 0 of the example is poisoned with NaN and the graph run once: what turns NaN belongs to sample 0.
     """
 
-    def __init__(self, gm: fx.GraphModule, inputs: list[Tensor], readouts: dict[int, list[fx.Node]], nodes: set[fx.Node]):
+    def __init__(
+        self, gm: fx.GraphModule, inputs: list[Tensor], readouts: dict[int, list[fx.Node]], nodes: set[fx.Node]
+    ):
         self.symbols: set = set()
-        for i, node in enumerate(n for n in gm.graph.nodes if n.op == "placeholder"):
+        for node in gm.graph.find_nodes(op="placeholder"):
             value = node.meta.get("val")
             if isinstance(value, Tensor) and value.ndim and isinstance(value.shape[0], torch.SymInt):
                 self.symbols |= value.shape[0].node.expr.free_symbols

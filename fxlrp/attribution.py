@@ -61,12 +61,12 @@ class Attribution:
     def panels(self, picture: Any = None, *, index: int = 0, side: int = 320) -> Sequence[np.ndarray]:
         """Original, heatmap and overlay as arrays [H, W, 3] in 0…1, small pictures enlarged to about `side` pixels."""
         x, _ = self._image()
-        heat = _smooth_scale(self.heatmap()[index].detach().double().cpu())
+        scaled = _scale(self.heatmap()[index].detach().double().cpu())
         original = _stretch(x[index]) if picture is None else np.asarray(picture, dtype=np.float64)
         factor = max(1, side // max(original.shape[:2]))
         original = original.repeat(factor, 0).repeat(factor, 1)
-        heat = torch.nn.functional.interpolate(
-            heat[None, None], size=original.shape[:2], mode="bilinear", align_corners=False
+        heat: np.ndarray = torch.nn.functional.interpolate(
+            scaled[None, None], size=original.shape[:2], mode="bilinear", align_corners=False
         )[0, 0].numpy()
         grey = original.mean(2, keepdims=True) * 0.6 + 0.35
         strength = np.abs(heat)[..., None] ** 0.6
@@ -80,7 +80,7 @@ def _stretch(x: Tensor) -> np.ndarray:
     return ((x - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).numpy()
 
 
-def _smooth_scale(heat: Tensor) -> Tensor:
+def _scale(heat: Tensor) -> Tensor:
     """Scaled to −1…1 by the 99.5 % quantile of |R|, so that a single pixel does not darken all others."""
     top = heat.abs().flatten().kthvalue(max(1, int(heat.numel() * 0.995))).values
     return (heat / top.clamp(min=1e-300)).clamp(-1, 1)

@@ -102,7 +102,9 @@ class _Flat(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self.rebuild(tensors)
         passed_on: list[Tensor] = []
-        hooks = [m.register_forward_hook(_note_identity(passed_on)) for m in self.model.modules() if m is not self.model]
+        hooks = [
+            m.register_forward_hook(_note_identity(passed_on)) for m in self.model.modules() if m is not self.model
+        ]
         try:
             returned = self.model(*args, **kwargs)
         finally:
@@ -158,7 +160,7 @@ def capture(model: nn.Module, args: tuple, kwargs: dict) -> Capture:
 def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
     """An identity module at the output leaves no op in the graph; an alias stands for it."""
     output = gm.graph.output_node()
-    outputs = list(output.args[0])  # type: ignore[arg-type]
+    outputs = list(output.args[0])
     for i in places:
         with gm.graph.inserting_before(output):
             alias = gm.graph.call_function(aten.alias.default, (outputs[i],))
@@ -177,7 +179,9 @@ def _tensors(node: fx.Node) -> Iterator[Tensor]:
 
 def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
     with torch.enable_grad():
-        program = torch.export.export(flat, tuple(tensors), dynamic_shapes=None if dims is None else (dims,), strict=False)
+        program = torch.export.export(
+            flat, tuple(tensors), dynamic_shapes=None if dims is None else (dims,), strict=False
+        )
     graph = program.module(check_guards=False)
     if not functionalize_simple(graph):
         graph = program.run_decompositions({}).module(check_guards=False)
@@ -188,7 +192,7 @@ def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphM
 
 
 def _plain_interface(gm: fx.GraphModule) -> None:
-    """One flat tuple in, one flat tuple out; no guards, no assertions on metadata, no parameter that wants a gradient."""
+    """Nothing but the computation: no guards, no assertions on metadata, no detach."""
     for node in reversed(gm.graph.nodes):
         if node.target in (aten.detach.default, aten.detach_.default):  # relevance is not stopped where training is
             node.replace_all_uses_with(node.args[0])
@@ -200,7 +204,7 @@ def _plain_interface(gm: fx.GraphModule) -> None:
 
 
 def functionalize_simple(gm: fx.GraphModule) -> bool:
-    """Replace in-place ops by their functional twins where nothing else sees the mutated tensor; False if somewhere it does.
+    """Replace in-place ops by their functional twins; False where something else sees the mutated tensor.
 
     torch's own functionalization is complete but costs more than the whole export (2.3 s for a 50-layer network), and
     nearly every in-place op of real models (`relu_`, `add_` on a fresh tensor) is of this simple kind.
@@ -214,7 +218,7 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
         twin = _functional_twin(node)
         base = node.args[0]
         views = [u for u in base.users if u is not node and _aliases(u)]
-        if twin is None or base.op != "call_function" or _aliases(base) and not _was_mutating(base) or views:
+        if twin is None or base.op != "call_function" or (_aliases(base) and not _was_mutating(base)) or views:
             return False
         swaps.append((node, twin))
     for node, twin in swaps:
@@ -254,7 +258,9 @@ def _restore_vocabulary(gm: fx.GraphModule) -> None:
             (item,) = node.users
             with gm.graph.inserting_before(node):
                 x, w, b, mean, var, momentum, eps = node.args
-                whole = gm.graph.call_function(aten.batch_norm.default, (x, w, b, mean, var, False, momentum, eps, False))
+                whole = gm.graph.call_function(
+                    aten.batch_norm.default, (x, w, b, mean, var, False, momentum, eps, False)
+                )
             whole.meta = item.meta
             item.replace_all_uses_with(whole)
             gm.graph.erase_node(item)
@@ -270,5 +276,6 @@ def _why(error: Exception) -> str:
     where = f" at {lines[-1]}" if lines else ""
     return (
         f"torch.export can't trace this model ({type(error).__name__}: {first}){where}; "
-        "its forward may branch on the values of tensors: rewrite that line with torch.where, or convert the submodule without it."
+        "its forward may branch on the values of tensors: rewrite that line with torch.where, or convert the submodule "
+        "without it."
     )

@@ -20,7 +20,7 @@ from fxlrp.seeds import Contrast, Target, directions, relevance_at_output
 class Explainer(nn.Module):
     """A model that also says what it looked at.  Made by `fxlrp.convert`; shares the model's weights.
 
-    One graph is kept per signature of a call (shapes but for the batch, dtypes, devices, constants), made when first met.
+    One graph is kept per signature of a call (shapes but for the batch, dtypes, devices, constants).
     """
 
     def __init__(self, model: nn.Module, rulebook: Rulebook, strict: bool) -> None:
@@ -99,8 +99,8 @@ class Explainer(nn.Module):
             self._plans[signature if captured.dynamic else (signature, batch)] = plan
         if plan.mixes and batch > 1:
             raise FxlrpError(
-                f"The samples of a batch can't be told apart at node {plan.mixes!r}, so a batch of {batch} would mix their "
-                "relevance; explain one sample at a time."
+                f"The samples of a batch can't be told apart at node {plan.mixes!r}, so a batch of {batch} would mix "
+                "their relevance; explain one sample at a time."
             )
         self._latest = plan
         return plan, tensors
@@ -121,7 +121,7 @@ class Explainer(nn.Module):
 
 
 def _score_weights(score: Any, plan: Plan, outputs: list[Tensor]) -> Tensor:
-    """∂(score summed over the batch)/∂logits, for a callable on the model's output; weights it returns stand as they are."""
+    """∂ Σ score/∂ logits for a callable on the model's output; weights it returns stand as they are."""
     with torch.enable_grad():
         logits = outputs[plan.logits].requires_grad_()
         outputs[plan.logits] = logits
@@ -136,7 +136,9 @@ def _score_weights(score: Any, plan: Plan, outputs: list[Tensor]) -> Tensor:
     return torch.nn.functional.one_hot(value.long(), logits.shape[1]).to(logits.dtype)
 
 
-def convert(model: nn.Module, example_inputs: Any = None, *, rules: str | Rulebook = "abslrp", strict: bool = False) -> Explainer:
+def convert(
+    model: nn.Module, example_inputs: Any = None, *, rules: str | Rulebook = "abslrp", strict: bool = False
+) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
     model: any nn.Module in eval mode; it is not modified, its weights are shared.
@@ -153,7 +155,9 @@ def convert(model: nn.Module, example_inputs: Any = None, *, rules: str | Rulebo
     if not isinstance(model, nn.Module):
         raise FxlrpError(f"fxlrp.convert takes an nn.Module, not {type(model).__name__}.")
     if model.training:
-        raise FxlrpError("The model is in training mode; call model.eval() before convert (dropout and batch norm change).")
+        raise FxlrpError(
+            "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
+        )
     explainer = Explainer(model, find_rulebook(rules), strict).eval()
     if example_inputs is not None:
         args = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)

@@ -44,7 +44,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
         graph_pass(gm)
     gm.graph.eliminate_dead_code()
     gm.recompile()
-    outputs = list(gm.graph.output_node().args[0])  # type: ignore[arg-type]
+    outputs = list(gm.graph.output_node().args[0])
     inputs = find_readouts(gm)
     logits = _explained_output(captured, outputs)
     active = find_active(gm, [n for ns in inputs.values() for n in ns], outputs[logits])
@@ -94,7 +94,7 @@ def _active_positions(node: fx.Node, active: set[fx.Node]) -> tuple[int, ...]:
 
 
 def _entry(node: fx.Node, active: set[fx.Node], rulebook: Rulebook) -> Entry | None:
-    return rulebook.lookup(node.target, _active_positions(node, active))  # type: ignore[arg-type]
+    return rulebook.lookup(node.target, _active_positions(node, active))
 
 
 def _install(
@@ -123,12 +123,12 @@ def _install(
     unplaced = None if all(b is not None for b in batches) else node.name
     output, *inputs = (b or WHOLE for b in batches)
     placement = Placement(output, tuple(inputs), node in infinite or any(leaves[i] in infinite for i in shares))
-    fn = rule.fn if rule else generic(op, shares)  # type: ignore[arg-type]
+    fn = rule.fn if rule else generic(op, shares)
     extras = (("nonneg", leaves[shares[0]] in nonnegative),) if rule and rule.wants("nonneg") else ()
     plain = op_name(node).split(".")[0]
     name = rule.name if rule else plain if entry else f"generic_{plain}"
     node.target = Site(
-        op,  # type: ignore[arg-type]
+        op,
         fn,
         name,
         book.name,

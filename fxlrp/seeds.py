@@ -1,7 +1,7 @@
 """Seeds: what is asked about the output, as the relevance a pass starts with.
 
-A target and a contrast name a direction v over the logits [B, K]: v is one-hot(target) on one side and, with a contrast,
-the weights of what it is set against on the other.  How v becomes relevance is the rulebook's `seed`.
+A target and a contrast name a direction v over the logits [B, K]: one-hot(target) on one side and, with a contrast, the
+weights of what it is set against on the other.  How v becomes relevance is the rulebook's `seed`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ Target = None | int | Tensor | Callable[[Any], Tensor]
 Contrast = None | int | str
 
 
-def directions(logits: Tensor, output: Any, target: Target, contrast: Contrast) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(for, against, target index): two non-negative weightings of the logits, and the class per sample if there is one.
+def directions(
+    logits: Tensor, output: Any, target: Target, contrast: Contrast
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(for, against, index): two weightings of the logits, and the target class per sample if there is one.
 
     Raises FxlrpError for a target or contrast that does not fit the logits.
     """
@@ -47,7 +49,7 @@ def directions(logits: Tensor, output: Any, target: Target, contrast: Contrast) 
     raise FxlrpError(f"contrast={contrast!r} is not None, 'others', 'softmax' or a class index.")
 
 
-def _index(logits: Tensor, target: None | int | Tensor) -> Tensor:
+def _index(logits: Tensor, target: int | Tensor | None) -> Tensor:
     if logits.ndim != 2:
         raise FxlrpError(
             f"The explained output has shape {tuple(logits.shape)}, not [batch, classes]: say what to explain with a "
@@ -63,13 +65,17 @@ def _index(logits: Tensor, target: None | int | Tensor) -> Tensor:
     index = index.long().expand(len(logits))
     if ((index < 0) | (index >= logits.shape[1])).any():
         wrong = next(i for i in index.tolist() if not 0 <= i < logits.shape[1])
-        raise FxlrpError(f"Target {wrong} is out of range: the model has {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}.")
+        raise FxlrpError(
+            f"Target {wrong} is out of range: the model has {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}."
+        )
     return index
 
 
 def _asked(logits: Tensor, v: Tensor) -> Tensor:
     if v.shape != logits.shape:
-        raise FxlrpError(f"The target's weights have shape {tuple(v.shape)}, the explained output {tuple(logits.shape)}.")
+        raise FxlrpError(
+            f"The target's weights have shape {tuple(v.shape)}, the explained output {tuple(logits.shape)}."
+        )
     return v.to(logits.dtype)
 
 

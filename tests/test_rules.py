@@ -45,7 +45,9 @@ def detached_norm(dims: tuple[int, ...], x: Tensor, eps: float, centre: bool = T
     return x - mean, sigma
 
 
-def normed(dims: tuple[int, ...], weight: Tensor, view: Callable = lambda t: t, centre: bool = True) -> dict[str, Callable]:
+def normed(
+    dims: tuple[int, ...], weight: Tensor, view: Callable = lambda t: t, centre: bool = True
+) -> dict[str, Callable]:
     """Definition of a norm with its statistics as constants: h = w u + b, h_abs = |w| |u|."""
 
     def h(x: Tensor, *rest: Any) -> Tensor:
@@ -140,14 +142,18 @@ ROWS = [
     ),
     Row(aten.rms_norm.default, (x3, [8], c, 1e-5), **normed((-1,), c, centre=False)),
     Row(aten.softmax.int, (x3, -1), h=softmax_h, h_abs=softmax_h),
-    Row(aten._softmax.default, (x3, -1, False), h=lambda x, d, _: softmax_h(x, d), h_abs=lambda x, d, _: softmax_h(x, d)),
+    Row(
+        aten._softmax.default, (x3, -1, False), h=lambda x, d, _: softmax_h(x, d), h_abs=lambda x, d, _: softmax_h(x, d)
+    ),
     Row(aten.add.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), {"alpha": 2}),
     Row(aten.add.Tensor, (x3, c)),
     Row(aten.add.Tensor, (c, x3), (1,)),
     Row(aten.add.Scalar, (x3, 0.3)),
     Row(aten.sub.Tensor, (x3, c)),
     Row(aten.sub.Scalar, (x3, 0.3)),
-    Row(aten.sub.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x - y, h_abs=lambda x, y: x.abs() + y.abs()),
+    Row(
+        aten.sub.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x - y, h_abs=lambda x, y: x.abs() + y.abs()
+    ),
     Row(aten.sub.Tensor, (c, x3), (1,), h=lambda c, x: c - x, h_abs=lambda c, x: x.abs()),
     Row(aten.mul.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1)),
     Row(aten.multiply.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1)),
@@ -234,7 +240,11 @@ def site(row: Row, normalise: Any) -> Callable[..., Tensor]:
     return Site(row.op, entry.fn, entry.name, "test", normalise, shares, frozenset(row.shares), batch)
 
 
-BATCHED = [r for r in ROWS if r.op is not aten.mm.default and all(pytree.tree_leaves(r.args)[i].shape[0] == 2 for i in r.shares)]
+BATCHED = [
+    r
+    for r in ROWS
+    if r.op is not aten.mm.default and all(pytree.tree_leaves(r.args)[i].shape[0] == 2 for i in r.shares)
+]
 
 
 @pytest.mark.parametrize("row", BATCHED, ids=name)
@@ -244,7 +254,9 @@ def test_mass_is_kept_and_samples_are_apart(row: Row) -> None:
     def run(pick: slice) -> tuple[list[Tensor], Tensor]:
         leaves, spec = pytree.tree_flatten(row.args)
         # a constant of two rows (bmm) goes with the samples
-        paired = [i for i, t in enumerate(leaves) if i in row.shares or (row.op is aten.bmm.default and isinstance(t, Tensor))]
+        paired = [
+            i for i, t in enumerate(leaves) if i in row.shares or (row.op is aten.bmm.default and isinstance(t, Tensor))
+        ]
         for i in paired:
             leaves[i] = leaves[i][pick].clone().requires_grad_(i in row.shares)
         xs = [leaves[i] for i in row.shares]

@@ -10,10 +10,9 @@ from torch import Tensor, fx
 from fxlrp.patterns.emit import emit, replace
 
 aten = torch.ops.aten
-PRODUCTS = tuple(
-    getattr(aten, name).default for name in ("linear", "conv1d", "conv2d", "conv3d")
-) + (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+CONVOLUTIONS = tuple(getattr(c, kind) for c in (aten.conv1d, aten.conv2d, aten.conv3d) for kind in c.overloads())
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+FOLDABLE = (aten.linear.default, *CONVOLUTIONS, *TRANSPOSED)
 
 
 def batch_normed(x: Tensor, w: Tensor, b: Tensor | None, product: Any, rest: tuple, norm: tuple) -> Tensor:
@@ -25,7 +24,7 @@ def fold_batch_norm(gm: fx.GraphModule) -> None:
     """product → batch_norm (in eval mode, the product used nowhere else) becomes one `batch_normed` node."""
     for node in list(gm.graph.nodes):
         product = node.args[0] if node.target is aten.batch_norm.default else None
-        if not isinstance(product, fx.Node) or product.target not in PRODUCTS + TRANSPOSED or len(product.users) > 1:
+        if not isinstance(product, fx.Node) or product.target not in FOLDABLE or len(product.users) > 1:
             continue
         x, w, *more = product.args
         if node.args[5] or product.kwargs:  # batch statistics do not fold
@@ -39,13 +38,15 @@ def fold_batch_norm(gm: fx.GraphModule) -> None:
 
 
 def split_batch_norm(gm: fx.GraphModule) -> None:
-    """batch_norm → standardize, then scale and shift: two batch norms, the first without weights, the second trivial."""
+    """batch_norm → standardize, then scale and shift: one batch norm without weights, one without statistics."""
     for node in list(gm.graph.nodes):
         if node.target is aten.batch_norm.default and isinstance(node.args[1], fx.Node) and not node.args[5]:
             replace(node, _standardize_then_scale)
 
 
-def _standardize_then_scale(call: Any, x: fx.Node, w: fx.Node, b: fx.Node, mean: fx.Node, var: fx.Node, *rest: Any) -> Any:
+def _standardize_then_scale(
+    call: Any, x: fx.Node, w: fx.Node, b: fx.Node, mean: fx.Node, var: fx.Node, *rest: Any
+) -> Any:
     u = call(aten.batch_norm.default, x, None, None, mean, var, *rest)
     zero, one = call(aten.zeros_like.default, mean), call(aten.ones_like.default, var)
     training, momentum, _, cudnn = rest

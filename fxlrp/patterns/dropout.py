@@ -12,7 +12,8 @@ def skip_position_dropout(gm: fx.GraphModule) -> None:
     """Take out dropouts right behind the sum with a learned constant (a position embedding)."""
     for node in list(gm.graph.nodes):
         total = node.args[0] if node.target is aten.dropout.default else None
-        if isinstance(total, fx.Node) and total.target is aten.add.Tensor:
-            if any(isinstance(a, fx.Node) and a.op == "get_attr" for a in total.args):
-                node.replace_all_uses_with(total)
-                gm.graph.erase_node(node)
+        if not isinstance(total, fx.Node) or total.target is not aten.add.Tensor:
+            continue
+        if any(isinstance(a, fx.Node) and a.op == "get_attr" for a in total.args):
+            node.replace_all_uses_with(total)
+            gm.graph.erase_node(node)

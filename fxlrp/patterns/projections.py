@@ -14,7 +14,7 @@ RESHAPES = (aten.reshape.default, aten.view.default)
 
 
 def split_projections(gm: fx.GraphModule) -> None:
-    """unbind(permute(reshape(linear(x, W, b)))) along the outermost part of W's rows → linear(x, W_i, b_i) for each part."""
+    """unbind(permute(reshape(linear(x, W, b)))) along the outermost part of W's rows → linear(x, W_i, b_i) for each."""
     for unbind in [n for n in gm.graph.nodes if n.target is aten.unbind.int]:
         chain = _chain(unbind)
         if chain is None:
@@ -53,7 +53,7 @@ def _chain(unbind: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, int, int] | None
         return None
     if any(len(n.users) != 1 for n in (permute, reshape, linear)):
         return None
-    axis = permute.args[1][dim]  # type: ignore[index]
+    axis = permute.args[1][dim]
     if axis != linear.meta["val"].ndim - 1:  # not the outermost part of the features
         return None
-    return linear, reshape, permute, unbind.args[0].meta["val"].shape[dim], axis  # type: ignore[union-attr]
+    return linear, reshape, permute, unbind.args[0].meta["val"].shape[dim], axis

@@ -98,7 +98,7 @@ ABSLRP = publish(
                 (elementwise.mul, (0, 1), aten.mul.Tensor, aten.multiply.Tensor),
                 (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
                 *((named(op_name(op), activation(op)), op) for op in ACTIVATIONS),
-                (ABSOLUTE, *AVERAGES),
+                (ABSOLUTE, *AVERAGES, aten.linalg_vector_norm.default, aten.addcmul.default),
             ),
         },
         normalise=MASS,

@@ -55,7 +55,7 @@ def instance_norm(
     *_: Any,
 ) -> Tensor:
     """Instance norm: as layer norm, over each channel."""
-    if not use_input_stats:
+    if not use_input_stats and var is not None:
         return batch_norm(g, z, x, w, b, mean, var, False, momentum, eps)
     return standardized(g, z, *_deviation(x, list(range(2, x.ndim)), eps), _per_channel(w, x))
 

@@ -7,6 +7,7 @@ sample, undoing broadcasts, leaving out what carries nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -150,8 +151,8 @@ class Site:
         self.op, self.rule, self.normalise = op, rule, normalise
         self.pointwise = torch.Tag.pointwise in getattr(op, "tags", ())
         self.shares, self.active, self.where, self.extras = shares, active, where, extras
-        self.__name__, self.__module__ = name, book.replace("-", "_")
-        self.__qualname__ = name
+        self.__name__ = self.__qualname__ = re.sub(r"\W", "_", name)  # what printed code calls it
+        self.__module__ = re.sub(r"\W", "_", book)
         self._key = (op, rule, name, book, normalise, shares, active, where, extras)
 
     def __eq__(self, other: object) -> bool:

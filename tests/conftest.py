@@ -1,0 +1,55 @@
+"""Small models and inputs the tests share.  One thread: the suite runs beside others."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests import examples/
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Eval mode, float64, and no zero or one left in the norms' parameters and statistics."""
+    model = model.double().eval()
+    with torch.no_grad():
+        for name, t in [*model.named_parameters(), *model.named_buffers()]:
+            if t.is_floating_point() and t.ndim <= 1:
+                t.add_(0.2 * torch.randn_like(t)).abs_() if "var" in name else t.add_(0.2 * torch.randn_like(t))
+            elif t.is_floating_point() and not t.any():
+                t.normal_(std=0.1)
+    return model
+
+
+class SmallCNN(nn.Module):
+    """In-place, functional and reused ops, a residual, a concatenation and a gate: what hook-based tools trip over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.act = nn.ReLU(inplace=True)
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(x))
+        y += x
+        y = self.act(y)
+        y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+        return self.head(torch.cat([y, x], 1).mean((-2, -1)))
+
+
+@pytest.fixture
+def cnn() -> nn.Module:
+    return randomize(SmallCNN())

@@ -1,0 +1,325 @@
+"""The contract of convert() and of the explainer it returns."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import randomize
+from PIL import Image
+from torch import Tensor, nn
+
+import fxlrp
+from fxlrp import FxlrpError, convert
+
+
+def x_like(batch: int = 2, size: int = 8) -> Tensor:
+    return torch.randn(batch, 3, size, size, dtype=torch.float64)
+
+
+def test_output_is_the_models_own(cnn: nn.Module) -> None:
+    x = x_like()
+    a = convert(cnn)(x)
+    torch.testing.assert_close(a.output, cnn(x), rtol=0, atol=0)
+    assert a.relevance.shape == x.shape
+    assert a.heatmap().shape == (2, 8, 8)
+    torch.testing.assert_close(a.heatmap(), a.relevance.sum(1))
+    assert a.relevance.isfinite().all()
+    assert a.relevance.any()
+
+
+def test_the_model_is_left_as_it_was(cnn: nn.Module) -> None:
+    before = copy.deepcopy(cnn.state_dict())
+    keys = set(cnn.__dict__)
+    x = x_like()
+    original = x.clone()
+    expected = cnn(x)
+    first, second = convert(cnn), convert(cnn)
+    torch.testing.assert_close(first(x).relevance, second(x).relevance, rtol=0, atol=0)
+    assert all(torch.equal(before[k], v) for k, v in cnn.state_dict().items())
+    assert set(cnn.__dict__) == keys
+    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in cnn.modules())
+    assert all(p.requires_grad and p.grad is None for p in cnn.parameters())
+    assert "forward" not in cnn.__dict__
+    torch.testing.assert_close(cnn(x), expected, rtol=0, atol=0)
+    assert torch.equal(x, original)
+    assert not x.requires_grad
+
+
+def test_weights_are_shared(cnn: nn.Module) -> None:
+    explainer, x = convert(cnn), x_like()
+    before = explainer(x).output
+    with torch.no_grad():
+        cnn.head.bias += 1
+    torch.testing.assert_close(explainer(x).output, before + 1)
+
+
+def test_batches_of_any_size_and_rows_apart(cnn: nn.Module) -> None:
+    explainer = convert(cnn, x_like(1))
+    x = x_like(5)
+    whole = explainer(x).relevance
+    assert len(explainer._plans) == 1
+    for i in range(5):
+        torch.testing.assert_close(explainer(x[i : i + 1]).relevance[0], whole[i], rtol=1e-10, atol=1e-13)
+    flipped = explainer(x.flip(0)).relevance
+    torch.testing.assert_close(flipped.flip(0), whole, rtol=1e-10, atol=1e-13)
+
+
+def test_another_size_is_captured_anew(cnn: nn.Module) -> None:
+    explainer = convert(cnn, x_like())
+    assert explainer(x_like(2, 12)).relevance.shape == (2, 3, 12, 12)
+    assert explainer(x_like(3, 8)).relevance.shape == (3, 3, 8, 8)
+
+
+def test_works_under_no_grad(cnn: nn.Module) -> None:
+    x = x_like()
+    with torch.no_grad():
+        inside = convert(cnn)(x).relevance
+    torch.testing.assert_close(inside, convert(cnn)(x).relevance)
+
+
+def test_training_mode_is_refused(cnn: nn.Module) -> None:
+    with pytest.raises(FxlrpError, match="eval"):
+        convert(cnn.train())
+
+
+def test_not_a_module_is_refused() -> None:
+    with pytest.raises(FxlrpError, match="Module"):
+        convert(lambda x: x)
+
+
+def test_untraceable_model_names_the_users_line() -> None:
+    class Branches(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() > 0:  # the line to be named
+                return x
+            return -x
+
+    with pytest.raises(FxlrpError, match=r"test_convert\.py"):
+        convert(Branches().eval())(torch.ones(2, 3))
+
+
+def test_dead_output_is_refused() -> None:
+    class Rounds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x > 0).to(x.dtype) + torch.zeros(1)
+
+    with pytest.raises(FxlrpError, match="No input carries relevance"):
+        convert(Rounds().eval())(torch.ones(2, 3))
+
+
+# targets and contrasts
+
+
+def test_target_forms_agree(cnn: nn.Module) -> None:
+    explainer, x = convert(cnn), x_like()
+    top = cnn(x).argmax(1)
+    expected = explainer(x, contrast=None).relevance
+    onehot = torch.nn.functional.one_hot(top, 5).double()
+    for target in (top, onehot, lambda out: (out * onehot).sum(1), lambda out: out.argmax(1), lambda out: onehot):
+        torch.testing.assert_close(explainer(x, target=target, contrast=None).relevance, expected)
+    assert torch.equal(explainer(x).target, top)
+    assert explainer(x, target=3).target.tolist() == [3, 3]
+
+
+def test_relevance_sums_to_the_seed(cnn: nn.Module) -> None:
+    """One unit of relevance for the target; with a contrast, one for it and one against."""
+    explainer, x = convert(cnn), x_like()
+    total = explainer(x, contrast=None).relevance.sum((1, 2, 3))
+    torch.testing.assert_close(total, torch.ones(2).double(), rtol=1e-6, atol=0)
+    total = explainer(x).relevance.sum((1, 2, 3))
+    torch.testing.assert_close(total, torch.zeros(2).double(), rtol=0, atol=1e-6)
+
+
+def test_contrasts_differ_and_classes_are_antisymmetric(cnn: nn.Module) -> None:
+    explainer, x = convert(cnn), x_like()
+    maps = [explainer(x, target=1, contrast=c).relevance for c in (None, "others", "softmax", 2)]
+    for i, a in enumerate(maps):
+        for b in maps[:i]:
+            assert not torch.allclose(a, b)
+    torch.testing.assert_close(explainer(x, target=2, contrast=1).relevance, -maps[3])
+
+
+@pytest.mark.parametrize(
+    ("target", "contrast", "message"),
+    [
+        (5, "others", "out of range"),
+        (-1, "others", "out of range"),
+        (torch.tensor([0, 1, 2]), None, "3 entries for a batch of 2"),
+        (torch.ones(2, 4).double(), None, "shape"),
+        (1, 1, "both class 1"),
+        (1, "nobody", "contrast"),
+        (lambda out: 1.0, None, "tensor"),
+    ],
+)
+def test_wrong_questions_are_refused(cnn: nn.Module, target: object, contrast: object, message: str) -> None:
+    with pytest.raises(FxlrpError, match=message):
+        convert(cnn)(x_like(), target=target, contrast=contrast)
+
+
+def test_dense_outputs_need_a_callable() -> None:
+    model = randomize(nn.Conv2d(3, 4, 1))
+    with pytest.raises(FxlrpError, match="callable"):
+        convert(model)(x_like())
+    a = convert(model)(x_like(), target=lambda out: out[:, 2, 3, 3])
+    assert a.relevance[:, :, 3, 3].any()
+    rest = a.relevance.clone()
+    rest[:, :, 3, 3] = 0
+    assert not rest.any()
+
+
+# inputs and outputs of other shapes
+
+
+class Pair(nn.Module):
+    """Two float inputs, keyword arguments, an output in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(6, 3)
+
+    def forward(self, left: Tensor, right: Tensor | None = None, scale: float = 1.0) -> dict[str, Tensor]:
+        hidden = torch.relu(self.a(left)) + torch.relu(self.b(right)) * scale
+        return {"hidden": hidden, "logits": hidden @ torch.eye(3).to(hidden)}
+
+
+def test_several_inputs_and_a_dictionary_out() -> None:
+    model = randomize(Pair())
+    left, right = torch.randn(2, 4).double(), torch.randn(2, 6).double()
+    explainer = convert(model, {"left": left, "right": right})
+    a = explainer(left=left, right=right)
+    assert isinstance(a.relevance, tuple)
+    assert [r.shape for r in a.relevance] == [left.shape, right.shape]
+    assert set(a.output) == {"hidden", "logits"}
+    torch.testing.assert_close(a.output["logits"], model(left, right)["logits"])
+    torch.testing.assert_close(a.logits, a.output["logits"])
+    scaled = explainer(left=left, right=right, scale=2.0)  # a constant of the call: another graph
+    torch.testing.assert_close(scaled.output["logits"], model(left, right, 2.0)["logits"])
+
+
+class Words(nn.Module):
+    """Token ids in, padding masked out of attention, class scores out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(16, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        bias = torch.zeros(mask.shape, dtype=x.dtype).masked_fill(mask == 0, float("-inf"))[:, None, None]
+        q = k = v = self.layer.norm1(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        x = x + torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        x = x + self.layer.linear2(torch.nn.functional.gelu(self.layer.linear1(self.layer.norm2(x))))
+        return self.head(x[:, 0])
+
+
+def test_token_ids_are_explained_at_their_embedding() -> None:
+    model = randomize(Words())
+    ids = torch.tensor([[3, 4, 5, 6, 0, 0], [7, 8, 9, 1, 2, 3]])
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1] * 6])
+    explainer = convert(model, (ids, mask), strict=True)
+    a = explainer(ids, mask)
+    assert a.relevance.shape == ids.shape
+    assert a.relevance.isfinite().all()
+    assert not a.relevance[0, 4:].any(), "padding carries no relevance"
+    torch.testing.assert_close(a.output, model(ids, mask), rtol=1e-9, atol=1e-9)
+    alone = explainer(ids[:1, :4], mask[:1, :4])
+    torch.testing.assert_close(alone.relevance[0], a.relevance[0, :4], rtol=1e-9, atol=1e-12)
+
+
+# report, graph, rules
+
+
+def test_report_counts_every_node_and_names_the_source(cnn: nn.Module) -> None:
+    explainer = convert(cnn, x_like())
+    report = explainer.report()
+    calls = [n for n in explainer.graph.graph.nodes if n.op == "call_function" and n.target.__name__ != "readout"]
+    assert sum(report.counts.values()) == len(report.nodes) == len(calls)
+    assert report.counts["generic"] == 0
+    conv = next(n for n in report.nodes if n.op == "batch_normed")
+    assert "conftest.py" in conv.source
+    assert conv.rule == "batch_normed"
+    assert "structural" in str(report)
+    assert report.table().row_count == len(report.nodes)
+
+
+def test_graph_reads_like_the_model(cnn: nn.Module) -> None:
+    text = convert(cnn, x_like()).graph.print_readable(print_output=False)
+    assert "abslrp_batch_normed" in text
+    assert "abslrp_linear" in text
+    assert "model.head.weight" in text
+
+
+def test_nothing_captured_yet_is_said(cnn: nn.Module) -> None:
+    with pytest.raises(FxlrpError, match="example_inputs"):
+        convert(cnn).report()
+
+
+def test_strict_names_generic_nodes_and_a_rule_mends_it() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lin(torch.asinh(x))
+
+    model, x = randomize(Odd()), torch.randn(2, 4).double()
+    loose = convert(model, x)
+    assert loose.report().counts["generic"] == 1
+    assert loose(x).relevance.isfinite().all()
+    with pytest.raises(FxlrpError, match=r"asinh.*test_convert"):
+        convert(model, x, strict=True)
+
+    @fxlrp.rule(torch.ops.aten.asinh.default)
+    def asinh(g: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        """The identity: R_x = R_z."""
+        return g * z / x
+
+    try:
+        strict = convert(model, x, strict=True)
+        assert next(n for n in strict.report().nodes if "asinh" in n.op).rule == "asinh"
+    finally:
+        fxlrp.unregister(torch.ops.aten.asinh.default)
+
+
+def test_a_rule_of_the_wrong_shape_is_named() -> None:
+    book = fxlrp.rulebooks()["abslrp"].extend([(lambda g, z, x, w, b: g, torch.ops.aten.linear.default)], name="wrong")
+    with pytest.raises(FxlrpError, match="returned cotangents of shapes"):
+        convert(randomize(nn.Linear(4, 3)), rules=book)(torch.randn(2, 4).double())
+
+
+def test_samples_that_mix_are_refused() -> None:
+    class Mixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lin(x - x.mean(0, keepdim=True)) + self.lin(x.flip(0))
+
+    explainer = convert(randomize(Mixes()))
+    with pytest.raises(FxlrpError, match="batch of 2 would mix"):
+        explainer(torch.randn(2, 4).double())
+
+
+# pictures
+
+
+def test_save_draws_three_panels(cnn: nn.Module, tmp_path: Path) -> None:
+    path = convert(cnn)(x_like(1)).save(tmp_path / "deep" / "map.png")
+    picture = np.asarray(Image.open(path))
+    assert picture.shape[0] == 320
+    assert picture.shape[1] == 3 * 320 + 2 * 4
+    assert picture.std() > 5
+
+
+def test_save_of_something_else_is_refused() -> None:
+    a = convert(randomize(nn.Linear(4, 3)))(torch.randn(2, 4).double())
+    with pytest.raises(FxlrpError, match="No explained input is an image"):
+        a.save("never.png")
