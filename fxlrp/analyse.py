@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -63,8 +63,16 @@ def _lookups(ids: fx.Node) -> Iterable[fx.Node]:
             yield from _lookups(user)
 
 
-def find_active(gm: fx.GraphModule, readouts: Iterable[fx.Node], output: fx.Node) -> set[fx.Node]:
-    """Nodes that depend on a readout and reach `output`, through float tensors all the way."""
+def find_active(
+    gm: fx.GraphModule,
+    readouts: Iterable[fx.Node],
+    output: fx.Node,
+    flows: Callable[[fx.Node, set[fx.Node]], Iterable[fx.Node]],
+) -> set[fx.Node]:
+    """Nodes that depend on a readout and get relevance from `output`, through float tensors all the way.
+
+    flows(node, reached): the inputs among `reached` that get relevance from the node (a denominator, say, gets none).
+    """
     readouts = set(readouts)
     reached: set[fx.Node] = set()
     for node in gm.graph.nodes:
@@ -73,7 +81,7 @@ def find_active(gm: fx.GraphModule, readouts: Iterable[fx.Node], output: fx.Node
     needed = {output} & reached
     for node in reversed(gm.graph.nodes):
         if node in needed and node not in readouts:
-            needed.update(n for n in carriers(node) if n in reached)
+            needed.update(flows(node, reached))
     return needed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     outputs = list(gm.graph.output_node().args[0])
     inputs = find_readouts(gm)
     logits = _explained_output(captured, outputs)
-    active = find_active(gm, [n for ns in inputs.values() for n in ns], outputs[logits])
+    active = find_active(gm, [n for ns in inputs.values() for n in ns], outputs[logits], _flows_by(rulebook))
     inputs = {i: kept for i, ns in inputs.items() if (kept := [n for n in ns if n in active])}
     if not inputs:
         raise FxlrpError(
@@ -91,6 +92,18 @@ def _leaves(node: fx.Node) -> list:
 def _active_positions(node: fx.Node, active: set[fx.Node]) -> tuple[int, ...]:
     carrying = set(carriers(node)) & active
     return tuple(i for i, leaf in enumerate(_leaves(node)) if isinstance(leaf, fx.Node) and leaf in carrying)
+
+
+def _flows_by(rulebook: Rulebook) -> Callable[[fx.Node, set[fx.Node]], list[fx.Node]]:
+    """Which of a node's inputs its rule gives relevance to."""
+
+    def flows(node: fx.Node, reached: set[fx.Node]) -> list[fx.Node]:
+        positions = _active_positions(node, reached)
+        entry = rulebook.lookup(node.target, positions)
+        shares = entry.shares if isinstance(entry, Rule) and entry.shares is not None else positions
+        return [leaf for i, leaf in enumerate(_leaves(node)) if i in positions and i in shares]
+
+    return flows
 
 
 def _entry(node: fx.Node, active: set[fx.Node], rulebook: Rulebook) -> Entry | None:
