@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture import free_symbols
 from fxlrp.rules.movement import SHAPE_ARGUMENT, SHAPE_ONLY
-from fxlrp.rules.propagate import Batch
+from fxlrp.rules.propagate import WHOLE, Batch
 
 aten = torch.ops.aten
 
@@ -158,6 +159,7 @@ class Samples:
 
     A symbolic batch shows it in the shapes.  Where the batch is folded into another axis (windows, heads) or is not
     symbolic, sample 0 of the example is poisoned with NaN and the graph run once: what turns NaN belongs to sample 0.
+    What has no axis of samples at all (a loop over the batch) is poisoned by each sample in turn: it may see but one.
     """
 
     def __init__(
@@ -166,8 +168,8 @@ class Samples:
         self.symbols: set = set()
         for node in gm.graph.find_nodes(op="placeholder"):
             value = node.meta.get("val")
-            if isinstance(value, Tensor) and value.ndim and isinstance(value.shape[0], torch.SymInt):
-                self.symbols |= value.shape[0].node.expr.free_symbols
+            if isinstance(value, Tensor) and value.ndim:
+                self.symbols |= free_symbols(value.shape[0])
         self.count = next((t.shape[0] for t in inputs if t.ndim), 1)
         self.where: dict[fx.Node, Batch] = {}
         for node in nodes:
@@ -175,19 +177,20 @@ class Samples:
             if plain is not None:
                 self.where[node] = plain
         folded = {n for n in nodes if n not in self.where and isinstance(n.meta.get("val"), Tensor)}
-        if folded and self.count > 1:
-            self._poison(gm, inputs, {n for ns in readouts.values() for n in ns}, folded)
+        starts = {n for ns in readouts.values() for n in ns}
+        seen: dict[fx.Node, int] = dict.fromkeys(folded, 0)
+        for sample in range(self.count if self.count > 1 else 0):
+            lost = {n for n in folded if n not in self.where}
+            for node in self._poison(gm, inputs, starts, lost, sample) if lost else ():
+                seen[node] += 1
+        self.where |= {n: WHOLE for n, times in seen.items() if times == 1 and n not in self.where}
 
     def of(self, node: fx.Node) -> Batch | None:
         """Where the node's samples are; None if that can't be told."""
         return self.where.get(node)
 
     def _candidates(self, value: Tensor) -> list[int]:
-        return [
-            axis
-            for axis, size in enumerate(value.shape)
-            if isinstance(size, torch.SymInt) and size.node.expr.free_symbols & self.symbols
-        ]
+        return [axis for axis, size in enumerate(value.shape) if free_symbols(size) & self.symbols]
 
     def _plain(self, node: fx.Node) -> Batch | None:
         value = node.meta.get("val")
@@ -198,24 +201,31 @@ class Samples:
             return Batch(axes[0])
         return None
 
-    def _poison(self, gm: fx.GraphModule, inputs: list[Tensor], readouts: set[fx.Node], wanted: set[fx.Node]) -> None:
-        samples = self
+    def _poison(
+        self, gm: fx.GraphModule, inputs: list[Tensor], readouts: set[fx.Node], wanted: set[fx.Node], sample: int
+    ) -> set[fx.Node]:
+        """Place what can be placed of `wanted`; return the rest of what turns NaN with that sample."""
+        samples, touched = self, set()
 
         class Poisoned(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
                 value = super().run_node(n)
                 if n in readouts:
                     value = value.clone()
-                    value[0] = float("nan")
-                elif n in wanted:
+                    value[sample] = float("nan")
+                if n in wanted:
+                    nan = value.isnan()
                     axes = samples._candidates(n.meta["val"]) or list(range(value.ndim))
-                    found = locate(value.isnan(), axes, samples.count)
+                    found = locate(nan, axes, samples.count) if sample == 0 else None
                     if found is not None:
                         samples.where[n] = found
+                    elif nan.any():
+                        touched.add(n)
                 return value
 
         with torch.no_grad():
             Poisoned(gm).run(*inputs)
+        return touched
 
 
 def locate(poisoned: Tensor, axes: Iterable[int], count: int) -> Batch | None:

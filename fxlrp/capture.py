@@ -149,7 +149,7 @@ def capture(model: nn.Module, args: tuple, kwargs: dict) -> Capture:
             raise FxlrpError(_why(fixed)) from symbolic
     paths = pytree.tree_leaves_with_path((args, kwargs))
     names = [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
-    dynamic = any(isinstance(s, torch.SymInt) for n in graph.graph.nodes for v in _tensors(n) for s in v.shape)
+    dynamic = any(free_symbols(s) for n in graph.graph.nodes for v in _tensors(n) for s in v.shape)
     if not dynamic and pair and batch_size(pair) != batch:  # the batch was specialised to our two
         pair = [t.detach().clone() for t in tensors]
         graph = _export(flat, pair, None)
@@ -167,6 +167,11 @@ def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
         alias.meta = dict(outputs[i].meta)
         outputs[i] = alias
     output.args = (tuple(outputs),)
+
+
+def free_symbols(size: int | torch.SymInt) -> set:
+    """The symbols in a size of a captured tensor: none where export found it to be fixed."""
+    return size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
 
 
 def _two(t: Tensor) -> Tensor:
@@ -188,16 +193,16 @@ def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphM
         _restore_vocabulary(graph)
     graph.graph.set_codegen(fx.graph.CodeGen())
     _plain_interface(graph)
-    return graph
+    return fx.GraphModule(graph, graph.graph)  # without export's hooks, which check inputs at every call
 
 
 def _plain_interface(gm: fx.GraphModule) -> None:
-    """Nothing but the computation: no guards, no assertions on metadata, no detach."""
+    """Nothing but the computation: no guards, no assertions on metadata, no detach, nothing written back to inputs."""
     for node in reversed(gm.graph.nodes):
         if node.target in (aten.detach.default, aten.detach_.default):  # relevance is not stopped where training is
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
-        elif node.op == "call_module" or str(node.target).startswith("aten._assert"):
+        elif node.op == "call_module" or str(node.target).startswith(("aten._assert", "aten.copy_")):
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
     gm.recompile()

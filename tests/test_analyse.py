@@ -1,0 +1,101 @@
+"""Analyse: where the samples of a batch are, wherever the model put them, and what is known of signs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import randomize
+from torch import Tensor, nn
+
+import fxlrp
+from fxlrp.analyse import find_nonnegative, locate
+from fxlrp.capture import capture
+from fxlrp.rules.propagate import Batch
+
+aten = torch.ops.aten
+
+
+class Moves(nn.Module):
+    """A linear layer, a product and a norm on x [B, 4, 6] after `there` moved its samples; `back` moves them back."""
+
+    def __init__(self, there: Callable[[Tensor], Tensor], back: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.lin, self.norm, self.head = nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.there, self.back = there, back
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.there(x)
+        y = self.norm(torch.nn.functional.gelu(self.lin(y)) + y)
+        y = y * torch.sigmoid(self.lin(y))
+        return self.head(self.back(y, x.shape[0]).mean(1))
+
+
+PLACES = {
+    "first": (lambda x: x, lambda y, b: y),
+    "second": (lambda x: x.transpose(0, 1), lambda y, b: y.transpose(0, 1)),
+    "folded before": (lambda x: x.reshape(-1, 6), lambda y, b: y.reshape(b, 4, 6)),
+    "folded behind": (
+        lambda x: x.transpose(0, 1).reshape(-1, 6),
+        lambda y, b: y.reshape(4, b, 6).transpose(0, 1),
+    ),
+    "folded amid": (
+        lambda x: x.view(-1, 2, 2, 6).transpose(0, 1).reshape(-1, 6),
+        lambda y, b: y.reshape(2, b, 2, 6).transpose(0, 1).reshape(b, 4, 6),
+    ),
+    "last": (lambda x: x.permute(1, 0, 2), lambda y, b: y.permute(1, 0, 2)),
+}
+
+
+@pytest.mark.parametrize("rules", ["abslrp", "abslrp-2024-04", "abslrp-2024-12"])
+@pytest.mark.parametrize("place", PLACES)
+def test_samples_are_told_apart_wherever_they_are(place: str, rules: str) -> None:
+    model = randomize(Moves(*PLACES[place]))
+    explainer = fxlrp.convert(model, rules=rules)
+    x = torch.randn(3, 4, 6).double()
+    together = explainer(x).relevance
+    for i in range(3):
+        alone = explainer(x[i : i + 1]).relevance[0]
+        torch.testing.assert_close(alone, together[i], rtol=1e-10, atol=1e-13)
+    assert len(explainer._plans) == 1
+
+
+def test_fixed_batch_is_captured_at_its_own_size() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = [self.lin(x[i]) for i in range(x.shape[0])]  # unrolled over the batch
+            return torch.stack(rows) + self.lin(x)
+
+    explainer = fxlrp.convert(randomize(Fixed()))
+    x = torch.randn(3, 6).double()
+    together = explainer(x).relevance
+    for i in range(3):
+        torch.testing.assert_close(explainer(x[i : i + 1]).relevance[0], together[i], rtol=1e-10, atol=1e-13)
+
+
+def test_locate_finds_the_layout() -> None:
+    mask = torch.zeros(2, 3, 4, dtype=torch.bool)  # [before, samples, after]
+    mask[:, 0] = True
+    assert locate(mask.reshape(24, 1).expand(24, 5), [0, 1], 3) == Batch(0, 2, 4)
+    assert locate(mask.reshape(1, 24), [0, 1], 3) == Batch(1, 2, 4)
+    assert locate(torch.ones(6, 2, dtype=torch.bool), [0], 3) is None
+
+
+def test_nonnegative_values_are_known(cnn: nn.Module) -> None:
+    gm = capture(cnn, (torch.randn(2, 3, 8, 8).double(),), {}).graph
+    known = find_nonnegative(gm)
+    seen: dict[str, Tensor] = {}
+
+    class Record(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            seen[n.name] = super().run_node(n)
+            return seen[n.name]
+
+    Record(gm).run(torch.randn(2, 3, 8, 8).double())
+    assert all((seen[n.name] >= 0).all() for n in known)
+    assert {n.target.overloadpacket for n in known} >= {aten.relu, aten.sigmoid, aten.mean, aten.cat}

@@ -1,0 +1,125 @@
+"""Capture: the graph computes what the model computes, in-place ops, odd structures and all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import randomize
+from torch import Tensor, nn
+
+import fxlrp
+from fxlrp.capture import capture, split_tensors
+
+
+class Body(nn.Module):
+    """A function of x and one linear layer, as a module."""
+
+    def __init__(self, body: Callable[[Tensor, nn.Linear], Tensor]) -> None:
+        super().__init__()
+        self.lin, self.body = nn.Linear(6, 6), body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x, self.lin)
+
+
+def relu_after_view(x: Tensor, lin: nn.Linear) -> Tensor:
+    y = lin(x)
+    flat = y.view(-1)
+    y.relu_()  # seen through the view
+    return flat.view(x.shape[0], 6) + y
+
+
+def slice_assign(x: Tensor, lin: nn.Linear) -> Tensor:
+    y = lin(x)
+    y[:, ::2] += 1
+    y[:, 1] = 0
+    return y
+
+
+def input_written(x: Tensor, lin: nn.Linear) -> Tensor:
+    x += 1
+    return lin(x)
+
+
+def chain(x: Tensor, lin: nn.Linear) -> Tensor:
+    y = lin(x)
+    y += x
+    y.mul_(2).relu_()
+    return y.add_(lin(y))
+
+
+def used_before(x: Tensor, lin: nn.Linear) -> Tensor:
+    y = lin(x)
+    before = y * 3
+    y.sigmoid_()
+    return before + y
+
+
+def promoted(x: Tensor, lin: nn.Linear) -> Tensor:
+    counts = torch.ones(x.shape[0], 6, dtype=x.dtype)
+    counts += lin(x)
+    return counts
+
+
+@pytest.mark.parametrize("body", [relu_after_view, slice_assign, input_written, chain, used_before, promoted])
+def test_in_place_ops(body: Callable) -> None:
+    model = randomize(Body(body))
+    x = torch.randn(3, 6).double()
+    graph = capture(model, (x,), {}).graph
+    assert not any(getattr(n.target, "_schema", None) and n.target._schema.is_mutable for n in graph.graph.nodes)
+    for batch in (1, 3, 5):
+        x = torch.randn(batch, 6).double()
+        torch.testing.assert_close(graph(x.clone())[0], model(x.clone()))
+
+
+def test_relevance_through_in_place_ops() -> None:
+    """In-place and functional spellings of one model have one relevance."""
+    spelled = randomize(Body(chain))
+
+    def functional(x: Tensor, lin: nn.Linear) -> Tensor:
+        y = torch.relu((lin(x) + x) * 2)
+        return y + lin(y)
+
+    plain = Body(functional).double().eval()
+    plain.load_state_dict(spelled.state_dict())
+    x = torch.randn(2, 6).double()
+    a, b = fxlrp.convert(spelled)(x), fxlrp.convert(plain)(x)
+    torch.testing.assert_close(a.relevance, b.relevance)
+
+
+def test_inputs_are_not_written_into() -> None:
+    x = torch.randn(2, 6).double()
+    before = x.clone()
+    fxlrp.convert(randomize(Body(input_written)))(x)
+    assert torch.equal(x, before)
+
+
+def test_signature_is_the_call_but_for_the_batch() -> None:
+    def signature(*args: object, **kwargs: object) -> tuple:
+        return split_tensors(args, kwargs)[2]
+
+    x = torch.ones(2, 3)
+    assert signature(x) == signature(torch.ones(5, 3))
+    assert signature(x, flag=True) != signature(x, flag=False)
+    assert signature(x) != signature(x.double())
+    assert signature(x) != signature(torch.ones(2, 4))
+    assert signature({"a": x}) != signature({"b": x})
+
+
+def test_reused_modules_and_tied_weights() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 32)
+            self.b.weight = self.a.weight
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.act(self.a(self.act(self.a(x)))))
+
+    model, x = randomize(Tied()), torch.randn(2, 32).double()
+    a = fxlrp.convert(model, strict=True)(x, contrast=None)
+    torch.testing.assert_close(a.output, model(x))
+    torch.testing.assert_close(a.relevance.sum(1), torch.ones(2).double())
