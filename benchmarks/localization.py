@@ -9,6 +9,7 @@ the first of these as a part of both, and how often the strongest 3 × 3 pixels 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
 from datetime import date

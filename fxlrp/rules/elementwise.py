@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxlrp.rules.propagate import over_abs
+from fxlrp.rules.propagate import over_abs, where_positive
 
 
 def add(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> tuple[Tensor, Tensor]:
     """A sum: relevance goes to the positive summands, R_x = 2 x⁺ s and R_y = 2 (αy)⁺ s."""
     s = 2 * over_abs(g, z)
-    return s.masked_fill(x <= 0, 0), alpha * s.masked_fill(y * alpha <= 0, 0)
+    return where_positive(s, x), alpha * where_positive(s, y * alpha)
 
 
 def sub(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> tuple[Tensor, Tensor]:
@@ -20,12 +20,12 @@ def sub(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> tupl
 
 def shift(g: Tensor, z: Tensor, x: Tensor, y: Tensor | float, *, alpha: float = 1) -> Tensor:
     """A sum with a constant: as a bias does, the constant takes part in |z| only, R_x = 2 x⁺ s."""
-    return (2 * over_abs(g, z)).masked_fill_(x <= 0, 0)
+    return where_positive(2 * over_abs(g, z), x)
 
 
 def shift_right(g: Tensor, z: Tensor, x: Tensor | float, y: Tensor, *, alpha: float = 1) -> Tensor:
     """A constant plus α y: as `shift`."""
-    return (2 * alpha * over_abs(g, z)).masked_fill_(alpha * y <= 0, 0)
+    return where_positive(2 * alpha * over_abs(g, z), alpha * y)
 
 
 def shift_minus(g: Tensor, z: Tensor, x: Tensor | float, y: Tensor, *, alpha: float = 1) -> Tensor:
@@ -35,7 +35,7 @@ def shift_minus(g: Tensor, z: Tensor, x: Tensor | float, y: Tensor, *, alpha: fl
 
 def mul(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """A product of two activations (a gate): both factors of a positive product share alike, R_x = R_y = 2 (xy)⁺ s."""
-    s = (2 * over_abs(g, z)).masked_fill_(z <= 0, 0)
+    s = where_positive(2 * over_abs(g, z), z)
     return y * s, x * s
 
 

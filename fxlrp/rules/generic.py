@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxlrp.rules.propagate import over_abs
+from fxlrp.rules.propagate import over_abs, where_positive
 
 
 def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
@@ -70,7 +70,7 @@ def activation(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         (d,) = vjp(lambda t: f(t, *args, **kwargs), [x], over_abs(g, z))
-        return (2 * d).masked_fill_(x <= 0, 0)
+        return where_positive(2 * d, x)
 
     rule.__name__ = "activation"
     rule.__doc__ = activation.__doc__

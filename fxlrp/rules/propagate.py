@@ -55,6 +55,11 @@ def over_abs(g: Tensor, z: Tensor) -> Tensor:
     return z.sign() * g
 
 
+def where_positive(g: Tensor, x: Tensor) -> Tensor:
+    """g where x > 0, else 0: the backward pass of a ReLU, which is one pass over memory."""
+    return torch.ops.aten.threshold_backward.default(g, x, 0)
+
+
 def sample_sum(t: Tensor, batch: Batch) -> Tensor:
     """Sum over everything but the samples: [B], in at least float32."""
     if batch == WHOLE:
@@ -89,7 +94,7 @@ def _mass(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Pl
     R_i = P (A_i / Σ_k A_k) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i   (2024-04, items 5 and 6)
     """
     r = relevance(z, g, where.masked)
-    above = g.masked_fill(r <= 0, 0)
+    above = where_positive(g, r)
     total: list[Tensor] = []
     for part, mass in ((above, r.clamp(min=0)), (g - above, r.clamp_(max=0))):
         raw = call(part)
