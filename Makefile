@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 demo: install
-	$(BIN)/fxlrp demo
+	$(BIN)/fxlrp demo -o out
 
 test: install
 	$(BIN)/python -m pytest
