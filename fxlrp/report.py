@@ -55,7 +55,8 @@ class Report:
         for n in self.nodes:
             groups.setdefault((n.op, n.kind, n.rule), []).append(n)
         for (op, kind, rule), members in sorted(groups.items(), key=lambda kv: (KINDS.index(kv[0][1]), -len(kv[1]))):
-            out.add_row(op, kind, rule, str(len(members)), members[0].source, style=colour[kind])
+            first = " ".join(filter(None, (members[0].module, members[0].source.split("  ")[0])))
+            out.add_row(op, kind, rule, str(len(members)), first, style=colour[kind])
         return out
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -79,9 +80,9 @@ def op_name(node: fx.Node) -> str:
 
 
 def source(node: fx.Node) -> str:
-    """The line of the model's code that the node comes from: the innermost one outside torch, as file:line code."""
+    """The line of the model's code that the node comes from: the innermost `forward` outside torch, as file:line."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]+)', node.meta.get("stack_trace") or "")
-    own = [f for f in frames if "/torch/" not in f[0]] or frames
+    own = [f for f in frames if "/torch/" not in f[0] and not f[0].endswith("fxlrp/capture.py")] or frames
     if not own:
         return ""
     file, line, code = own[-1]
