@@ -14,7 +14,7 @@ from torch import Tensor
 from fxlrp.errors import FxlrpError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attribution:
     """Relevance of the inputs for an output.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -160,6 +161,9 @@ def convert(
         )
     explainer = Explainer(model, find_rulebook(rules), strict).eval()
     if example_inputs is not None:
-        args = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-        explainer._plan(*((), dict(example_inputs)) if isinstance(example_inputs, dict) else (tuple(args), {}))
+        if isinstance(example_inputs, Mapping):
+            explainer._plan((), dict(example_inputs))
+        else:
+            args = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+            explainer._plan(tuple(args), {})
     return explainer

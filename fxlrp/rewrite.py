@@ -15,7 +15,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
 from fxlrp.rules.propagate import WHOLE, Placement, Site
-from fxlrp.rules.registry import Absolute, Entry, Rule, Rulebook, Structural
+from fxlrp.rules.registry import Absolute, Rule, Rulebook, Structural
 
 
 def readout(x: Tensor) -> Tensor:
@@ -35,6 +35,16 @@ class Plan:
     mixes: str | None  # the node whose samples could not be told apart, if any
 
 
+@dataclass
+class Facts:
+    """What the analyses found out about a graph."""
+
+    active: set[fx.Node]
+    nonnegative: set[fx.Node]
+    infinite: set[fx.Node]
+    samples: Samples
+
+
 def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> Plan:
     """Give every active node of `captured` its rule.
 
@@ -46,33 +56,24 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     gm.graph.eliminate_dead_code()
     gm.recompile()
     outputs = list(gm.graph.output_node().args[0])
-    inputs = find_readouts(gm)
     logits = _explained_output(captured, outputs)
-    active = find_active(gm, [n for ns in inputs.values() for n in ns], outputs[logits], _flows_by(rulebook))
-    inputs = {i: kept for i, ns in inputs.items() if (kept := [n for n in ns if n in active])}
-    if not inputs:
-        raise FxlrpError(
-            "No input carries relevance to the output: the graph from input to output is not differentiable; "
-            "pass a float input, or token ids that the model looks up in an embedding."
-        )
+    inputs, facts = _analyse(captured, outputs[logits], rulebook)
     starts = {n for ns in inputs.values() for n in ns}
-    samples = Samples(gm, captured.inputs, inputs, active)
-    nonnegative, infinite = find_nonnegative(gm), find_infinite(gm, active)
     rows: list[NodeReport] = []
-    mixes: str | None = None
+    mixes: list[str] = []
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr"):
             continue
-        if node not in active or (node in starts):
+        if node not in facts.active or node in starts:
             rows.append(describe(node, "inactive", ""))
             continue
-        entry = _entry(node, active, rulebook)
+        entry = rulebook.lookup(node.target, _active_positions(node, facts.active))
         if isinstance(entry, Structural):
             rows.append(describe(node, "structural", ""))
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
-        unplaced = _install(node, entry, active, nonnegative, infinite, samples, rulebook)
-        mixes = mixes or unplaced
+        if not _install(node, entry, facts, rulebook):
+            mixes.append(node.name)
     report = Report(rows, rulebook.name)
     if strict and report.counts["generic"]:
         names = "; ".join(f"{r.name} ({r.op}) at {r.source}" for r in report.nodes if r.kind == "generic")
@@ -82,7 +83,22 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
         )
     places = _add_readouts(gm, outputs, inputs)
     gm.recompile()
-    return Plan(gm, captured, places, logits, report, mixes)
+    return Plan(gm, captured, places, logits, report, mixes[0] if mixes else None)
+
+
+def _analyse(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[int, list[fx.Node]], Facts]:
+    """The readouts of each input tensor that carries relevance to `output`, and what is known of the graph."""
+    gm = captured.graph
+    inputs = find_readouts(gm)
+    active = find_active(gm, [n for ns in inputs.values() for n in ns], output, _flows_by(rulebook))
+    inputs = {i: kept for i, ns in inputs.items() if (kept := [n for n in ns if n in active])}
+    if not inputs:
+        raise FxlrpError(
+            "No input carries relevance to the output: the graph from input to output is not differentiable; "
+            "pass a float input, or token ids that the model looks up in an embedding."
+        )
+    samples = Samples(gm, captured.inputs, inputs, active)
+    return inputs, Facts(active, find_nonnegative(gm), find_infinite(gm, active), samples)
 
 
 def _leaves(node: fx.Node) -> list:
@@ -106,52 +122,35 @@ def _flows_by(rulebook: Rulebook) -> Callable[[fx.Node, set[fx.Node]], list[fx.N
     return flows
 
 
-def _entry(node: fx.Node, active: set[fx.Node], rulebook: Rulebook) -> Entry | None:
-    return rulebook.lookup(node.target, _active_positions(node, active))
-
-
-def _install(
-    node: fx.Node,
-    entry: Rule | Absolute | None,
-    active: set[fx.Node],
-    nonnegative: set[fx.Node],
-    infinite: set[fx.Node],
-    samples: Samples,
-    book: Rulebook,
-) -> str | None:
-    """Put a Site in the node's place; the node's name if its samples can't be told apart."""
-    leaves = _leaves(node)
-    positions = _active_positions(node, active)
+def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: Rulebook) -> bool:
+    """Put a Site in the node's place; False if its samples can't be told apart."""
+    op, leaves = node.target, _leaves(node)
+    positions = _active_positions(node, facts.active)
     rule = entry if isinstance(entry, Rule) else None
     shares = positions if rule is None or rule.shares is None else rule.shares
-    op = node.target
-    if not isinstance(node.meta.get("val"), Tensor):
-        row = describe(node, "generic", "")
-        raise FxlrpError(
-            f"{row.op} at {row.source} returns several tensors and has no rule; register one for it with @fxlrp.rule."
-        )
-    where = samples.of(node)
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.is_complex():
+        row = describe(node, "", "")
+        kind = "a complex tensor" if isinstance(value, Tensor) else "several tensors"
+        raise FxlrpError(f"{row.op} at {row.source} returns {kind} and has no rule for that.")
     pointwise = torch.Tag.pointwise in getattr(op, "tags", ())
-    batches = [where, *(where if pointwise else samples.of(leaves[i]) for i in shares)]
-    unplaced = None if all(b is not None for b in batches) else node.name
+    where = facts.samples.of(node)
+    batches = [where, *(where if pointwise else facts.samples.of(leaves[i]) for i in shares)]
     output, *inputs = (b or WHOLE for b in batches)
-    placement = Placement(output, tuple(inputs), node in infinite or any(leaves[i] in infinite for i in shares))
-    fn = rule.fn if rule else generic(op, shares)
-    extras = (("nonneg", leaves[shares[0]] in nonnegative),) if rule and rule.wants("nonneg") else ()
+    masked = node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]
-    name = rule.name if rule else plain if entry else f"generic_{plain}"
     node.target = Site(
         op,
-        fn,
-        name,
+        rule.fn if rule else generic(op, shares),
+        rule.name if rule else plain if entry else f"generic_{plain}",
         book.name,
         book.normalise,
         shares,
         frozenset(positions),
-        placement,
-        extras,
+        Placement(output, tuple(inputs), masked),
+        (("nonneg", leaves[shares[0]] in facts.nonnegative),) if rule and rule.wants("nonneg") else (),
     )
-    return unplaced
+    return None not in batches
 
 
 def _explained_output(captured: Capture, outputs: list) -> int:
