@@ -159,7 +159,8 @@ class Samples:
 
     A symbolic batch shows it in the shapes.  Where the batch is folded into another axis (windows, heads) or is not
     symbolic, sample 0 of the example is poisoned with NaN and the graph run once: what turns NaN belongs to sample 0.
-    What has no axis of samples at all (a loop over the batch) is poisoned by each sample in turn: it may see but one.
+    What has no axis of samples at all (a loop over the batch, an input they all share) is poisoned by each sample in
+    turn: it may see one at most.
     """
 
     def __init__(
@@ -177,17 +178,21 @@ class Samples:
             if plain is not None:
                 self.where[node] = plain
         folded = {n for n in nodes if n not in self.where and isinstance(n.meta.get("val"), Tensor)}
-        starts = {n for ns in readouts.values() for n in ns}
+        starts = {n for ns in readouts.values() for n in ns if self._batched(n)}
         seen: dict[fx.Node, int] = dict.fromkeys(folded, 0)
         for sample in range(self.count if self.count > 1 else 0):
             lost = {n for n in folded if n not in self.where}
             for node in self._poison(gm, inputs, starts, lost, sample) if lost else ():
                 seen[node] += 1
-        self.where |= {n: WHOLE for n, times in seen.items() if times == 1 and n not in self.where}
+        self.where |= {n: WHOLE for n, times in seen.items() if times < 2 and n not in self.where}
 
     def of(self, node: fx.Node) -> Batch | None:
         """Where the node's samples are; None if that can't be told."""
         return self.where.get(node)
+
+    def _batched(self, node: fx.Node) -> bool:
+        shape = node.meta["val"].shape
+        return len(shape) > 0 and (0 in self._candidates(node.meta["val"]) if self.symbols else shape[0] == self.count)
 
     def _candidates(self, value: Tensor) -> list[int]:
         return [axis for axis, size in enumerate(value.shape) if free_symbols(size) & self.symbols]

@@ -46,23 +46,32 @@ class Attribution:
     def save(self, path: str | Path, picture: Any = None, *, index: int = 0) -> Path:
         """Write original | heatmap | overlay of sample `index` as a PNG and return its path.
 
-        picture: the original as [H, W, 3] in 0…1; without it, the network's input is stretched to that range.
+        picture: the original as [H, W, 3] in 0…1 or uint8; without it, the network's input is stretched to that range.
+
+        Raises FxlrpError for a picture or index that cannot be, and a path that no picture can be written to.
         """
         from PIL import Image
 
         panels = self.panels(picture, index=index)
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         gap = np.ones((panels[0].shape[0], 4, 3))
         strip = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], 1)
-        Image.fromarray((strip * 255).round().astype(np.uint8)).save(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((strip * 255).round().astype(np.uint8)).save(path)
+        except OSError as error:
+            raise FxlrpError(f"{path} cannot be written, {str(error).split('] ')[-1]}; give another path.") from error
+        except (ValueError, KeyError) as error:  # PIL tells formats by the extension
+            raise FxlrpError(f"{path} has no extension of a picture; give a name that ends in .png.") from error
         return path
 
     def panels(self, picture: Any = None, *, index: int = 0, side: int = 320) -> Sequence[np.ndarray]:
         """Original, heatmap and overlay as arrays [H, W, 3] in 0…1, small pictures enlarged to about `side` pixels."""
         x, _ = self._image()
+        if not -len(x) <= index < len(x):
+            raise FxlrpError(f"index={index} is out of range; give one of the {len(x)} samples, 0 to {len(x) - 1}.")
         scaled = _scale(self.heatmap()[index].detach().double().cpu())
-        original = _stretch(x[index]) if picture is None else np.asarray(picture, dtype=np.float64)
+        original = _stretch(x[index]) if picture is None else _unit(picture)
         factor = max(1, side // max(original.shape[:2]))
         original = original.repeat(factor, 0).repeat(factor, 1)
         heat: np.ndarray = torch.nn.functional.interpolate(
@@ -71,6 +80,19 @@ class Attribution:
         grey = original.mean(2, keepdims=True) * 0.6 + 0.35
         strength = np.abs(heat)[..., None] ** 0.6
         return original, diverging(heat), grey * (1 - strength) + colour(heat) * strength
+
+
+def _unit(picture: Any) -> np.ndarray:
+    """A picture [H, W, 3] of uint8 or in 0…1, in 0…1.  Raises FxlrpError for anything else."""
+    given = np.asarray(picture.detach().cpu() if isinstance(picture, Tensor) else picture)
+    if given.dtype.kind in "biuf" and given.ndim == 3 and given.shape[2] == 3 and given.size:
+        unit = given.astype(np.float64) / (255 if given.dtype == np.uint8 else 1)
+        if unit.min() > -1e-3 and unit.max() < 1 + 1e-3:  # as far as rounding goes
+            return unit
+    raise FxlrpError(
+        f"picture is a {type(picture).__name__} of shape {given.shape}; give an array [H, W, 3] of uint8 or in 0…1, "
+        "such as PIL.Image.open(path).convert('RGB')."
+    )
 
 
 def _stretch(x: Tensor) -> np.ndarray:

@@ -6,11 +6,15 @@ returns the tensors found in the model's output; everything else in them is cons
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -64,11 +68,33 @@ def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[An
 
     def describe(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
-            return repr(leaf)
+            return (
+                leaf
+                if isinstance(leaf, PLAIN)
+                else (leaf.dtype, leaf.tobytes())
+                if isinstance(leaf, np.ndarray)
+                else Same(leaf)
+            )
         shape = ("batch", *leaf.shape[1:]) if _batched(leaf, batch) else tuple(leaf.shape)
         return shape, leaf.dtype, leaf.device
 
     return tensors, rebuild, (str(spec), *map(describe, leaves))
+
+
+PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, Enum)
+
+
+class Same:
+    """An object as a key: equal to itself alone, and kept alive, so that its identity is not given to another."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.thing is self.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
 
 
 def batch_size(tensors: list[Tensor]) -> int:
@@ -126,35 +152,37 @@ def _note_identity(passed_on: list[Tensor]) -> Callable[[nn.Module, Any, Any], N
     return hook
 
 
-def capture(model: nn.Module, args: tuple, kwargs: dict) -> Capture:
+def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False) -> Capture:
     """Trace `model` on (args, kwargs).
 
-    A symbolic batch is asked for first; if the model fixes its batch, it is traced at the very shapes given.
+    A symbolic batch is asked for first, unless `fixed`; if the model fixes its batch, it is traced at the shapes given.
 
     Raises FxlrpError, with the line in the user's model, if torch.export can't trace it.
     """
     tensors, rebuild, _ = split_tensors(args, kwargs)
     batch = batch_size(tensors)
-    pair = [_two(t) if _batched(t, batch) else t.detach().clone() for t in tensors]  # export specialises 0 and 1
-    dims = tuple({0: torch.export.Dim.AUTO} if _batched(t, batch) else None for t in tensors)
     seen: list[_Returned] = []
     flat = _Flat(model, rebuild, seen)
-    try:
-        graph = _export(flat, pair, dims)
-    except Exception as symbolic:
-        pair = [t.detach().clone() for t in tensors]
+    exact = [t.detach().clone() for t in tensors]
+    pair = [_two(t) if _batched(t, batch) else t for t in exact]  # export specialises 0 and 1
+    dims = tuple({0: torch.export.Dim.AUTO} if _batched(t, batch) else None for t in tensors)
+    graph, inputs, dynamic, error = None, exact, False, None
+    for inputs, shapes in [(exact, None)] if fixed else [(pair, dims), (exact, None)]:
         try:
-            graph = _export(flat, pair, None)
-        except Exception as fixed:
-            raise FxlrpError(_why(fixed)) from symbolic
+            graph = _export(flat, inputs, shapes)
+        except Exception as problem:
+            error = error or problem
+            continue
+        dynamic = any(free_symbols(s) for n in graph.graph.nodes for v in _tensors(n) for s in v.shape)
+        if dynamic or batch_size(inputs) == batch:  # else the batch was specialised to our two
+            break
+    if graph is None:
+        _run_as_it_is(model, *rebuild(exact))
+        raise FxlrpError(_why(error)) from error
     paths = pytree.tree_leaves_with_path((args, kwargs))
     names = [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
-    dynamic = any(free_symbols(s) for n in graph.graph.nodes for v in _tensors(n) for s in v.shape)
-    if not dynamic and pair and batch_size(pair) != batch:  # the batch was specialised to our two
-        pair = [t.detach().clone() for t in tensors]
-        graph = _export(flat, pair, None)
     _mark_identities(graph, seen[-1].untouched)
-    return Capture(graph, pair, names, dynamic, seen[-1])
+    return Capture(graph, inputs, names, dynamic, seen[-1])
 
 
 def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
@@ -183,17 +211,57 @@ def _tensors(node: fx.Node) -> Iterator[Tensor]:
 
 
 def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
-    with torch.enable_grad():
+    with torch.enable_grad(), _quiet():
         program = torch.export.export(
             flat, tuple(tensors), dynamic_shapes=None if dims is None else (dims,), strict=False
         )
     graph = program.module(check_guards=False)
+    inline_modes(graph)
     if not functionalize_simple(graph):
         graph = program.run_decompositions({}).module(check_guards=False)
+        inline_modes(graph)
         _restore_vocabulary(graph)
     graph.graph.set_codegen(fx.graph.CodeGen())
     _plain_interface(graph)
     return fx.GraphModule(graph, graph.graph)  # without export's hooks, which check inputs at every call
+
+
+MODES = {  # how many arguments stand before the submodule in the calls that stand for a mode
+    torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
+    torch.ops.higher_order.wrap_with_autocast: 4,
+}
+
+
+def inline_modes(gm: fx.GraphModule) -> None:
+    """Put the bodies of `torch.no_grad` and disabled `torch.autocast` blocks in the place of the calls they became."""
+    for node in list(gm.graph.nodes):
+        if node.target not in MODES:
+            continue
+        *mode, body = node.args[: MODES[node.target] + 1]
+        if len(mode) == 4 and mode[2]:
+            raise FxlrpError("The model's forward turns on torch.autocast; take it out to explain the model.")
+        inner = operator.attrgetter(str(body.target))(gm)
+        inline_modes(inner)
+        operands = iter(node.args[MODES[node.target] + 1 :])
+        copies = {n: next(operands) for n in inner.graph.find_nodes(op="placeholder")}
+        with gm.graph.inserting_before(node):
+            outputs = gm.graph.graph_copy(inner.graph, copies)
+        for item in list(node.users):
+            item.replace_all_uses_with(outputs[item.args[1]])
+            gm.graph.erase_node(item)
+        gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch logs whole tracebacks of what it then raises as an exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _plain_interface(gm: fx.GraphModule) -> None:
@@ -257,7 +325,13 @@ def _was_mutating(node: fx.Node) -> bool:
 def _restore_vocabulary(gm: fx.GraphModule) -> None:
     """Undo what functionalization renames: `reshape` became a stride-bound `view`, `batch_norm` a triple."""
     for node in list(gm.graph.nodes):
-        if node.target in (aten.view.default, aten._unsafe_view.default):
+        if node.target is aten.copy.default:  # only the source's values are copied
+            target, source = node.args[:2]
+            with gm.graph.inserting_before(node):
+                alike = gm.graph.call_function(aten.type_as.default, (source, target))
+            alike.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}
+            node.target, node.args, node.kwargs = aten.expand_as.default, (alike, target), {}
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             (item,) = node.users
@@ -271,6 +345,18 @@ def _restore_vocabulary(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(item)
             gm.graph.erase_node(node)
     gm.recompile()
+
+
+def _run_as_it_is(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Tell a model that refuses its inputs from one that can't be traced.  Raises FxlrpError for the former."""
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FxlrpError(
+            f"The model itself refuses these inputs ({said}); check their number, shape and type."
+        ) from error
 
 
 def _why(error: Exception) -> str:

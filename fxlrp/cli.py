@@ -28,6 +28,7 @@ from fxlrp.inputs import (
     open_picture,
     output_files,
 )
+from fxlrp.inputs.models import first_line
 from fxlrp.inputs.pictures import channels_of
 
 app = typer.Typer(
@@ -71,18 +72,22 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             warnings.simplefilter("ignore")
         try:
             function(*args, debug=debug, **kwargs)
-        except FxlrpError as error:
+        except (FxlrpError, OSError) as error:
             if debug:
                 raise
-            err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+            said = str(error)
+            if isinstance(error, OSError):
+                said = f"Cannot read or write, {said.split('] ')[-1]}; give another path, or free this one."
+            err.print(f"[bold red]error:[/] {escape(said)}", soft_wrap=True)
             raise typer.Exit(2) from None
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
             if debug:
                 raise
-            said = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-            err.print(f"[bold red]unexpected error:[/] {escape(said)}; run again with --debug", soft_wrap=True)
+            err.print(
+                f"[bold red]unexpected error:[/] {escape(first_line(error))}; run again with --debug", soft_wrap=True
+            )
             raise typer.Exit(1) from None
 
     return app.command()(run)
@@ -120,6 +125,7 @@ def explain(
     [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
     """
     pictures = find_pictures(inputs)
+    files = output_files(pictures, output)
     names = load_labels(labels) if labels else None
     loaded = _load(model, arch, trust, random_weights, device)
     if loaded.reads_text:
@@ -131,7 +137,6 @@ def explain(
     explainer = convert(loaded.module, rules=rules, strict=strict)
     run = functools.partial(_explain, explainer, loaded, target=asked, contrast=against, given=names is not None)
     _notice_guess(loaded)
-    files = output_files(pictures, output)
     if len(pictures) == 1:
         run(pictures[0], files[0])
     else:
@@ -255,6 +260,8 @@ def _say_explained(a: Attribution, loaded: LoadedModel, picture: Path, contrast:
         style = "bold" if i == explained else ""
         table.add_row(str(i), escape(loaded.label(i)), f"{probabilities[i]:.1%}", style=style)
     out.print(table)
+    if len(probabilities) == 1:
+        contrast = None  # there is nothing to set it against
     others = {None: "no contrast", "others": "against the others", "softmax": "against the others by probability"}
     versus = f"against {loaded.label(contrast)}" if isinstance(contrast, int) else others[contrast]
     said = f"{loaded.label(explained)} ({probabilities[explained]:.1%}), {versus}"
@@ -285,7 +292,9 @@ def _notice_guess(loaded: LoadedModel) -> None:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    """Softmax of the logits [K], unless they are probabilities already."""
+    """Softmax of the logits [K], unless they are probabilities already; sigmoid of a single one."""
+    if len(logits) == 1:
+        return logits.sigmoid()
     done = bool((logits >= 0).all()) and abs(float(logits.sum()) - 1) < 1e-4
     return logits if done else logits.softmax(0)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
 from fxlrp.capture import batch_size, capture, split_tensors
@@ -30,6 +31,8 @@ class Explainer(nn.Module):
         self.rulebook = rulebook
         self.strict = strict
         self._plans: dict[Any, Plan] = {}
+        self._checked: set[tuple[Any, int]] = set()  # calls whose graph was seen to give the model's own output
+        self._parts: tuple[int, ...] = ()
         self._latest: Plan | None = None
 
     def forward(self, *args: Any, target: Target = None, contrast: Contrast = "others", **kwargs: Any) -> Attribution:
@@ -42,9 +45,12 @@ class Explainer(nn.Module):
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._explain(args, kwargs, target, contrast)
+
+    def _explain(self, args: tuple, kwargs: dict, target: Target, contrast: Contrast) -> Attribution:
         plan, tensors = self._plan(args, kwargs)
-        with torch.enable_grad():
-            out = plan.graph(*(t.detach() for t in tensors))
+        out = plan.graph(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         count = len(plan.capture.output_names)
         logits = out[plan.logits]
         output = plan.capture.unflatten(tuple(o.detach() for o in out[:count]))
@@ -53,7 +59,7 @@ class Explainer(nn.Module):
             score = target
 
             def target(_: Any) -> Tensor:
-                return _score_weights(score, plan, [o.detach() for o in out[:count]])
+                return _score_weights(score, plan, [o.detach() for o in out[:count]], logits.detach())
 
         v, against, index = directions(logits, output, target, contrast)
         grads = self._passes(logits, leaves, v, against)
@@ -92,12 +98,24 @@ class Explainer(nn.Module):
         tensors, _, signature = split_tensors(args, kwargs)
         if not tensors:
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
+        if self.model.training:
+            raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
+        parts = tuple(map(id, (*self.model.modules(), *self.model.parameters(), *self.model.buffers())))
+        if parts != self._parts:  # a layer or weight was replaced: the graphs hold the old one
+            self._plans, self._checked, self._parts = {}, set(), parts
         batch = batch_size(tensors)
-        plan = self._plans.get(signature) or self._plans.get((signature, batch))
+        key = (signature, batch)
+        plan = self._plans.get(key) or self._plans.get(signature)
         if plan is None:
             captured = capture(self.model, args, kwargs)
             plan = rewrite(captured, self.rulebook, strict=self.strict)
-            self._plans[signature if captured.dynamic else (signature, batch)] = plan
+            self._plans[signature if captured.dynamic else key] = plan
+        if key not in self._checked:
+            if plan.capture.dynamic and not self._same_output(plan, tensors, args, kwargs):
+                # the model takes another branch at this batch size
+                plan = rewrite(capture(self.model, args, kwargs, fixed=True), self.rulebook, strict=self.strict)
+                self._plans[key] = plan
+            self._checked.add(key)
         if plan.mixes and batch > 1:
             raise FxlrpError(
                 f"The samples of a batch can't be told apart at node {plan.mixes!r}, so a batch of {batch} would mix "
@@ -105,6 +123,19 @@ class Explainer(nn.Module):
             )
         self._latest = plan
         return plan, tensors
+
+    def _same_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
+        """Whether the graph gives the model's own output for this call, to a hundredth of its largest value."""
+        copied = [t.detach().clone() for t in tensors]
+        args, kwargs = split_tensors(args, kwargs)[1](t.detach().clone() for t in tensors)
+        with torch.no_grad():
+            expected = [t for t in pytree.tree_leaves(self.model(*args, **kwargs)) if isinstance(t, Tensor)]
+            found = plan.graph(*copied)
+        return all(
+            f.shape == e.shape and bool((f - e).abs().max() <= 0.01 * e.abs().max())
+            for f, e in zip(found, expected, strict=False)
+            if e.is_floating_point() and e.numel() and e.isfinite().all()
+        )
 
     @property
     def graph(self) -> fx.GraphModule:
@@ -121,11 +152,13 @@ class Explainer(nn.Module):
         return self._latest
 
 
-def _score_weights(score: Any, plan: Plan, outputs: list[Tensor]) -> Tensor:
+def _score_weights(score: Any, plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
     """∂ Σ score/∂ logits for a callable on the model's output; weights it returns stand as they are."""
     with torch.enable_grad():
-        logits = outputs[plan.logits].requires_grad_()
-        outputs[plan.logits] = logits
+        value = logits = logits.requires_grad_()
+        for node in plan.head:
+            value = node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+        outputs[plan.explained] = value
         value = score(plan.capture.unflatten(tuple(outputs)))
         if not isinstance(value, Tensor):
             raise FxlrpError(f"The target callable must return a tensor, not {type(value).__name__}.")
@@ -155,6 +188,8 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise FxlrpError(f"fxlrp.convert takes an nn.Module, not {type(model).__name__}.")
+    if isinstance(model, Explainer):
+        raise FxlrpError("This is an explainer already; convert the model it was made from.")
     if model.training:
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import fx
 
+HERE = Path(__file__).parent
 KINDS = ("rule", "structural", "generic", "inactive")
 
 
@@ -82,7 +84,8 @@ def op_name(node: fx.Node) -> str:
 def source(node: fx.Node) -> str:
     """The line of the model's code that the node comes from: the innermost `forward` outside torch, as file:line."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]+)', node.meta.get("stack_trace") or "")
-    own = [f for f in frames if "/torch/" not in f[0] and not f[0].endswith("fxlrp/capture.py")] or frames
+    frames = [f for f in frames if Path(f[0]).parent != HERE]
+    own = [f for f in frames if "/torch/" not in f[0]] or frames
     if not own:
         return ""
     file, line, code = own[-1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +18,8 @@ from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
 from fxlrp.rules.propagate import WHOLE, Placement, Site
 from fxlrp.rules.registry import Absolute, Rule, Rulebook, Structural
+
+aten = torch.ops.aten
 
 
 def readout(x: Tensor) -> Tensor:
@@ -30,7 +34,9 @@ class Plan:
     graph: fx.GraphModule
     capture: Capture
     readouts: dict[int, list[int]]  # input tensor → places of its readouts among the graph's outputs
-    logits: int  # place of the explained output
+    logits: int  # place of the logits that are explained
+    explained: int  # place of the output they become, which is themselves or, through `head`, their softmax
+    head: list[fx.Node]
     report: Report
     mixes: str | None  # the node whose samples could not be told apart, if any
 
@@ -53,10 +59,14 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     gm = captured.graph
     for graph_pass in rulebook.passes:
         graph_pass(gm)
+    _split_outputs(gm, rulebook)
     gm.graph.eliminate_dead_code()
     gm.recompile()
     outputs = list(gm.graph.output_node().args[0])
-    logits = _explained_output(captured, outputs)
+    explained = logits = _explained_output(captured, outputs)
+    head = _softmax_head(outputs[explained])
+    if head:  # probabilities are explained by the logits they are made of
+        outputs, logits = [*outputs, head[0].args[0]], len(outputs)
     inputs, facts = _analyse(captured, outputs[logits], rulebook)
     starts = {n for ns in inputs.values() for n in ns}
     rows: list[NodeReport] = []
@@ -83,7 +93,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
         )
     places = _add_readouts(gm, outputs, inputs)
     gm.recompile()
-    return Plan(gm, captured, places, logits, report, mixes[0] if mixes else None)
+    return Plan(gm, captured, places, logits, explained, head, report, mixes[0] if mixes else None)
 
 
 def _analyse(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[int, list[fx.Node]], Facts]:
@@ -150,7 +160,38 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
         Placement(output, tuple(inputs), masked),
         (("nonneg", leaves[shares[0]] in facts.nonnegative),) if rule and rule.wants("nonneg") else (),
     )
-    return None not in batches
+    # a tensor that all samples share takes relevance from all of them, which can't be told apart
+    return None not in batches and len({b == WHOLE for b in batches}) == 1
+
+
+@dataclass(frozen=True)
+class Item:
+    """One output of an op that has several, as an op of its own."""
+
+    op: Callable
+    index: int
+
+    @property
+    def __name__(self) -> str:
+        return f"{getattr(self.op, '__name__', self.op)}_{self.index}".replace(".", "_")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.op(*args, **kwargs)[self.index]
+
+
+def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
+    """Rules are for ops with one output: an op with several becomes one op for each that is used."""
+    for node in list(gm.graph.nodes):
+        if isinstance(node.meta.get("val"), Tensor) or not differentiable(node) or node.op != "call_function":
+            continue
+        if isinstance(rulebook.lookup(node.target, (0,)), Structural):
+            continue
+        for item in [u for u in node.users if u.target is operator.getitem]:
+            with gm.graph.inserting_before(item):
+                one = gm.graph.call_function(Item(node.target, item.args[1]), node.args, node.kwargs)
+            one.meta = {**node.meta, "val": item.meta["val"]}
+            item.replace_all_uses_with(one)
+            gm.graph.erase_node(item)
 
 
 def _explained_output(captured: Capture, outputs: list) -> int:
@@ -162,6 +203,21 @@ def _explained_output(captured: Capture, outputs: list) -> int:
         if isinstance(node, fx.Node) and differentiable(node):
             return i
     raise FxlrpError("The model returns no float tensor that could be explained.")
+
+
+SOFTMAXES = (aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default)
+COPIES = (aten.alias.default, aten.clone.default, aten.to.dtype, aten.contiguous.default)
+
+
+def _softmax_head(output: fx.Node) -> list[fx.Node]:
+    """The nodes from class logits to `output`, if it is their softmax or its logarithm; else none."""
+    head = [output]
+    while head[0].target in COPIES:
+        head.insert(0, head[0].args[0])
+    softmax = head[0]
+    if softmax.target not in SOFTMAXES or softmax.meta["val"].ndim != 2 or softmax.args[1] not in (1, -1):
+        return []
+    return head
 
 
 def _add_readouts(gm: fx.GraphModule, outputs: list, inputs: dict[int, list[fx.Node]]) -> dict[int, list[int]]:

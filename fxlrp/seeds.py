@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -41,7 +42,7 @@ def directions(
     if contrast == "softmax":  # SGLRP: all other classes by their probability
         p = logits.masked_fill(onehot.bool(), float("-inf")).softmax(1)
         return onehot, p.nan_to_num(0), index
-    if isinstance(contrast, int) and not isinstance(contrast, bool):
+    if isinstance(contrast, int | np.integer) and not isinstance(contrast, bool):
         other = _index(logits, contrast)
         if (other == index).any():
             raise FxlrpError(f"Target and contrast are both class {contrast}; set the target against another class.")
@@ -52,11 +53,13 @@ def directions(
 def _index(logits: Tensor, target: int | Tensor | None) -> Tensor:
     if logits.ndim != 2:
         raise FxlrpError(
-            f"The explained output has shape {tuple(logits.shape)}, not [batch, classes]: say what to explain with a "
-            "callable target, e.g. target=lambda out: out[:, 3].mean((1, 2))."
+            f"The explained output has shape {tuple(logits.shape)}, not [batch, classes]: say what to explain by a "
+            "callable target that returns a score per sample, as lambda out: out[:, 3].mean((1, 2)) does."
         )
     if target is None:
         return logits.argmax(1)
+    if isinstance(target, str):
+        raise FxlrpError(f"target={target!r} is a name; give the class as a number.")
     index = torch.as_tensor(target, device=logits.device)
     if index.dtype.is_floating_point or index.dtype in (torch.bool, torch.complex64) or index.ndim > 1:
         raise FxlrpError("target must be None, a class index, a tensor of one index per sample, or a callable.")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -92,6 +93,13 @@ def test_labels_file(files: Path) -> None:
     assert "three" in run("explain", files / "net.pt", files / "a.png", "--labels", "four.txt").output
 
 
+def test_one_logit(files: Path) -> None:
+    torch.save(nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.AvgPool2d(62), nn.Flatten()), "one.pt")
+    said = run("explain", "one.pt", files / "a.png", "--size", 64).output
+    assert "%), no contrast" in said
+    assert "100.0%" not in said
+
+
 def test_half_precision_is_explained_in_single(files: Path) -> None:
     assert "half precision" in run("explain", files / "half.pt", files / "a.png").output
 
@@ -152,6 +160,12 @@ MISTAKES = {
     "rulebook": (["inspect", "{files}/net.pt", "--rules", "none"], "none"),
     "device": (["inspect", "{files}/net.pt", "--device", "tpu"], "--device is cpu or cuda"),
     "architecture": (["inspect", "timm:resnet10"], "did you mean timm:resnet10t"),
+    "picture as a model": (["inspect", "{files}/a.png"], "is not a model file fxlrp can read"),
+    "input as output": (["explain", "{files}/net.pt", "{files}/a.png", "-o", "{files}/a.png"], "would be overwritten"),
+    "no folder": (["explain", "{files}/net.pt", "{files}/a.png", "-o", "{files}/two.txt/x.png"], "cannot be written"),
+    "no place": (["explain", "{files}/net.pt", "{files}/a.png", "-o", "/proc/x.png"], "cannot be written"),
+    "demo into a file": (["demo", "-o", "{files}/two.txt"], "cannot be written"),
+    "factory with arguments": (["inspect", "{files}/net.py:net"], "missing 1 required positional argument"),
     "one file for two": (["explain", "{files}/net.pt", "{files}/*.png", "-o", "x.png"], "give a folder"),
 }
 
@@ -159,10 +173,12 @@ MISTAKES = {
 @pytest.mark.parametrize("what", MISTAKES)
 def test_mistakes(what: str, files: Path) -> None:
     (files / "two.txt").write_text("one\ntwo\n")
+    (files / "net.py").write_text("def net(width): pass\n")
     args, said = MISTAKES[what]
     result = run(*(arg.format(files=files) for arg in args), code=2)
     assert result.output.startswith("error: ") or "\nerror: " in result.output
     assert said in result.output
+    assert result.stderr.count("error: ") == result.stderr.count("\n") == 1
     assert "Traceback" not in result.output
 
 
@@ -171,10 +187,13 @@ def test_debug_shows_where(files: Path) -> None:
     assert isinstance(result.exception, FxlrpError)
 
 
-def test_unexpected_errors_are_one_line() -> None:
-    Path("net.py").write_text("def net(): raise RuntimeError('no\\nluck')\n")
-    said = run("inspect", "net.py:net", code=1).output
+def test_unexpected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    luck = Mock(side_effect=RuntimeError("no\nluck"))
+    monkeypatch.setattr("fxlrp.cli.rulebooks", luck)
+    said = run("rules", code=1).output
     assert "unexpected error: RuntimeError: no; run again with --debug" in said
+    luck.side_effect = PermissionError(13, "Permission denied", "x")
+    assert run("rules", code=2).output.startswith("error: Cannot read or write, Permission denied: 'x'; give another")
 
 
 def test_as_a_program(files: Path) -> None:

@@ -323,3 +323,153 @@ def test_save_of_something_else_is_refused() -> None:
     a = convert(randomize(nn.Linear(4, 3)))(torch.randn(2, 4).double())
     with pytest.raises(FxlrpError, match="No explained input is an image"):
         a.save("never.png")
+
+
+# what users' models do
+
+
+def body(function: object, **modules: nn.Module) -> nn.Module:
+    """A module of those submodules whose forward is function(self, x)."""
+    model = nn.Module()
+    for name, module in modules.items():
+        model.add_module(name, module)
+    model.forward = lambda x: function(model, x)
+    return randomize(model)
+
+
+def test_probabilities_are_explained_by_their_logits() -> None:
+    net = randomize(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)))
+    x = torch.randn(3, 6).double()
+    expected = convert(net)(x, target=1).relevance
+    for head in (nn.Softmax(1), nn.LogSoftmax(-1)):
+        a = convert(nn.Sequential(net, head).eval())(x, target=1)
+        torch.testing.assert_close(a.relevance, expected)
+        torch.testing.assert_close(a.output, head(net(x)))
+        torch.testing.assert_close(a.logits, net(x))
+        by_score = convert(nn.Sequential(net, head).eval())(x, target=lambda out: out[:, 1])
+        assert by_score.relevance.isfinite().all()
+
+
+def test_a_branch_on_the_batch_size_is_followed() -> None:
+    model = body(lambda m, x: m.b(x) if x.shape[0] > 3 else m.a(x), a=nn.Linear(6, 3), b=nn.Linear(6, 3))
+    explainer = convert(model)
+    for batch in (2, 5, 1, 3, 4):
+        x = torch.randn(batch, 6).double()
+        torch.testing.assert_close(explainer(x).output, model(x))
+
+
+def test_replaced_layers_are_seen(cnn: nn.Module) -> None:
+    explainer, x = convert(cnn), x_like()
+    explainer(x)
+    cnn.head = nn.Linear(16, 4).double()
+    torch.testing.assert_close(explainer(x).output, cnn(x))
+
+
+def test_constants_of_the_call_are_told_apart() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, w: np.ndarray) -> Tensor:
+            return self.lin(x) * float(w.sum())
+
+    model, x = randomize(Scaled()), torch.randn(2, 6).double()
+    explainer = convert(model)
+    for value in (1.0, 5.0):
+        w = np.ones(2000)
+        w[1000] = value
+        torch.testing.assert_close(explainer(x, w).output, model(x, w))
+
+
+def test_no_grad_inside_the_model_is_seen_through() -> None:
+    def frozen(m: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = torch.relu(m.a(x))
+        return m.b(y)
+
+    layers = {"a": nn.Linear(6, 16), "b": nn.Linear(16, 3)}
+    model, x = body(frozen, **layers), torch.randn(3, 6).double()
+    plain = body(lambda m, x: m.b(torch.relu(m.a(x))), **layers)
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(convert(model, strict=True)(x).relevance, convert(plain)(x).relevance)
+
+
+def test_inference_mode(cnn: nn.Module) -> None:
+    expected = convert(cnn)
+    with torch.inference_mode():
+        x = x_like()
+        inside = convert(cnn)(x).relevance
+    torch.testing.assert_close(inside, expected(x.clone()).relevance)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_take_the_generic_rule(layer: type) -> None:
+    model = body(lambda m, x: m.head(m.rnn(x)[0][:, -1]), rnn=layer(6, 8, batch_first=True), head=nn.Linear(8, 3))
+    x = torch.randn(3, 4, 6).double()
+    explainer = convert(model)
+    a = explainer(x)
+    assert explainer.report().counts["generic"] == 1
+    torch.testing.assert_close(a.output, model(x))
+    assert a.relevance.isfinite().all()
+    torch.testing.assert_close(explainer(x[1:2]).relevance[0], a.relevance[1], rtol=1e-9, atol=1e-12)
+
+
+def test_infinite_derivatives_carry_no_relevance() -> None:
+    model = body(lambda m, x: m.b(torch.relu(m.a(x)).sqrt()), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert convert(model)(torch.randn(3, 6).double()).relevance.isfinite().all()
+
+
+def test_in_place_writes_equal_concatenation() -> None:
+    def written(m: nn.Module, x: Tensor) -> Tensor:
+        h = m.a(x)
+        h[:, 1] = 0
+        return m.b(h)
+
+    def joined(m: nn.Module, x: Tensor) -> Tensor:
+        h = m.a(x)
+        return m.b(torch.cat([h[:, :1], torch.zeros_like(h[:, :1]), h[:, 2:]], 1))
+
+    layers = {"a": nn.Linear(6, 8), "b": nn.Linear(8, 3)}
+    one, two = body(written, **layers), body(joined, **layers)
+    two.load_state_dict(one.state_dict())
+    x = torch.randn(3, 6).double()
+    torch.testing.assert_close(convert(one, strict=True)(x).relevance, convert(two)(x).relevance)
+
+
+def test_one_minus_is_a_difference() -> None:
+    layers = {"a": nn.Linear(6, 8), "b": nn.Linear(8, 3)}
+    maps = []
+    for f in (lambda m, x: m.b(1 - m.a(x)), lambda m, x: m.b(-m.a(x) + 1)):
+        model = body(f, **layers)
+        model.load_state_dict({k: torch.linspace(-1, 1, v.numel()).view_as(v) for k, v in model.state_dict().items()})
+        maps.append(convert(model, strict=True)(torch.linspace(-1, 2, 12).view(2, 6).double()).relevance)
+    torch.testing.assert_close(maps[0], maps[1])
+
+
+def test_a_second_input_all_samples_share() -> None:
+    class Compares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.text = nn.Linear(8, 6), nn.Linear(4, 6)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.image(x) @ self.text(t).T
+
+    model, t = randomize(Compares()), torch.randn(4, 4).double()
+    explainer = convert(model)
+    a = explainer(torch.randn(1, 8).double(), t)
+    assert [tuple(r.shape) for r in a.relevance] == [(1, 8), (4, 4)]
+    with pytest.raises(FxlrpError, match="would mix"):
+        explainer(torch.randn(3, 8).double(), t)
+
+
+def test_wrong_inputs_are_the_models_to_refuse(cnn: nn.Module, capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(FxlrpError, match="model itself refuses"):
+        convert(cnn)(torch.randn(2, 4, 8, 8).double())
+    assert capfd.readouterr().err == ""
+
+
+def test_an_explainer_is_not_converted_again(cnn: nn.Module) -> None:
+    with pytest.raises(FxlrpError, match="explainer already"):
+        convert(convert(cnn))

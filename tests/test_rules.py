@@ -100,6 +100,7 @@ ROWS = [
     Row(aten.conv1d.padding, (x3, rand(4, 3, 3, seed=1), None, [1], "same")),
     Row(aten.conv2d.default, (x4, rand(6, 2, 3, 3, seed=1), rand(6, seed=2), [2, 1], [1, 0], [1, 1], 2)),
     Row(aten.conv2d.padding, (x4, rand(6, 4, 3, 3, seed=1), None, [1, 1], "same", [2, 2])),
+    Row(aten.conv2d.padding, (x4, rand(6, 4, 2, 3, seed=1), None, [1, 1], "same")),
     Row(aten.conv3d.default, (rand(2, 2, 4, 4, 4), rand(3, 2, 3, 3, 3, seed=1))),
     Row(aten.conv3d.padding, (rand(2, 2, 4, 4, 4), rand(3, 2, 3, 3, 3, seed=1), None, [1] * 3, "valid")),
     Row(aten.conv_transpose1d.default, (x3, rand(3, 4, 3, seed=1), None, [2])),
@@ -155,6 +156,10 @@ ROWS = [
         aten.sub.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x - y, h_abs=lambda x, y: x.abs() + y.abs()
     ),
     Row(aten.sub.Tensor, (c, x3), (1,), h=lambda c, x: c - x, h_abs=lambda c, x: x.abs()),
+    Row(aten.rsub.Tensor, (x3, c), h=lambda x, c: c - x, h_abs=lambda x, c: x.abs()),
+    Row(aten.rsub.Scalar, (x3, 0.3), h=lambda x, c: c - x, h_abs=lambda x, c: x.abs()),
+    Row(aten.rsqrt.default, (x3.abs(),), h=lambda x: 1 + 0 * x),
+    Row(aten.reciprocal.default, (x3,), h=lambda x: 1 + 0 * x),
     Row(aten.mul.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1)),
     Row(aten.multiply.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1)),
     Row(aten.div.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x / y.detach()),
@@ -243,7 +248,8 @@ def site(row: Row, normalise: Any) -> Callable[..., Tensor]:
 BATCHED = [
     r
     for r in ROWS
-    if r.op is not aten.mm.default and all(pytree.tree_leaves(r.args)[i].shape[0] == 2 for i in r.shares)
+    if r.op not in (aten.mm.default, aten.rsqrt.default, aten.reciprocal.default)
+    and all(pytree.tree_leaves(r.args)[i].shape[0] == 2 for i in r.shares)
 ]
 
 

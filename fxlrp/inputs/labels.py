@@ -13,6 +13,8 @@ from fxlrp.errors import FxlrpError
 
 def load_labels(path: Path) -> list[str]:
     """Class names from a text file, one a line, or JSON: a list, or a dict from index to name."""
+    if path.is_dir():
+        raise FxlrpError(f"{path} is a folder; class names are in a file, one a line, or JSON.")
     if not path.is_file():
         raise FxlrpError(f"There is no file {path}.")
     try:
@@ -55,4 +57,5 @@ def find_class(name: str, labels: Sequence[str] | None) -> int:
             return hits.index(True)
     every = [part for names in parts for part in names]
     close = difflib.get_close_matches(wanted, every, 3) or [part for part in every if wanted in part][:3]
-    raise FxlrpError(f"There is no class {name}" + (f"; did you mean {' or '.join(close)}?" if close else "."))
+    hint = f"did you mean {' or '.join(close)}?" if close else "give a number, or other names with --labels FILE."
+    raise FxlrpError(f"There is no class {name}; {hint}")

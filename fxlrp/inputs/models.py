@@ -9,7 +9,7 @@ import socket
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,10 @@ _MAKERS: dict[str, Callable[..., LoadedModel]] = {"timm": _timm, "torchvision": 
 
 
 def _from_python(file: Path, factory: str, options: dict[str, Any]) -> LoadedModel:
-    """What a function in a Python file returns: its code is run, as its owner asked."""
+    """What a function in a Python file returns: its code is run, as its owner asked.
+
+    Raises FxlrpError for a file that does not run, or a function that is not there, raises or returns no module.
+    """
     if not file.is_file():
         raise FxlrpError(f"There is no file {file}.")
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -154,12 +157,18 @@ def _from_python(file: Path, factory: str, options: dict[str, Any]) -> LoadedMod
     sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(code)
+    except Exception as error:
+        raise FxlrpError(f"{file} does not run here ({first_line(error)}); mend it, or run from its folder.") from error
     finally:
         sys.path.remove(str(file.parent))
     if not callable(make := getattr(code, factory, None)):
         names = [n for n, f in vars(code).items() if callable(f) and getattr(f, "__module__", "") == file.stem]
         raise FxlrpError(f"{file} has no function {factory}; it has {', '.join(names) or 'none'}.")
-    module = make(**options)
+    try:
+        module = make(**options)
+    except Exception as error:
+        said = f"{file}:{factory} raised {first_line(error)}; it should return a torch.nn.Module, called with nothing."
+        raise FxlrpError(said) from error
     if not isinstance(module, nn.Module):
         raise FxlrpError(f"{file}:{factory} returns a {type(module).__name__}; it should return a torch.nn.Module.")
     return _loaded(module, factory)
@@ -245,8 +254,15 @@ def _loaded(
 
 def _unknown(name: str, known: list[str]) -> FxlrpError:
     kind, _, wanted = name.partition(":")
-    close = [f"{kind}:{k}" for k in difflib.get_close_matches(wanted, known, 3)]
-    return FxlrpError(f"There is no model {name}" + (f"; did you mean {' or '.join(close)}?" if close else "."))
+    found = difflib.get_close_matches(wanted, known, 3) or [k for k in known if wanted in k][:3]
+    close = " or ".join(f"{kind}:{k}" for k in found)
+    lists = f"in Python, {'timm' if kind == 'timm' else 'torchvision.models'}.list_models() lists what there is."
+    return FxlrpError(f"There is no model {name}; " + (f"did you mean {close}?" if close else lists))
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, as KeyError: 'x'."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def _some(names: list[str], n: int = 3) -> str:
@@ -255,13 +271,17 @@ def _some(names: list[str], n: int = 3) -> str:
 
 @contextmanager
 def _network(what: str, needed: bool) -> Iterator[None]:
-    """Errors of the hubs' clients in one sentence, and at once: without a network they would retry for a minute."""
+    """Errors of the hubs' clients in one sentence, and at once: without a network they would retry for a minute.
+
+    What they print goes to stderr.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or (needed and not _reachable(constants.ENDPOINT))
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except OSError as error:
         if needed:
             raise FxlrpError(

@@ -164,8 +164,10 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
                 f"{path} is a pickle in an old format that cannot be checked: save it again with torch.save, "
                 "or pass --trust if you trust whoever made it (it may run any code)."
             ) from error
-        why = str(error).split("\n")[0][:200]
-        raise FxlrpError(f"{path} is not a file that torch.save wrote, or it is damaged ({why}).") from error
+        raise FxlrpError(
+            f"{path} is not a model file fxlrp can read, or it is damaged; give a .pt or .pth that torch.save wrote, "
+            "a .safetensors, a .pt2 or a folder of Hugging Face's."
+        ) from error
 
 
 def _load_checked(path: Path) -> Any:

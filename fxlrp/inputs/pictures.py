@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
@@ -71,6 +73,8 @@ class Preprocess:
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) not in (1, 3):
                 raise FxlrpError(f"--{name} takes one number or three, as in 0.5,0.5,0.5; got {len(values)}.")
+            if values is not None and not all(map(math.isfinite, values)):
+                raise FxlrpError(f"--{name} takes finite numbers, as in 0.5,0.5,0.5.")
         if std is not None and min(std) <= 0:
             raise FxlrpError("--std takes numbers above 0: pictures are divided by them.")
         if size is not None and min(size) <= 0:
@@ -156,17 +160,25 @@ def channels_of(module: nn.Module) -> int:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture in a file.  Raises FxlrpError if there is none."""
+    """The picture in a file, in 8 bits.  Raises FxlrpError if there is none."""
     try:
         image = Image.open(path)
         image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise FxlrpError(f"{path} is not a picture that can be read ({type(error).__name__}).") from error
-    return image
+    except Exception as error:  # PIL's readers raise more than OSError for files that are damaged or huge
+        raise FxlrpError(f"{path} is not a picture that can be read; give a .png, .jpg or other picture.") from error
+    return _eight_bits(image) if image.mode.startswith(("I", "F")) else image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more bits than 8, which PIL would clip at 255."""
+    values = np.nan_to_num(np.asarray(ImageOps.exif_transpose(image), dtype=np.float64))
+    top = float(values.max())
+    white = 65535 if image.mode.startswith("I;16") else 1 if image.mode == "F" and top <= 1 else max(top, 255)
+    return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
 
 
 def find_pictures(inputs: Iterable[str]) -> list[Path]:
-    """The files that files, folders and globs name, each once, folders and globs in order of name.
+    """The files that files, folders and globs name, each once, folders and globs in order of name, without heatmaps.
 
     Raises FxlrpError for a file that is not there, and for a folder or glob without pictures.
     """
@@ -177,12 +189,14 @@ def find_pictures(inputs: Iterable[str]) -> list[Path]:
             found[path] = None
             continue
         places = list(path.iterdir()) if path.is_dir() else [Path(p) for p in glob.glob(name, recursive=True)]
-        pictures = sorted(p for p in places if p.is_file() and p.suffix.lower() in SUFFIXES)
+        places = [p for p in places if p.suffix.lower() in SUFFIXES and not p.name.endswith("_fxlrp.png")]
+        pictures = sorted(p for p in places if p.is_file())
         if not pictures:
             if path.is_dir():
                 raise FxlrpError(f"There is no picture in the folder {name} ({', '.join(sorted(SUFFIXES))}).")
-            what = "picture matches" if glob.has_magic(name) else "file"
-            raise FxlrpError(f"There is no {what} {name}.")
+            if glob.has_magic(name):
+                raise FxlrpError(f"No picture matches {name}; give files, folders or other globs.")
+            raise FxlrpError(f"There is no file {name}.")
         found |= dict.fromkeys(pictures)
     return list(found)
 
@@ -190,20 +204,27 @@ def find_pictures(inputs: Iterable[str]) -> list[Path]:
 def output_files(pictures: list[Path], output: Path | None) -> list[Path]:
     """Where to write each picture's heatmap: `output` itself for one, NAME_fxlrp.png in it or here for several.
 
-    Raises FxlrpError for one file for several pictures, or a kind of file that no picture is written as.
+    Raises FxlrpError for one file for several pictures, a kind of file that no picture is written as, or an input.
     """
     if output is not None and output.suffix and not output.is_dir():
         if len(pictures) > 1:
             raise FxlrpError(f"-o {output} is one file for {len(pictures)} pictures; give a folder.")
         if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise FxlrpError(f"-o {output}: a picture is written as .png, .jpg or .webp.")
-        return [output]
+        return _not_among(pictures, [output])
     files: dict[Path, None] = {}
     for picture in pictures:
         names = [picture.stem, *(f"{picture.stem}-{n}" for n in range(2, len(pictures) + 1))]
         named = ((output or Path()) / f"{name}_fxlrp.png" for name in names)
         files[next(file for file in named if file not in files)] = None
-    return list(files)
+    return _not_among(pictures, list(files))
+
+
+def _not_among(pictures: list[Path], files: list[Path]) -> list[Path]:
+    inputs = {picture.resolve() for picture in pictures}
+    if file := next((file for file in files if file.resolve() in inputs), None):
+        raise FxlrpError(f"{file} is an input and would be overwritten; give another place with -o.")
+    return files
 
 
 def _hwc(picture: Tensor) -> Tensor:

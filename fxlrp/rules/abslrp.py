@@ -64,11 +64,10 @@ def op_name(op: object) -> str:
     return op._schema.name.split("::")[1]  # type: ignore[attr-defined]
 
 
-
 ABSLRP = publish(
     Rulebook(
         "abslrp",
-        "absLRP: relevance goes to positive contributions, positive and negative relevance apart, each keeping its mass",
+        "absLRP: relevance goes to positive contributions; positive and negative relevance each keep their mass",
         {
             **STRUCTURAL_ENTRIES,
             **table(
@@ -95,6 +94,8 @@ ABSLRP = publish(
                 (elementwise.shift_right, (1,), aten.add.Tensor),
                 (elementwise.sub, (0, 1), aten.sub.Tensor),
                 (elementwise.shift_minus, (1,), aten.sub.Tensor),
+                (elementwise.rsub, aten.rsub.Tensor, aten.rsub.Scalar),
+                (Rule(elementwise.normaliser, shares=()), aten.rsqrt.default, aten.reciprocal.default),
                 (elementwise.mul, (0, 1), aten.mul.Tensor, aten.multiply.Tensor),
                 (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
                 *((named(op_name(op), activation(op)), op) for op in ACTIVATIONS),

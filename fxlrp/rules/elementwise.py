@@ -42,3 +42,13 @@ def mul(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def div(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """A quotient of two activations: the denominator is a normaliser and takes nothing, as in a layer norm."""
     return g / y
+
+
+def rsub(g: Tensor, z: Tensor, x: Tensor, y: Tensor | float, alpha: float = 1) -> Tensor:
+    """A constant y minus α x: as `shift`."""
+    return shift_right(g, z, y, x, alpha=-alpha)
+
+
+def normaliser(g: Tensor, z: Tensor, x: Tensor) -> tuple[()]:
+    """1/x and 1/√x: what is divided by is a constant of the method and takes nothing."""
+    return ()

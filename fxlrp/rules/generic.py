@@ -42,7 +42,8 @@ def generic(op: Callable[..., Tensor], shares: tuple[int, ...]) -> Callable[...,
         s = over_abs(g, z)
         plain = vjp(lambda *t: call(*t, absolute=False), xs, s)
         absolute = vjp(lambda *t: call(*t, absolute=True), [x.abs() for x in xs], s)
-        return [p + x.sign() * a for p, x, a in zip(plain, xs, absolute, strict=True)]
+        # at a = 0, R = a g is 0 whatever the derivative, which may be infinite there
+        return [(p + x.sign() * a).masked_fill(x == 0, 0) for p, x, a in zip(plain, xs, absolute, strict=True)]
 
     rule.__name__ = "generic"
     return rule

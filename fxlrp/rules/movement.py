@@ -64,6 +64,18 @@ MOVEMENT = (
     aten.channel_shuffle,
     aten.where,
     aten.masked_fill,
+    aten.slice_scatter,
+    aten.select_scatter,
+    aten.diagonal_scatter,
+    aten.scatter,
+    aten.index_put,
+    aten.index_copy,
+    aten.index_fill,
+    aten.masked_scatter,
+    aten.masked_select,
+    aten.nan_to_num,
+    aten.maximum,
+    aten.minimum,
     aten.tril,
     aten.triu,
     aten.diagonal,
@@ -100,6 +112,7 @@ SHAPE_ONLY = frozenset(
         aten.empty_like,
         aten.full_like,
         aten.rand_like,
+        aten.fill,
         aten.new_zeros,
         aten.new_ones,
         aten.new_empty,
@@ -110,7 +123,12 @@ SHAPE_ONLY = frozenset(
 )
 """Nothing flows through these, although a tensor goes in and a tensor comes out."""
 
-SHAPE_ARGUMENT = {aten.expand_as.default: 1, aten.view_as.default: 1, aten.reshape_as.default: 1, aten.type_as.default: 1}
+SHAPE_ARGUMENT = {
+    aten.expand_as.default: 1,
+    aten.view_as.default: 1,
+    aten.reshape_as.default: 1,
+    aten.type_as.default: 1,
+}
 """The argument of which only the shape or type is used."""
 
 STRUCTURAL_ENTRIES = table(

@@ -26,7 +26,14 @@ def _deviation(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor]:
 
 
 def layer_norm(
-    g: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+    g: Tensor,
+    z: Tensor,
+    x: Tensor,
+    shape: list[int],
+    w: Tensor | None = None,
+    b: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> Tensor:
     """Layer norm with mean and deviation as constants: R_x = x ⊙ (w + sign(u) |w|) s / σ."""
     return standardized(g, z, *_deviation(x, list(range(-len(shape), 0)), eps), w)

@@ -102,7 +102,14 @@ def _conv(n: int) -> Callable[..., Tensor]:
         """A convolution: relevance goes to the positive contributions x_i w_ij > 0."""
         stride, dilation = _tuple(stride, n), _tuple(dilation, n)
         if isinstance(padding, str):
-            padding = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, w.shape[2:], strict=True)]
+            total = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, w.shape[2:], strict=True)]
+            odd = [p % 2 for p in total]
+            if any(odd):  # torch pads one more on the right
+                one = tuple(side for p in reversed(odd) for side in (0, p))
+                rest = [p // 2 for p in total]
+                g = conv(g, z, torch.nn.functional.pad(x, one), w, None, stride, rest, dilation, groups, nonneg=nonneg)
+                return g[tuple(slice(0, size) for size in x.shape)]
+            padding = [p // 2 for p in total]
         arguments = (stride, _tuple(padding, n), dilation, False, [0] * n, groups)
         return positive_contributions(over_abs(g, z), x, w, convolution(x, w, arguments), nonneg)
 

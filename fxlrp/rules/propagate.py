@@ -35,7 +35,7 @@ Propagate = Callable[[Tensor], Sequence[Tensor]]
 
 
 class Placement(NamedTuple):
-    """Where the samples of an op's output and of its inputs are, and whether masked (infinite) values may be among them."""
+    """Where the samples of an op's output and inputs are, and whether masked (infinite) values may be among them."""
 
     output: Batch
     inputs: tuple[Batch, ...]
@@ -91,7 +91,8 @@ def relevance(a: Tensor, g: Tensor, masked: bool = False) -> Tensor:
 def _mass(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     """Positive and negative relevance apart, each keeping its mass P = Σ|R|, inputs sharing it in proportion.
 
-    R_i = P (A_i / Σ_k A_k) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i   (2024-04, items 5 and 6)
+    R_i = P (A_i / Σ_k A_k) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i,
+    as in the authors' code of April 2024.
     """
     r = relevance(z, g, where.masked)
     above = where_positive(g, r)
@@ -105,9 +106,7 @@ def _mass(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Pl
             whole = sum(sums[1:], sums[0])
             factors = [factors[0] * ratio(a, whole) for a in sums]
         sizes = [sample_sum(s.abs_(), b) for s, b in zip(shares, where.inputs, strict=True)]
-        scaled = [
-            sample_scale(c, ratio(f, n), b) for c, f, n, b in zip(raw, factors, sizes, where.inputs, strict=True)
-        ]
+        scaled = [sample_scale(c, ratio(f, n), b) for c, f, n, b in zip(raw, factors, sizes, where.inputs, strict=True)]
         total = [t.add_(s) for t, s in zip(total, scaled, strict=True)] if total else scaled
     return total
 
@@ -132,7 +131,7 @@ NONE = Normalise("none", _as_it_is)
 
 
 class Site:
-    """An op at its place in a graph, with the rule that is its backward pass.  Equal sites are one name in printed code.
+    """An op at its place in a graph, with the rule that is its backward pass.  Equal sites share a name when printed.
 
     op: the op itself, which the forward pass calls unchanged.
     rule: called as rule(g, z, *args, **kwargs) with the op's own arguments; returns one g per tensor in `shares`.

@@ -38,14 +38,16 @@ APRIL = publish(
             (Rule(elementwise.add, shares=(0, 1)), (0,), aten.add.Tensor),
         ),
         name="abslrp-2024-04",
-        doc="absLRP as in the authors' code of April 2024: mass kept by sign; reshapes drop relevance of negative entries",
+        doc="absLRP as in the authors' code of April 2024: mass kept by sign; reshapes drop negative entries",
         passes=(split_projections, expand_attention, split_batch_norm),
         seed="relevance",
     )
 )
 
 
-def _layer_norm(x: Tensor, shape: list[int], w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
+def _layer_norm(
+    x: Tensor, shape: list[int], w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
     dims = list(range(-len(shape), 0))
     variance, mean = torch.var_mean(x.detach(), dims, correction=0, keepdim=True)
     u = (x - mean) / (variance + eps).sqrt()

@@ -88,7 +88,8 @@ class Rulebook:
     entries: (op, positions that carry relevance, or None for any) → Rule or STRUCTURAL.
     normalise: MASS, UNIT or NONE (fxlrp.rules.propagate).
     passes: graph passes that put the graph into the form the table speaks of, run in order.
-    seed: "relevance": R = v at the output; "share": R = |z| v, each sign brought to mass 1; v is the target's direction.
+    seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each
+        sign brought to mass Σ|v|; "gradient": R = z v.
     contrast: "signed": one pass with a seed of both signs; "apart": one pass a side, subtracted at the input.
     """
 

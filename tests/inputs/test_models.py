@@ -81,12 +81,20 @@ def test_factory(tmp_path: Path) -> None:
         "from torch import nn\nfrom beside import WIDTH\n"
         "def net(): return nn.Sequential(nn.Conv2d(3, WIDTH, 3), nn.Flatten(), nn.Linear(4 * 62 * 62, 2))\n"
         "def not_a_net(): return 3\n"
+        "def wide(width): return net()\n"
+        "def unlucky(): raise RuntimeError('no\\nluck')\n"
     )
+    (tmp_path / "broken.py").write_text("import no_such_package\n")
     assert load_model(f"{tmp_path}/nets.py:net").module[0].out_channels == 4
-    with pytest.raises(FxlrpError, match="no function nt; it has net, not_a_net"):
+    with pytest.raises(FxlrpError, match="no function nt; it has net, not_a_net, wide"):
         load_model(f"{tmp_path}/nets.py:nt")
     with pytest.raises(FxlrpError, match="returns a int"):
         load_model(f"{tmp_path}/nets.py:not_a_net")
+    for factory, said in (("wide", "TypeError: wide.. missing 1 required"), ("unlucky", "RuntimeError: no; it should")):
+        with pytest.raises(FxlrpError, match=f"nets.py:{factory} raised {said}"):
+            load_model(f"{tmp_path}/nets.py:{factory}")
+    with pytest.raises(FxlrpError, match=r"broken\.py does not run here \(ModuleNotFoundError: "):
+        load_model(f"{tmp_path}/broken.py:net")
 
 
 def test_random_weights_are_the_same_each_time() -> None:
@@ -166,6 +174,7 @@ def test_one_sentence_each(net: nn.Module, tmp_path: Path) -> None:
         (weights, "timm:resnet10", "did you mean timm:resnet10t"),
         (weights, "torchvision:resnt18", "did you mean torchvision:resnet18"),
         (weights, "resnet18", "There is no file or folder resnet18"),
+        ("timm:nope", None, r"There is no model timm:nope; in Python, timm\.list_models\(\) lists"),
         ("timm:resnet10t", "timm:resnet10t", "--arch goes with a file"),
         (str(tmp_path / "list.pt"), None, "holds a list, neither"),
         (str(tmp_path / "bad.safetensors"), "timm:resnet10t", "not a safetensors file"),

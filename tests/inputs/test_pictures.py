@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from fxlrp import FxlrpError
+from fxlrp import Attribution, FxlrpError
 from fxlrp.inputs import Preprocess, find_class, find_pictures, imagenet_labels, load_labels, open_picture, output_files
 from fxlrp.inputs.pictures import channels_of, described, from_processor, from_torchvision
 
@@ -99,7 +99,11 @@ def test_overrides() -> None:
     assert guess.but((32, 32)).guessed
     assert not guess.but((32, 32), half, half).guessed
     assert guess.but(mean=half).mean == half
-    for wrong in ({"size": (0, 3)}, {"mean": (0.5, 0.5)}, {"std": (0.0, 1.0, 1.0)}):
+    nan, inf = float("nan"), float("inf")
+    for wrong in (
+        *({"size": (0, 3)}, {"mean": (0.5, 0.5)}, {"std": (0.0, 1.0, 1.0)}),
+        *({"mean": (nan, 0.0, 0.0)}, {"std": (1.0, 1.0, nan)}, {"std": (inf,)}),
+    ):
         with pytest.raises(FxlrpError, match=f"--{next(iter(wrong))}"):
             guess.but(**wrong)  # type: ignore[arg-type]
 
@@ -109,14 +113,15 @@ def test_weights_without_a_crop_have_no_preprocessing_here() -> None:
 
 
 def test_find_pictures(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "c.txt"):
+    for name in ("b.png", "a.JPG", "c.txt", "b_fxlrp.png"):
         noise(4, 4).save(tmp_path / name, format="png")
     (tmp_path / "empty").mkdir()
     a, b, c = (tmp_path / name for name in ("a.JPG", "b.png", "c.txt"))
     assert find_pictures([str(tmp_path)]) == [a, b]
     assert find_pictures([str(tmp_path / "*.png"), str(tmp_path)]) == [b, a]
     assert find_pictures([str(c)]) == [c]
-    for missing, said in (("x.png", "There is no file"), ("*.gif", "no picture matches"), ("empty", "in the folder")):
+    assert find_pictures([str(tmp_path / "b_fxlrp.png")]) == [tmp_path / "b_fxlrp.png"]  # named, not found
+    for missing, said in (("x.png", "There is no file"), ("*.gif", "No picture matches"), ("empty", "in the folder")):
         with pytest.raises(FxlrpError, match=said):
             find_pictures([str(tmp_path / missing)])
 
@@ -130,6 +135,23 @@ def test_open_picture(tmp_path: Path) -> None:
             open_picture(tmp_path / name)
 
 
+RAMP = np.linspace(0, 1, 256).reshape(16, 16)
+DEEP = {
+    "I;16": ((RAMP * 65535).astype(np.uint16), "png"),
+    "I": ((RAMP * 100_000).astype(np.int32), "tiff"),
+    "F": (RAMP.astype(np.float32), "tiff"),
+}
+
+
+@pytest.mark.parametrize("mode", DEEP)
+def test_more_than_eight_bits(mode: str, tmp_path: Path) -> None:
+    values, kind = DEEP[mode]
+    Image.fromarray(values).save(tmp_path / f"deep.{kind}")
+    assert Image.open(tmp_path / f"deep.{kind}").mode == mode
+    seen = np.asarray(open_picture(tmp_path / f"deep.{kind}").convert("RGB"))
+    assert np.abs(seen[..., 0] / 255 - RAMP).max() <= 1 / 255
+
+
 def test_output_files(tmp_path: Path) -> None:
     pictures = [Path("a/cat.png"), Path("b/cat.jpg"), Path("dog.png")]
     assert output_files(pictures, tmp_path) == [tmp_path / f"{n}_fxlrp.png" for n in ("cat", "cat-2", "dog")]
@@ -139,6 +161,10 @@ def test_output_files(tmp_path: Path) -> None:
         output_files(pictures, Path("out.png"))
     with pytest.raises(FxlrpError, match="written as"):
         output_files(pictures[:1], Path("out.tx"))
+    (tmp_path / "link.png").symlink_to(Path("dog.png").resolve())
+    for inputs, output in ((pictures[2:], tmp_path / "link.png"), ([Path("cat.png"), Path("cat_fxlrp.png")], None)):
+        with pytest.raises(FxlrpError, match="is an input and would be overwritten"):
+            output_files(inputs, output)
 
 
 def test_labels(tmp_path: Path) -> None:
@@ -156,6 +182,8 @@ def test_labels(tmp_path: Path) -> None:
         load_labels(tmp_path / "d.json")
     with pytest.raises(FxlrpError, match="There is no file"):
         load_labels(tmp_path / "e.txt")
+    with pytest.raises(FxlrpError, match="is a folder; class names are in a file"):
+        load_labels(tmp_path)
 
 
 def test_find_class() -> None:
@@ -166,5 +194,24 @@ def test_find_class() -> None:
     assert find_class("Tabby", labels) == find_class("tabby, tabby cat", labels) == 281
     with pytest.raises(FxlrpError, match=r"did you mean.*goldfish"):
         find_class("goldfsh", labels)
+    with pytest.raises(FxlrpError, match="There is no class qqqq; give a number, or other names with --labels"):
+        find_class("qqqq", labels)
     with pytest.raises(FxlrpError, match="without class names"):
         find_class("cat", None)
+
+
+def test_attribution_with_a_picture(tmp_path: Path) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    a = Attribution(x, x, x, None, inputs=(x,))
+    given = noise(8, 8)
+    for same in (np.asarray(given) / 255, np.asarray(given), given, torch.from_numpy(np.array(given))):
+        np.testing.assert_allclose(a.panels(same, side=8)[0] * 255, np.asarray(given))
+    for wrong in (np.zeros((8, 8)), "a.png", Path("a.png"), np.asarray(given) * 1.0, torch.rand(3, 8, 8)):
+        with pytest.raises(FxlrpError, match=r"give an array \[H, W, 3\]"):
+            a.panels(wrong)
+    with pytest.raises(FxlrpError, match="index=2 is out of range; give one of the 2 samples"):
+        a.panels(index=2)
+    (tmp_path / "file").touch()
+    for path, said in (("none", "ends in .png"), ("file/a.png", "cannot be written"), ("a.psd", "ends in .png")):
+        with pytest.raises(FxlrpError, match=said):
+            a.save(tmp_path / path)
