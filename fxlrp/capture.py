@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -255,11 +256,13 @@ def inline_modes(gm: fx.GraphModule) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch logs whole tracebacks of what it then raises as an exception."""
+    """torch logs whole tracebacks of what it then raises as an exception, and warns of what is none of a user's."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -56,12 +56,8 @@ class Explainer(nn.Module):
         output = plan.capture.unflatten(tuple(o.detach() for o in out[:count]))
         leaves = [out[i] for places in plan.readouts.values() for i in places]
         if callable(target):
-            score = target
-
-            def target(_: Any) -> Tensor:
-                return _score_weights(score, plan, [o.detach() for o in out[:count]], logits.detach())
-
-        v, against, index = directions(logits, output, target, contrast)
+            target = _answer(target, plan, [o.detach() for o in out[:count]], logits.detach())
+        v, against, index = directions(logits, target, contrast)
         grads = self._passes(logits, leaves, v, against)
         relevances, places = [], iter(zip(leaves, grads, strict=True))
         for i, nodes in plan.readouts.items():
@@ -152,22 +148,18 @@ class Explainer(nn.Module):
         return self._latest
 
 
-def _score_weights(score: Any, plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
-    """∂ Σ score/∂ logits for a callable on the model's output; weights it returns stand as they are."""
+def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
+    """What a callable target says about the model's output, as a target: ∂ Σ score/∂ logits; what does not depend on
+    the logits (classes, weights) as it stands."""
     with torch.enable_grad():
         value = logits = logits.requires_grad_()
         for node in plan.head:
             value = node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
         outputs[plan.explained] = value
-        value = score(plan.capture.unflatten(tuple(outputs)))
-        if not isinstance(value, Tensor):
-            raise FxlrpError(f"The target callable must return a tensor, not {type(value).__name__}.")
-        if value.requires_grad:
-            (weights,) = torch.autograd.grad(value.sum(), logits)
-            return weights
-    if value.is_floating_point():
-        return value
-    return torch.nn.functional.one_hot(value.long(), logits.shape[1]).to(logits.dtype)
+        answer = score(plan.capture.unflatten(tuple(outputs)))
+        if not isinstance(answer, Tensor):
+            raise FxlrpError(f"The target callable must return a tensor, not {type(answer).__name__}.")
+        return torch.autograd.grad(answer.sum(), logits)[0] if answer.requires_grad else answer
 
 
 def convert(

@@ -22,15 +22,13 @@ Contrast = None | int | str
 
 
 def directions(
-    logits: Tensor, output: Any, target: Target, contrast: Contrast
+    logits: Tensor, target: int | Tensor | None, contrast: Contrast
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(for, against, index): two weightings of the logits, and the target class per sample if there is one.
 
     Raises FxlrpError for a target or contrast that does not fit the logits.
     """
     logits = logits.detach()
-    if callable(target):
-        return _asked(logits, target(output)), None, None
     if isinstance(target, Tensor) and target.is_floating_point():
         return _asked(logits, target), None, None
     index = _index(logits, target)
