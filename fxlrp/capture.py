@@ -69,13 +69,9 @@ def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[An
 
     def describe(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
-            return (
-                leaf
-                if isinstance(leaf, PLAIN)
-                else (leaf.dtype, leaf.tobytes())
-                if isinstance(leaf, np.ndarray)
-                else Same(leaf)
-            )
+            if isinstance(leaf, np.ndarray):
+                return leaf.dtype, leaf.shape, leaf.tobytes()
+            return (type(leaf), leaf) if isinstance(leaf, PLAIN) else Same(leaf)
         shape = ("batch", *leaf.shape[1:]) if _batched(leaf, batch) else tuple(leaf.shape)
         return shape, leaf.dtype, leaf.device
 

@@ -103,6 +103,7 @@ def test_signature_is_the_call_but_for_the_batch() -> None:
     x = torch.ones(2, 3)
     assert signature(x) == signature(torch.ones(5, 3))
     assert signature(x, flag=True) != signature(x, flag=False)
+    assert signature(x, flag=True) != signature(x, flag=1)
     assert signature(x) != signature(x.double())
     assert signature(x) != signature(torch.ones(2, 4))
     assert signature({"a": x}) != signature({"b": x})

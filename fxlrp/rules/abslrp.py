@@ -19,11 +19,6 @@ from fxlrp.rules.registry import ABSOLUTE, Rule, Rulebook, publish, table
 aten = torch.ops.aten
 
 
-def named(name: str, fn: object) -> Rule:
-    fn.__name__ = name  # type: ignore[attr-defined]
-    return Rule(fn)  # type: ignore[arg-type]
-
-
 ACTIVATIONS = (
     aten.gelu.default,
     aten.silu.default,
@@ -60,10 +55,6 @@ AVERAGES = (
 )
 
 
-def op_name(op: object) -> str:
-    return op._schema.name.split("::")[1]  # type: ignore[attr-defined]
-
-
 ABSLRP = publish(
     Rulebook(
         "abslrp",
@@ -98,7 +89,7 @@ ABSLRP = publish(
                 (Rule(elementwise.normaliser, shares=()), aten.rsqrt.default, aten.reciprocal.default),
                 (elementwise.mul, (0, 1), aten.mul.Tensor, aten.multiply.Tensor),
                 (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
-                *((named(op_name(op), activation(op)), op) for op in ACTIVATIONS),
+                *((activation(op), op) for op in ACTIVATIONS),
                 (ABSOLUTE, *AVERAGES, aten.linalg_vector_norm.default, aten.addcmul.default),
             ),
         },

@@ -59,6 +59,7 @@ def by_definition(h: Callable[..., Tensor], h_abs: Callable[..., Tensor]) -> Cal
         s = over_abs(g, z)
         return vjp(lambda t: h(t, *args, **kwargs), [x], s)[0] + vjp(lambda t: h_abs(t, *args, **kwargs), [x], s)[0]
 
+    rule.__name__ = h.__name__.strip("_")
     return rule
 
 
@@ -73,6 +74,6 @@ def activation(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
         (d,) = vjp(lambda t: f(t, *args, **kwargs), [x], over_abs(g, z))
         return where_positive(2 * d, x)
 
-    rule.__name__ = "activation"
+    rule.__name__ = f.__name__.split(".")[0]
     rule.__doc__ = activation.__doc__
     return rule

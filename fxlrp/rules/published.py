@@ -79,18 +79,13 @@ def max_pool_december(g: Tensor, z: Tensor, x: Tensor, kernel: list[int], stride
     return vjp(pool, [x], s)[0] + x.sign() * vjp(pool, [x.abs()], s)[0]
 
 
-def rule(name: str, fn: Any) -> Any:
-    fn.__name__ = name
-    return fn
-
-
 DECEMBER = publish(
     ABSLRP.extend(
         table(
             # their dropouts, flattens, class-token picks and identities have the default rule
             (ABSOLUTE, aten.gelu.default, aten.dropout, aten.flatten, aten.select, aten.alias),
-            (rule("layer_norm", by_definition(_layer_norm, _layer_norm_abs)), aten.layer_norm.default),
-            (rule("softmax", by_definition(_softmax, _softmax_abs)), aten.softmax.int),
+            (by_definition(_layer_norm, _layer_norm_abs), aten.layer_norm.default),
+            (by_definition(_softmax, _softmax_abs), aten.softmax.int),
             (max_pool_december, aten.max_pool2d.default),
         ),
         name="abslrp-2024-12",
