@@ -1,4 +1,4 @@
-"""Write the pictures with their masks, the labels and the pickled network, from the trained networks."""
+"""Write the pictures and their masks, the labels and the pickled network, from the trained networks."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ def trained(name: str) -> torch.nn.Module:
 
 
 if __name__ == "__main__":
-    folder = HERE / "pictures"
-    folder.mkdir(exist_ok=True)
+    for folder in ("pictures", "masks"):
+        (HERE / folder).mkdir(exist_ok=True)
     networks = {name: trained(name) for name in ("cnn", "vit")}
     for seed in SEEDS:
         image, labels, masks = shapes.picture(seed)
@@ -33,7 +33,7 @@ if __name__ == "__main__":
             assert set(p.topk(len(labels)).indices.tolist()) == set(labels), f"{key} is wrong on {name}"
             print(name, key, *(f"{value:.2f}" for value in p[list(labels)].tolist()))
         index = sum((mask * (label + 1) for mask, label in zip(masks, labels, strict=True)), start=np.zeros(()))
-        Image.fromarray(image).save(folder / f"{name}.png")
-        Image.fromarray(index.astype(np.uint8)).save(folder / f"{name}_mask.png")
+        Image.fromarray(image).save(HERE / "pictures" / f"{name}.png")
+        Image.fromarray(index.astype(np.uint8)).save(HERE / "masks" / f"{name}.png")
     (HERE / "labels.txt").write_text("\n".join(shapes.CLASSES) + "\n")
     torch.save(networks["cnn"], HERE / "model.pt")

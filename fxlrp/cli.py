@@ -194,7 +194,7 @@ def demo(
     loaded = _load(str(examples / "model.pt"), None, False, False, "cpu")
     loaded.labels = load_labels(examples / "labels.txt")
     shown = ((p, [n for n in p.stem.split("_") if n in loaded.labels]) for p in sorted(examples.glob("pictures/*.png")))
-    picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1 and p.stem == "_".join(n))  # no masks
+    picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1)
     explainer = convert(loaded.module)
     for name in objects:
         _explain(

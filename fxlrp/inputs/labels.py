@@ -57,5 +57,6 @@ def find_class(name: str, labels: Sequence[str] | None) -> int:
             return hits.index(True)
     every = [part for names in parts for part in names]
     close = difflib.get_close_matches(wanted, every, 3) or [part for part in every if wanted in part][:3]
-    hint = f"did you mean {' or '.join(close)}?" if close else "give a number, or other names with --labels FILE."
+    few = f" or one of {', '.join(labels)}" if len(labels) <= 20 else ""
+    hint = f"did you mean {' or '.join(close)}?" if close else f"give a number{few}, or other names with --labels FILE."
     raise FxlrpError(f"There is no class {name}; {hint}")
