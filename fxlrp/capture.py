@@ -167,6 +167,8 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False)
     for inputs, shapes in [(exact, None)] if fixed else [(pair, dims), (exact, None)]:
         try:
             graph = _export(flat, inputs, shapes)
+        except FxlrpError:
+            raise
         except Exception as problem:
             error = error or problem
             continue
@@ -208,16 +210,15 @@ def _tensors(node: fx.Node) -> Iterator[Tensor]:
 
 
 def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
+    shapes = None if dims is None else (dims,)
     with torch.enable_grad(), _quiet():
-        program = torch.export.export(
-            flat, tuple(tensors), dynamic_shapes=None if dims is None else (dims,), strict=False
-        )
-    graph = program.module(check_guards=False)
-    inline_modes(graph)
-    if not functionalize_simple(graph):
-        graph = program.run_decompositions({}).module(check_guards=False)
+        program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
+        graph = program.module(check_guards=False)
         inline_modes(graph)
-        _restore_vocabulary(graph)
+        if not functionalize_simple(graph):
+            graph = program.run_decompositions({}).module(check_guards=False)
+            inline_modes(graph)
+            _restore_vocabulary(graph)
     graph.graph.set_codegen(fx.graph.CodeGen())
     _plain_interface(graph)
     return fx.GraphModule(graph, graph.graph)  # without export's hooks, which check inputs at every call

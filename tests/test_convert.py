@@ -473,3 +473,12 @@ def test_wrong_inputs_are_the_models_to_refuse(cnn: nn.Module, capfd: pytest.Cap
 def test_an_explainer_is_not_converted_again(cnn: nn.Module) -> None:
     with pytest.raises(FxlrpError, match="explainer already"):
         convert(convert(cnn))
+
+
+def test_autocast_inside_the_model_is_refused() -> None:
+    def mixed(m: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return m.a(x)
+
+    with pytest.raises(FxlrpError, match=r"^The model's forward turns on torch\.autocast"):
+        convert(body(mixed, a=nn.Linear(6, 3)).float())(torch.randn(2, 6))
