@@ -83,7 +83,11 @@ def find_active(
     for node in reversed(gm.graph.nodes):
         if node in needed and node not in readouts:
             needed.update(flows(node, reached))
-    return needed
+    active: set[fx.Node] = set()
+    for node in gm.graph.nodes:  # what passes nothing on to a readout (a normaliser) takes nothing
+        if node in needed and (node in readouts or any(n in active for n in flows(node, reached))):
+            active.add(node)
+    return active
 
 
 NONNEGATIVE = {

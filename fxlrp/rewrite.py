@@ -27,6 +27,11 @@ def readout(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
 
 
+def constant(x: Tensor) -> Tensor:
+    """The same values, through which no relevance flows: an input that its user's rule gives nothing to."""
+    return x.detach()
+
+
 @dataclass
 class Plan:
     """A rewritten graph, ready to run: inputs → (*outputs, *readouts), and what each of these is."""
@@ -91,6 +96,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
             f"{report.counts['generic']} node(s) have no rule in {rulebook.name!r}: {names}. "
             "Register one with @fxlrp.rule(op), or convert without strict=True."
         )
+    _cut_constants(gm, facts.active)
     places = _add_readouts(gm, outputs, inputs)
     gm.recompile()
     return Plan(gm, captured, places, logits, explained, head, report, mixes[0] if mixes else None)
@@ -218,6 +224,19 @@ def _softmax_head(output: fx.Node) -> list[fx.Node]:
     if softmax.target not in SOFTMAXES or softmax.meta["val"].ndim != 2 or softmax.args[1] not in (1, -1):
         return []
     return head
+
+
+def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
+    """Keep autograd from what is inactive but depends on a readout all the same, such as a denominator."""
+    for node in list(gm.graph.nodes):
+        users = [u for u in node.users if u in active]
+        tensor = node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and differentiable(node)
+        if tensor and node not in active and users:
+            with gm.graph.inserting_after(node):
+                cut = gm.graph.call_function(constant, (node,))
+            cut.meta = dict(node.meta)
+            for user in users:
+                user.replace_input_with(node, cut)
 
 
 def _add_readouts(gm: fx.GraphModule, outputs: list, inputs: dict[int, list[fx.Node]]) -> dict[int, list[int]]:

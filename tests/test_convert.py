@@ -238,7 +238,8 @@ def test_token_ids_are_explained_at_their_embedding() -> None:
 def test_report_counts_every_node_and_names_the_source(cnn: nn.Module) -> None:
     explainer = convert(cnn, x_like())
     report = explainer.report()
-    calls = [n for n in explainer.graph.graph.nodes if n.op == "call_function" and n.target.__name__ != "readout"]
+    ours = ("readout", "constant")
+    calls = [n for n in explainer.graph.graph.nodes if n.op == "call_function" and n.target.__name__ not in ours]
     assert sum(report.counts.values()) == len(report.nodes) == len(calls)
     assert report.counts["generic"] == 0
     conv = next(n for n in report.nodes if n.op == "batch_normed")
@@ -482,3 +483,17 @@ def test_autocast_inside_the_model_is_refused() -> None:
 
     with pytest.raises(FxlrpError, match=r"^The model's forward turns on torch\.autocast"):
         convert(body(mixed, a=nn.Linear(6, 3)).float())(torch.randn(2, 6))
+
+
+def test_a_norm_written_out_takes_nothing() -> None:
+    def written(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return m.b(y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    model, x = body(written, a=nn.Linear(6, 8), b=nn.Linear(8, 3, bias=False)), torch.randn(3, 6).double()
+    explainer = convert(model, strict=True)
+    a = explainer(x, contrast=None)
+    assert next(n for n in explainer.report().nodes if "pow" in n.op).kind == "inactive"
+    plain = body(lambda m, x: m.b(m.a(x)), a=nn.Linear(6, 8), b=nn.Linear(8, 3, bias=False))
+    plain.load_state_dict(model.state_dict())  # a positive factor per sample moves no relevance
+    torch.testing.assert_close(a.relevance, convert(plain)(x, target=a.target, contrast=None).relevance)
