@@ -90,3 +90,13 @@ def test_published(version: str, name: str, seed: str) -> None:
         print(f"{version} {name} {seed} image {i}: difference {difference:.1e}, 1 - correlation {1 - correlation:.1e}")
         assert difference <= 1e-3
         assert correlation >= 0.9999
+
+
+def test_default_is_the_april_method_where_side_effects_play_no_part() -> None:
+    model, x = build("micro_vgg")
+    maps = oracle("2024-04/micro_vgg.npz")["single_f64"]
+    relevance = fxlrp.convert(model)(x, contrast=None).relevance
+    for mine, theirs in zip(relevance, maps, strict=True):
+        difference, correlation = compare(mine, theirs)
+        assert difference <= 1e-6
+        assert correlation >= 1 - 1e-9
