@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxlrp.capture import free_symbols
 from fxlrp.rules.movement import SHAPE_ARGUMENT, SHAPE_ONLY
-from fxlrp.rules.propagate import WHOLE, Batch
+from fxlrp.rules.propagate import WHOLE, Batch, is_pointwise
 
 aten = torch.ops.aten
 
@@ -51,8 +51,6 @@ MOVES = (
     aten.unsqueeze,
     aten.expand,
 )
-
-
 """Ops that pass values on one by one."""
 
 
@@ -142,7 +140,7 @@ def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
         if node not in active or node.op != "call_function":
             continue
         packet = getattr(node.target, "overloadpacket", node.target)
-        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        pointwise = is_pointwise(node.target)
         constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
         masked = pointwise and packet is not aten.mul and any(not _finite(gm, n) for n in constants)
         inherits = (pointwise or packet in MOVES) and any(n in found for n in node.all_input_nodes)

@@ -91,7 +91,7 @@ class Explainer(nn.Module):
         return [p - n for p, n in zip(run(v, keep=True), run(against), strict=True)]
 
     def _plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
-        tensors, _, signature = split_tensors(args, kwargs)
+        tensors, rebuild, signature = split_tensors(args, kwargs)
         if not tensors:
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
         if self.model.training:
@@ -107,7 +107,7 @@ class Explainer(nn.Module):
             plan = rewrite(captured, self.rulebook, strict=self.strict)
             self._plans[signature if captured.dynamic else key] = plan
         if key not in self._checked:
-            if plan.capture.dynamic and not self._same_output(plan, tensors, args, kwargs):
+            if plan.capture.dynamic and not self._same_output(plan, tensors, rebuild):
                 # the model takes another branch at this batch size
                 plan = rewrite(capture(self.model, args, kwargs, fixed=True), self.rulebook, strict=self.strict)
                 self._plans[key] = plan
@@ -120,10 +120,10 @@ class Explainer(nn.Module):
         self._latest = plan
         return plan, tensors
 
-    def _same_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
+    def _same_output(self, plan: Plan, tensors: list[Tensor], rebuild: Callable[[Any], tuple[tuple, dict]]) -> bool:
         """Whether the graph gives the model's own output for this call, to a hundredth of its largest value."""
         copied = [t.detach().clone() for t in tensors]
-        args, kwargs = split_tensors(args, kwargs)[1](t.detach().clone() for t in tensors)
+        args, kwargs = rebuild(t.clone() for t in copied)  # the model may write into its inputs, the graph does not
         with torch.no_grad():
             expected = [t for t in pytree.tree_leaves(self.model(*args, **kwargs)) if isinstance(t, Tensor)]
             found = plan.graph(*copied)

@@ -16,7 +16,7 @@ from fxlrp.capture import Capture
 from fxlrp.errors import FxlrpError
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
-from fxlrp.rules.propagate import WHOLE, Placement, Site
+from fxlrp.rules.propagate import WHOLE, Placement, Site, is_pointwise
 from fxlrp.rules.registry import Absolute, Rule, Rulebook, Structural
 
 aten = torch.ops.aten
@@ -149,9 +149,8 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
         row = describe(node, "", "")
         kind = "a complex tensor" if isinstance(value, Tensor) else "several tensors"
         raise FxlrpError(f"{row.op} at {row.source} returns {kind} and has no rule for that.")
-    pointwise = torch.Tag.pointwise in getattr(op, "tags", ())
     where = facts.samples.of(node)
-    batches = [where, *(where if pointwise else facts.samples.of(leaves[i]) for i in shares)]
+    batches = [where, *(where if is_pointwise(op) else facts.samples.of(leaves[i]) for i in shares)]
     output, *inputs = (b or WHOLE for b in batches)
     masked = node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]

@@ -10,7 +10,7 @@ import operator
 
 import torch
 
-from fxlrp.rules.registry import STRUCTURAL, table
+from fxlrp.rules.registry import STRUCTURAL, overloads, table
 
 aten = torch.ops.aten
 
@@ -82,7 +82,6 @@ MOVEMENT = (
     aten.clone,
     aten.contiguous,
     aten.alias,
-    aten.detach,
     aten.lift_fresh_copy,
     aten.to,
     aten._to_copy,
@@ -119,7 +118,7 @@ SHAPE_ONLY = frozenset(
         aten.new_full,
         aten.sym_size,
     )
-    for overload in (getattr(packet, name) for name in packet.overloads())
+    for overload in overloads(packet)
 )
 """Nothing flows through these, although a tensor goes in and a tensor comes out."""
 

@@ -33,30 +33,36 @@ def linear(g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, 
     return positive_contributions(over_abs(g, z), x, w, torch.matmul, nonneg)
 
 
-def _matrix(t: Tensor) -> Tensor:
-    return t if t.ndim > 1 else t.unsqueeze(-1)
-
-
-def right_weight(g: Tensor, z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Tensor:
-    """x @ w with a constant w: as `linear`."""
+def right(s: Tensor, x: Tensor, w: Tensor, nonneg: bool = False) -> Tensor:
+    """x's part of x @ w, summed over what x was broadcast along."""
 
     def transposed(s: Tensor, w: Tensor) -> Tensor:
         if w.ndim == 1:
             return s.unsqueeze(-1) * w
         return (s @ w.mT).sum_to_size(x.shape) if x.ndim > 1 else (s.unsqueeze(-2) @ w.mT).squeeze(-2)
 
-    return positive_contributions(over_abs(g, z), x, w, transposed, nonneg)
+    return positive_contributions(s, x, w, transposed, nonneg)
 
 
-def left_weight(g: Tensor, z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Tensor:
-    """w @ x with a constant w: as `linear`."""
+def left(s: Tensor, w: Tensor, x: Tensor, nonneg: bool = False) -> Tensor:
+    """x's part of w @ x, summed over what x was broadcast along."""
 
     def transposed(s: Tensor, w: Tensor) -> Tensor:
         if x.ndim == 1:
             return (w.mT @ s.unsqueeze(-1)).squeeze(-1).sum_to_size(x.shape)
         return (w.mT @ s if w.ndim > 1 else w.unsqueeze(-1) * s.unsqueeze(-2)).sum_to_size(x.shape)
 
-    return positive_contributions(over_abs(g, z), x, w, transposed, nonneg)
+    return positive_contributions(s, x, w, transposed, nonneg)
+
+
+def right_weight(g: Tensor, z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Tensor:
+    """x @ w with a constant w: as `linear`."""
+    return right(over_abs(g, z), x, w, nonneg)
+
+
+def left_weight(g: Tensor, z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Tensor:
+    """w @ x with a constant w: as `linear`."""
+    return left(over_abs(g, z), w, x, nonneg)
 
 
 def addmm(g: Tensor, z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Tensor:
@@ -67,22 +73,16 @@ def addmm(g: Tensor, z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool
 def matmul(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """A product of two activations: each gets the positive contributions, with the other as its weight."""
     s = over_abs(g, z)
-    return right_weight_of(s, x, y), right_weight_of(s.mT, y.mT, x.mT).mT
+    return right(s, x, y), left(s, x, y)
 
 
-def right_weight_of(s: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """2 s yᵀ over the positive contributions, summed over what x was broadcast along."""
-    plus, minus = s @ y.clamp(min=0).mT, s @ y.clamp(max=0).mT
-    return 2 * torch.where(x > 0, plus, minus).sum_to_size(x.shape)
-
-
-def convolution(x: Tensor, w: Tensor, arguments: tuple) -> Callable[[Tensor, Tensor], Tensor]:
-    """`transposed` for a convolution: arguments are (stride, padding, dilation, transposed, output_padding, groups)."""
+def convolution(g: Tensor, z: Tensor, x: Tensor, w: Tensor, arguments: tuple, nonneg: bool) -> Tensor:
+    """Any convolution; arguments are (stride, padding, dilation, transposed, output_padding, groups)."""
 
     def transposed(s: Tensor, w: Tensor) -> Tensor:
         return aten.convolution_backward(s, x, w, None, *arguments, [True, False, False])[0]
 
-    return transposed
+    return positive_contributions(over_abs(g, z), x, w, transposed, nonneg)
 
 
 def _conv(n: int) -> Callable[..., Tensor]:
@@ -111,7 +111,7 @@ def _conv(n: int) -> Callable[..., Tensor]:
                 return g[tuple(slice(0, size) for size in x.shape)]
             padding = [p // 2 for p in total]
         arguments = (stride, _tuple(padding, n), dilation, False, [0] * n, groups)
-        return positive_contributions(over_abs(g, z), x, w, convolution(x, w, arguments), nonneg)
+        return convolution(g, z, x, w, arguments, nonneg)
 
     conv.__name__ = f"conv{n}d"
     return conv
@@ -135,7 +135,7 @@ def _conv_transpose(n: int) -> Callable[..., Tensor]:
         """A transposed convolution: relevance goes to the positive contributions."""
         shape = [_tuple(v, n) for v in (stride, padding, dilation)]
         arguments = (*shape, True, _tuple(output_padding, n), groups)
-        return positive_contributions(over_abs(g, z), x, w, convolution(x, w, arguments), nonneg)
+        return convolution(g, z, x, w, arguments, nonneg)
 
     conv_transpose.__name__ = f"conv_transpose{n}d"
     return conv_transpose

@@ -50,6 +50,11 @@ class Normalise:
     scale: Callable[[Propagate, Tensor, Tensor, Sequence[Tensor], Placement], list[Tensor]]
 
 
+def is_pointwise(op: Any) -> bool:
+    """Whether an op works entry by entry, broadcasting its tensors, as ATen tags it."""
+    return torch.Tag.pointwise in getattr(op, "tags", ())
+
+
 def over_abs(g: Tensor, z: Tensor) -> Tensor:
     """s = R / |z| = sign(z) g, with s = 0 where z = 0."""
     return z.sign() * g
@@ -153,7 +158,7 @@ class Site:
         extras: tuple[tuple[str, Any], ...] = (),
     ) -> None:
         self.op, self.rule, self.normalise = op, rule, normalise
-        self.pointwise = torch.Tag.pointwise in getattr(op, "tags", ())
+        self.pointwise = is_pointwise(op)
         self.shares, self.active, self.where, self.extras = shares, active, where, extras
         self.__name__ = self.__qualname__ = re.sub(r"\W", "_", name)  # what printed code calls it
         self.__module__ = re.sub(r"\W", "_", book)

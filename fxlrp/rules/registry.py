@@ -34,10 +34,6 @@ class Rule:
     def name(self) -> str:
         return self.fn.__name__
 
-    @property
-    def doc(self) -> str:
-        return (inspect.getdoc(self.fn) or "").split("\n")[0]
-
     def wants(self, keyword: str) -> bool:
         return keyword in inspect.signature(self.fn).parameters
 
@@ -85,7 +81,7 @@ def overloads(op: Op) -> list[Op]:
 class Rulebook:
     """A method: a table from op to rule, how relevance is rescaled, how an explanation is seeded.
 
-    entries: (op, positions that carry relevance, or None for any) → Rule or STRUCTURAL.
+    entries: (op, positions that carry relevance, or None for any) → Rule, STRUCTURAL or ABSOLUTE.
     normalise: MASS, UNIT or NONE (fxlrp.rules.propagate).
     passes: graph passes that put the graph into the form the table speaks of, run in order.
     seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each
