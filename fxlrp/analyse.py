@@ -162,11 +162,16 @@ class Samples:
     A symbolic batch shows it in the shapes.  Where the batch is folded into another axis (windows, heads) or is not
     symbolic, sample 0 of the example is poisoned with NaN and the graph run once: what turns NaN belongs to sample 0.
     What has no axis of samples at all (a loop over the batch, an input they all share) is poisoned by each sample in
-    turn: it may see one at most.
+    turn: it may see one at most.  In the same way a model is found out whose outputs depend on other samples.
     """
 
     def __init__(
-        self, gm: fx.GraphModule, inputs: list[Tensor], readouts: dict[int, list[fx.Node]], nodes: set[fx.Node]
+        self,
+        gm: fx.GraphModule,
+        inputs: list[Tensor],
+        readouts: dict[int, list[fx.Node]],
+        nodes: set[fx.Node],
+        output: fx.Node,
     ):
         self.symbols: set = set()
         for node in gm.graph.find_nodes(op="placeholder"):
@@ -184,8 +189,10 @@ class Samples:
         seen: dict[fx.Node, int] = dict.fromkeys(folded, 0)
         for sample in range(self.count if self.count > 1 else 0):
             lost = {n for n in folded if n not in self.where}
-            for node in self._poison(gm, inputs, starts, lost, sample) if lost else ():
-                seen[node] += 1
+            if lost or sample == 0:
+                for node in self._poison(gm, inputs, starts, lost | {output}, sample):
+                    seen[node] = seen.get(node, 0) + 1
+        self.mixed = self.count > 1 and output in seen and self._mixes(gm, inputs, starts, output)
         self.where |= {n: WHOLE for n, times in seen.items() if times < 2 and n not in self.where}
 
     def of(self, node: fx.Node) -> Batch | None:
@@ -208,6 +215,26 @@ class Samples:
             return Batch(axes[0])
         return None
 
+    def _mixes(self, gm: fx.GraphModule, inputs: list[Tensor], readouts: set[fx.Node], output: fx.Node) -> bool:
+        """Whether the last row of the output changes with sample 0; NaN gets where a product with 0 gives nothing."""
+
+        def rows(change: Callable[[Tensor], Tensor]) -> Tensor:
+            class Changed(fx.Interpreter):
+                def run_node(self, n: fx.Node) -> Any:
+                    value = super().run_node(n)
+                    if n in readouts:
+                        value = torch.cat([change(value[:1]), value[1:]])
+                    found[n is output] = value
+                    return value
+
+            found: dict[bool, Any] = {}
+            with torch.no_grad():
+                Changed(gm).run(*inputs)
+            return found[True][-1]
+
+        before, after = rows(lambda t: t), rows(lambda t: t.flip(-1) * 1.1 + 0.1)
+        return bool((before - after).abs().max() > 1e-3 * before.abs().max())
+
     def _poison(
         self, gm: fx.GraphModule, inputs: list[Tensor], readouts: set[fx.Node], wanted: set[fx.Node], sample: int
     ) -> set[fx.Node]:
@@ -225,7 +252,7 @@ class Samples:
                     axes = samples._candidates(n.meta["val"]) or list(range(value.ndim))
                     found = locate(nan, axes, samples.count) if sample == 0 else None
                     if found is not None:
-                        samples.where[n] = found
+                        samples.where.setdefault(n, found)
                     elif nan.any():
                         touched.add(n)
                 return value

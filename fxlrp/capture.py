@@ -6,23 +6,37 @@ returns the tensors found in the model's output; everything else in them is cons
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
 
 aten = torch.ops.aten
+
+
+class Way(Enum):
+    """How a model was captured."""
+
+    ANY_BATCH = "torch.export, for batches of any size"
+    THIS_BATCH = "torch.export, for batches of one size"
+    THIS_INPUT = "make_fx, for the values of one sample: the model branches on them"
 
 
 @dataclass
@@ -32,14 +46,14 @@ class Capture:
     graph: takes the input tensors, returns the output tensors, both flat; weights are attributes shared with the model.
     inputs: the example tensors it was captured with, two samples along each batch axis.
     names: where each input tensor stands in the call, e.g. ``args[0]`` or ``kwargs['input_ids']``.
-    dynamic: whether one graph serves batches of every size.
+    way: how it was captured, which says for which calls the graph holds.
     returned: the structure of what the model returns, and where each output tensor stands in it.
     """
 
     graph: fx.GraphModule
     inputs: list[Tensor]
     names: list[str]
-    dynamic: bool
+    way: Way
     returned: _Returned
 
     def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:
@@ -152,9 +166,10 @@ def _note_identity(passed_on: list[Tensor]) -> Callable[[nn.Module, Any, Any], N
 def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False) -> Capture:
     """Trace `model` on (args, kwargs).
 
-    A symbolic batch is asked for first, unless `fixed`; if the model fixes its batch, it is traced at the shapes given.
+    A symbolic batch is asked for first, unless `fixed`; if the model fixes its batch, it is traced at the shapes given;
+    if it branches on values, as it runs on the first sample.
 
-    Raises FxlrpError, with the line in the user's model, if torch.export can't trace it.
+    Raises FxlrpError, with the line in the user's model, if no way succeeds.
     """
     tensors, rebuild, _ = split_tensors(args, kwargs)
     batch = batch_size(tensors)
@@ -162,26 +177,34 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False)
     flat = _Flat(model, rebuild, seen)
     exact = [t.detach().clone() for t in tensors]
     pair = [_two(t) if _batched(t, batch) else t for t in exact]  # export specialises 0 and 1
+    single = [t[:1] if _batched(t, batch) else t for t in exact]
     dims = tuple({0: torch.export.Dim.AUTO} if _batched(t, batch) else None for t in tensors)
-    graph, inputs, dynamic, error = None, exact, False, None
-    for inputs, shapes in [(exact, None)] if fixed else [(pair, dims), (exact, None)]:
+    ways: list[tuple[Way, list[Tensor], Callable[[list[Tensor]], fx.GraphModule]]] = [
+        (Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, dims)),
+        (Way.THIS_BATCH, exact, lambda ts: _export(flat, ts, None)),
+        (Way.THIS_INPUT, single, lambda ts: _trace(flat, ts)),
+    ]
+    errors: list[Exception] = []
+    for way, inputs, trace in ways[fixed:]:
         try:
-            graph = _export(flat, inputs, shapes)
+            graph = trace(inputs)
         except FxlrpError:
             raise
         except Exception as problem:
-            error = error or problem
+            errors.append(problem)
             continue
-        dynamic = any(free_symbols(s) for n in graph.graph.nodes for v in _tensors(n) for s in v.shape)
-        if dynamic or batch_size(inputs) == batch:  # else the batch was specialised to our two
-            break
-    if graph is None:
-        _run_as_it_is(model, *rebuild(exact))
-        raise FxlrpError(_why(error)) from error
-    paths = pytree.tree_leaves_with_path((args, kwargs))
-    names = [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
-    _mark_identities(graph, seen[-1].untouched)
-    return Capture(graph, inputs, names, dynamic, seen[-1])
+        if way is Way.ANY_BATCH and not any(
+            free_symbols(s) for n in graph.graph.nodes for v in _tensors(n) for s in v.shape
+        ):
+            way = Way.THIS_BATCH
+            if batch_size(inputs) != batch:  # it was specialised to our two
+                continue
+        paths = pytree.tree_leaves_with_path((args, kwargs))
+        names = [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
+        _mark_identities(graph, seen[-1].untouched)
+        return Capture(graph, inputs, names, way, seen[-1])
+    _run_as_it_is(model, *rebuild(exact))
+    raise FxlrpError(_why(errors[0])) from errors[0]
 
 
 def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
@@ -224,6 +247,34 @@ def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphM
     return fx.GraphModule(graph, graph.graph)  # without export's hooks, which check inputs at every call
 
 
+def _trace(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
+    """The ops that run on these very values, Python's branches taken as they fall."""
+    functional = dispatch_functionalize(flat, FunctionalTensorMode(pre_dispatch=True, export=True))
+    with torch.enable_grad(), _quiet():
+        graph = make_fx(functional, pre_dispatch=True, _error_on_data_dependent_ops=False, record_stack_traces=True)(
+            *(t.clone() for t in tensors)
+        )
+    inline_modes(graph)
+    _note_values(graph, tensors)
+    _restore_vocabulary(graph)
+    _plain_interface(graph)
+    return graph
+
+
+def _note_values(gm: fx.GraphModule, tensors: list[Tensor]) -> None:
+    """Give every node the `val` that export would: a tensor without storage, all in one mode."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    class Noting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            n.meta["val"] = pytree.tree_map_only(Tensor, lambda t: mode.from_tensor(t, static_shapes=True), value)
+            return value
+
+    with torch.no_grad():
+        Noting(gm).run(*(t.clone() for t in tensors))
+
+
 MODES = {  # how many arguments stand before the submodule in the calls that stand for a mode
     torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
     torch.ops.higher_order.wrap_with_autocast: 4,
@@ -253,11 +304,11 @@ def inline_modes(gm: fx.GraphModule) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch logs whole tracebacks of what it then raises as an exception, and warns of what is none of a user's."""
+    """torch logs and prints at length what it then raises as an exception, and warns of what is none of a user's."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -285,6 +336,8 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
     swaps: list[tuple[fx.Node, Any]] = []
     for node in gm.graph.nodes:
+        if getattr(node.target, "__module__", "") == "torch._functorch.predispatch":  # inside of vmap
+            return False
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.is_mutable:
             continue
@@ -322,6 +375,20 @@ def _was_mutating(node: fx.Node) -> bool:
     return node.target._schema.is_mutable if hasattr(node.target, "_schema") else False
 
 
+NATIVE: dict[Any, tuple[Any, Callable[..., tuple]]] = {
+    aten._native_batch_norm_legit_no_training.default: (
+        aten.batch_norm.default,
+        lambda x, w, b, mean, var, momentum, eps: (x, w, b, mean, var, False, momentum, eps, False),
+    ),
+    aten.native_layer_norm.default: (aten.layer_norm.default, lambda x, shape, w, b, eps: (x, shape, w, b, eps)),
+    aten.native_group_norm.default: (
+        aten.group_norm.default,
+        lambda x, w, b, n, c, size, groups, eps: (x, groups, w, b, eps),
+    ),
+}
+"""What functionalization makes of norms, with their statistics beside the result → the ops themselves."""
+
+
 def _restore_vocabulary(gm: fx.GraphModule) -> None:
     """Undo what functionalization renames: `reshape` became a stride-bound `view`, `batch_norm` a triple."""
     for node in list(gm.graph.nodes):
@@ -333,13 +400,11 @@ def _restore_vocabulary(gm: fx.GraphModule) -> None:
             node.target, node.args, node.kwargs = aten.expand_as.default, (alike, target), {}
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
-        elif node.target is aten._native_batch_norm_legit_no_training.default:
+        elif node.target in NATIVE and len(node.users) == 1:
             (item,) = node.users
+            op, arguments = NATIVE[node.target]
             with gm.graph.inserting_before(node):
-                x, w, b, mean, var, momentum, eps = node.args
-                whole = gm.graph.call_function(
-                    aten.batch_norm.default, (x, w, b, mean, var, False, momentum, eps, False)
-                )
+                whole = gm.graph.call_function(op, arguments(*node.args))
             whole.meta = item.meta
             item.replace_all_uses_with(whole)
             gm.graph.erase_node(item)
@@ -360,13 +425,18 @@ def _run_as_it_is(model: nn.Module, args: tuple, kwargs: dict) -> None:
 
 
 def _why(error: Exception) -> str:
-    """One sentence on why a model could not be traced, with the user's line if torch names one."""
+    """One sentence on why a model could not be traced, with the user's line, and a way out."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else ""
-    lines = [ln.strip() for ln in text.splitlines() if ln.strip().startswith("File ") and "/torch/" not in ln]
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not _of_torch(f.filename)]
+    said = [ln.strip() for ln in text.splitlines() if ln.strip().startswith("File ") and not _of_torch(ln)]
+    lines = [f'File "{f.filename}", line {f.lineno}, in {f.name}: {f.line}' for f in own] or said
     where = f" at {lines[-1]}" if lines else ""
     return (
-        f"torch.export can't trace this model ({type(error).__name__}: {first}){where}; "
-        "its forward may branch on the values of tensors: rewrite that line with torch.where, or convert the submodule "
-        "without it."
+        f"This model can't be traced ({type(error).__name__}: {first}){where}; write that line in torch operations "
+        "(torch.where for a branch on values), or convert the submodule without it."
     )
+
+
+def _of_torch(file: str) -> bool:
+    return "/torch/" in file or file.startswith(str(Path(__file__).parent))

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
-from fxlrp.capture import batch_size, capture, split_tensors
+from fxlrp.capture import Way, batch_size, capture, split_tensors
 from fxlrp.errors import FxlrpError
 from fxlrp.report import Report
 from fxlrp.rewrite import Plan, rewrite
@@ -50,6 +50,9 @@ class Explainer(nn.Module):
 
     def _explain(self, args: tuple, kwargs: dict, target: Target, contrast: Contrast) -> Attribution:
         plan, tensors = self._plan(args, kwargs)
+        batch = batch_size(tensors)
+        if plan.capture.way is Way.THIS_INPUT and batch > 1:  # each sample takes its own branches
+            return self._one_by_one(batch, args, kwargs, target, contrast)
         out = plan.graph(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         count = len(plan.capture.output_names)
         logits = out[plan.logits]
@@ -73,6 +76,32 @@ class Explainer(nn.Module):
             index,
             tuple(plan.capture.names[i] for i in plan.readouts),
             tuple(tensors[i] for i in plan.readouts),
+        )
+
+    def _one_by_one(self, batch: int, args: tuple, kwargs: dict, target: Target, contrast: Contrast) -> Attribution:
+        """Samples explained alone, put together again beside the model's output for all of them."""
+
+        def sample(thing: Any, i: int) -> Any:
+            return pytree.tree_map_only(Tensor, lambda t: t[i : i + 1] if t.ndim and len(t) == batch else t, thing)
+
+        def one(i: int) -> Attribution:
+            return self._explain(*sample((args, kwargs), i), sample(target, i), sample(contrast, i))
+
+        parts = [one(i) for i in range(batch)]
+
+        def join(*ts: Tensor) -> Tensor:
+            return torch.cat(ts)
+
+        with torch.no_grad():
+            output = self.model(*args, **kwargs)
+        first = parts[0]
+        return Attribution(
+            pytree.tree_map(join, *(p.relevance for p in parts)),
+            output,
+            join(*(p.logits for p in parts)),
+            None if first.target is None else join(*(p.target for p in parts)),
+            first.names,
+            pytree.tree_map(join, *(p.inputs for p in parts)),
         )
 
     def _passes(self, logits: Tensor, leaves: list[Tensor], v: Tensor, against: Tensor | None) -> list[Tensor]:
@@ -103,15 +132,14 @@ class Explainer(nn.Module):
         key = (signature, batch)
         plan = self._plans.get(key) or self._plans.get(signature)
         if plan is None:
-            captured = capture(self.model, args, kwargs)
-            plan = rewrite(captured, self.rulebook, strict=self.strict)
-            self._plans[signature if captured.dynamic else key] = plan
-        if key not in self._checked:
-            if plan.capture.dynamic and not self._same_output(plan, tensors, rebuild):
-                # the model takes another branch at this batch size
-                plan = rewrite(capture(self.model, args, kwargs, fixed=True), self.rulebook, strict=self.strict)
-                self._plans[key] = plan
-            self._checked.add(key)
+            plan = self._capture(args, kwargs, key, signature)
+        if plan.capture.way is Way.THIS_INPUT:
+            outdated = batch == 1 and not all(map(torch.equal, tensors, plan.capture.inputs))
+        else:  # does the model take another branch at this batch size?
+            outdated = key not in self._checked and not self._same_output(plan, tensors, rebuild)
+        if outdated:
+            plan = self._capture(args, kwargs, key)
+        self._checked.add(key)
         if plan.mixes and batch > 1:
             raise FxlrpError(
                 f"The samples of a batch can't be told apart at node {plan.mixes!r}, so a batch of {batch} would mix "
@@ -119,6 +147,13 @@ class Explainer(nn.Module):
             )
         self._latest = plan
         return plan, tensors
+
+    def _capture(self, args: tuple, kwargs: dict, key: Any, signature: Any = None) -> Plan:
+        """A plan for this call, and by `signature`, if given, for batches of any size where possible."""
+        captured = capture(self.model, args, kwargs, fixed=signature is None)
+        plan = rewrite(captured, self.rulebook, strict=self.strict)
+        self._plans[signature if captured.way is Way.ANY_BATCH else key] = plan
+        return plan
 
     def _same_output(self, plan: Plan, tensors: list[Tensor], rebuild: Callable[[Any], tuple[tuple, dict]]) -> bool:
         """Whether the graph gives the model's own output for this call, to a hundredth of its largest value."""

@@ -29,10 +29,14 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Every node of a graph, counted by kind: has a rule, is structural, fell to the generic rule, carries nothing."""
+    """Every node of a graph, counted by kind: has a rule, is structural, fell to the generic rule, carries nothing.
+
+    way: how the graph was captured, and for which calls it holds.
+    """
 
     nodes: list[NodeReport]
     rulebook: str
+    way: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -43,7 +47,9 @@ class Report:
     def table(self, *, nodes: bool = True) -> Table:
         """A rich table: a row per node (or, without `nodes`, per op and rule), totals below."""
         totals = ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
-        out = Table(title=f"{len(self.nodes)} nodes by rulebook {self.rulebook}", caption=totals)
+        out = Table(
+            title=f"{len(self.nodes)} nodes by rulebook {self.rulebook}", caption=f"{totals}\ncaptured by {self.way}"
+        )
         colour = {"rule": "green", "structural": "cyan", "generic": "bold red", "inactive": "dim"}
         if nodes:
             for column in ("node", "op", "kind", "rule", "module", "source"):

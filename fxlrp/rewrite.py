@@ -63,19 +63,16 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     """
     gm = captured.graph
     for graph_pass in rulebook.passes:
+        _annotate(captured, rulebook)
         graph_pass(gm)
     _split_outputs(gm, rulebook)
     gm.graph.eliminate_dead_code()
     gm.recompile()
-    outputs = list(gm.graph.output_node().args[0])
-    explained = logits = _explained_output(captured, outputs)
-    head = _softmax_head(outputs[explained])
-    if head:  # probabilities are explained by the logits they are made of
-        outputs, logits = [*outputs, head[0].args[0]], len(outputs)
+    outputs, explained, logits, head = _head(captured)
     inputs, facts = _analyse(captured, outputs[logits], rulebook)
     starts = {n for ns in inputs.values() for n in ns}
     rows: list[NodeReport] = []
-    mixes: list[str] = []
+    mixes = [outputs[logits].name] if facts.samples.mixed else []
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr"):
             continue
@@ -89,7 +86,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         if not _install(node, entry, facts, rulebook):
             mixes.append(node.name)
-    report = Report(rows, rulebook.name)
+    report = Report(rows, rulebook.name, captured.way.value)
     if strict and report.counts["generic"]:
         names = "; ".join(f"{r.name} ({r.op}) at {r.source}" for r in report.nodes if r.kind == "generic")
         raise FxlrpError(
@@ -102,18 +99,42 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     return Plan(gm, captured, places, logits, explained, head, report, mixes[0] if mixes else None)
 
 
+def _head(captured: Capture) -> tuple[list, int, int, list[fx.Node]]:
+    """The outputs, the places of the explained one and of its logits, and the softmax between these, if any."""
+    outputs = list(captured.graph.graph.output_node().args[0])
+    explained = logits = _explained_output(captured, outputs)
+    head = _softmax_head(outputs[explained])
+    if head:  # probabilities are explained by the logits they are made of
+        outputs, logits = [*outputs, head[0].args[0]], len(outputs)
+    return outputs, explained, logits, head
+
+
+def _annotate(captured: Capture, rulebook: Rulebook) -> None:
+    """Note in each node's meta, for the passes, whether it is active and which entry of the rulebook it has."""
+    outputs, _, logits, _ = _head(captured)
+    active = _activity(captured, outputs[logits], rulebook)[1]
+    for node in captured.graph.graph.nodes:
+        node.meta["active"] = node in active
+        node.meta["entry"] = rulebook.lookup(node.target, _active_positions(node, active))
+
+
+def _activity(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[int, list[fx.Node]], set[fx.Node]]:
+    """The readouts of each input tensor that carries relevance to `output`, and all active nodes."""
+    inputs = find_readouts(captured.graph)
+    active = find_active(captured.graph, [n for ns in inputs.values() for n in ns], output, _flows_by(rulebook))
+    return {i: kept for i, ns in inputs.items() if (kept := [n for n in ns if n in active])}, active
+
+
 def _analyse(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[int, list[fx.Node]], Facts]:
     """The readouts of each input tensor that carries relevance to `output`, and what is known of the graph."""
     gm = captured.graph
-    inputs = find_readouts(gm)
-    active = find_active(gm, [n for ns in inputs.values() for n in ns], output, _flows_by(rulebook))
-    inputs = {i: kept for i, ns in inputs.items() if (kept := [n for n in ns if n in active])}
+    inputs, active = _activity(captured, output, rulebook)
     if not inputs:
         raise FxlrpError(
             "No input carries relevance to the output: the graph from input to output is not differentiable; "
             "pass a float input, or token ids that the model looks up in an embedding."
         )
-    samples = Samples(gm, captured.inputs, inputs, active)
+    samples = Samples(gm, captured.inputs, inputs, active, output)
     return inputs, Facts(active, find_nonnegative(gm), find_infinite(gm, active), samples)
 
 
@@ -145,15 +166,16 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
     rule = entry if isinstance(entry, Rule) else None
     shares = positions if rule is None or rule.shares is None else rule.shares
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.is_complex():
+    if not isinstance(value, Tensor):
         row = describe(node, "", "")
-        kind = "a complex tensor" if isinstance(value, Tensor) else "several tensors"
-        raise FxlrpError(f"{row.op} at {row.source} returns {kind} and has no rule for that.")
+        raise FxlrpError(f"{row.op} at {row.source} returns several tensors and has no rule for that.")
     where = facts.samples.of(node)
     batches = [where, *(where if is_pointwise(op) else facts.samples.of(leaves[i]) for i in shares)]
     output, *inputs = (b or WHOLE for b in batches)
     masked = node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]
+    known = {"nonneg": bool(shares) and leaves[shares[0]] in facts.nonnegative, "op": op}
+    extras = tuple((k, v) for k, v in known.items() if rule and rule.wants(k))
     node.target = Site(
         op,
         rule.fn if rule else generic(op, shares),
@@ -163,7 +185,7 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
         shares,
         frozenset(positions),
         Placement(output, tuple(inputs), masked),
-        (("nonneg", leaves[shares[0]] in facts.nonnegative),) if rule and rule.wants("nonneg") else (),
+        extras,
     )
     # a tensor that all samples share takes relevance from all of them, which can't be told apart
     return None not in batches and len({b == WHOLE for b in batches}) == 1

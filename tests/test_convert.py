@@ -94,9 +94,7 @@ def test_not_a_module_is_refused() -> None:
 def test_untraceable_model_names_the_users_line() -> None:
     class Branches(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            if x.sum() > 0:  # the line to be named
-                return x
-            return -x
+            return x * float(x.detach().numpy().sum())  # the line to be named
 
     with pytest.raises(FxlrpError, match=r"test_convert\.py"):
         convert(Branches().eval())(torch.ones(2, 3))
@@ -268,25 +266,25 @@ def test_strict_names_generic_nodes_and_a_rule_mends_it() -> None:
             self.lin = nn.Linear(4, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.lin(torch.asinh(x))
+            return self.lin(torch.lgamma(x))
 
     model, x = randomize(Odd()), torch.randn(2, 4).double()
     loose = convert(model, x)
     assert loose.report().counts["generic"] == 1
     assert loose(x).relevance.isfinite().all()
-    with pytest.raises(FxlrpError, match=r"asinh.*test_convert"):
+    with pytest.raises(FxlrpError, match=r"lgamma.*test_convert"):
         convert(model, x, strict=True)
 
-    @fxlrp.rule(torch.ops.aten.asinh.default)
-    def asinh(g: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    @fxlrp.rule(torch.ops.aten.lgamma.default)
+    def lgamma(g: Tensor, z: Tensor, x: Tensor) -> Tensor:
         """The identity: R_x = R_z."""
         return g * z / x
 
     try:
         strict = convert(model, x, strict=True)
-        assert next(n for n in strict.report().nodes if "asinh" in n.op).rule == "asinh"
+        assert next(n for n in strict.report().nodes if "lgamma" in n.op).rule == "lgamma"
     finally:
-        fxlrp.unregister(torch.ops.aten.asinh.default)
+        fxlrp.unregister(torch.ops.aten.lgamma.default)
 
 
 def test_a_rule_of_the_wrong_shape_is_named() -> None:
@@ -405,12 +403,12 @@ def test_inference_mode(cnn: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
-def test_recurrent_layers_take_the_generic_rule(layer: type) -> None:
+def test_recurrent_layers_are_their_steps(layer: type) -> None:
     model = body(lambda m, x: m.head(m.rnn(x)[0][:, -1]), rnn=layer(6, 8, batch_first=True), head=nn.Linear(8, 3))
     x = torch.randn(3, 4, 6).double()
     explainer = convert(model)
     a = explainer(x)
-    assert explainer.report().counts["generic"] == 1
+    assert explainer.report().counts["generic"] == 0
     torch.testing.assert_close(a.output, model(x))
     assert a.relevance.isfinite().all()
     torch.testing.assert_close(explainer(x[1:2]).relevance[0], a.relevance[1], rtol=1e-9, atol=1e-12)
@@ -493,7 +491,7 @@ def test_a_norm_written_out_takes_nothing() -> None:
     model, x = body(written, a=nn.Linear(6, 8), b=nn.Linear(8, 3, bias=False)), torch.randn(3, 6).double()
     explainer = convert(model, strict=True)
     a = explainer(x, contrast=None)
-    assert next(n for n in explainer.report().nodes if "pow" in n.op).kind == "inactive"
+    assert next(n for n in explainer.report().nodes if "square" in n.op).kind == "inactive"
     plain = body(lambda m, x: m.b(m.a(x)), a=nn.Linear(6, 8), b=nn.Linear(8, 3, bias=False))
     plain.load_state_dict(model.state_dict())  # a positive factor per sample moves no relevance
     torch.testing.assert_close(a.relevance, convert(plain)(x, target=a.target, contrast=None).relevance)

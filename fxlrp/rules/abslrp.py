@@ -10,6 +10,11 @@ import torch
 
 from fxlrp.patterns.attention import expand_attention
 from fxlrp.patterns.batch_norm import batch_normed, fold_batch_norm
+from fxlrp.patterns.centring import centred, join_sigmoid, join_softmax, mark_centring, offset
+from fxlrp.patterns.complex_products import split_complex
+from fxlrp.patterns.elementwise import Elementwise, Gate, fuse_elementwise
+from fxlrp.patterns.powers import name_powers
+from fxlrp.patterns.take_apart import take_apart
 from fxlrp.rules import elementwise, norms, products
 from fxlrp.rules.generic import activation
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
@@ -37,6 +42,14 @@ ACTIVATIONS = (
     aten.clamp.default,
     aten.clamp_min.default,
     aten.clamp_max.default,
+    aten.clamp.Tensor,
+    aten.clamp_min.Tensor,
+    aten.clamp_max.Tensor,
+    aten.prelu.default,
+    aten.threshold.default,
+    aten.softshrink.default,
+    aten.hardshrink.default,
+    aten.log_sigmoid.default,
 )
 AVERAGES = (
     aten.mean.default,
@@ -51,8 +64,58 @@ AVERAGES = (
     aten.adaptive_avg_pool3d.default,
     aten.upsample_nearest1d.vec,
     aten.upsample_nearest2d.vec,
+    aten.upsample_linear1d.vec,
     aten.upsample_bilinear2d.vec,
+    aten.upsample_bicubic2d.vec,
+    aten.upsample_trilinear3d.vec,
+    aten.cumsum.default,
+    aten.col2im.default,
+    aten.index_add.default,
+    aten.scatter_add.default,
+    aten.trace.default,
+    aten.linalg_vector_norm.default,
 )
+"""Sums with weights that are no parameters."""
+
+FOURIER = (
+    *(getattr(aten, f"fft_{i}{r}fft{n}").default for i in ("", "i") for r in ("", "r", "h") for n in ("", "2", "n")),
+    aten.stft.default,
+    aten.stft.center,
+    aten.istft.default,
+)
+"""Fourier transforms, real and imaginary parts apart: linear, without parameters."""
+
+FUNCTIONS = (
+    aten.square.default,
+    aten.sqrt.default,
+    aten.pow.Tensor_Scalar,
+    aten.abs.default,
+    aten.log.default,
+    aten.log2.default,
+    aten.log10.default,
+    aten.log1p.default,
+    aten.expm1.default,
+    aten.erf.default,
+    aten.sin.default,
+    aten.cos.default,
+    aten.tan.default,
+    aten.asin.default,
+    aten.acos.default,
+    aten.atan.default,
+    aten.sinh.default,
+    aten.cosh.default,
+    aten.asinh.default,
+    aten.prod.default,
+    aten.prod.dim_int,
+    aten.var.correction,
+    aten.var.dim,
+    aten.var.default,
+    aten.std.correction,
+    aten.std.dim,
+    aten.std.default,
+    aten.bilinear.default,
+)
+"""Functions that go through zero or are even: |f| is their own companion."""
 
 
 ABSLRP = publish(
@@ -89,11 +152,29 @@ ABSLRP = publish(
                 (Rule(elementwise.normaliser, shares=()), aten.rsqrt.default, aten.reciprocal.default),
                 (elementwise.mul, (0, 1), aten.mul.Tensor, aten.multiply.Tensor),
                 (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
+                (products.grid_sampler, aten.grid_sampler.default, aten.grid_sampler_2d.default),
+                (Rule(products.grid_sampler, shares=(0,)), (0, 1), aten.grid_sampler.default),
+                (products.grouped_mm, "aten::_grouped_mm", "transformers::grouped_mm_fallback"),
+                (elementwise.exp, aten.exp.default),
+                (elementwise.logsumexp, aten.logsumexp.default),
+                (elementwise.gate, Gate),
+                *((Rule(norms.centred, shares=(0,)), at, centred) for at in ((0,), (0, 1))),
+                *((Rule(norms.offset, shares=(0,)), at, offset) for at in ((0,), (0, 1))),
                 *((activation(op), op) for op in ACTIVATIONS),
-                (ABSOLUTE, *AVERAGES, aten.linalg_vector_norm.default, aten.addcmul.default),
+                (ABSOLUTE, *AVERAGES, *FUNCTIONS, *FOURIER, Elementwise),
             ),
         },
         normalise=MASS,
-        passes=(expand_attention, fold_batch_norm),
+        passes=(
+            expand_attention,
+            fold_batch_norm,
+            take_apart,
+            split_complex,
+            name_powers,
+            mark_centring,
+            join_softmax,
+            join_sigmoid,
+            fuse_elementwise,
+        ),
     )
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from fxlrp.rules.generic import activation, vjp
 from fxlrp.rules.propagate import over_abs, where_positive
 
 
@@ -52,3 +55,18 @@ def rsub(g: Tensor, z: Tensor, x: Tensor, y: Tensor | float, alpha: float = 1) -
 def normaliser(g: Tensor, z: Tensor, x: Tensor) -> tuple[()]:
     """1/x and 1/√x: what is divided by is a constant of the method and takes nothing."""
     return ()
+
+
+def gate(g: Tensor, z: Tensor, x: Tensor, *constants: Tensor, op: Callable[..., Tensor]) -> Tensor:
+    """x · gate(x) written out: the rule of an activation, as for the fused ops."""
+    return activation(op)(g, z, x, *constants)
+
+
+def exp(g: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """An exponential keeps the sign of relevance, R_x = 2 |x| z s: the exponent takes it by its distance from 0."""
+    return 2 * x.sign() * z * over_abs(g, z)
+
+
+def logsumexp(g: Tensor, z: Tensor, x: Tensor, dim: list[int], keepdim: bool = False) -> Tensor:
+    """log Σ exp(x): by its derivative, the softmax, which keeps the sign of relevance as `exp` does."""
+    return 2 * x.sign() * vjp(lambda t: t.logsumexp(dim, keepdim), [x], over_abs(g, z))[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxlrp.rules.propagate import over_abs, where_positive
+from fxlrp.rules.propagate import by_parts, over_abs, where_positive
 
 
 def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
@@ -17,7 +17,12 @@ def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tenso
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in xs]
         grads = torch.autograd.grad(f(*leaves), leaves, g, allow_unused=True)
-    return [torch.zeros_like(x) if d is None else d for x, d in zip(xs, grads, strict=True)]
+    return [torch.zeros_like(x) if d is None else d.resolve_conj() for x, d in zip(xs, grads, strict=True)]
+
+
+def differentiable(t: Any) -> bool:
+    """Whether t is a tensor of real or complex numbers."""
+    return isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
 
 
 def generic(op: Callable[..., Tensor], shares: tuple[int, ...]) -> Callable[..., list[Tensor]]:
@@ -32,7 +37,7 @@ def generic(op: Callable[..., Tensor], shares: tuple[int, ...]) -> Callable[...,
         leaves, spec = pytree.tree_flatten((args, kwargs))
 
         def call(*xs: Tensor, absolute: bool) -> Tensor:
-            new = [t.abs() if absolute and isinstance(t, Tensor) and t.is_floating_point() else t for t in leaves]
+            new = [by_parts(torch.abs, t) if absolute and differentiable(t) else t for t in leaves]
             for i, x in zip(shares, xs, strict=True):
                 new[i] = x
             a, k = pytree.tree_unflatten(new, spec)
@@ -41,9 +46,13 @@ def generic(op: Callable[..., Tensor], shares: tuple[int, ...]) -> Callable[...,
         xs = [leaves[i] for i in shares]
         s = over_abs(g, z)
         plain = vjp(lambda *t: call(*t, absolute=False), xs, s)
-        absolute = vjp(lambda *t: call(*t, absolute=True), [x.abs() for x in xs], s)
-        # at a = 0, R = a g is 0 whatever the derivative, which may be infinite there
-        return [(p + x.sign() * a).masked_fill(x == 0, 0) for p, x, a in zip(plain, xs, absolute, strict=True)]
+        absolute = vjp(lambda *t: call(*t, absolute=True), [by_parts(torch.abs, x) for x in xs], s)
+
+        def both(p: Tensor, a: Tensor, x: Tensor) -> Tensor:
+            # at a = 0, R = a g is 0 whatever the derivative, which may be infinite there
+            return (p + x.sign() * a).masked_fill(x == 0, 0)
+
+        return [by_parts(both, p, a, x) for p, x, a in zip(plain, xs, absolute, strict=True)]
 
     rule.__name__ = "generic"
     return rule

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxlrp.rules import products
 from fxlrp.rules.products import positive_contributions
-from fxlrp.rules.propagate import over_abs
+from fxlrp.rules.propagate import over_abs, where_positive
 
 
 def standardized(g: Tensor, z: Tensor, centred: Tensor, sigma: Tensor, w: Tensor | None) -> Tensor:
@@ -70,10 +70,21 @@ def instance_norm(
 def rms_norm(
     g: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """RMS norm: as layer norm without the mean."""
+    """RMS norm with the root mean square as a constant: a scaling, which leaves R as it is (so do its parts)."""
     dims = list(range(-len(shape), 0))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return standardized(g, z, x, (x.square().mean(dims, keepdim=True) + eps).sqrt(), w)
+    g = g * (x.square().mean(dims, keepdim=True) + eps).rsqrt()
+    return g if w is None else g * w
+
+
+def centred(g: Tensor, z: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+    """x − mean(x) with the mean as a constant, as in a layer norm with γ > 0: R_x = 2 x u⁺ s / u, u = x − mean."""
+    return where_positive(2 * g, z)
+
+
+def offset(g: Tensor, z: Tensor, x: Tensor, top: Tensor) -> Tensor:
+    """x − max(x): what shifts the logits of a softmax cancels from it, R_x = x g."""
+    return g
 
 
 def batch_norm(

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.rules.propagate import over_abs
+from fxlrp.rules.generic import vjp
+from fxlrp.rules.propagate import over_abs, where_positive
 
 aten = torch.ops.aten
 
@@ -74,6 +75,20 @@ def matmul(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """A product of two activations: each gets the positive contributions, with the other as its weight."""
     s = over_abs(g, z)
     return right(s, x, y), left(s, x, y)
+
+
+def grouped_mm(
+    g: Tensor, z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
+) -> Tensor:
+    """Rows of x in groups, each with a weight of its own (experts): as `linear` for every group."""
+    return positive_contributions(over_abs(g, z), x, w, lambda s, w: op(s, w.mT, offs, *rest, **kwargs))
+
+
+def grid_sampler(g: Tensor, z: Tensor, x: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Tensor:
+    """Values read at places between pixels: a sum with weights ≥ 0; the places are addresses and take nothing."""
+    s = over_abs(g, z)
+    (d,) = vjp(lambda t: aten.grid_sampler.default(t, grid, mode, padding, align_corners), [x], s)
+    return where_positive(2 * d, x)
 
 
 def convolution(g: Tensor, z: Tensor, x: Tensor, w: Tensor, arguments: tuple, nonneg: bool) -> Tensor:

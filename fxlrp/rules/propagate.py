@@ -55,9 +55,20 @@ def is_pointwise(op: Any) -> bool:
     return torch.Tag.pointwise in getattr(op, "tags", ())
 
 
+def as_pair(t: Tensor) -> Tensor:
+    """A complex tensor as the real one it is made of, with one more axis of two; a real one as it is."""
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def by_parts(f: Callable[..., Tensor], *ts: Tensor) -> Tensor:
+    """f of the real and the imaginary parts of complex tensors, each apart; f itself of real ones."""
+    out = f(*map(as_pair, ts))
+    return torch.view_as_complex(out) if ts[0].is_complex() else out
+
+
 def over_abs(g: Tensor, z: Tensor) -> Tensor:
     """s = R / |z| = sign(z) g, with s = 0 where z = 0."""
-    return z.sign() * g
+    return by_parts(lambda g, z: z.sign() * g, g, z)
 
 
 def where_positive(g: Tensor, x: Tensor) -> Tensor:
@@ -182,6 +193,17 @@ class Site:
         return _Propagation.apply(self, leaves, spec, places, *tensors)
 
 
+def _scale_pairs(site: Site, call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
+    def like(t: Tensor, a: Tensor) -> Tensor:
+        return torch.view_as_complex(t.contiguous()) if a.is_complex() else t
+
+    def pairs(part: Tensor) -> list[Tensor]:
+        return [as_pair(c.resolve_conj()) for c in call(like(part, z))]
+
+    scaled = site.normalise.scale(pairs, as_pair(g.resolve_conj()), as_pair(z), [*map(as_pair, xs)], site.where)
+    return [like(c, x) for c, x in zip(scaled, xs, strict=True)]
+
+
 class _Propagation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, site: Site, leaves: list, spec: Any, places: list[int], *tensors: Tensor) -> Tensor:
@@ -213,6 +235,9 @@ class _Propagation(torch.autograd.Function):
                 )
             return found
 
-        scaled = site.normalise.scale(call, g, z, xs, site.where)
+        if any(t.is_complex() for t in (z, *xs)):  # relevance stands at the real and the imaginary part
+            scaled = _scale_pairs(site, call, g, z, xs)
+        else:
+            scaled = site.normalise.scale(call, g, z, xs, site.where)
         grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}
         return None, None, None, None, *(grads.get(i) for i in ctx.places)

@@ -14,7 +14,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.rules.propagate import MASS, Normalise
 
 Op = Callable[..., Any]
-Key = tuple[Op, "tuple[int, ...] | None"]
+Key = tuple["Op | str", "tuple[int, ...] | None"]
 Pass = Callable[[fx.GraphModule], None]
 
 
@@ -24,7 +24,8 @@ class Rule:
 
     fn(g, z, *args, **kwargs) gets the cotangent g and the value z of the op's output (R = z g) and the op's own
     arguments, and returns the cotangents of the arguments `shares` points at (default: the ones that carry relevance).
-    A rule that asks for the keyword `nonneg` is told which of those arguments are known to be ≥ 0.
+    A rule that asks for the keyword `nonneg` is told whether the first of those arguments is known to be ≥ 0; one that
+    asks for `op` gets the op.
     """
 
     fn: Callable[..., Any]
@@ -55,6 +56,10 @@ ABSOLUTE = Absolute()
 Entry = Rule | Structural | Absolute
 
 
+def _name(op: Op) -> str | None:
+    return op._schema.name if isinstance(op, torch._ops.OpOverload) else None
+
+
 def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
     """A rule table from rows (rule, op, op, …) or (rule, (args,), op, …), where `args` are the positions carrying
     relevance for which the row holds; without them it holds for position 0.  STRUCTURAL and ABSOLUTE need no positions:
@@ -81,9 +86,11 @@ def overloads(op: Op) -> list[Op]:
 class Rulebook:
     """A method: a table from op to rule, how relevance is rescaled, how an explanation is seeded.
 
-    entries: (op, positions that carry relevance, or None for any) → Rule, STRUCTURAL or ABSOLUTE.
+    entries: (op, positions that carry relevance, or None for any) → Rule, STRUCTURAL or ABSOLUTE.  A class stands for
+        the ops that are its instances, "namespace::name" for the op of a library that need not be there.
     normalise: MASS, UNIT or NONE (fxlrp.rules.propagate).
-    passes: graph passes that put the graph into the form the table speaks of, run in order.
+    passes: graph passes that put the graph into the form the table speaks of, run in order; each finds in a node's
+        meta whether it is "active" and the "entry" it has here.
     seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each
         sign brought to mass Σ|v|; "gradient": R = z v.
     contrast: "signed": one pass with a seed of both signs; "apart": one pass a side, subtracted at the input.
@@ -109,9 +116,10 @@ class Rulebook:
     def lookup(self, op: Op, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule."""
         for entries in (_USER, self.entries):
-            for key in ((op, active), (op, None)):
-                if key in entries:
-                    return entries[key]
+            for name in (op, type(op), _name(op)):
+                for key in ((name, active), (name, None)):
+                    if key in entries:
+                        return entries[key]
         return None
 
 

@@ -1,0 +1,69 @@
+"""Norms and softmax written out: what of a tensor is subtracted from it or divides it is a constant of the method."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.patterns.emit import replace
+
+aten = torch.ops.aten
+
+MEANS = (aten.mean.dim, aten.mean.default)
+OFFSETS = (aten.amax.default, aten.max.dim, aten.logsumexp.default)
+COPIES = (aten.detach, aten.alias, aten.clone, aten.to, aten.unsqueeze, aten.expand, aten.expand_as, aten.view)
+
+
+def centred(x: Tensor, mean: Tensor) -> Tensor:
+    """x − mean, where `mean` is a mean of x."""
+    return x - mean
+
+
+def offset(x: Tensor, top: Tensor) -> Tensor:
+    """x − top, where `top` is what a softmax subtracts to stay finite: it cancels from the result."""
+    return x - top
+
+
+def mark_centring(gm: fx.GraphModule) -> None:
+    """sub(x, mean(x)) → centred(x, mean(x)); sub(x, amax(x)) → offset(x, amax(x))."""
+    for node in list(gm.graph.nodes):
+        if node.target is not aten.sub.Tensor or node.kwargs or not isinstance(node.args[1], fx.Node):
+            continue
+        x, statistic = node.args
+        source = _origin(statistic)
+        if source.target not in (*MEANS, *OFFSETS) or _origin(source.args[0]) is not _origin(x):
+            continue
+        if x.meta["val"].ndim == node.meta["val"].ndim:
+            op = centred if source.target in MEANS else offset
+            replace(node, lambda call, x, m, op=op: call(op, x, m))
+
+
+def join_softmax(gm: fx.GraphModule) -> None:
+    """exp(x) / sum(exp(x), dim) → softmax(x, dim), with or without the maximum taken off first."""
+    for node in list(gm.graph.nodes):
+        if node.target is not aten.div.Tensor or not all(isinstance(a, fx.Node) for a in node.args):
+            continue
+        e, total = node.args
+        summed = total.target is aten.sum.dim_IntList and total.args[0] is e and total.args[2:] == (True,)
+        if e.target is not aten.exp.default or not summed or len(total.args[1]) != 1:
+            continue
+        x = e.args[0].args[0] if e.args[0].target is offset else e.args[0]
+        replace(node, lambda call, e, total, x=x: call(aten.softmax.int, x, total.args[1][0]))
+
+
+def join_sigmoid(gm: fx.GraphModule) -> None:
+    """1 / (1 + exp(−x)) → sigmoid(x): its denominator is no constant but all there is."""
+    for node in list(gm.graph.nodes):
+        total = node.args[0] if node.target is aten.reciprocal.default else None
+        exp = total.args[0] if total is not None and total.target is aten.add.Tensor and total.args[1] == 1 else None
+        if isinstance(exp, fx.Node) and exp.target is aten.exp.default and exp.args[0].target is aten.neg.default:
+            replace(node, lambda call, _, x=exp.args[0].args[0]: call(aten.sigmoid.default, x))
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """The node that `node` is a copy of, in another shape or type perhaps."""
+    while node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in COPIES:
+        node = node.args[0]
+    return node

@@ -1,0 +1,95 @@
+"""Functions of one tensor, entry by entry, written out in several ops → one op.
+
+tanh-GELU, quick-GELU, Swish, Mish, hard-Swish by hand and whatever else is written so: found by the shape of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.patterns.emit import emit
+from fxlrp.rules.propagate import is_pointwise
+
+aten = torch.ops.aten
+CASTS = (aten.to, aten.type_as, aten.alias, aten.clone, aten.dropout, aten.contiguous)
+
+
+class Elementwise:
+    """A function of one tensor and constants, entry by entry; the graph in `body` says which."""
+
+    def __init__(self, body: fx.Graph) -> None:
+        self.body = fx.GraphModule({}, body)
+        self.__name__ = self.__qualname__ = type(self).__name__.lower()
+        self.__module__ = __name__
+
+    def __call__(self, x: Tensor, *constants: Any) -> Tensor:
+        return self.body(x, *constants)
+
+
+class Gate(Elementwise):
+    """x · gate(x)."""
+
+
+def fuse_elementwise(gm: fx.GraphModule) -> None:
+    """Where two branches from one tensor x meet again, entry by entry all the way, they become one function of x."""
+    for node in reversed(list(gm.graph.nodes)):
+        cone = _cone(node) if not node._erased and _joins(node) else None
+        if cone is not None:
+            _fuse(node, *cone)
+    gm.graph.eliminate_dead_code()
+
+
+def _joins(node: fx.Node) -> bool:
+    return node.meta.get("active", False) and is_pointwise(node.target) and len(list(_active(node))) > 1
+
+
+def _active(node: fx.Node) -> Iterator[fx.Node]:
+    return (n for n in node.all_input_nodes if n.meta["active"])
+
+
+def _cone(top: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
+    """The nearest tensor x that all of `top` depends on entry by entry, and the nodes between, in order."""
+    order = {n: i for i, n in enumerate(top.graph.nodes)}
+    front, inside = set(_active(top)), [top]
+    while len(front) > 1:
+        latest = max(front, key=order.__getitem__)
+        if not (is_pointwise(latest.target) or getattr(latest.target, "overloadpacket", None) in CASTS):
+            return None
+        front = (front - {latest}) | set(_active(latest))
+        inside.append(latest)
+    (x,) = front
+    same = x.meta["val"].shape == top.meta["val"].shape
+    return (x, sorted(inside, key=order.__getitem__)) if same else None
+
+
+def _fuse(top: fx.Node, x: fx.Node, inside: list[fx.Node]) -> None:
+    constants = list(dict.fromkeys(n for m in inside for n in m.all_input_nodes if n is not x and n not in inside))
+    body = fx.Graph()
+    copies = {n: body.placeholder(f"t{i}") for i, n in enumerate([x, *constants])}
+    for node in inside:
+        copies[node] = body.node_copy(node, copies.__getitem__)
+    body.output(copies[top])
+    kind = Gate if _is_gate(top, x) else Elementwise
+    with top.graph.inserting_before(top):
+        fused = emit(top.graph, top, kind(body), x, *constants)
+    fused.meta["active"] = True
+    top.replace_all_uses_with(fused)
+    for node in reversed(inside):
+        if not node.users:
+            node.graph.erase_node(node)
+
+
+def _is_gate(top: fx.Node, x: fx.Node) -> bool:
+    """Whether `top` is a product with x itself, or x times constants, as one factor, and another factor beside it."""
+
+    def scaled(node: fx.Node) -> bool:
+        while node is not x and node.target in (aten.mul.Tensor, aten.div.Tensor) and len(list(_active(node))) == 1:
+            (node,) = _active(node)
+        return node is x
+
+    factors = list(_active(top))
+    return top.target is aten.mul.Tensor and [scaled(f) for f in factors].count(True) == 1

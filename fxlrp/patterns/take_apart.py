@@ -1,0 +1,102 @@
+"""Ops made of others, and without a rule of their own → the ops they are made of."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._decomp import decomposition_table
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from fxlrp.rules.generic import differentiable
+
+aten = torch.ops.aten
+
+APART = {
+    overload
+    for packet in (
+        aten.addmm,
+        aten.addbmm,
+        aten.baddbmm,
+        aten.addmv,
+        aten.addcmul,
+        aten.addcdiv,
+        aten.glu,
+        aten.mv,
+        aten.dot,
+        aten.lerp,
+        aten.rrelu,
+        aten.logsumexp,
+    )
+    for overload in (getattr(packet, name) for name in packet.overloads())
+}
+"""Ops that are sums and products by another name, beside those that torch itself calls composite (LSTM, einsum, …)."""
+
+
+def take_apart(gm: fx.GraphModule) -> None:
+    """Every active node that would fall to the generic rule becomes the ops it is composed of, if torch knows them."""
+    for node in list(gm.graph.nodes):
+        if node.meta["active"] and node.meta["entry"] is None:
+            made_of = _decomposition(node.target)
+            if made_of is not None:
+                _inline(node, _trace(node, made_of))
+    gm.graph.eliminate_dead_code()
+
+
+def _decomposition(op: Any) -> Callable | None:
+    """What torch composes `op` of, as a function of the op's arguments."""
+    if not isinstance(op, torch._ops.OpOverload):
+        return None
+    if op in APART or (_composite(op) and op in decomposition_table):
+        return decomposition_table[op]
+    return op.decompose if _composite(op) else None
+
+
+def _composite(op: torch._ops.OpOverload) -> bool:
+    return op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+def _trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
+    """The decomposition as a graph whose inputs are the node's own."""
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    operands = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))
+
+    def call(*values: Any) -> Any:
+        known = dict(zip(operands, values, strict=True))
+        args, kwargs = pytree.tree_unflatten([known.get(v, v) if isinstance(v, fx.Node) else v for v in leaves], spec)
+        return made_of(*args, **kwargs)
+
+    values = [n.meta["val"] for n in operands]
+    mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
+    python = made_of is decomposition_table.get(node.target)  # what C++ composes shows below autograd only
+    with torch.enable_grad(), mode:
+        # torch's LSTM picks an opaque kernel where no gradient is asked for
+        values = [v.detach().requires_grad_().clone() if python and differentiable(v) else v for v in values]
+        return make_fx(call, pre_dispatch=python)(*values)
+
+
+def _inline(node: fx.Node, inner: fx.GraphModule) -> None:
+    operands = list(dict.fromkeys(n for n in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(n, fx.Node)))
+    copies = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
+    for constant in inner.graph.find_nodes(op="get_attr"):  # a tensor the decomposition made
+        name = f"_{node.name}_{constant.target}"
+        node.graph.owning_module.register_buffer(name, getattr(inner, str(constant.target)), persistent=False)
+        constant.target = name
+    with node.graph.inserting_before(node):
+        outputs = node.graph.graph_copy(inner.graph, copies)
+    place = {k: node.meta[k] for k in ("stack_trace", "nn_module_stack") if k in node.meta}
+    for copy in copies.values():
+        if copy not in operands:
+            copy.meta = {**copy.meta, **place}
+            if copy.target in (aten.view.default, aten._unsafe_view.default):  # as strides were when it was traced
+                copy.target = aten.reshape.default
+    if isinstance(outputs, fx.Node):
+        node.replace_all_uses_with(outputs)
+    for item in [u for u in node.users if u.target is operator.getitem]:
+        item.replace_all_uses_with(outputs[item.args[1]])
+        node.graph.erase_node(item)
+    node.graph.erase_node(node)
