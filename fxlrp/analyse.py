@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture import free_symbols
+from fxlrp.lookups import find_lookups
 from fxlrp.rules.movement import SHAPE_ARGUMENT, SHAPE_ONLY
 from fxlrp.rules.propagate import WHOLE, Batch, is_pointwise
 
@@ -32,34 +33,23 @@ def carriers(node: fx.Node) -> list[fx.Node]:
 
 
 def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
-    """Where relevance is read for each input: float inputs at themselves, integer ones at the embeddings they index."""
-    out: dict[int, list[fx.Node]] = {}
-    for i, node in enumerate(gm.graph.find_nodes(op="placeholder")):
-        out[i] = [node] if differentiable(node) else list(_lookups(node))
+    """Where relevance is read for each input: float inputs at themselves, integer ones at the vectors they look up,
+    or, where that is all there is, at the numbers they become."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    for numbers in (False, True):
+        out = {
+            i: [n] if differentiable(n) else find_lookups(n, numbers=numbers)
+            for i, n in enumerate(inputs)
+            if isinstance(n.meta.get("val"), Tensor)
+        }
+        if any(out.values()):
+            break
     return {i: nodes for i, nodes in out.items() if nodes}
 
 
-MOVES = (
-    aten.view,
-    aten.reshape,
-    aten.slice,
-    aten.to,
-    aten.clone,
-    aten.alias,
-    aten.flatten,
-    aten.squeeze,
-    aten.unsqueeze,
-    aten.expand,
-)
+COPIES = (aten.view, aten.reshape, aten.slice, aten.to, aten.clone, aten.alias, aten.flatten, aten.squeeze)
+COPIES = (*COPIES, aten.unsqueeze, aten.expand)
 """Ops that pass values on one by one."""
-
-
-def _lookups(ids: fx.Node) -> Iterable[fx.Node]:
-    for user in ids.users:
-        if user.target is aten.embedding.default and user.args[1] is ids:
-            yield user
-        elif getattr(user.target, "overloadpacket", None) in MOVES:
-            yield from _lookups(user)
 
 
 def find_active(
@@ -143,7 +133,7 @@ def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
         pointwise = is_pointwise(node.target)
         constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
         masked = pointwise and packet is not aten.mul and any(not _finite(gm, n) for n in constants)
-        inherits = (pointwise or packet in MOVES) and any(n in found for n in node.all_input_nodes)
+        inherits = (pointwise or packet in COPIES) and any(n in found for n in node.all_input_nodes)
         if packet in MASKING or masked or inherits:
             found.add(node)
     return found

@@ -13,7 +13,7 @@ from fxlrp.attribution import Attribution
 from fxlrp.capture import Way, batch_size, capture, split_tensors
 from fxlrp.errors import FxlrpError
 from fxlrp.report import Report
-from fxlrp.rewrite import Plan, rewrite
+from fxlrp.rewrite import Plan, at_positions, rewrite
 from fxlrp.rules.propagate import relevance
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.seeds import Contrast, Target, directions, relevance_at_output
@@ -62,13 +62,18 @@ class Explainer(nn.Module):
             target = _answer(target, plan, [o.detach() for o in out[:count]], logits.detach())
         v, against, index = directions(logits, target, contrast)
         grads = self._passes(logits, leaves, v, against)
-        relevances, places = [], iter(zip(leaves, grads, strict=True))
-        for i, nodes in plan.readouts.items():
-            parts = [relevance(a.detach(), g) for a, g in (next(places) for _ in nodes)]
-            total = sum(parts[1:], parts[0])
-            if not tensors[i].is_floating_point():
-                total = total.sum(-1)
-            relevances.append(total)
+        reading = zip((at for places in plan.readouts.values() for at in places), leaves, grads, strict=True)
+        read = {at: relevance(a.detach(), g) for at, a, g in reading}
+        relevances = []
+        for i, places in plan.readouts.items():
+            x = tensors[i]
+            parts = [
+                at_positions(read[at], out[plan.positions[at]], x.numel()).view(x.shape)
+                if at in plan.positions
+                else read[at]
+                for at in places
+            ]
+            relevances.append(sum(parts[1:], parts[0]))
         return Attribution(
             relevances[0] if len(relevances) == 1 else tuple(relevances),
             output,

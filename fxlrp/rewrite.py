@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.analyse import Samples, carriers, differentiable, find_active, find_infinite, find_nonnegative, find_readouts
 from fxlrp.capture import Capture
 from fxlrp.errors import FxlrpError
+from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
 from fxlrp.rules.propagate import WHOLE, Placement, Site, is_pointwise
@@ -25,6 +26,13 @@ aten = torch.ops.aten
 def readout(x: Tensor) -> Tensor:
     """The same values, at which relevance is read: the leaf that the relevance pass ends at."""
     return x.detach().requires_grad_()
+
+
+def at_positions(r: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Relevance r of looked-up entries, summed at the `count` input entries they stand for."""
+    known = positions.flatten() != NOWHERE
+    out = torch.zeros(count, dtype=r.dtype, device=r.device)
+    return out.index_add(0, positions.flatten().clamp(min=0), r.flatten() * known)
 
 
 def constant(x: Tensor) -> Tensor:
@@ -39,6 +47,7 @@ class Plan:
     graph: fx.GraphModule
     capture: Capture
     readouts: dict[int, list[int]]  # input tensor → places of its readouts among the graph's outputs
+    positions: dict[int, int]  # place of a readout of integers → place of the positions its entries stand for
     logits: int  # place of the logits that are explained
     explained: int  # place of the output they become, which is themselves or, through `head`, their softmax
     head: list[fx.Node]
@@ -94,9 +103,9 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
             "Register one with @fxlrp.rule(op), or convert without strict=True."
         )
     _cut_constants(gm, facts.active)
-    places = _add_readouts(gm, outputs, inputs)
+    places, positions = _add_readouts(gm, outputs, inputs)
     gm.recompile()
-    return Plan(gm, captured, places, logits, explained, head, report, mixes[0] if mixes else None)
+    return Plan(gm, captured, places, positions, logits, explained, head, report, mixes[0] if mixes else None)
 
 
 def _head(captured: Capture) -> tuple[list, int, int, list[fx.Node]]:
@@ -260,19 +269,28 @@ def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
                 user.replace_input_with(node, cut)
 
 
-def _add_readouts(gm: fx.GraphModule, outputs: list, inputs: dict[int, list[fx.Node]]) -> dict[int, list[int]]:
-    """Return the readouts beside the model's outputs, each made the leaf of the relevance pass."""
-    places: dict[int, list[int]] = {}
-    for i, nodes in inputs.items():
-        places[i] = []
-        for node in nodes:
-            with gm.graph.inserting_after(node):
-                leaf = gm.graph.call_function(readout)
-            leaf.meta = dict(node.meta)
-            node.replace_all_uses_with(leaf)
-            leaf.args = (node,)
-            outputs = [leaf if o is node else o for o in outputs]
-            places[i].append(len(outputs))
-            outputs = [*outputs, leaf]
+def _add_readouts(
+    gm: fx.GraphModule, outputs: list, inputs: dict[int, list[fx.Node]]
+) -> tuple[dict[int, list[int]], dict[int, int]]:
+    """Return the readouts beside the model's outputs, each made the leaf of the relevance pass, and, where they stand
+    for integers, the positions of these."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    found = [
+        (i, n, None if n is placeholders[i] else Positions(placeholders[i]).at(n)) for i in inputs for n in inputs[i]
+    ]
+    places: dict[int, list[int]] = {i: [] for i in inputs}
+    positions: dict[int, int] = {}
+    for i, node, position in found:
+        with gm.graph.inserting_after(node):
+            leaf = gm.graph.call_function(readout)
+        leaf.meta = dict(node.meta)
+        node.replace_all_uses_with(leaf)
+        leaf.args = (node,)
+        outputs = [leaf if o is node else o for o in outputs]
+        places[i].append(len(outputs))
+        outputs = [*outputs, leaf]
+        if position is not None:
+            positions[len(outputs) - 1] = len(outputs)
+            outputs = [*outputs, position]
     gm.graph.output_node().args = (tuple(outputs),)
-    return places
+    return places, positions

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def emit(graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
@@ -14,8 +14,7 @@ def emit(graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, **kwargs: Any
     node = graph.call_function(op, args, kwargs)
     values = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
     node.meta = {k: v for k, v in like.meta.items() if k in ("stack_trace", "nn_module_stack")}
-    fakes = [v for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, torch._subclasses.FakeTensor)]
-    with fakes[0].fake_mode:
+    with next(v.fake_mode for n in graph.nodes if isinstance(v := n.meta.get("val"), FakeTensor)):
         node.meta["val"] = op(*values[0], **values[1])
     return node
 
