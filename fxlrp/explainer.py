@@ -51,7 +51,7 @@ class Explainer(nn.Module):
     def _explain(self, args: tuple, kwargs: dict, target: Target, contrast: Contrast) -> Attribution:
         plan, tensors = self._plan(args, kwargs)
         batch = batch_size(tensors)
-        if plan.capture.way is Way.THIS_INPUT and batch > 1:  # each sample takes its own branches
+        if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
             return self._one_by_one(batch, args, kwargs, target, contrast)
         out = plan.graph(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         count = len(plan.capture.output_names)
@@ -84,7 +84,8 @@ class Explainer(nn.Module):
         )
 
     def _one_by_one(self, batch: int, args: tuple, kwargs: dict, target: Target, contrast: Contrast) -> Attribution:
-        """Samples explained alone, put together again beside the model's output for all of them."""
+        """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
+        together again beside the model's output for all of them."""
 
         def sample(thing: Any, i: int) -> Any:
             return pytree.tree_map_only(Tensor, lambda t: t[i : i + 1] if t.ndim and len(t) == batch else t, thing)
@@ -145,10 +146,11 @@ class Explainer(nn.Module):
         if outdated:
             plan = self._capture(args, kwargs, key)
         self._checked.add(key)
-        if plan.mixes and batch > 1:
+        shared = [i for i in plan.readouts if not (tensors[i].ndim and len(tensors[i]) == batch)]
+        if batch > 1 and (plan.mixes or (shared and not plan.apart)):
             raise FxlrpError(
-                f"The samples of a batch can't be told apart at node {plan.mixes!r}, so a batch of {batch} would mix "
-                "their relevance; explain one sample at a time."
+                f"The samples of this batch share more than the weights, so a batch of {batch} would mix their "
+                "relevance; explain one sample at a time."
             )
         self._latest = plan
         return plan, tensors

@@ -52,7 +52,8 @@ class Plan:
     explained: int  # place of the output they become, which is themselves or, through `head`, their softmax
     head: list[fx.Node]
     report: Report
-    mixes: str | None  # the node whose samples could not be told apart, if any
+    mixes: bool  # whether an output depends on other samples than its own
+    apart: bool  # whether the samples of a batch can be told apart at every node
 
 
 @dataclass
@@ -81,7 +82,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     inputs, facts = _analyse(captured, outputs[logits], rulebook)
     starts = {n for ns in inputs.values() for n in ns}
     rows: list[NodeReport] = []
-    mixes = [outputs[logits].name] if facts.samples.mixed else []
+    apart = True
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr"):
             continue
@@ -93,8 +94,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
             rows.append(describe(node, "structural", ""))
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
-        if not _install(node, entry, facts, rulebook):
-            mixes.append(node.name)
+        apart &= _install(node, entry, facts, rulebook)
     report = Report(rows, rulebook.name, captured.way.value)
     if strict and report.counts["generic"]:
         names = "; ".join(f"{r.name} ({r.op}) at {r.source}" for r in report.nodes if r.kind == "generic")
@@ -105,7 +105,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     _cut_constants(gm, facts.active)
     places, positions = _add_readouts(gm, outputs, inputs)
     gm.recompile()
-    return Plan(gm, captured, places, positions, logits, explained, head, report, mixes[0] if mixes else None)
+    return Plan(gm, captured, places, positions, logits, explained, head, report, facts.samples.mixed, apart)
 
 
 def _head(captured: Capture) -> tuple[list, int, int, list[fx.Node]]:
