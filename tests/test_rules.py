@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 import fxlrp
 from fxlrp.patterns.batch_norm import batch_normed
-from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL
+from fxlrp.patterns.centring import centred, offset
+from fxlrp.patterns.elementwise import Elementwise, Gate
+from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products
 from fxlrp.rules.generic import by_definition, generic
 from fxlrp.rules.propagate import MASS, NONE, Batch, Placement, Site, over_abs
 from fxlrp.rules.registry import Rule
@@ -92,7 +94,32 @@ ACTIVATIONS = {
     aten.clamp.default: (-0.5, 0.5),
     aten.clamp_min.default: (-0.5,),
     aten.clamp_max.default: (0.5,),
+    aten.clamp.Tensor: (torch.tensor(-0.5), torch.tensor(0.5)),
+    aten.clamp_min.Tensor: (torch.tensor(-0.5),),
+    aten.clamp_max.Tensor: (torch.tensor(0.5),),
+    aten.prelu.default: (torch.tensor([0.2]).double(),),
+    aten.threshold.default: (0.1, -0.3),
+    aten.softshrink.default: (),
+    aten.hardshrink.default: (),
+    aten.log_sigmoid.default: (),
 }
+
+
+def quick_gelu() -> Gate:
+    """x · sigmoid(1.7 x) as the graph pass makes it."""
+    body = fx.Graph()
+    x = body.placeholder("x")
+    gate = body.call_function(aten.sigmoid.default, (body.call_function(aten.mul.Tensor, (x, 1.7)),))
+    body.output(body.call_function(aten.mul.Tensor, (x, gate)))
+    return Gate(body)
+
+
+grid = rand(2, 3, 3, 2, seed=7).clamp(-0.9, 0.9)
+
+
+def grid_sample(x: Tensor, grid: Tensor, *rest: Any) -> Tensor:
+    return aten.grid_sampler.default(x, grid.detach(), *rest)
+
 
 ROWS = [
     Row(aten.linear.default, (x3, rand(6, 8, seed=1), rand(6, seed=2))),
@@ -141,7 +168,30 @@ ROWS = [
         (x4, channel, channel, None, None, True, 0.1, 1e-5, False),
         **normed((2, 3), channel.view(-1, 1, 1)),
     ),
-    Row(aten.rms_norm.default, (x3, [8], c, 1e-5), **normed((-1,), c, centre=False)),
+    Row(aten.rms_norm.default, (x3, [8], c, 1e-5), h=normed((-1,), c, centre=False)["h"]),
+    *(
+        Row(centred, (x3, x3.mean(-1, keepdim=True)), at, h=lambda x, m: 2 * (x - m.detach()).relu())
+        for at in ((0,), (0, 1))
+    ),
+    *(Row(offset, (x3, x3.amax(-1, keepdim=True)), at, h=lambda x, m: x - m.detach()) for at in ((0,), (0, 1))),
+    Row(aten.exp.default, (x3,), h=torch.exp, h_abs=lambda x: x.sign().detach() * x.exp() * 2 - x.exp()),
+    Row(
+        aten.logsumexp.default,
+        (x3, [-1]),
+        h=torch.logsumexp,
+        h_abs=lambda x, d: (
+            (2 * x.sign().detach() * x.exp() / x.exp().sum(d, keepdim=True).detach()).sum(d) - x.logsumexp(d)
+        ),
+    ),
+    Row(quick_gelu(), (x3,), **activation(lambda x: x * (1.7 * x).sigmoid())),
+    *(
+        Row(op, (x4, grid, 0, 0, False), at, h=grid_sample, h_abs=lambda x, *r: grid_sample(x.abs(), *r))
+        for op, at in (
+            (aten.grid_sampler.default, (0,)),
+            (aten.grid_sampler_2d.default, (0,)),
+            (aten.grid_sampler.default, (0, 1)),
+        )
+    ),
     Row(aten.softmax.int, (x3, -1), h=softmax_h, h_abs=softmax_h),
     Row(
         aten._softmax.default, (x3, -1, False), h=lambda x, d, _: softmax_h(x, d), h_abs=lambda x, d, _: softmax_h(x, d)
@@ -169,7 +219,7 @@ ROWS = [
 
 
 def key(row: Row) -> tuple:
-    return row.op, row.shares
+    return type(row.op) if isinstance(row.op, Elementwise) else row.op, row.shares
 
 
 def name(row: Row) -> str:
@@ -180,6 +230,10 @@ def rule_of(row: Row) -> Rule:
     entry = ABSLRP.lookup(row.op, row.shares)
     assert isinstance(entry, Rule), f"{row.op} with {row.shares} active has no rule"
     return entry
+
+
+def extras(row: Row) -> dict[str, Any]:
+    return {"op": row.op} if rule_of(row).wants("op") else {}
 
 
 def definition(row: Row) -> Callable[..., list[Tensor]]:
@@ -206,8 +260,9 @@ def definition(row: Row) -> Callable[..., list[Tensor]]:
 def test_every_rule_has_a_row() -> None:
     rows = {key(r) for r in ROWS}
     entries = {(op, args) for (op, args), e in ABSLRP.entries.items() if isinstance(e, Rule)}
-    # `out=` overloads never appear in a captured graph
+    # `out=` overloads never appear in a captured graph; rules by an op's name: test_grouped_mm_is_a_linear_per_group
     entries = {(op, args) for op, args in entries if "out" not in getattr(op, "_overloadname", "")}
+    entries = {(op, args) for op, args in entries if not isinstance(op, str)}
     assert entries - rows == set()
 
 
@@ -216,7 +271,7 @@ def test_equals_definition(row: Row) -> None:
     entry, kwargs = rule_of(row), row.kwargs or {}
     z = row.op(*row.args, **kwargs)
     g = rand(*z.shape, seed=9)
-    fast = entry.fn(g, z, *row.args, **kwargs)
+    fast = entry.fn(g, z, *row.args, **kwargs, **extras(row))
     fast = (fast,) if isinstance(fast, Tensor) else fast
     leaves = pytree.tree_leaves(row.args)
     shares = entry.shares if entry.shares is not None else row.shares
@@ -242,8 +297,12 @@ def site(row: Row, normalise: Any) -> Callable[..., Tensor]:
     entry = rule_of(row)
     shares = entry.shares if entry.shares is not None else row.shares
     batch = Placement(Batch(0), (Batch(0),) * len(shares))
-    return Site(row.op, entry.fn, entry.name, "test", normalise, shares, frozenset(row.shares), batch)
+    more = tuple(extras(row).items())
+    return Site(row.op, entry.fn, entry.name, "test", normalise, shares, frozenset(row.shares), batch, more)
 
+
+PAIRED = (aten.bmm.default, centred, offset, aten.grid_sampler.default, aten.grid_sampler_2d.default)
+"""Ops whose constants go with the samples."""
 
 BATCHED = [
     r
@@ -259,10 +318,7 @@ def test_mass_is_kept_and_samples_are_apart(row: Row) -> None:
 
     def run(pick: slice) -> tuple[list[Tensor], Tensor]:
         leaves, spec = pytree.tree_flatten(row.args)
-        # a constant of two rows (bmm) goes with the samples
-        paired = [
-            i for i, t in enumerate(leaves) if i in row.shares or (row.op is aten.bmm.default and isinstance(t, Tensor))
-        ]
+        paired = [i for i, t in enumerate(leaves) if i in row.shares or (row.op in PAIRED and isinstance(t, Tensor))]
         for i in paired:
             leaves[i] = leaves[i][pick].clone().requires_grad_(i in row.shares)
         xs = [leaves[i] for i in row.shares]
@@ -280,6 +336,21 @@ def test_mass_is_kept_and_samples_are_apart(row: Row) -> None:
     total = sum(r.flatten(1).sum(1) for r in both)
     if row.h is None:  # a norm or softmax gives relevance of both signs for one of either
         torch.testing.assert_close(total, mass[0] - mass[1], rtol=1e-9, atol=1e-9)
+
+
+def test_grouped_mm_is_a_linear_per_group() -> None:
+    x, w, offs = rand(5, 8).float(), rand(3, 8, 4, seed=1).float(), torch.tensor([2, 2, 5], dtype=torch.int32)
+    z = torch.cat([x[:2] @ w[0], x[2:] @ w[2]])
+    g = rand(5, 4, seed=2).float()
+
+    def grouped(x: Tensor, w: Tensor, offs: Tensor) -> Tensor:
+        return torch.cat([x[a:b] @ w[i] for i, (a, b) in enumerate(zip([0, 2, 2], offs.tolist(), strict=True))])
+
+    expected = torch.cat(
+        [products.right_weight(g[:2], z[:2], x[:2], w[0]), products.right_weight(g[2:], z[2:], x[2:], w[2])]
+    )
+    torch.testing.assert_close(products.grouped_mm(g, z, x, w, offs, op=grouped), expected)
+    assert ABSLRP.lookup(aten._grouped_mm.default, (0,)).fn is products.grouped_mm
 
 
 def test_linear_written_out() -> None:
