@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fxlrp.capture import free_symbols
 from fxlrp.lookups import find_lookups
+from fxlrp.patterns.masks import masked
 from fxlrp.rules.movement import SHAPE_ARGUMENT, SHAPE_ONLY
 from fxlrp.rules.propagate import WHOLE, Batch, is_pointwise
 
@@ -120,7 +121,7 @@ def find_nonnegative(gm: fx.GraphModule) -> set[fx.Node]:
     return known
 
 
-MASKING = {aten.masked_fill, aten.where}
+MASKING = {aten.masked_fill, aten.where, masked}
 
 
 def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:

@@ -72,9 +72,14 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     Raises FxlrpError if nothing carries relevance from an input to the output, or, when `strict`, if a node is generic.
     """
     gm = captured.graph
+    gm.meta["example"] = captured.inputs
+    seen: list[str] = []
     for graph_pass in rulebook.passes:
-        _annotate(captured, rulebook)
+        names = [n.name for n in gm.graph.nodes]
+        if names != seen:
+            _annotate(captured, rulebook)
         graph_pass(gm)
+        seen = names
     _split_outputs(gm, rulebook)
     gm.graph.eliminate_dead_code()
     gm.recompile()

@@ -13,13 +13,14 @@ from fxlrp.patterns.batch_norm import batch_normed, fold_batch_norm
 from fxlrp.patterns.centring import centred, join_sigmoid, join_softmax, mark_centring, offset
 from fxlrp.patterns.complex_products import split_complex
 from fxlrp.patterns.elementwise import Elementwise, Gate, fuse_elementwise
+from fxlrp.patterns.masks import mark_masks, masked
 from fxlrp.patterns.powers import name_powers
 from fxlrp.patterns.take_apart import take_apart
 from fxlrp.rules import elementwise, norms, products
 from fxlrp.rules.generic import activation
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.propagate import MASS
-from fxlrp.rules.registry import ABSOLUTE, Rule, Rulebook, publish, table
+from fxlrp.rules.registry import ABSOLUTE, STRUCTURAL, Rule, Rulebook, publish, table
 
 aten = torch.ops.aten
 
@@ -157,6 +158,7 @@ ABSLRP = publish(
                 (products.grouped_mm, "aten::_grouped_mm", "transformers::grouped_mm_fallback"),
                 (elementwise.exp, aten.exp.default),
                 (elementwise.logsumexp, aten.logsumexp.default),
+                (STRUCTURAL, masked),
                 (elementwise.gate, Gate),
                 *((Rule(norms.centred, shares=(0,)), at, centred) for at in ((0,), (0, 1))),
                 *((Rule(norms.offset, shares=(0,)), at, offset) for at in ((0,), (0, 1))),
@@ -169,6 +171,7 @@ ABSLRP = publish(
             expand_attention,
             fold_batch_norm,
             take_apart,
+            mark_masks,
             split_complex,
             name_powers,
             mark_centring,

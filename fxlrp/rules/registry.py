@@ -90,7 +90,7 @@ class Rulebook:
         the ops that are its instances, "namespace::name" for the op of a library that need not be there.
     normalise: MASS, UNIT or NONE (fxlrp.rules.propagate).
     passes: graph passes that put the graph into the form the table speaks of, run in order; each finds in a node's
-        meta whether it is "active" and the "entry" it has here.
+        meta whether it is "active" and the "entry" it has here, and in the graph's the "example" inputs.
     seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each
         sign brought to mass Σ|v|; "gradient": R = z v.
     contrast: "signed": one pass with a seed of both signs; "apart": one pass a side, subtracted at the input.

@@ -1,0 +1,56 @@
+"""Adding a mask (nothing where it is open, a very negative number where it is shut) → an op that only lets pass."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.patterns.emit import replace
+
+aten = torch.ops.aten
+SHUT = -50.0  # e to this power is nothing in float32
+
+
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """x + mask, where `mask` is 0 or very negative."""
+    return x + mask
+
+
+def mark_masks(gm: fx.GraphModule) -> None:
+    """add(x, constant) → masked(x, constant) where the constant, as the example inputs make it, is a mask."""
+    known: dict[fx.Node, Any] = dict(zip(gm.graph.find_nodes(op="placeholder"), gm.meta["example"], strict=True))
+    for node in list(gm.graph.nodes):
+        if node.target is not aten.add.Tensor or not node.meta["active"] or node.kwargs:
+            continue
+        constants = [n for n in node.args if isinstance(n, fx.Node) and not n.meta["active"]]
+        if len(constants) == 1 and _is_mask(_value(constants[0], known)):
+            (mask,) = constants
+            x = node.args[1 - node.args.index(mask)]
+            if x.meta["val"].shape == node.meta["val"].shape:
+                replace(node, lambda call, *_, x=x, mask=mask: call(masked, x, mask))
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 1 and bool(((value == 0) | (value < SHUT)).all())
+
+
+def _value(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    """The value of a node for the example inputs."""
+    stack = [node]
+    while stack:
+        top = stack[-1]
+        missing = [n for n in top.all_input_nodes if n not in known]
+        if missing and top.op == "call_function":
+            stack += missing
+            continue
+        stack.pop()
+        if top.op == "get_attr":
+            known[top] = operator.attrgetter(str(top.target))(top.graph.owning_module)
+        elif top not in known:
+            args, kwargs = fx.map_arg((top.args, top.kwargs), known.__getitem__)
+            with torch.no_grad():
+                known[top] = top.target(*args, **kwargs)
+    return known[node]

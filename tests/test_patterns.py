@@ -1,0 +1,188 @@
+"""What models write out in several ops has the relevance of the op it stands for; and no op of these is generic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxlrp
+
+Body = Callable[["Written", Tensor], Tensor]
+
+
+class Written(nn.Module):
+    """linear → what is tested → linear, on a sequence [B, 5, 4]."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.a, self.b, self.body = nn.Linear(4, 6), nn.Linear(6, 3), body
+        nn.init.ones_(self.a.bias)
+        self.w, self.c = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.body(self, self.a(x)).mean(1))
+
+
+def explain(body: Body) -> Tensor:
+    torch.manual_seed(3)
+    model, x = Written(body).double().eval(), torch.randn(3, 5, 4).double()
+    explainer = fxlrp.convert(model, x, strict=True)
+    a = explainer(x)
+    torch.testing.assert_close(a.output, model(x), rtol=1e-10, atol=1e-12)
+    assert a.relevance.isfinite().all()
+    assert a.relevance.flatten(1).any(1).all()
+    torch.testing.assert_close(explainer(x[1:2]).relevance[0], a.relevance[1], rtol=1e-9, atol=1e-12)
+    return a.relevance
+
+
+def deviation(x: Tensor) -> Tensor:
+    return torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-5)
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+def rms(x: Tensor) -> Tensor:
+    return x.pow(2).mean(-1, keepdim=True) + 1e-6
+
+
+def exps(x: Tensor) -> Tensor:
+    return torch.exp(x - x.amax(-1, keepdim=True))
+
+
+def normal(e: Tensor) -> Tensor:
+    return e / e.sum(-1, keepdim=True)
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Pairs of neighbours turned by an angle that grows along the sequence, in real numbers."""
+    angle = torch.arange(15).view(5, 3).double()
+    a, b = x[..., ::2], x[..., 1::2]
+    return torch.stack([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1).flatten(2)
+
+
+def rotated_complex(x: Tensor) -> Tensor:
+    turn = torch.polar(torch.ones(5, 3).double(), torch.arange(15).view(5, 3).double())
+    return torch.view_as_real(torch.view_as_complex(x.reshape(*x.shape[:2], 3, 2)) * turn).flatten(2)
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
+
+
+def eager_attention(x: Tensor) -> Tensor:
+    mask = torch.full((5, 5), float("-inf")).triu(1).double()
+    return torch.softmax(x @ x.mT / math.sqrt(6) + mask, -1) @ x
+
+
+def fused_attention(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+
+SAME: dict[str, tuple[Body, Body]] = {
+    "tanh-GELU": (lambda m, x: tanh_gelu(x), lambda m, x: F.gelu(x, approximate="tanh")),
+    "erf-GELU": (lambda m, x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))), lambda m, x: F.gelu(x)),
+    "SiLU": (lambda m, x: x * torch.sigmoid(x), lambda m, x: F.silu(x)),
+    "Mish": (lambda m, x: x * torch.tanh(F.softplus(x)), lambda m, x: F.mish(x)),
+    "hard-Swish": (lambda m, x: x * F.relu6(x + 3) / 6, lambda m, x: F.hardswish(x)),
+    "sigmoid": (lambda m, x: 1 / (1 + torch.exp(-x)), lambda m, x: torch.sigmoid(x)),
+    "square": (lambda m, x: x * x, lambda m, x: x.square()),
+    "softmax": (lambda m, x: normal(exps(x)), lambda m, x: x.softmax(-1)),
+    "layer norm": (
+        lambda m, x: centred(x) / deviation(x) * m.w + m.c,
+        lambda m, x: F.layer_norm(x, (6,), m.w, m.c),
+    ),
+    "layer norm, rsqrt": (
+        lambda m, x: centred(x) * torch.rsqrt(centred(x).pow(2).mean(-1, keepdim=True) + 1e-5) * m.w + m.c,
+        lambda m, x: F.layer_norm(x, (6,), m.w, m.c),
+    ),
+    "RMS norm": (lambda m, x: m.w * (x * torch.rsqrt(rms(x))), lambda m, x: F.rms_norm(x, (6,), m.w, 1e-6)),
+    "RMS norm, quotient": (lambda m, x: m.w * x / rms(x) ** 0.5, lambda m, x: F.rms_norm(x, (6,), m.w, 1e-6)),
+    "RMS norm, power": (lambda m, x: m.w * x * rms(x).pow(-0.5), lambda m, x: F.rms_norm(x, (6,), m.w, 1e-6)),
+    "rotary": (lambda m, x: rotated_complex(x), lambda m, x: rotated(x)),
+    "einsum": (lambda m, x: torch.einsum("btc,bsc->bts", x, x) @ x, lambda m, x: (x @ x.mT) @ x),
+    "baddbmm": (lambda m, x: torch.baddbmm(x, x @ x.mT, x), lambda m, x: x + (x @ x.mT) @ x),
+    "attention": (lambda m, x: eager_attention(x), lambda m, x: fused_attention(x)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_written_out_equals_the_op(name: str) -> None:
+    written, op = map(explain, SAME[name])
+    torch.testing.assert_close(written, op, rtol=1e-9, atol=1e-12)
+
+
+CARRIED: dict[str, Body] = {
+    "quick-GELU": lambda m, x: x * torch.sigmoid(1.702 * x),
+    "snake": lambda m, x: x + torch.sin(x) ** 2,
+    "softsign": lambda m, x: x / (1 + x.abs()),
+    "GLU": lambda m, x: F.glu(torch.cat([x, x * m.w], -1)),
+    "squeeze-excite": lambda m, x: x * torch.sigmoid(m.w * x.mean(1, keepdim=True)),
+    "unit vectors": lambda m, x: F.normalize(x, dim=-1),
+    "cosine similarity": lambda m, x: F.cosine_similarity(x[:, :, None], x[:, None], dim=-1) @ x,
+    "linear attention": lambda m, x: (
+        (F.elu(x) + 1) @ ((F.elu(x) + 1).mT @ x) / (F.elu(x) + 1).sum((1, 2), keepdim=True)
+    ),
+    "log-sum-exp": lambda m, x: x.logsumexp(-1, keepdim=True) * m.w,
+    "Fourier mixing": lambda m, x: torch.fft.fftn(x, dim=(1, 2)).real,
+    "spectral filter": lambda m, x: torch.fft.irfft(torch.fft.rfft(x, dim=1) * torch.complex(m.w, m.c), n=5, dim=1),
+    "spectrogram": lambda m, x: (
+        torch.stft(x.flatten(1), 8, 4, window=torch.ones(8).double(), return_complex=True).abs()
+        @ torch.ones(8, 6).double()
+    ),
+    "grid sample": lambda m, x: F.grid_sample(
+        x[:, None], torch.full_like(x[..., None], 0.3).repeat(1, 1, 1, 2), align_corners=False
+    )[:, 0],
+    "index add": lambda m, x: x.index_add(1, torch.tensor([0, 1, 1]), x[:, :3] * 2),
+    "scatter add": lambda m, x: x.scatter_add(1, torch.zeros_like(x).long(), x),
+    "cumulative sum": lambda m, x: x.cumsum(1),
+    "top-k": lambda m, x: x.softmax(-1).topk(6)[0],
+    "unfold and fold": lambda m, x: F.fold(F.unfold(x[:, None], (2, 2)), (5, 6), (2, 2))[:, 0],
+    "vmap": lambda m, x: torch.vmap(lambda t: F.layer_norm(t @ t.T @ t, (6,)))(x),
+    "weight standardization": lambda m, x: x @ ((m.w[:, None] * m.c) - (m.w[:, None] * m.c).mean(0)),
+    "lerp": lambda m, x: torch.lerp(x, x.flip(1), 0.3),
+}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_carries_relevance_by_rules(name: str) -> None:
+    explain(CARRIED[name])
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_keep_what_gates_do_not_stop(layer: type) -> None:
+    torch.manual_seed(0)
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = layer(4, 5, num_layers=2, batch_first=True, bidirectional=True)
+            self.head = nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0].mean(1))
+
+    model, x = Recurrent().double().eval(), torch.randn(3, 5, 4).double()
+    explainer = fxlrp.convert(model, strict=True)
+    a = explainer(x, contrast=None)
+    torch.testing.assert_close(a.output, model(x))
+    total = a.relevance.sum((1, 2))
+    assert ((total > 0.1) & (total <= 1 + 1e-9)).all()
+
+
+def test_masked_entries_carry_nothing() -> None:
+    """A causal model's answer at the first step has no relevance from later ones, and no NaN."""
+    torch.manual_seed(0)
+    model = Written(lambda m, x: eager_attention(x)).double().eval()
+    a = fxlrp.convert(model)(torch.randn(2, 5, 4).double(), target=lambda out: out[:, 0])
+    assert a.relevance.isfinite().all()
+    first = nn.Sequential(Written(lambda m, x: eager_attention(x)[:, :1].expand(-1, 5, -1))).double().eval()
+    r = fxlrp.convert(first)(torch.randn(2, 5, 4).double(), contrast=None).relevance
+    assert r[:, 0].any()
+    assert not r[:, 1:].any()
