@@ -148,6 +148,7 @@ def explain(
 @_command
 def inspect(
     model: Model,
+    picture: Annotated[Path | None, typer.Argument(help="A picture, for --mass.", metavar="[INPUT]")] = None,
     rules: Rules = "abslrp",
     device: Device = None,
     arch: Arch = None,
@@ -156,22 +157,31 @@ def inspect(
     random_weights: Random = False,
     strict: Strict = False,
     nodes: Annotated[bool, typer.Option("--nodes", help="A row for every node.")] = False,
+    mass: Annotated[bool, typer.Option("--mass", help="How much relevance arrives and leaves, by module.")] = False,
+    depth: Annotated[int, typer.Option(help="Levels of modules shown by --mass.", min=1)] = 99,
     debug: Debug = False,
 ) -> None:
-    """Show which rule explains each op of a model; needs no picture.
+    """Show which rule explains each op of a model; with a picture, where its relevance goes.
 
     [dim]fxlrp inspect torchvision:densenet121 --random-weights[/]
+    [dim]fxlrp inspect model.pt cat.png --mass --depth 2[/]
     """
+    if mass and picture is None:
+        raise FxlrpError("--mass weighs the explanation of a picture: fxlrp inspect MODEL INPUT --mass.")
     loaded = _load(model, arch, trust, random_weights, device)
     loaded.preprocess = loaded.preprocess.but(_size(size))
     explainer = convert(loaded.module, rules=rules, strict=strict)
     if loaded.reads_text:
+        if picture is not None:
+            raise FxlrpError(f"{loaded.name} reads text; the command takes pictures.")
         explainer(input_ids=torch.arange(8, device=loaded.like(torch.empty(0)).device)[None])
+        report = explainer.report()
     else:
         _notice_guess(loaded)
-        explainer(loaded.like(torch.rand(1, loaded.preprocess.channels, *loaded.preprocess.size)))
-    report = explainer.report()
-    out.print(report.table(nodes=nodes))
+        noise = torch.rand(loaded.preprocess.channels, *loaded.preprocess.size)
+        x = noise if picture is None else loaded.preprocess(open_picture(picture))[0]
+        report = explainer.report(loaded.like(x[None]))
+    out.print(report.tree(depth) if mass else report.table(nodes=nodes))
     _warn(report)
 
 

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.attribution import Attribution
 from fxlrp.capture import Way, batch_size, capture, split_tensors
 from fxlrp.errors import FxlrpError
+from fxlrp.mass import Weighing
 from fxlrp.report import Report
 from fxlrp.rewrite import Plan, at_positions, rewrite
 from fxlrp.rules.propagate import relevance
@@ -48,12 +49,14 @@ class Explainer(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             return self._explain(args, kwargs, target, contrast)
 
-    def _explain(self, args: tuple, kwargs: dict, target: Target, contrast: Contrast) -> Attribution:
+    def _explain(
+        self, args: tuple, kwargs: dict, target: Target, contrast: Contrast, run: Callable | None = None
+    ) -> Attribution:
         plan, tensors = self._plan(args, kwargs)
         batch = batch_size(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
             return self._one_by_one(batch, args, kwargs, target, contrast)
-        out = plan.graph(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
+        out = (run or plan.graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         count = len(plan.capture.output_names)
         logits = out[plan.logits]
         output = plan.capture.unflatten(tuple(o.detach() for o in out[:count]))
@@ -91,7 +94,8 @@ class Explainer(nn.Module):
             return pytree.tree_map_only(Tensor, lambda t: t[i : i + 1] if t.ndim and len(t) == batch else t, thing)
 
         def one(i: int) -> Attribution:
-            return self._explain(*sample((args, kwargs), i), sample(target, i), sample(contrast, i))
+            some, named = sample((args, kwargs), i)
+            return self._explain(some, named, sample(target, i), contrast)
 
         parts = [one(i) for i in range(batch)]
 
@@ -105,7 +109,7 @@ class Explainer(nn.Module):
             pytree.tree_map(join, *(p.relevance for p in parts)),
             output,
             join(*(p.logits for p in parts)),
-            None if first.target is None else join(*(p.target for p in parts)),
+            None if first.target is None else join(*(p.target for p in parts if p.target is not None)),
             first.names,
             pytree.tree_map(join, *(p.inputs for p in parts)),
         )
@@ -180,9 +184,20 @@ class Explainer(nn.Module):
         """The rewritten graph of the latest call (or of the example inputs): forward and relevance rules in one."""
         return self._known().graph
 
-    def report(self) -> Report:
-        """What became of every node of that graph, and which line of the model it comes from."""
-        return self._known().report
+    def report(self, *args: Any, target: Target = None, contrast: Contrast = "others", **kwargs: Any) -> Report:
+        """What became of every node of that graph, and which line of the model it comes from.
+
+        Given a call to explain, also how much relevance arrives at each node and leaves it.
+        """
+        if not args and not kwargs:
+            return self._known().report
+        with torch.inference_mode(False), torch.enable_grad():
+            plan, tensors = self._plan(args, kwargs)
+            if batch_size(tensors) > 1 and not plan.apart:
+                raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
+            weighing = Weighing(plan.graph)
+            self._explain(args, kwargs, target, contrast, weighing.run)
+        return plan.report.weighed(weighing.edges)
 
     def _known(self) -> Plan:
         if self._latest is None:

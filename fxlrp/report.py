@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
+from rich.tree import Tree
 from torch import fx
+
+from fxlrp.mass import Mass
 
 HERE = Path(__file__).parent
 KINDS = ("rule", "structural", "generic", "inactive")
@@ -17,7 +21,10 @@ KINDS = ("rule", "structural", "generic", "inactive")
 
 @dataclass(frozen=True)
 class NodeReport:
-    """One node: its name and op, the kind of treatment, its rule, and where the user's model asks for it."""
+    """One node: its name and op, the kind of treatment, its rule, and where the user's model asks for it.
+
+    arrives, leaves: relevance at its output, and what of it went on to its inputs, if a call was weighed.
+    """
 
     name: str
     op: str
@@ -25,6 +32,8 @@ class NodeReport:
     rule: str
     module: str
     source: str
+    arrives: Mass | None = None
+    leaves: Mass | None = None
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,13 @@ class Report:
     """Every node of a graph, counted by kind: has a rule, is structural, fell to the generic rule, carries nothing.
 
     way: how the graph was captured, and for which calls it holds.
+    edges: relevance that went from a node to one of its inputs, by name, if a call was weighed.
     """
 
     nodes: list[NodeReport]
     rulebook: str
     way: str = ""
+    edges: dict[tuple[str, str], Mass] = field(default_factory=dict, repr=False)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -67,11 +78,64 @@ class Report:
             out.add_row(op, kind, rule, str(len(members)), first, style=colour[kind])
         return out
 
+    def weighed(self, edges: dict[tuple[str, str], Mass]) -> Report:
+        """The same with the mass of relevance that passed along `edges`."""
+        arrives: dict[str, Mass] = {}
+        leaves: dict[str, Mass] = {}
+        for (node, source), mass in edges.items():
+            leaves[node] = leaves.get(node, Mass()) + mass
+            arrives[source] = arrives.get(source, Mass()) + mass
+        nodes = [replace(n, arrives=arrives.get(n.name), leaves=leaves.get(n.name)) for n in self.nodes]
+        return replace(self, nodes=nodes, edges=edges)
+
+    def tree(self, depth: int = 99) -> Tree:
+        """Relevance by module: what arrives from outside of it and what leaves it; nodes stand below their module.
+
+        depth: how many levels of modules are shown.
+        """
+        home = {n.name: tuple(filter(None, n.module.split("."))) for n in self.nodes}
+        root = Tree(f"relevance that arrives → leaves, by rulebook {self.rulebook}")
+        branches: dict[tuple[str, ...], Tree] = {(): root}
+
+        def branch(path: tuple[str, ...]) -> Tree:
+            if path not in branches:
+                arrives, leaves = self._through(path, home)
+                branches[path] = branch(path[:-1]).add(f"[bold]{escape(path[-1])}[/]  {_flow(arrives, leaves)}")
+            return branches[path]
+
+        for n in self.nodes:
+            if n.arrives is None and n.leaves is None:
+                continue
+            above = branch(home[n.name][:depth])
+            if len(home[n.name]) <= depth:
+                line = f"{escape(n.op)} [dim]{escape(n.rule or n.kind)}[/]  {_flow(n.arrives, n.leaves)}"
+                above.add(f"{line}  [dim]{escape(n.source.split('  ')[0])}[/]")
+        return root
+
+    def _through(self, path: tuple[str, ...], home: dict[str, tuple[str, ...]]) -> tuple[Mass, Mass]:
+        def inside(name: str) -> bool:
+            return home.get(name, ())[: len(path)] == path
+
+        crossing = [
+            (inside(source), mass) for (node, source), mass in self.edges.items() if inside(node) != inside(source)
+        ]
+        arrives = sum((mass for into, mass in crossing if into), Mass())
+        return arrives, sum((mass for into, mass in crossing if not into), Mass())
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.table()
 
     def __str__(self) -> str:
         return ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
+
+
+def _flow(arrives: Mass | None, leaves: Mass | None) -> str:
+    """Two masses, coloured where a tenth or more is lost or comes from nowhere."""
+    a, b = arrives or Mass(), leaves or Mass()
+    off = abs(a.size - b.size) > 0.1 * max(a.size, b.size)
+    colour = "red" if b.size > a.size and off else "yellow" if off else "green"
+    kept = f" ({b.size / a.size:.0%})" if a.size and off else ""
+    return f"[{colour}]{a} → {b}{kept}[/]"
 
 
 def describe(node: fx.Node, kind: str, rule: str) -> NodeReport:

@@ -116,7 +116,8 @@ class Rulebook:
     def lookup(self, op: Op, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule."""
         for entries in (_USER, self.entries):
-            for name in (op, type(op), _name(op)):
+            names: tuple[Any, ...] = (op, type(op), _name(op))
+            for name in names:
                 for key in ((name, active), (name, None)):
                     if key in entries:
                         return entries[key]

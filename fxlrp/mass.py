@@ -1,0 +1,62 @@
+"""Mass: how much relevance passes between any two nodes of a graph, so that a leak or an explosion is seen at once."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx
+
+from fxlrp.rules.propagate import as_pair, relevance
+
+
+class Mass(NamedTuple):
+    """Relevance summed over all samples: what is positive, and the size of what is negative."""
+
+    positive: float = 0.0
+    negative: float = 0.0
+
+    def __add__(self, other: Any) -> Mass:
+        return Mass(self.positive + other.positive, self.negative + other.negative)
+
+    @property
+    def size(self) -> float:
+        return self.positive + self.negative
+
+    def __str__(self) -> str:
+        return f"{self.positive:+.3g} {-self.negative:+.3g}" if self.negative else f"{self.positive:+.3g}"
+
+
+def mass_of(r: Tensor) -> Mass:
+    """The mass of a relevance."""
+    return Mass(float(r.clamp(min=0).sum()), float(-r.clamp(max=0).sum()))
+
+
+class Weighing(fx.Interpreter):
+    """Runs a rewritten graph; its relevance pass then leaves in `edges` what went from each node to each of its inputs.
+
+    edges: (node, input) → mass, by the nodes' names.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self.edges: dict[tuple[str, str], Mass] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op not in ("call_function", "output"):
+            return super().run_node(n)
+
+        def weighed(source: fx.Node) -> Any:
+            value = self.env[source]
+            if not isinstance(value, Tensor) or not value.requires_grad or (n.op == "output" and value.is_leaf):
+                return value
+            probe = value.view_as(value)
+            probe.register_hook(partial(self._note, (n.name, source.name), value.detach()))
+            return probe
+
+        args, kwargs = fx.map_arg((n.args, n.kwargs), weighed)
+        return args[0] if n.op == "output" else n.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _note(self, at: tuple[str, str], a: Tensor, g: Tensor) -> None:
+        r = relevance(as_pair(a.resolve_conj()), as_pair(g.resolve_conj()), masked=True)
+        self.edges[at] = self.edges.get(at, Mass()) + mass_of(r)

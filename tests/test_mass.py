@@ -1,0 +1,62 @@
+"""Where the relevance went: the mass along each edge of the graph adds up, and the tree says it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import fxlrp
+from fxlrp import FxlrpError, convert
+
+
+def test_mass_arrives_at_the_input_and_nothing_is_made(cnn: nn.Module) -> None:
+    x = torch.randn(2, 3, 8, 8).double()
+    explainer = convert(cnn)
+    a = explainer(x, contrast=None)
+    report = explainer.report(x, contrast=None)
+    rows = {n.name: n for n in report.nodes}
+    seed = [mass for (node, _), mass in report.edges.items() if node == "output"]
+    assert sum(m.positive for m in seed) == pytest.approx(2)  # one unit a sample
+    read = [mass for (_, source), mass in report.edges.items() if source == "readout"]
+    assert sum(m.positive for m in read) == pytest.approx(a.relevance.clamp(min=0).sum().item())
+    assert sum(m.negative for m in read) == pytest.approx(-a.relevance.clamp(max=0).sum().item())
+    for n in rows.values():
+        if n.kind in ("rule", "structural") and n.arrives:
+            assert n.leaves is None or n.leaves.size <= n.arrives.size * (1 + 1e-9)
+
+
+def test_a_leak_is_seen() -> None:
+    class Leaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + 100 * torch.ones(4)
+
+    model = Leaks().eval()
+    nn.init.constant_(model.layer.weight, -1)
+    report = convert(model).report(torch.rand(1, 4), contrast=None)
+    linear = next(n for n in report.nodes if n.op.startswith("add"))
+    assert linear.arrives.size == pytest.approx(1)
+    assert linear.leaves.size == 0  # every summand but the constant was negative
+    console = Console(record=True, width=120)
+    console.print(report.tree())
+    assert "(0%)" in console.export_text()
+
+
+def test_modules_of_the_tree_add_up(cnn: nn.Module) -> None:
+    report = convert(cnn).report(torch.randn(1, 3, 8, 8).double())
+    console = Console(record=True, width=120)
+    console.print(report.tree(depth=1))
+    text = console.export_text()
+    assert "conv1" in text
+    assert "head" in text
+
+
+def test_report_of_nothing_is_an_error() -> None:
+    with pytest.raises(FxlrpError, match="Nothing is captured yet"):
+        convert(nn.Linear(2, 2).eval()).report()
+    assert isinstance(fxlrp.convert(nn.Linear(2, 2).eval(), torch.ones(1, 2)).report().counts, dict)
