@@ -26,8 +26,9 @@ class Explainer(nn.Module):
     One graph is kept per signature of a call (shapes but for the batch, dtypes, devices, constants).
     """
 
-    def __init__(self, model: nn.Module, rulebook: Rulebook, strict: bool) -> None:
+    def __init__(self, model: nn.Module, rulebook: Rulebook, strict: bool, output: str | int | None = None) -> None:
         super().__init__()
+        self.output = output
         self.model = model
         self.rulebook = rulebook
         self.strict = strict
@@ -162,7 +163,7 @@ class Explainer(nn.Module):
     def _capture(self, args: tuple, kwargs: dict, key: Any, signature: Any = None) -> Plan:
         """A plan for this call, and by `signature`, if given, for batches of any size where possible."""
         captured = capture(self.model, args, kwargs, fixed=signature is None)
-        plan = rewrite(captured, self.rulebook, strict=self.strict)
+        plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
         self._plans[signature if captured.way is Way.ANY_BATCH else key] = plan
         return plan
 
@@ -216,11 +217,21 @@ def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], l
         answer = score(plan.capture.unflatten(tuple(outputs)))
         if not isinstance(answer, Tensor):
             raise FxlrpError(f"The target callable must return a tensor, not {type(answer).__name__}.")
+        if not answer.requires_grad and answer.is_floating_point() and answer.shape != logits.shape:
+            name = plan.capture.output_names[plan.explained] or "the first"
+            raise FxlrpError(
+                f"The target does not depend on the explained output ({name}); name another by convert(…, output=…)."
+            )
         return torch.autograd.grad(answer.sum(), logits)[0] if answer.requires_grad else answer
 
 
 def convert(
-    model: nn.Module, example_inputs: Any = None, *, rules: str | Rulebook = "abslrp", strict: bool = False
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    rules: str | Rulebook = "abslrp",
+    strict: bool = False,
+    output: str | int | None = None,
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
@@ -229,8 +240,10 @@ def convert(
     it, capture happens at the first call.
     rules: the name of a rulebook (see `fxlrp.rulebooks()`) or a Rulebook.
     strict: refuse a model in which some op has no rule of its own.
+    output: which of several outputs is explained: a key, a field or a place; without it the one named logits, else the
+    first.
 
-    Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook.
+    Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook or output.
 
         explainer = fxlrp.convert(model)
         explainer(images).save("heatmap.png")
@@ -243,7 +256,7 @@ def convert(
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
-    explainer = Explainer(model, find_rulebook(rules), strict).eval()
+    explainer = Explainer(model, find_rulebook(rules), strict, output).eval()
     if example_inputs is not None:
         if isinstance(example_inputs, Mapping):
             explainer._plan((), dict(example_inputs))

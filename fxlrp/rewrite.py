@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,8 +67,10 @@ class Facts:
     samples: Samples
 
 
-def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> Plan:
+def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, output: str | int | None = None) -> Plan:
     """Give every active node of `captured` its rule.
+
+    output: the name or place of the output tensor to explain; without it, the one named logits, or the first.
 
     Raises FxlrpError if nothing carries relevance from an input to the output, or, when `strict`, if a node is generic.
     """
@@ -77,13 +80,13 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     for graph_pass in rulebook.passes:
         names = [n.name for n in gm.graph.nodes]
         if names != seen:
-            _annotate(captured, rulebook)
+            _annotate(captured, rulebook, output)
         graph_pass(gm)
         seen = names
     _split_outputs(gm, rulebook)
     gm.graph.eliminate_dead_code()
     gm.recompile()
-    outputs, explained, logits, head = _head(captured)
+    outputs, explained, logits, head = _head(captured, output)
     inputs, facts = _analyse(captured, outputs[logits], rulebook)
     starts = {n for ns in inputs.values() for n in ns}
     rows: list[NodeReport] = []
@@ -113,19 +116,19 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False) -> P
     return Plan(gm, captured, places, positions, logits, explained, head, report, facts.samples.mixed, apart)
 
 
-def _head(captured: Capture) -> tuple[list, int, int, list[fx.Node]]:
+def _head(captured: Capture, output: str | int | None) -> tuple[list, int, int, list[fx.Node]]:
     """The outputs, the places of the explained one and of its logits, and the softmax between these, if any."""
     outputs = list(captured.graph.graph.output_node().args[0])
-    explained = logits = _explained_output(captured, outputs)
+    explained = logits = _explained_output(captured, outputs, output)
     head = _softmax_head(outputs[explained])
     if head:  # probabilities are explained by the logits they are made of
         outputs, logits = [*outputs, head[0].args[0]], len(outputs)
     return outputs, explained, logits, head
 
 
-def _annotate(captured: Capture, rulebook: Rulebook) -> None:
+def _annotate(captured: Capture, rulebook: Rulebook, output: str | int | None) -> None:
     """Note in each node's meta, for the passes, whether it is active and which entry of the rulebook it has."""
-    outputs, _, logits, _ = _head(captured)
+    outputs, _, logits, _ = _head(captured, output)
     active = _activity(captured, outputs[logits], rulebook)[1]
     for node in captured.graph.graph.nodes:
         node.meta["active"] = node in active
@@ -235,15 +238,20 @@ def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
             gm.graph.erase_node(item)
 
 
-def _explained_output(captured: Capture, outputs: list) -> int:
-    """The place of the logits among the output tensors: the one named so, else the first float one."""
-    for i, name in enumerate(captured.output_names):
-        if "logits" in name:
-            return i
-    for i, node in enumerate(outputs):
-        if isinstance(node, fx.Node) and differentiable(node):
-            return i
-    raise FxlrpError("The model returns no float tensor that could be explained.")
+def _explained_output(captured: Capture, outputs: list, asked: str | int | None) -> int:
+    """The place among the output tensors of the one asked for, else of the logits: the one named so, or the first."""
+    names = captured.output_names
+    floats = [i for i, n in enumerate(outputs) if isinstance(n, fx.Node) and differentiable(n)]
+    if not floats:
+        raise FxlrpError("The model returns no float tensor that could be explained.")
+    if isinstance(asked, int):
+        found = [asked] if asked in floats else []
+    else:
+        found = [i for i in floats if (asked or "logits") in re.findall(r"\w+", names[i])]
+    if asked is not None and not found:
+        known = ", ".join(f"{i}: {names[i] or 'the output itself'}" for i in floats)
+        raise FxlrpError(f"output={asked!r} is no float output of the model; there are {known}.")
+    return (found or [i for i in floats if "logits" in names[i]] or floats)[0]
 
 
 SOFTMAXES = (aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default)

@@ -495,3 +495,39 @@ def test_a_norm_written_out_takes_nothing() -> None:
     plain = body(lambda m, x: m.b(m.a(x)), a=nn.Linear(6, 8), b=nn.Linear(8, 3, bias=False))
     plain.load_state_dict(model.state_dict())  # a positive factor per sample moves no relevance
     torch.testing.assert_close(a.relevance, convert(plain)(x, target=a.target, contrast=None).relevance)
+
+
+def test_the_output_to_explain_can_be_named() -> None:
+    def detect(m: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        y = m.a(x)
+        return {"boxes": y[:, :4], "scores": y[:, 4:]}
+
+    model, x = body(detect, a=nn.Linear(5, 6)), torch.randn(2, 5).double()
+    boxes, scores = convert(model), convert(model, output="scores")
+    torch.testing.assert_close(scores(x).logits, model(x)["scores"])
+    torch.testing.assert_close(boxes(x).logits, model(x)["boxes"])
+    torch.testing.assert_close(convert(model, output=1)(x).relevance, scores(x).relevance)
+    torch.testing.assert_close(
+        scores(x, target=lambda o: o["scores"][:, 1]).relevance.abs().sum() > 0, torch.tensor(True)
+    )
+    with pytest.raises(FxlrpError, match=r"does not depend on the explained output.*output="):
+        boxes(x, target=lambda o: o["scores"][:, 0])
+    with pytest.raises(FxlrpError, match="there are 0"):
+        convert(model, x, output="masks")
+
+
+def test_an_additive_mask_shuts_in_float32() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 3)
+            self.register_buffer("mask", torch.tensor([0.0, 0, -100, -100]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lin(torch.softmax(x + self.mask, -1))
+
+    explainer, x = convert(Masked().eval()), torch.tensor([[-1.0, -2.0, 3.0, 2.0]])
+    for target in range(3):
+        r = explainer(x, target=target, contrast=None).relevance[0]
+        assert r.isfinite().all()
+        assert r[2:].abs().max() < 1e-6

@@ -36,10 +36,11 @@ class Gate(Elementwise):
 
 def fuse_elementwise(gm: fx.GraphModule) -> None:
     """Where two branches from one tensor x meet again, entry by entry all the way, they become one function of x."""
+    order = {n: i for i, n in enumerate(gm.graph.nodes)}
     for node in reversed(list(gm.graph.nodes)):
-        cone = _cone(node) if not node._erased and _joins(node) else None
+        cone = _cone(node, order) if not node._erased and _joins(node) else None
         if cone is not None:
-            _fuse(node, *cone)
+            order[_fuse(node, *cone)] = order[node]
     gm.graph.eliminate_dead_code()
 
 
@@ -51,9 +52,8 @@ def _active(node: fx.Node) -> Iterator[fx.Node]:
     return (n for n in node.all_input_nodes if n.meta["active"])
 
 
-def _cone(top: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
+def _cone(top: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, list[fx.Node]] | None:
     """The nearest tensor x that all of `top` depends on entry by entry, and the nodes between, in order."""
-    order = {n: i for i, n in enumerate(top.graph.nodes)}
     front, inside = set(_active(top)), [top]
     while len(front) > 1:
         latest = max(front, key=order.__getitem__)
@@ -66,7 +66,7 @@ def _cone(top: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     return (x, sorted(inside, key=order.__getitem__)) if same else None
 
 
-def _fuse(top: fx.Node, x: fx.Node, inside: list[fx.Node]) -> None:
+def _fuse(top: fx.Node, x: fx.Node, inside: list[fx.Node]) -> fx.Node:
     constants = list(dict.fromkeys(n for m in inside for n in m.all_input_nodes if n is not x and n not in inside))
     body = fx.Graph()
     copies = {n: body.placeholder(f"t{i}") for i, n in enumerate([x, *constants])}
@@ -76,11 +76,11 @@ def _fuse(top: fx.Node, x: fx.Node, inside: list[fx.Node]) -> None:
     kind = Gate if _is_gate(top, x) else Elementwise
     with top.graph.inserting_before(top):
         fused = emit(top.graph, top, kind(body), x, *constants)
-    fused.meta["active"] = True
     top.replace_all_uses_with(fused)
     for node in reversed(inside):
         if not node.users:
             node.graph.erase_node(node)
+    return fused
 
 
 def _is_gate(top: fx.Node, x: fx.Node) -> bool:

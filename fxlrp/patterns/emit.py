@@ -8,12 +8,15 @@ from typing import Any
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+KEPT = ("stack_trace", "nn_module_stack", "active")
+"""What of a node's metadata holds for what is written in its place."""
+
 
 def emit(graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
     """Append op(*args, **kwargs) at the graph's insertion point, as part of what `like` stands for."""
     node = graph.call_function(op, args, kwargs)
     values = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-    node.meta = {k: v for k, v in like.meta.items() if k in ("stack_trace", "nn_module_stack")}
+    node.meta = {k: v for k, v in like.meta.items() if k in KEPT}
     with next(v.fake_mode for n in graph.nodes if isinstance(v := n.meta.get("val"), FakeTensor)):
         node.meta["val"] = op(*values[0], **values[1])
     return node

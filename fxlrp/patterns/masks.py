@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxlrp.patterns.emit import replace
 
@@ -34,7 +34,9 @@ def mark_masks(gm: fx.GraphModule) -> None:
 
 
 def _is_mask(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 1 and bool(((value == 0) | (value < SHUT)).all())
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.ndim == 0:
+        return False
+    return bool(((value == 0) | (value < SHUT)).all())
 
 
 def _value(node: fx.Node, known: dict[fx.Node, Any]) -> Any:

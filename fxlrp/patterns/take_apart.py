@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._decomp import decomposition_table
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -39,11 +39,15 @@ APART = {
 
 def take_apart(gm: fx.GraphModule) -> None:
     """Every active node that would fall to the generic rule becomes the ops it is composed of, if torch knows them."""
+    traced: dict[Any, fx.GraphModule] = {}  # layers of one shape are made of the same
     for node in list(gm.graph.nodes):
         if node.meta["active"] and node.meta["entry"] is None:
             made_of = _decomposition(node.target)
             if made_of is not None:
-                _inline(node, _trace(node, made_of))
+                kind = _kind(node)
+                if kind not in traced:
+                    traced[kind] = _trace(node, made_of)
+                _inline(node, traced[kind])
     gm.graph.eliminate_dead_code()
 
 
@@ -58,6 +62,15 @@ def _decomposition(op: Any) -> Callable | None:
 
 def _composite(op: torch._ops.OpOverload) -> bool:
     return op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+def _kind(node: fx.Node) -> Any:
+    """What the decomposition of a node depends on: its op, constants, and the shapes and types of its operands."""
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    values = [leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
+    first = [leaves.index(leaf) for leaf in leaves]  # which operands are the same
+    described = [f"{v.dtype} {tuple(v.shape)} {v.stride()}" if isinstance(v, Tensor) else repr(v) for v in values]
+    return node.target, str(spec), *described, *first
 
 
 def _trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
@@ -84,7 +97,9 @@ def _inline(node: fx.Node, inner: fx.GraphModule) -> None:
     copies = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
     for constant in inner.graph.find_nodes(op="get_attr"):  # a tensor the decomposition made
         name = f"_{node.name}_{constant.target}"
-        node.graph.owning_module.register_buffer(name, getattr(inner, str(constant.target)), persistent=False)
+        value = getattr(inner, str(constant.target))
+        node.graph.owning_module.register_buffer(name, value, persistent=False)
+        inner.register_buffer(name, value, persistent=False)
         constant.target = name
     with node.graph.inserting_before(node):
         outputs = node.graph.graph_copy(inner.graph, copies)

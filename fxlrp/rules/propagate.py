@@ -94,8 +94,9 @@ def sample_scale(t: Tensor, v: Tensor, batch: Batch) -> Tensor:
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0: relevance that nothing can take is dropped."""
-    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
+    """a / b, and 0 where b is 0 or all but: relevance that nothing can take is dropped."""
+    none = b.abs() < 1e8 * torch.finfo(b.dtype).tiny  # below it, a / b may overflow
+    return torch.where(none, 0, a / torch.where(none, 1, b))
 
 
 def relevance(a: Tensor, g: Tensor, masked: bool = False) -> Tensor:
