@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxlrp.capture import free_symbols
 from fxlrp.lookups import find_lookups
 from fxlrp.patterns.masks import masked
-from fxlrp.rules.movement import SHAPE_ARGUMENT, SHAPE_ONLY
+from fxlrp.rules.movement import MOVEMENT, SHAPE_ARGUMENT, SHAPE_ONLY
 from fxlrp.rules.propagate import WHOLE, Batch, is_pointwise
 
 aten = torch.ops.aten
@@ -46,11 +46,6 @@ def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
         if any(out.values()):
             break
     return {i: nodes for i, nodes in out.items() if nodes}
-
-
-COPIES = (aten.view, aten.reshape, aten.slice, aten.to, aten.clone, aten.alias, aten.flatten, aten.squeeze)
-COPIES = (*COPIES, aten.unsqueeze, aten.expand)
-"""Ops that pass values on one by one."""
 
 
 def find_active(
@@ -134,7 +129,7 @@ def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
         pointwise = is_pointwise(node.target)
         constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
         masked = pointwise and packet is not aten.mul and any(not _finite(gm, n) for n in constants)
-        inherits = (pointwise or packet in COPIES) and any(n in found for n in node.all_input_nodes)
+        inherits = (pointwise or packet in MOVEMENT) and any(n in found for n in node.all_input_nodes)
         if packet in MASKING or masked or inherits:
             found.add(node)
     return found

@@ -316,11 +316,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _plain_interface(gm: fx.GraphModule) -> None:
-    """Nothing but the computation: no guards, no assertions on metadata, no detach, nothing written back to inputs."""
+    """Nothing but the computation: no guards, no assertions on metadata, no detach, nothing written back to inputs, no
+    views that hold for the strides of one run alone."""
     for node in reversed(gm.graph.nodes):
         if node.target in (aten.detach.default, aten.detach_.default):  # relevance is not stopped where training is
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
         elif node.op == "call_module" or str(node.target).startswith(("aten._assert", "aten.copy_")):
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
@@ -390,7 +393,7 @@ NATIVE: dict[Any, tuple[Any, Callable[..., tuple]]] = {
 
 
 def _restore_vocabulary(gm: fx.GraphModule) -> None:
-    """Undo what functionalization renames: `reshape` became a stride-bound `view`, `batch_norm` a triple."""
+    """Undo what functionalization renames: `batch_norm` became a triple, a write a copy."""
     for node in list(gm.graph.nodes):
         if node.target is aten.copy.default:  # only the source's values are copied
             target, source = node.args[:2]
@@ -398,8 +401,6 @@ def _restore_vocabulary(gm: fx.GraphModule) -> None:
                 alike = gm.graph.call_function(aten.type_as.default, (source, target))
             alike.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}
             node.target, node.args, node.kwargs = aten.expand_as.default, (alike, target), {}
-        elif node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
         elif node.target in NATIVE and len(node.users) == 1:
             (item,) = node.users
             op, arguments = NATIVE[node.target]

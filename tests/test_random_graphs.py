@@ -208,7 +208,6 @@ PLAIN: dict[str, Op] = {
     "addmm": lambda m, x, y: torch.addmm(m.vector(x), x.flatten(0, 1), m.square(x)).view(x.shape),
     "baddbmm": lambda m, x, y: torch.baddbmm(x, x @ y.mT, y, beta=2),
     "bmm": lambda m, x, y: torch.bmm(torch.bmm(x, y.transpose(1, 2)), x),
-    "each": lambda m, x, y: torch.stack([t.relu() + s for t, s in zip(x.unbind(0), y, strict=True)]),
     "copy_channels": lambda m, x, y: x.index_copy_(1, torch.tensor([3, 0]), y[:, 1:3].clone()),
 }
 IMAGE: dict[str, Op] = {
@@ -267,7 +266,7 @@ class Composed(nn.Module):
             logits = last.flatten(1)
             for layer in self.head:
                 logits = layer(logits)
-        forms = {"tensor": logits, "tuple": (logits, last), "dict": {"hidden": values[-2], "logits": logits}}
+        forms = {"tensor": logits, "tuple": (logits, last + 1), "dict": {"hidden": values[-2] + 1, "logits": logits}}
         return {**forms, "probabilities": logits.softmax(1)}[self.program.returns]
 
 

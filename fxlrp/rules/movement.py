@@ -66,6 +66,7 @@ MOVEMENT = (
     aten.constant_pad_nd,
     aten.im2col,
     aten.unfold,
+    aten.as_strided,
     aten.pixel_shuffle,
     aten.pixel_unshuffle,
     aten.channel_shuffle,
