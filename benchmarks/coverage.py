@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import queue
+import random
 import resource
 import select
 import signal
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--family", help="only this family")
     parser.add_argument("--model", help="only these models, with commas between")
     parser.add_argument("--sample", action="store_true", help="a fixed sample of all families")
+    parser.add_argument("--shuffle", action="store_true", help="in random order, so that a part stands for the whole")
     parser.add_argument("--list", action="store_true", help="list the models instead")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=300, help="seconds per model")
@@ -171,6 +173,8 @@ def main() -> None:
         entries = [e for e in entries if e.name in args.model.split(",")]
     if args.family:
         entries = [e for e in entries if e.family == args.family]
+    if args.shuffle:
+        random.Random(0).shuffle(entries)
     if args.list:
         print(*(f"{e.zoo}\t{e.family}\t{e.name}" for e in entries), sep="\n")
     elif args.report:
