@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Capture:
         """The model's own output object, with `tensors` in the places of its tensors."""
         it = iter(tensors)
         leaves = [next(it) if leaf is Tensor else leaf for leaf in self.returned.leaves]
-        return pytree.tree_unflatten(leaves, self.returned.spec)
+        return _close(pytree.tree_unflatten(leaves, self.returned.spec))
 
     @property
     def output_names(self) -> list[str]:
@@ -147,12 +147,75 @@ class _Flat(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        paths, spec = pytree.tree_flatten_with_path(returned)
+        paths, spec = pytree.tree_flatten_with_path(open_output(returned))
         found = [(path, leaf) for path, leaf in paths if isinstance(leaf, Tensor)]
-        leaves = [Tensor if isinstance(leaf, Tensor) else leaf for _, leaf in paths]
+        leaves = [Tensor if isinstance(leaf, Tensor) else _constant(leaf) for _, leaf in paths]
         untouched = [i for i, (_, leaf) in enumerate(found) if any(leaf is t for t in passed_on)]
         self.note(_Returned(leaves, spec, [pytree.keystr(path) for path, _ in found], untouched))
         return tuple(leaf for _, leaf in found)
+
+
+class NotCaptured:
+    """Stands in the output for an object that may hold tensors of the model, which the graph does not return."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def __repr__(self) -> str:
+        return f"<{self.kind.__name__}: not captured, call the model for it>"
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{self!r} has no {name!r}")
+
+
+def _constant(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, PLAIN) else NotCaptured(type(leaf))
+
+
+class _Opened(dict):
+    """The fields of a dataclass that pytree does not know, and the class."""
+
+    kind: type
+
+
+pytree.register_pytree_node(
+    _Opened,
+    lambda d: (list(d.values()), (d.kind, tuple(d))),
+    lambda values, context: _opened(context[0], dict(zip(context[1], values, strict=True))),
+    flatten_with_keys_fn=lambda d: ([(pytree.GetAttrKey(k), v) for k, v in d.items()], (d.kind, tuple(d))),
+    serialized_type_name="fxlrp.Opened",
+)
+
+
+def _opened(kind: type, fields: dict[str, Any]) -> _Opened:
+    out = _Opened(fields)
+    out.kind = kind
+    return out
+
+
+def open_output(returned: Any) -> Any:
+    """The same with its dataclasses as something that pytree knows."""
+
+    def known(leaf: Any) -> Any:
+        if not is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        return _opened(type(leaf), {f.name: open_output(getattr(leaf, f.name)) for f in fields(leaf)})
+
+    return pytree.tree_map(known, returned)
+
+
+def _close(opened: Any) -> Any:
+    """The inverse of `open_output`."""
+
+    def made(thing: Any) -> Any:
+        if not isinstance(thing, _Opened):
+            return thing
+        out = thing.kind.__new__(thing.kind)
+        for name, value in thing.items():
+            object.__setattr__(out, name, _close(value))
+        return out
+
+    return pytree.tree_map(made, opened, is_leaf=lambda t: isinstance(t, _Opened))
 
 
 def _note_identity(passed_on: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
-from fxlrp.capture import Way, batch_size, capture, split_tensors
+from fxlrp.capture import Way, batch_size, capture, open_output, split_tensors
 from fxlrp.errors import FxlrpError
 from fxlrp.mass import Weighing
 from fxlrp.report import Report
@@ -172,7 +172,9 @@ class Explainer(nn.Module):
         copied = [t.detach().clone() for t in tensors]
         args, kwargs = rebuild(t.clone() for t in copied)  # the model may write into its inputs, the graph does not
         with torch.no_grad():
-            expected = [t for t in pytree.tree_leaves(self.model(*args, **kwargs)) if isinstance(t, Tensor)]
+            expected = [
+                t for t in pytree.tree_leaves(open_output(self.model(*args, **kwargs))) if isinstance(t, Tensor)
+            ]
             found = plan.graph(*copied)
         return all(
             f.shape == e.shape and bool((f - e).abs().max() <= 0.01 * e.abs().max())
