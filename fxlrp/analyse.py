@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -146,9 +146,10 @@ class Samples:
     """Where each node's samples are.
 
     A symbolic batch shows it in the shapes.  Where the batch is folded into another axis (windows, heads) or is not
-    symbolic, sample 0 of the example is poisoned with NaN and the graph run once: what turns NaN belongs to sample 0.
-    What has no axis of samples at all (a loop over the batch, an input they all share) is poisoned by each sample in
-    turn: it may see one at most.  In the same way a model is found out whose outputs depend on other samples.
+    symbolic, the first sample of the example is poisoned with NaN and the graph run, then the last: what turns NaN
+    belongs to that sample.  What has no axis of samples at all (a loop over the batch, an input they all share) is
+    poisoned by each sample in turn: it may see one at most.  In the same way a model is found out whose outputs depend
+    on other samples.
     """
 
     def __init__(
@@ -173,13 +174,20 @@ class Samples:
         folded = {n for n in nodes if n not in self.where and isinstance(n.meta.get("val"), Tensor)}
         starts = {n for ns in readouts.values() for n in ns if self._batched(n)}
         seen: dict[fx.Node, int] = dict.fromkeys(folded, 0)
+        fits: dict[fx.Node, list[Batch]] = {}
         for sample in range(self.count if self.count > 1 else 0):
-            lost = {n for n in folded if n not in self.where}
-            if lost or sample == 0:
-                for node in self._poison(gm, inputs, starts, lost | {output}, sample):
+            wanted = folded if sample in (0, self.count - 1) else {n for n in folded if not fits.get(n)}
+            if wanted or sample == 0:
+                for node, layouts in self._poison(gm, inputs, starts, wanted | {output}, sample).items():
                     seen[node] = seen.get(node, 0) + 1
-        self.mixed = self.count > 1 and output in seen and self._mixes(gm, inputs, starts, output)
-        self.where |= {n: WHOLE for n, times in seen.items() if times < 2 and n not in self.where}
+                    fits[node] = [b for b in fits.get(node, layouts) if b in layouts]
+        for node in folded:
+            if seen[node] < 2:
+                self.where[node] = WHOLE
+            elif fits[node]:
+                self.where[node] = fits[node][0]
+        suspect = output in fits and self.where.get(output) not in fits[output]
+        self.mixed = suspect and self._mixes(gm, inputs, starts, output)
 
     def of(self, node: fx.Node) -> Batch | None:
         """Where the node's samples are; None if that can't be told."""
@@ -187,7 +195,7 @@ class Samples:
 
     def _batched(self, node: fx.Node) -> bool:
         shape = node.meta["val"].shape
-        return len(shape) > 0 and (0 in self._candidates(node.meta["val"]) if self.symbols else shape[0] == self.count)
+        return len(shape) > 0 and (0 in self._candidates(node.meta["val"]) or shape[0] == self.count)
 
     def _candidates(self, value: Tensor) -> list[int]:
         return [axis for axis, size in enumerate(value.shape) if free_symbols(size) & self.symbols]
@@ -223,9 +231,9 @@ class Samples:
 
     def _poison(
         self, gm: fx.GraphModule, inputs: list[Tensor], readouts: set[fx.Node], wanted: set[fx.Node], sample: int
-    ) -> set[fx.Node]:
-        """Place what can be placed of `wanted`; return the rest of what turns NaN with that sample."""
-        samples, touched = self, set()
+    ) -> dict[fx.Node, list[Batch]]:
+        """Those of `wanted` that turn NaN with the sample, and the layouts in which that is the sample's part alone."""
+        samples, found = self, {}
 
         class Poisoned(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
@@ -233,29 +241,26 @@ class Samples:
                 if n in readouts:
                     value = value.clone()
                     value[sample] = float("nan")
-                if n in wanted:
-                    nan = value.isnan()
+                if n in wanted and (nan := value.isnan()).any():
                     axes = samples._candidates(n.meta["val"]) or list(range(value.ndim))
-                    found = locate(nan, axes, samples.count) if sample == 0 else None
-                    if found is not None:
-                        samples.where.setdefault(n, found)
-                    elif nan.any():
-                        touched.add(n)
+                    found[n] = list(locate(nan, axes, samples.count, sample))
                 return value
 
         with torch.no_grad():
             Poisoned(gm).run(*inputs)
-        return touched
+        return found
 
 
-def locate(poisoned: Tensor, axes: Iterable[int], count: int) -> Batch | None:
-    """The layout [before, count, after] of one of `axes` in which `poisoned` is confined to sample 0."""
+def locate(poisoned: Tensor, axes: Iterable[int], count: int, sample: int = 0) -> Iterator[Batch]:
+    """The layouts [before, count, after] of one of `axes` in which `poisoned` is confined to the sample."""
     for axis in axes:
         size = poisoned.shape[axis]
+        if not poisoned.numel():
+            return
         line = poisoned.movedim(axis, 0).reshape(size, -1).any(1)
         for before in range(1, size // count + 1):
             if size % (before * count) == 0:
-                grid = line.view(before, count, -1)
-                if grid[:, 0].any() and not grid[:, 1:].any():
-                    return Batch(axis, before, size // count // before)
-    return None
+                others = line.view(before, count, -1).clone()
+                others[:, sample] = False
+                if line.any() and not others.any():
+                    yield Batch(axis, before, size // count // before)

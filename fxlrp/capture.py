@@ -256,9 +256,8 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False)
         except Exception as problem:
             errors.append(problem)
             continue
-        if way is Way.ANY_BATCH and not any(
-            free_symbols(s) for n in graph.graph.nodes for v in _tensors(n) for s in v.shape
-        ):
+        places = zip(graph.graph.find_nodes(op="placeholder"), dims, strict=True)
+        if way is Way.ANY_BATCH and not all(free_symbols(n.meta["val"].shape[0]) for n, dim in places if dim):
             way = Way.THIS_BATCH
             if batch_size(inputs) != batch:  # it was specialised to our two
                 continue

@@ -81,9 +81,10 @@ def test_fixed_batch_is_captured_at_its_own_size() -> None:
 def test_locate_finds_the_layout() -> None:
     mask = torch.zeros(2, 3, 4, dtype=torch.bool)  # [before, samples, after]
     mask[:, 0] = True
-    assert locate(mask.reshape(24, 1).expand(24, 5), [0, 1], 3) == Batch(0, 2, 4)
-    assert locate(mask.reshape(1, 24), [0, 1], 3) == Batch(1, 2, 4)
-    assert locate(torch.ones(6, 2, dtype=torch.bool), [0], 3) is None
+    assert list(locate(mask.reshape(24, 1).expand(24, 5), [0, 1], 3)) == [Batch(0, 2, 4)]
+    assert list(locate(mask.reshape(1, 24), [0, 1], 3)) == [Batch(1, 2, 4)]
+    assert not list(locate(mask.reshape(1, 24), [0, 1], 3, sample=1))
+    assert not list(locate(torch.ones(6, 2, dtype=torch.bool), [0], 3))
 
 
 def test_nonnegative_values_are_known(cnn: nn.Module) -> None:

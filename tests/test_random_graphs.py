@@ -116,21 +116,6 @@ def named(*functions: Callable) -> dict[str, Op]:
 
 
 POINTWISE = (F.relu, F.gelu, F.silu, F.mish, F.hardswish, F.softplus, F.elu, F.leaky_relu, F.relu6, F.hardtanh)
-GENERIC: dict[str, Op] = {  # no rule of their own
-    "sin": lambda m, x, y: x.sin(),
-    "square": lambda m, x, y: x.square(),
-    "log1p": lambda m, x, y: x.abs().log1p(),
-    "cumsum": lambda m, x, y: x.cumsum(-1),
-    "lerp": lambda m, x, y: torch.lerp(x, y, 0.3),
-    "logsumexp": lambda m, x, y: x - x.logsumexp(-1, keepdim=True),
-    "einsum_weight": lambda m, x, y: torch.einsum("...i,ij->...j", x, m.square(x)),
-    "index_add": lambda m, x, y: x.index_add(-1, m.order(x), y),
-}
-SIGNED: dict[str, Op] = {  # relevance of one sign becomes relevance of both
-    "softmax": lambda m, x, y: x.softmax(-1),
-    "layer_norm": lambda m, x, y: F.layer_norm(x, x.shape[-1:], m.vector(x), m.vector(x) + 1),
-    "rms_norm": lambda m, x, y: F.rms_norm(x, x.shape[-1:], m.vector(x)),
-}
 LAST_AXIS: dict[str, Op] = {  # what looks along the last axis at most is right in any layout
     **{f.__name__: lambda m, x, y, f=f: f(x) for f in POINTWISE},
     "tanh": lambda m, x, y: x.tanh(),
@@ -181,8 +166,17 @@ LAST_AXIS: dict[str, Op] = {  # what looks along the last axis at most is right 
     "gather": lambda m, x, y: x.gather(-1, m.order(x).expand(x.shape)),
     "expand": lambda m, x, y: y[..., :1].expand_as(x) + x,
     **named(assign, assign_masked, assign_into_zeros, write_view, write_viewed, write_copy, standardised),
-    **SIGNED,
-    **GENERIC,
+    "sin": lambda m, x, y: x.sin(),
+    "square": lambda m, x, y: x.square(),
+    "log1p": lambda m, x, y: x.abs().log1p(),
+    "cumsum": lambda m, x, y: x.cumsum(-1),
+    "lerp": lambda m, x, y: torch.lerp(x, y, 0.3),
+    "logsumexp": lambda m, x, y: x - x.logsumexp(-1, keepdim=True),
+    "einsum_weight": lambda m, x, y: torch.einsum("...i,ij->...j", x, m.square(x)),
+    "index_add": lambda m, x, y: x.index_add(-1, m.order(x), y),
+    "softmax": lambda m, x, y: x.softmax(-1),
+    "layer_norm": lambda m, x, y: F.layer_norm(x, x.shape[-1:], m.vector(x), m.vector(x) + 1),
+    "rms_norm": lambda m, x, y: F.rms_norm(x, x.shape[-1:], m.vector(x)),
 }
 MATRIX: dict[str, Op] = {  # the samples are not among the last two axes
     "matmul": lambda m, x, y: x @ y.transpose(-2, -1) @ y,
@@ -223,7 +217,6 @@ VOCABULARY: dict[str, dict[str, Op]] = {
     "plain": LAST_AXIS | MATRIX | PLAIN,
     "image": LAST_AXIS | MATRIX | IMAGE,
 }
-NO_RULE = {*GENERIC, "einsum"}
 
 
 class Composed(nn.Module):
@@ -233,7 +226,7 @@ class Composed(nn.Module):
         super().__init__()
         torch.manual_seed(program.seed)
         self.program = program
-        self.linear, self.head = nn.Linear(L, L), nn.ModuleList([nn.Linear(C * L, 5), nn.ReLU(), nn.Linear(5, 3)])
+        self.linear, self.head = nn.Linear(L, L), nn.ModuleList([nn.Linear(C * L, 16), nn.ReLU(), nn.Linear(16, 3)])
         self.conv, self.conv2d = nn.Conv1d(C, C, 3, padding=1), nn.Conv2d(C, C, 3, padding=1, groups=2)
         self.down, self.up = nn.Conv1d(C, C, 2, stride=2), nn.ConvTranspose1d(C, C, 2, stride=2)
         self.batch_norm, self.group_norm = nn.BatchNorm1d(C), nn.GroupNorm(2, C)
@@ -278,13 +271,13 @@ PROGRAMS = st.builds(
             lambda step, x, y: replace(step, x=x, y=y), st.sampled_from(STEPS), st.integers(0, 1), st.integers(0, 3)
         ),
         min_size=1,
-        max_size=8,
+        max_size=6,
     ).map(tuple),
     st.integers(1, 2),
     st.sampled_from(["linear", "mean", "select"]),
     st.sampled_from(["tensor", "tuple", "dict", "probabilities"]),
     st.integers(0, 9),
-    st.booleans(),
+    st.sampled_from([False, False, True]),
 )
 
 # fast rules whose definition is the generic rule
@@ -335,7 +328,7 @@ def test_random_programs(program: Program) -> None:
     inputs = [torch.randn(3, C, L, dtype=torch.float64) for _ in range(program.inputs)]
     copies, pair = [x.clone() for x in inputs], tuple(x[:2] for x in inputs)
     ledger = Ledger()
-    explainer = convert(model, pair, rules=ledger.book(), strict=not NO_RULE & {s.op for s in program.steps})
+    explainer = convert(model, pair, rules=ledger.book(), strict=True)
 
     logits = {}
     for rows in (slice(0, 2), slice(0, 3), *(slice(i, i + 1) for i in range(3))):
