@@ -172,7 +172,14 @@ class Samples:
             if plain is not None:
                 self.where[node] = plain
         folded = {n for n in nodes if n not in self.where and isinstance(n.meta.get("val"), Tensor)}
-        starts = {n for ns in readouts.values() for n in ns if self._batched(n)}
+        starts: dict[fx.Node, int] = {}  # the readouts, and the axis of their samples
+        self.known = True  # whether the samples are known at all of them
+        for node in (n for ns in readouts.values() for n in ns):
+            at, shape = self._plain(node), node.meta["val"].shape
+            if at is not None or (len(shape) and shape[0] == self.count):
+                starts[node] = 0 if at is None else at.axis
+            elif self._candidates(node.meta["val"]):  # folded with another axis before it was looked up
+                self.known = False
         seen: dict[fx.Node, int] = dict.fromkeys(folded, 0)
         fits: dict[fx.Node, list[Batch]] = {}
         for sample in range(self.count if self.count > 1 else 0):
@@ -193,10 +200,6 @@ class Samples:
         """Where the node's samples are; None if that can't be told."""
         return self.where.get(node)
 
-    def _batched(self, node: fx.Node) -> bool:
-        shape = node.meta["val"].shape
-        return len(shape) > 0 and (0 in self._candidates(node.meta["val"]) or shape[0] == self.count)
-
     def _candidates(self, value: Tensor) -> list[int]:
         return [axis for axis, size in enumerate(value.shape) if free_symbols(size) & self.symbols]
 
@@ -209,7 +212,7 @@ class Samples:
             return Batch(axes[0])
         return None
 
-    def _mixes(self, gm: fx.GraphModule, inputs: list[Tensor], readouts: set[fx.Node], output: fx.Node) -> bool:
+    def _mixes(self, gm: fx.GraphModule, inputs: list[Tensor], readouts: dict[fx.Node, int], output: fx.Node) -> bool:
         """Whether the last row of the output changes with sample 0; NaN gets where a product with 0 gives nothing."""
 
         def rows(change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -217,7 +220,9 @@ class Samples:
                 def run_node(self, n: fx.Node) -> Any:
                     value = super().run_node(n)
                     if n in readouts:
-                        value = torch.cat([change(value[:1]), value[1:]])
+                        value = value.clone()
+                        one = value.select(readouts[n], 0)
+                        one.copy_(change(one))
                     found[n is output] = value
                     return value
 
@@ -230,7 +235,7 @@ class Samples:
         return bool((before - after).abs().max() > 1e-3 * before.abs().max())
 
     def _poison(
-        self, gm: fx.GraphModule, inputs: list[Tensor], readouts: set[fx.Node], wanted: set[fx.Node], sample: int
+        self, gm: fx.GraphModule, inputs: list[Tensor], readouts: dict[fx.Node, int], wanted: set[fx.Node], sample: int
     ) -> dict[fx.Node, list[Batch]]:
         """Those of `wanted` that turn NaN with the sample, and the layouts in which that is the sample's part alone."""
         samples, found = self, {}
@@ -240,7 +245,7 @@ class Samples:
                 value = super().run_node(n)
                 if n in readouts:
                     value = value.clone()
-                    value[sample] = float("nan")
+                    value.select(readouts[n], sample).fill_(float("nan"))
                 if n in wanted and (nan := value.isnan()).any():
                     axes = samples._candidates(n.meta["val"]) or list(range(value.ndim))
                     found[n] = list(locate(nan, axes, samples.count, sample))

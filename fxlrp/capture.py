@@ -311,11 +311,17 @@ def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphM
 
 def _trace(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
     """The ops that run on these very values, Python's branches taken as they fall."""
-    functional = dispatch_functionalize(flat, FunctionalTensorMode(pre_dispatch=True, export=True))
+    how: dict[str, Any] = {"pre_dispatch": True, "_error_on_data_dependent_ops": False, "record_stack_traces": True}
     with torch.enable_grad(), _quiet():
-        graph = make_fx(functional, pre_dispatch=True, _error_on_data_dependent_ops=False, record_stack_traces=True)(
-            *(t.clone() for t in tensors)
+        seen = make_fx(flat, **how)(*(t.clone() for t in tensors))
+        for node in seen.graph.find_nodes(op="call_function", target=aten.dropout.default):
+            if not node.args[2]:  # functionalization takes its result, which may be its input, for unwritable
+                node.target, node.args = aten.clone.default, node.args[:1]
+        functional = dispatch_functionalize(
+            fx.Interpreter(seen).run, FunctionalTensorMode(pre_dispatch=True, export=True)
         )
+        with fx.traceback.preserve_node_meta():
+            graph = make_fx(functional, **how)(*(t.clone() for t in tensors))
     inline_modes(graph)
     _note_values(graph, tensors)
     _restore_vocabulary(graph)
@@ -386,7 +392,11 @@ def _plain_interface(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
-        elif node.op == "call_module" or str(node.target).startswith(("aten._assert", "aten.copy_")):
+        elif (
+            node.op == "call_module"
+            or node.target is torch._C._set_grad_enabled
+            or str(node.target).startswith(("aten._assert", "aten.copy_"))
+        ):
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
     gm.recompile()

@@ -90,7 +90,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     inputs, facts = _analyse(captured, outputs[logits], rulebook)
     starts = {n for ns in inputs.values() for n in ns}
     rows: list[NodeReport] = []
-    apart = True
+    apart = facts.samples.known
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr"):
             continue
