@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -124,3 +125,70 @@ def test_reused_modules_and_tied_weights() -> None:
     a = fxlrp.convert(model, strict=True)(x, contrast=None)
     torch.testing.assert_close(a.output, model(x))
     torch.testing.assert_close(a.relevance.sum(1), torch.ones(2).double())
+
+
+class Branches(nn.Module):
+    """Takes a branch on values, loops over what it finds, and writes into views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        h = h.relu() if h.sum() > 0 else h.tanh()
+        for i in (h[:, 0] > 0).nonzero()[:, 0]:
+            h = h.index_add(0, i[None], h[i][None])
+        with torch.no_grad():
+            h[:, 1] = 2 * h[:, 0]
+        return self.b(h)
+
+
+def test_branches_on_values_are_taken_sample_by_sample() -> None:
+    model, x = randomize(Branches()), torch.randn(5, 4).double()
+    explainer = fxlrp.convert(model)
+    alone = [explainer(x[i : i + 1], contrast=None).relevance for i in range(5)]
+    assert "make_fx" in explainer.report().way
+    torch.testing.assert_close(explainer(x[3:4]).output, model(x[3:4]))
+    a = explainer(x, contrast=None)
+    torch.testing.assert_close(a.relevance, torch.cat(alone))
+    torch.testing.assert_close(a.output, model(x))
+    assert a.target.shape == (5,)
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+    more: dict[str, Tensor]
+    cache: object = None
+
+
+def test_dataclass_outputs_come_back() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Answer:
+            h = self.lin(x)
+            return Answer(h, {"sum": h.sum(1)}, cache=[object()])
+
+    model, x = Model().eval(), torch.randn(2, 4)
+    a = fxlrp.convert(model)(x)
+    assert isinstance(a.output, Answer)
+    torch.testing.assert_close(a.output.more["sum"], model(x).more["sum"])
+    assert "not captured" in repr(a.output.cache)
+
+
+def test_vmap_inside_the_model() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(self.lin)(x)
+
+    model, x = Model().double().eval(), torch.randn(3, 4).double()
+    a = fxlrp.convert(model, strict=True)(x)
+    torch.testing.assert_close(a.relevance, fxlrp.convert(model.lin)(x).relevance)

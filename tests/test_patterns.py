@@ -108,6 +108,10 @@ SAME: dict[str, tuple[Body, Body]] = {
     "rotary": (lambda m, x: rotated_complex(x), lambda m, x: rotated(x)),
     "einsum": (lambda m, x: torch.einsum("btc,bsc->bts", x, x) @ x, lambda m, x: (x @ x.mT) @ x),
     "baddbmm": (lambda m, x: torch.baddbmm(x, x @ x.mT, x), lambda m, x: x + (x @ x.mT) @ x),
+    "linear": (
+        lambda m, x: x @ m.b.weight.T @ m.b.weight + m.c,
+        lambda m, x: F.linear(F.linear(x, m.b.weight), m.b.weight.T, m.c),
+    ),
     "attention": (lambda m, x: eager_attention(x), lambda m, x: fused_attention(x)),
 }
 

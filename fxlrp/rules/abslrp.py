@@ -10,6 +10,7 @@ import torch
 
 from fxlrp.patterns.attention import expand_attention
 from fxlrp.patterns.batch_norm import batch_normed, fold_batch_norm
+from fxlrp.patterns.bias import join_bias
 from fxlrp.patterns.centring import centred, join_sigmoid, join_softmax, mark_centring, offset
 from fxlrp.patterns.complex_products import split_complex
 from fxlrp.patterns.elementwise import Elementwise, Gate, fuse_elementwise
@@ -171,6 +172,7 @@ ABSLRP = publish(
             expand_attention,
             fold_batch_norm,
             take_apart,
+            join_bias,
             mark_masks,
             split_complex,
             name_powers,

@@ -1,0 +1,28 @@
+"""A product with weights and a bias added to it, written apart → one linear op, whose rule sees the bias as one."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from fxlrp.patterns.emit import replace
+
+aten = torch.ops.aten
+PRODUCTS = (aten.matmul.default, aten.mm.default)
+
+
+def join_bias(gm: fx.GraphModule) -> None:
+    """x @ W + b with constant W [in, out] and b [out] → linear(x, Wᵀ, b)."""
+    for node in list(gm.graph.nodes):
+        if node.target is not aten.add.Tensor or node.kwargs or not node.meta["active"]:
+            continue
+        constants = [a for a in node.args if isinstance(a, fx.Node) and not a.meta["active"]]
+        products = [a for a in node.args if isinstance(a, fx.Node) and a.target in PRODUCTS and len(a.users) == 1]
+        if len(constants) != 1 or len(products) != 1:
+            continue
+        (b,), (x, w) = constants, products[0].args
+        alike = len({t.meta["val"].dtype for t in (x, w, b)}) == 1
+        if w.meta["active"] or w.meta["val"].ndim != 2 or b.meta["val"].shape != w.meta["val"].shape[1:] or not alike:
+            continue
+        replace(node, lambda call, *_, x=x, w=w, b=b: call(aten.linear.default, x, call(aten.t.default, w), b))
+    gm.graph.eliminate_dead_code()
