@@ -118,15 +118,16 @@ def _rows_difference(explainer: Any, together: list[Tensor], args: tuple, kwargs
     """The largest difference between rows of a batch and the samples explained alone, over the row's largest |R|."""
     worst = 0.0
     for i in range(2):
-        alone = _maps(_attribution(explainer, *_sample(i, args, kwargs), target))
+        asked = target[i : i + 1] if isinstance(target, Tensor) else target
+        alone = _maps(_attribution(explainer, *_sample(i, args, kwargs), asked))
         size = max(float(r[i].abs().max()) for r in together)
         apart = max(float((a[0] - r[i]).abs().max()) for a, r in zip(alone, together, strict=True))
         worst = max(worst, apart / size if size else float(apart > 0))
     return worst
 
 
-def _target(output: Any) -> int | Callable[[Any], Tensor]:
-    """The output largest for both samples: as a class of [batch, classes], else as a callable on the model's output.
+def _target(output: Any) -> Tensor | Callable[[Any], Tensor]:
+    """Each sample's top class; without classes the output largest for both, as a callable on the model's output.
 
     Of a list of answers, one for each sample, the mean of the first tensor: a single box may be clipped to the image.
     """
@@ -136,9 +137,9 @@ def _target(output: Any) -> int | Callable[[Any], Tensor]:
     if isinstance(output, list) and not isinstance(output[0], Tensor):
         return lambda out: pytree.tree_leaves(out)[place].mean()[None]
     logits = leaves[place][1].nan_to_num()
-    k = int(logits.reshape(len(logits), -1).amin(0).argmax())  # a positive one if there is any
     if logits.ndim == 2:
-        return k
+        return logits.argmax(1)
+    k = int(logits.reshape(len(logits), -1).amin(0).argmax())  # a positive one if there is any
 
     def score(out: Any) -> Tensor:
         found = pytree.tree_leaves(out)[place]
