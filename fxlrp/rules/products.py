@@ -84,10 +84,9 @@ def grouped_mm(
     return positive_contributions(over_abs(g, z), x, w, lambda s, w: op(s, w.mT, offs, *rest, **kwargs))
 
 
-def grid_sampler(g: Tensor, z: Tensor, x: Tensor, grid: Tensor, mode: int, padding: int, align_corners: bool) -> Tensor:
+def read_between(g: Tensor, z: Tensor, x: Tensor, *where: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
     """Values read at places between pixels: a sum with weights ≥ 0; the places are addresses and take nothing."""
-    s = over_abs(g, z)
-    (d,) = vjp(lambda t: aten.grid_sampler.default(t, grid, mode, padding, align_corners), [x], s)
+    (d,) = vjp(lambda t: op(t, *where, **kwargs), [x], over_abs(g, z))
     return where_positive(2 * d, x)
 
 
