@@ -121,7 +121,7 @@ def _quality(records: list[Record]) -> str:
     for zoo, group in _by(ok, lambda r: r["zoo"]).items():
         columns = {
             "output, largest difference": [r["forward_difference"] for r in group],
-            "rows, largest difference": [r["rows_difference"] for r in group],
+            "rows, largest difference": [r["rows_difference"] for r in group if "rows_difference" in r],
             "Σ R of the input, of 1 at the output": [m for r in group for m in r["mass"]],
         }
         for name, values in columns.items():

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fxlrp.capture import free_symbols
 from fxlrp.lookups import find_lookups
+from fxlrp.patterns.centring import offset
 from fxlrp.patterns.masks import masked
 from fxlrp.rules.movement import MOVEMENT, SHAPE_ARGUMENT, SHAPE_ONLY
 from fxlrp.rules.propagate import WHOLE, Batch, is_pointwise
@@ -129,7 +130,9 @@ def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
         pointwise = is_pointwise(node.target)
         constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
         masked = pointwise and packet is not aten.mul and any(not _finite(gm, n) for n in constants)
-        inherits = (pointwise or packet in MOVEMENT) and any(n in found for n in node.all_input_nodes)
+        inherits = (pointwise or packet in MOVEMENT or packet is offset) and any(
+            n in found for n in node.all_input_nodes
+        )
         if packet in MASKING or masked or inherits:
             found.add(node)
     return found

@@ -189,7 +189,7 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
     where = facts.samples.of(node)
     batches = [where, *(where if is_pointwise(op) else facts.samples.of(leaves[i]) for i in shares)]
     output, *inputs = (b or WHOLE for b in batches)
-    masked = node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
+    masked = op in SOFTMAXES or node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]
     known = {"nonneg": bool(shares) and leaves[shares[0]] in facts.nonnegative, "op": op}
     extras = tuple((k, v) for k, v in known.items() if rule and rule.wants(k))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import randomize
-from hypothesis import Phase, assume, core, event, given, settings
+from hypothesis import Phase, assume, core, event, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -171,7 +171,7 @@ STEPS = st.builds(
 )
 PROGRAMS = st.builds(
     Program,
-    st.lists(STEPS, min_size=1, max_size=8 if MANY else 5).map(tuple),
+    st.lists(STEPS, min_size=1, max_size=8 if MANY else 4).map(tuple),
     st.integers(1, 2),
     st.sampled_from(["linear", "mean", "select"]),
     st.sampled_from(["tensor", "tuple", "dict", "probabilities"]),
@@ -226,20 +226,24 @@ def test_random_programs(program: Program) -> None:
     model = randomize(Composed(program))
     inputs = [torch.randn(3, C, L, dtype=torch.float64) for _ in range(program.inputs)]
     copies, pair = [x.clone() for x in inputs], tuple(x[:2] for x in inputs)
+    batches = [slice(0, 2), slice(0, 3), *(slice(i, i + 1) for i in range(3))]
+    try:
+        with torch.no_grad():
+            expected = [model(*(x[rows].clone() for x in inputs)) for rows in batches]
+    except RuntimeError:  # writes between two views of one tensor
+        reject()
     ledger = Ledger()
     explainer = convert(model, pair, rules=ledger.book(), strict=True)
 
-    logits = {}
-    for rows in (slice(0, 2), slice(0, 3), *(slice(i, i + 1) for i in range(3))):
-        with torch.no_grad():
-            expected = model(*(x[rows].clone() for x in inputs))
+    logits = []
+    for rows, wanted in zip(batches, expected, strict=True):
         a = explainer(*(x[rows] for x in inputs), target=1)
         close = {"rtol": 1e-10, "atol": 1e-10, "msg": lambda m, r=rows: f"the forward of {r} changed: {m}"}
-        torch.testing.assert_close(a.output, expected, **close)
+        torch.testing.assert_close(a.output, wanted, **close)
         assert all(torch.equal(x, c) for x, c in zip(inputs, copies, strict=True)), "the inputs were written to"
         relevances = a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
         assert all(r.isfinite().all() for r in relevances), "relevance against the others is not finite"
-        logits[rows.start, rows.stop] = a.logits
+        logits.append(a.logits)
 
     ledger.clear()
     whole = explain(explainer, inputs)
@@ -249,19 +253,19 @@ def test_random_programs(program: Program) -> None:
     if not any(turned for *_, turned in ledger):
         assert (whole >= 0).all(), "relevance changed its sign between the ops that have rules"
         dropped = sum(float((came - taken).sum()) for came, taken, _ in ledger)
-        missing = int((logits[0, 3][:, 1] != 0).sum()) - dropped - float(mass.sum())
+        missing = int((logits[1][:, 1] != 0).sum()) - dropped - float(mass.sum())
         assert abs(missing) < 1e-9, f"{missing} of relevance was lost between the ops that have rules"
         event("all relevance accounted for")
 
     if not mass.all():
         event("a sample without relevance")
     assume(mass.any())
-    if not torch.allclose(torch.cat([logits[i, i + 1] for i in range(3)]), logits[0, 3], rtol=1e-10, atol=1e-10):
+    if not torch.allclose(torch.cat(logits[2:]), logits[1], rtol=1e-10, atol=1e-10):
         event("the model itself treats a batch of one otherwise: reshape is a view there, and written through")
-        assume(False)
+        reject()
     if far(explain(explainer, [x * (1 + 1e-10 * torch.randn_like(x)) for x in inputs]), whole) > 1e-6:
         event("relevance is not continuous here: rounding decides")
-        assume(False)
+        reject()
     for i in range(3):
         alone = explain(explainer, (x[i : i + 1] for x in inputs))
         assert (alone[0] - whole[i]).abs().max() <= 1e-8 * whole.abs().max(), f"sample {i} depends on the others"

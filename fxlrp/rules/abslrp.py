@@ -74,6 +74,7 @@ AVERAGES = (
     aten.col2im.default,
     aten.index_add.default,
     aten.scatter_add.default,
+    aten.scatter_reduce.two,
     aten.trace.default,
     aten.linalg_vector_norm.default,
 )
