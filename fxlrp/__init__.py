@@ -4,7 +4,18 @@ from fxlrp.attribution import Attribution
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.report import Report
-from fxlrp.rules import Rulebook, rule, rulebooks, unregister
+from fxlrp.rules import Rulebook, rule, rulebook, rulebooks, unregister
 
 __version__ = "0.1.0"
-__all__ = ["Attribution", "Explainer", "FxlrpError", "Report", "Rulebook", "convert", "rule", "rulebooks", "unregister"]
+__all__ = [
+    "Attribution",
+    "Explainer",
+    "FxlrpError",
+    "Report",
+    "Rulebook",
+    "convert",
+    "rule",
+    "rulebook",
+    "rulebooks",
+    "unregister",
+]

@@ -15,6 +15,7 @@ from fxlrp.patterns.centring import offset
 from fxlrp.patterns.masks import masked
 from fxlrp.rules.movement import MOVEMENT, SHAPE_ARGUMENT, SHAPE_ONLY
 from fxlrp.rules.propagate import WHOLE, Batch, is_pointwise
+from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten
 
@@ -35,12 +36,14 @@ def carriers(node: fx.Node) -> list[fx.Node]:
 
 
 def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
-    """Where relevance is read for each input: float inputs at themselves, integer ones at the vectors they look up,
-    or, where that is all there is, at the numbers they become."""
+    """Where relevance is read for each input: float inputs at themselves and at the ones that stand for them in first
+    layers, integer ones at the vectors they look up, or, where that is all there is, at the numbers they become."""
     inputs = gm.graph.find_nodes(op="placeholder")
     for numbers in (False, True):
         out = {
-            i: [n] if differentiable(n) else find_lookups(n, numbers=numbers)
+            i: [n, *(u for u in n.users if u.target is ones_for)]
+            if differentiable(n)
+            else find_lookups(n, numbers=numbers)
             for i, n in enumerate(inputs)
             if isinstance(n.meta.get("val"), Tensor)
         }

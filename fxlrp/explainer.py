@@ -67,7 +67,8 @@ class Explainer(nn.Module):
         v, against, index = directions(logits, target, contrast)
         grads = self._passes(logits, leaves, v, against)
         reading = zip((at for places in plan.readouts.values() for at in places), leaves, grads, strict=True)
-        read = {at: relevance(a.detach(), g) for at, a, g in reading}
+        whole = self.rulebook.reads == "relevance"
+        read = {at: relevance(a.detach(), g) if whole else g for at, a, g in reading}
         relevances = []
         for i, places in plan.readouts.items():
             x = tensors[i]

@@ -18,8 +18,8 @@ from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
-from fxlrp.rules.propagate import WHOLE, Placement, Site, is_pointwise
-from fxlrp.rules.registry import Absolute, Rule, Rulebook, Structural
+from fxlrp.rules.propagate import NONE, WHOLE, Adjusted, Placement, Site, is_pointwise
+from fxlrp.rules.registry import Absolute, Derivative, Rule, Rulebook, Structural
 
 aten = torch.ops.aten
 
@@ -100,6 +100,12 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
         entry = rulebook.lookup(node.target, _active_positions(node, facts.active))
         if isinstance(entry, Structural):
             rows.append(describe(node, "structural", ""))
+            continue
+        if isinstance(entry, Derivative):
+            known = entry is not rulebook.unknown
+            rows.append(describe(node, "rule" if known else "generic", entry.name))
+            apart &= not _merges(node, facts)
+            node.target = Adjusted(node.target, entry.adjust, entry.parameters, rulebook.name)
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         apart &= _install(node, entry, facts, rulebook)
@@ -204,8 +210,16 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
         Placement(output, tuple(inputs), masked),
         extras,
     )
+    if book.normalise is NONE:  # then it does not matter where they are
+        return not _merges(node, facts)
     # a tensor that all samples share takes relevance from all of them, which can't be told apart
     return None not in batches and len({b == WHOLE for b in batches}) == 1
+
+
+def _merges(node: fx.Node, facts: Facts) -> bool:
+    """Whether an input that all samples share takes relevance from each of them here."""
+    inputs = [facts.samples.of(n) for n in carriers(node) if n in facts.active]
+    return facts.samples.of(node) != WHOLE and WHOLE in inputs
 
 
 @dataclass(frozen=True)
@@ -289,7 +303,9 @@ def _add_readouts(
     for integers, the positions of these."""
     placeholders = gm.graph.find_nodes(op="placeholder")
     found = [
-        (i, n, None if n is placeholders[i] else Positions(placeholders[i]).at(n)) for i in inputs for n in inputs[i]
+        (i, n, None if differentiable(placeholders[i]) else Positions(placeholders[i]).at(n))
+        for i in inputs
+        for n in inputs[i]
     ]
     places: dict[int, list[int]] = {i: [] for i in inputs}
     positions: dict[int, int] = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from fxlrp.patterns.emit import emit, replace
+from fxlrp.patterns.emit import KEPT, replace
 
 aten = torch.ops.aten
 CONVOLUTIONS = tuple(getattr(c, kind) for c in (aten.conv1d, aten.conv2d, aten.conv3d) for kind in c.overloads())
@@ -15,26 +15,36 @@ TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.c
 FOLDABLE = (aten.linear.default, *CONVOLUTIONS, *TRANSPOSED)
 
 
-def batch_normed(x: Tensor, w: Tensor, b: Tensor | None, product: Any, rest: tuple, norm: tuple) -> Tensor:
-    """batch_norm(product(x, w, b, *rest), *norm), computed just as the model does."""
-    return aten.batch_norm.default(product(x, w, b, *rest), *norm)
-
-
 def fold_batch_norm(gm: fx.GraphModule) -> None:
-    """product → batch_norm (in eval mode, the product used nowhere else) becomes one `batch_normed` node."""
+    """product → batch_norm (in eval mode, the product used nowhere else) becomes one product: γ/√(v + ε) goes into its
+    weight, the rest into its bias."""
     for node in list(gm.graph.nodes):
         product = node.args[0] if node.target is aten.batch_norm.default else None
         if not isinstance(product, fx.Node) or product.target not in FOLDABLE or len(product.users) > 1:
             continue
-        x, w, *more = product.args
-        if node.args[5] or product.kwargs:  # batch statistics do not fold
-            continue
-        with gm.graph.inserting_before(node):
-            bias, rest = (more[0], tuple(more[1:])) if more else (None, ())
-            fused = emit(gm.graph, product, batch_normed, x, w, bias, product.target, rest, tuple(node.args[1:]))
-        node.replace_all_uses_with(fused)
-        gm.graph.erase_node(node)
+        grouped = product.target in TRANSPOSED and len(product.args) > 6 and product.args[6] != 1
+        if node.args[5] or product.kwargs or grouped or product.args[1].meta["active"]:
+            continue  # batch statistics do not fold
+        replace(node, lambda call, x, *norm, product=product: _folded(call, product, *norm))
         gm.graph.erase_node(product)
+
+
+def _folded(
+    call: Any, product: fx.Node, w: fx.Node | None, b: fx.Node | None, mean: fx.Node, var: fx.Node, *rest: Any
+) -> fx.Node:
+    x, weight, *more = product.args
+    bias, more = (more[0], more[1:]) if more else (None, [])
+    scale = call(aten.rsqrt.default, call(aten.add.Tensor, var, rest[2]))
+    scale = scale if w is None else call(aten.mul.Tensor, w, scale)
+    shift = call(aten.neg.default, mean) if bias is None else call(aten.sub.Tensor, bias, mean)
+    shift = call(aten.mul.Tensor, shift, scale)
+    shift = shift if b is None else call(aten.add.Tensor, shift, b)
+    channels = 1 if product.target in TRANSPOSED else 0
+    shape = [-1 if d == channels else 1 for d in range(weight.meta["val"].ndim)]
+    weight = call(aten.mul.Tensor, weight, call(aten.reshape.default, scale, shape))
+    folded = call(product.target, x, weight, shift, *more)
+    folded.meta.update({k: product.meta[k] for k in KEPT if k in product.meta})
+    return folded
 
 
 def split_batch_norm(gm: fx.GraphModule) -> None:

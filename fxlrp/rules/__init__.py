@@ -1,8 +1,20 @@
 """Rules: the registry, and the rulebooks, each a table from op to rule."""
 
+from fxlrp.rules import classic, gradients, transformers
 from fxlrp.rules.abslrp import ABSLRP
 from fxlrp.rules.published import APRIL, DECEMBER
-from fxlrp.rules.registry import ABSOLUTE, STRUCTURAL, Rule, Rulebook, rule, rulebooks, table, unregister
+from fxlrp.rules.registry import (
+    ABSOLUTE,
+    STRUCTURAL,
+    Derivative,
+    Rule,
+    Rulebook,
+    rule,
+    rulebook,
+    rulebooks,
+    table,
+    unregister,
+)
 
 __all__ = [
     "ABSLRP",
@@ -10,10 +22,15 @@ __all__ = [
     "APRIL",
     "DECEMBER",
     "STRUCTURAL",
+    "Derivative",
     "Rule",
     "Rulebook",
+    "classic",
+    "gradients",
     "rule",
+    "rulebook",
     "rulebooks",
     "table",
+    "transformers",
     "unregister",
 ]

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.rules import products
 from fxlrp.rules.products import positive_contributions
 from fxlrp.rules.propagate import over_abs, where_positive
 
@@ -118,14 +117,3 @@ def _per_channel(w: Tensor | None, x: Tensor) -> Any:
 def softmax(g: Tensor, z: Tensor, x: Tensor, dim: int, dtype: Any = None, *_: Any) -> Tensor:
     """Softmax with the denominator as a constant: R_x = 2 x z s, with the sign of the logit."""
     return 2 * z * over_abs(g, z)
-
-
-def batch_normed(
-    g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Any, product: Any, rest: tuple, norm: tuple, *, nonneg: bool = False
-) -> Tensor:
-    """A product with a batch norm behind it: the product's rule with γ/√(v + ε) folded into the weight."""
-    name = product._schema.name.split("::")[1]
-    channels = 1 if "transpose" in name else 0
-    scale = norm_scale(norm[0], norm[3], norm[6])
-    w = w * scale.view([-1 if d == channels else 1 for d in range(w.ndim)])
-    return getattr(products, name)(g, z, x, w, None, *rest, nonneg=nonneg)

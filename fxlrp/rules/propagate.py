@@ -242,3 +242,38 @@ class _Propagation(torch.autograd.Function):
             scaled = site.normalise.scale(call, g, z, xs, site.where)
         grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}
         return None, None, None, None, *(grads.get(i) for i in ctx.places)
+
+
+class Adjusted:
+    """An op whose backward pass is its own, at the cotangent `adjust(g, z, **parameters)`.  Equal ones share a name."""
+
+    def __init__(self, op: Callable, adjust: Callable, parameters: tuple[tuple[str, Any], ...], book: str) -> None:
+        self.op, self.adjust, self.parameters = op, adjust, parameters
+        self.__name__ = self.__qualname__ = re.sub(r"\W", "_", adjust.__name__)
+        self.__module__ = re.sub(r"\W", "_", book)
+        self._key = (op, adjust, parameters, book)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Adjusted) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"{self.__module__}.{self.__name__}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return _Adjustment.apply(self, self.op(*args, **kwargs))
+
+
+class _Adjustment(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, how: Adjusted, z: Tensor) -> Tensor:
+        ctx.how = how
+        ctx.save_for_backward(z)
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        (z,) = ctx.saved_tensors
+        return None, ctx.how.adjust(g, z, **dict(ctx.how.parameters))

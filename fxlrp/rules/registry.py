@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxlrp.errors import FxlrpError
 from fxlrp.rules.propagate import MASS, Normalise
@@ -39,6 +40,18 @@ class Rule:
         return keyword in inspect.signature(self.fn).parameters
 
 
+@dataclass(frozen=True)
+class Derivative:
+    """The op's ordinary vector-Jacobian product, at s = adjust(g, z, **parameters) in the place of g."""
+
+    adjust: Callable[..., Tensor]
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.adjust.__name__
+
+
 class Structural:
     """The ordinary vector-Jacobian product moves relevance rightly: no rule needed."""
 
@@ -53,7 +66,7 @@ class Absolute:
 
 STRUCTURAL = Structural()
 ABSOLUTE = Absolute()
-Entry = Rule | Structural | Absolute
+Entry = Rule | Derivative | Structural | Absolute
 
 
 def _name(op: Op) -> str | None:
@@ -62,12 +75,12 @@ def _name(op: Op) -> str | None:
 
 def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
     """A rule table from rows (rule, op, op, …) or (rule, (args,), op, …), where `args` are the positions carrying
-    relevance for which the row holds; without them it holds for position 0.  STRUCTURAL and ABSOLUTE need no positions:
-    without them they hold for any.
+    relevance for which the row holds; without them it holds for position 0.  STRUCTURAL, ABSOLUTE and derivatives need
+    no positions: without them they hold for any.
     """
     out: dict[Key, Entry] = {}
     for rule, *ops in rows:
-        args: tuple[int, ...] | None = None if rule in (STRUCTURAL, ABSOLUTE) else (0,)
+        args: tuple[int, ...] | None = None if isinstance(rule, Structural | Absolute | Derivative) else (0,)
         if ops and isinstance(ops[0], tuple):
             args, *ops = ops
         entry = rule if isinstance(rule, Entry) else Rule(rule)
@@ -91,16 +104,20 @@ class Rulebook:
     normalise: MASS, UNIT or NONE (fxlrp.rules.propagate).
     passes: graph passes that put the graph into the form the table speaks of, run in order; each finds in a node's
         meta whether it is "active" and the "entry" it has here, and in the graph's the "example" inputs.
+    unknown: the entry of an op that stands nowhere; None is the generic rule.
+    reads: what an explanation is: the "relevance" a ⊙ g of each input, or its "gradient" g.
     seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each
         sign brought to mass Σ|v|; "gradient": R = z v.
     contrast: "signed": one pass with a seed of both signs; "apart": one pass a side, subtracted at the input.
     """
 
     name: str
-    doc: str
+    doc: str = field(repr=False)
     entries: Mapping[Key, Entry] = field(repr=False)
     normalise: Normalise = MASS
     passes: tuple[Pass, ...] = field(default=(), repr=False)
+    unknown: Entry | None = None
+    reads: str = "relevance"
     seed: str = "share"
     contrast: str = "signed"
 
@@ -121,11 +138,11 @@ class Rulebook:
                 for key in ((name, active), (name, None)):
                     if key in entries:
                         return entries[key]
-        return None
+        return self.unknown
 
 
 _USER: dict[Key, Entry] = {}
-_BOOKS: dict[str, Rulebook] = {}
+_BOOKS: dict[str, Callable[..., Rulebook]] = {}
 
 
 def rule(*ops: Op, args: tuple[int, ...] = (0,)) -> Callable[[Callable], Callable]:
@@ -154,21 +171,71 @@ def unregister(*ops: Op) -> None:
         del _USER[key]
 
 
-def publish(book: Rulebook) -> Rulebook:
-    """Make a rulebook known by its name."""
-    _BOOKS[book.name] = book
-    return book
+@overload
+def publish(book: Rulebook) -> Rulebook: ...
+@overload
+def publish(book: Callable[..., Rulebook]) -> Callable[..., Rulebook]: ...
+def publish(book: Rulebook | Callable[..., Rulebook]) -> Any:
+    """Make a rulebook known by its name; or, as a decorator, what a function of parameters with defaults returns, by the
+    function's name and with its docstring."""
+    if isinstance(book, Rulebook):
+        _BOOKS[book.name] = lambda: book
+        return book
+    name, doc = book.__name__.replace("_", "-"), " ".join((book.__doc__ or "").split())
+    known = inspect.signature(book).parameters
+
+    @functools.wraps(book)
+    def make(**parameters: Any) -> Rulebook:
+        given = ",".join(f"{k}={v}" for k, v in parameters.items() if v != known[k].default)
+        return replace(book(**parameters), name=f"{name}:{given}" if given else name, doc=doc)
+
+    _BOOKS[name] = make
+    return make
 
 
 def rulebooks() -> dict[str, Rulebook]:
-    """All rulebooks known by name."""
-    return dict(_BOOKS)
+    """All rulebooks known by name, with the defaults of their parameters."""
+    return {name: make() for name, make in _BOOKS.items()}
+
+
+def parameters_of(name: str) -> dict[str, Any]:
+    """The parameters of the rulebook of that name and their defaults."""
+    return {p.name: p.default for p in inspect.signature(_BOOKS[name]).parameters.values()}
+
+
+def rulebook(name: str, **parameters: Any) -> Rulebook:
+    """The rulebook of that name with these parameters: fxlrp.rulebook("gamma", gamma=0.1).
+
+    Raises FxlrpError for an unknown name or parameter.
+    """
+    if name not in _BOOKS:
+        raise FxlrpError(f"There is no rulebook {name!r}; there are {', '.join(sorted(_BOOKS))}.")
+    known = parameters_of(name)
+    for unknown in parameters.keys() - known.keys():
+        has = ", ".join(f"{k}={v}" for k, v in known.items()) or "no parameters"
+        raise FxlrpError(f"Rulebook {name!r} has no parameter {unknown!r}; it has {has}.")
+    return _BOOKS[name](**parameters)
 
 
 def find_rulebook(rules: str | Rulebook) -> Rulebook:
-    """The rulebook of that name (a Rulebook is returned as it is).  Raises FxlrpError for an unknown name."""
+    """The rulebook of that name, "name" or "name:parameter=value,…" (a Rulebook is returned as it is).
+
+    Raises FxlrpError for an unknown name or parameter, and for a value that is none.
+    """
     if isinstance(rules, Rulebook):
         return rules
-    if rules not in _BOOKS:
-        raise FxlrpError(f"There is no rulebook {rules!r}; there are {', '.join(sorted(_BOOKS))}.")
-    return _BOOKS[rules]
+    name, _, rest = rules.partition(":")
+    parameters: dict[str, Any] = {}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise FxlrpError(f"{part!r} in {rules!r} is no parameter; write {name}:parameter=value,parameter=value.")
+        parameters[key.strip()] = _value(value.strip())
+    return rulebook(name, **parameters)
+
+
+def _value(text: str) -> Any:
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        return text

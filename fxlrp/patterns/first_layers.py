@@ -1,0 +1,78 @@
+"""Products with weights that see an input itself → first layers, which give relevance to ones in the input's place."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxlrp.patterns.emit import emit
+from fxlrp.rules.movement import MOVEMENT
+from fxlrp.rules.propagate import is_pointwise
+from fxlrp.rules.registry import overloads
+from fxlrp.rules.weighted import CONVOLVING, DENSE, FirstLayer, ones_for
+
+aten = torch.ops.aten
+
+# fmt: off
+CHOOSING = {
+    aten.relu, aten.neg, aten.where, aten.maximum, aten.minimum, aten.max, aten.min, aten.amax, aten.amin, aten.topk,
+    aten.sort, aten.median, aten.kthvalue, aten.cummax, aten.max_pool1d, aten.max_pool2d, aten.max_pool3d,
+    aten.max_pool2d_with_indices, aten.adaptive_max_pool2d, aten.real, aten.imag, aten.complex, aten.masked_fill,
+}
+# fmt: on
+"""What looks at values, among the ops that move them."""
+MOVING = {op for packet in MOVEMENT if packet not in CHOOSING for op in overloads(packet)} | {operator.getitem}
+SCALING = {op for packet in (aten.add, aten.sub, aten.mul, aten.div) for op in overloads(packet)}
+PLACES = {
+    op: places
+    for places, packets in (*CONVOLVING, *DENSE)
+    for packet in packets
+    if not isinstance(packet, str) and places[0] == 0
+    for op in overloads(packet)
+}
+
+
+def mark_first_layers(gm: fx.GraphModule) -> None:
+    """Products of an input, moved or normalized with constants at most, become `FirstLayer`s beside the ones moved
+    likewise."""
+    known: dict[fx.Node, Any] = {}
+    for node in list(gm.graph.nodes):
+        places = PLACES.get(node.target)
+        if places is None or not node.meta["active"] or node.args[1].meta["active"]:
+            continue
+        ones = _ones(node.args[0], known)
+        if ones is None:
+            continue
+        with gm.graph.inserting_before(node):
+            first = emit(gm.graph, node, FirstLayer(node.target, places), ones, *node.args, **node.kwargs)
+        node.replace_all_uses_with(first)
+        gm.graph.erase_node(node)
+
+
+def _ones(node: Any, known: dict[fx.Node, Any]) -> Any:
+    """The ones that stand for an active node, made like it from those that stand for the inputs; None if they can't be."""
+    if node not in known:
+        known[node] = _made(node, known)
+    return known[node]
+
+
+def _made(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    graph = node.graph
+    if node.op == "placeholder":
+        with graph.inserting_after(max(graph.find_nodes(op="placeholder"))):
+            return emit(graph, node, ones_for, node) if node.meta["val"].is_floating_point() else None
+    active = [n for n in node.all_input_nodes if n.meta["active"]]
+    made = {n: _ones(n, known) for n in active}
+    if None in made.values():
+        return None
+    if node.target in SCALING and is_pointwise(node.target) and len(active) == 1:
+        same = active[0].meta["val"].shape == node.meta["val"].shape
+        return made[active[0]] if same else None
+    if node.target not in MOVING:
+        return None
+    with graph.inserting_after(node):
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: made.get(n, n))
+        return emit(graph, node, node.target, *args, **kwargs)

@@ -1,0 +1,168 @@
+"""The rulebooks of classic LRP: epsilon, zplus, alpha-beta, gamma, and the composites that mix them by layer.
+
+Composites as in zennit (Anders et al. 2021): a rule for convolutions, ε for dense layers, at times one for the first
+layer.  Everything else is common to them: sums and averages by ε, norms and activations passed through, ½ for each
+factor of a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from fxlrp.errors import FxlrpError
+from fxlrp.patterns.centring import centred, offset
+from fxlrp.patterns.elementwise import Elementwise, Gate
+from fxlrp.patterns.first_layers import mark_first_layers
+from fxlrp.patterns.masks import masked
+from fxlrp.patterns.plain_form import PLAIN_FORM
+from fxlrp.rules import elementwise, norms, signed, weighted
+from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS
+from fxlrp.rules.movement import STRUCTURAL_ENTRIES
+from fxlrp.rules.propagate import NONE
+from fxlrp.rules.registry import STRUCTURAL, Derivative, Entry, Key, Rule, Rulebook, publish, table
+from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Weighted
+
+aten = torch.ops.aten
+Kind = tuple[tuple[weighted.Places, tuple], ...]
+PRODUCTS = (*CONVOLVING, *DENSE)
+IMAGENET_LOW, IMAGENET_HIGH = -2.118, 2.640
+"""What black and white become by ImageNet's mean and standard deviation, in the channel where it is furthest."""
+
+
+def common(epsilon: float) -> Mapping[Key, Entry]:
+    """What all signed methods do with ops that have no weights."""
+    by_contribution = Derivative(signed.by_contribution, (("epsilon", epsilon),)) if epsilon else STRUCTURAL
+    half = Derivative(signed.half, (("epsilon", epsilon),))
+    return {
+        **STRUCTURAL_ENTRIES,
+        **table(
+            (by_contribution, aten.add, aten.sub, aten.rsub, aten.batch_norm, *AVERAGES, *FOURIER),
+            (by_contribution, aten.grid_sampler, aten.grid_sampler_2d, "torchvision::roi_align"),
+            (half, (0, 1), aten.mul, aten.multiply, aten.bilinear, *(op for _, ops in PRODUCTS for op in ops)),
+            (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
+            (Rule(elementwise.normaliser, shares=()), aten.rsqrt.default, aten.reciprocal.default),
+            (signed.layer_norm, aten.layer_norm.default),
+            (signed.group_norm, aten.group_norm.default),
+            (signed.instance_norm, aten.instance_norm.default),
+            (norms.rms_norm, aten.rms_norm.default),
+            (
+                STRUCTURAL,
+                aten.softmax,
+                aten.log_softmax,
+                aten._softmax,
+                aten.logsumexp,
+                aten.var,
+                aten.std,
+                aten.prod,
+                masked,
+                centred,
+            ),
+            *((Rule(norms.offset, shares=(0,)), at, offset) for at in ((0,), (0, 1))),
+            *((signed.identity, op) for op in (*ACTIVATIONS, aten.exp.default, Elementwise, Gate)),
+            *((signed.identity, op) for op in FUNCTIONS if torch.Tag.pointwise in op.tags),
+        ),
+    }
+
+
+def by_epsilon(ops: Kind, epsilon: float) -> Iterator[tuple]:
+    """Rows that give `ops` the ε-rule."""
+    yield (Derivative(signed.by_contribution, (("epsilon", epsilon),)), *(op for _, packets in ops for op in packets))
+
+
+def by_rule(ops: Kind, rule: Callable[..., Any], **parameters: float) -> Iterator[tuple]:
+    """Rows that give `ops` a rule of fxlrp.rules.weighted."""
+    for places, packets in ops:
+        yield (Weighted(rule, places, tuple(parameters.items())), (places[0],), *packets)
+
+
+def at_input(rule: Callable[..., Any], **parameters: Any) -> Iterator[tuple]:
+    """Rows that give first layers a rule."""
+    entry = Rule(AtInput(rule, tuple(parameters.items())), shares=(0,))
+    return ((entry, at, FirstLayer) for at in ((0,), (0, 1)))
+
+
+def composite(*rows: tuple, epsilon: float, seed: str = "gradient") -> Rulebook:
+    """A rulebook of `rows` and what is common to the signed methods."""
+    return Rulebook(
+        "",
+        "",
+        {**common(epsilon), **table(*rows)},
+        NONE,
+        (*PLAIN_FORM, mark_first_layers) if any(FirstLayer in row for row in rows) else PLAIN_FORM,
+        unknown=Derivative(signed.generic, (("epsilon", epsilon),)),
+        seed=seed,
+    )
+
+
+@publish
+def epsilon(epsilon: float = 1e-6) -> Rulebook:
+    """LRP-ε at every layer: relevance by signed contribution."""
+    return composite(*by_epsilon(PRODUCTS, epsilon), epsilon=epsilon)
+
+
+@publish
+def zplus(stabilizer: float = 1e-6) -> Rulebook:
+    """LRP-z⁺ at every layer: positive contributions alone."""
+    return composite(
+        *by_rule(PRODUCTS, weighted.z_plus, stabilizer=stabilizer), epsilon=stabilizer, seed="relevance"
+    )
+
+
+@publish
+def alpha_beta(alpha: float = 2.0, beta: float = 1.0, stabilizer: float = 1e-6) -> Rulebook:
+    """LRP-αβ at every layer: α parts of positive contributions, less β of negative ones; α − β = 1."""
+    _check(alpha - beta == 1 and beta >= 0, f"alpha − beta must be 1 and beta ≥ 0, not alpha={alpha}, beta={beta}.")
+    rows = by_rule(PRODUCTS, weighted.alpha_beta, alpha=alpha, beta=beta, stabilizer=stabilizer)
+    return composite(*rows, epsilon=stabilizer, seed="relevance")
+
+
+@publish
+def gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> Rulebook:
+    """LRP-γ at every layer: contributions of the output's sign are favoured."""
+    _check(gamma >= 0, f"gamma must be ≥ 0, not {gamma}.")
+    return composite(*by_rule(PRODUCTS, weighted.gamma, gamma=gamma, stabilizer=epsilon), epsilon=epsilon)
+
+
+@publish
+def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Rulebook:
+    """ε at dense layers, z⁺ at convolutions."""
+    dense, convolutions = by_epsilon(DENSE, epsilon), by_rule(CONVOLVING, weighted.z_plus, stabilizer=stabilizer)
+    return composite(*dense, *convolutions, epsilon=stabilizer)
+
+
+@publish
+def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Rulebook:
+    """ε at dense layers, z⁺ at convolutions, flat at the first layer."""
+    dense, convolutions = by_epsilon(DENSE, epsilon), by_rule(CONVOLVING, weighted.z_plus, stabilizer=stabilizer)
+    return composite(*dense, *convolutions, *at_input(weighted.flat, stabilizer=stabilizer), epsilon=stabilizer)
+
+
+@publish
+def epsilon_gamma_box(
+    gamma: float = 0.25,
+    low: Any = IMAGENET_LOW,
+    high: Any = IMAGENET_HIGH,
+    epsilon: float = 1e-6,
+    stabilizer: float = 1e-6,
+) -> Rulebook:
+    """ε at dense layers, γ at convolutions, zᴮ at the first layer, whose input lies between low and high."""
+    dense = by_epsilon(DENSE, epsilon)
+    convolutions = by_rule(CONVOLVING, weighted.gamma, gamma=gamma, stabilizer=stabilizer)
+    first = at_input(weighted.z_box, low=low, high=high, stabilizer=stabilizer)
+    return composite(*dense, *convolutions, *first, epsilon=stabilizer)
+
+
+@publish
+def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Rulebook:
+    """ε at dense layers, α2β1 at convolutions."""
+    dense = by_epsilon(DENSE, epsilon)
+    convolutions = by_rule(CONVOLVING, weighted.alpha_beta, alpha=2.0, beta=1.0, stabilizer=stabilizer)
+    return composite(*dense, *convolutions, epsilon=stabilizer)
+
+
+def _check(fine: bool, said: str) -> None:
+    if not fine:
+        raise FxlrpError(said)

@@ -1,0 +1,30 @@
+"""The rulebooks of LRP for transformers: attnlrp and cp-lrp.
+
+Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", ICML 2024.
+Ali et al., "XAI for Transformers: Better Explanations through Conservative Propagation", ICML 2022.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fxlrp.rules import elementwise, weighted
+from fxlrp.rules.classic import PRODUCTS, by_epsilon, by_rule, composite
+from fxlrp.rules.registry import Rule, Rulebook, publish
+
+aten = torch.ops.aten
+
+
+@publish
+def attnlrp(gamma: float = 0.0, epsilon: float = 0.0) -> Rulebook:
+    """AttnLRP: softmax by its Taylor expansion, ½ for each factor of a product, norms and activations passed through,
+    ε at layers or, with gamma > 0, γ."""
+    layers = by_rule(PRODUCTS, weighted.gamma, gamma=gamma, stabilizer=epsilon or 1e-6)
+    return composite(*(layers if gamma else by_epsilon(PRODUCTS, epsilon)), epsilon=epsilon)
+
+
+@publish
+def cp_lrp(gamma: float = 0.0, epsilon: float = 0.0) -> Rulebook:
+    """CP-LRP: attention weights are constants, else as attnlrp."""
+    weights = (Rule(elementwise.normaliser, shares=()), aten.softmax.int, aten._softmax.default)
+    return attnlrp(gamma=gamma, epsilon=epsilon).extend([weights])

@@ -1,0 +1,209 @@
+"""Classic LRP rules for products with weights: ε is plain calculus (rules/signed.py); z⁺, αβ and γ split by sign.
+
+Bach et al., "On Pixel-Wise Explanations …", PLoS ONE 2015 (ε, αβ); Montavon et al., "Explaining NonLinear
+Classification Decisions with Deep Taylor Decomposition", Pattern Recognition 2017 (z⁺, zᴮ); Montavon et al.,
+"Layer-Wise Relevance Propagation: An Overview", 2019 (γ); Lapuschkin et al., Nature Communications 2019 (flat).
+
+Every rule here is R_i = Σ_j (contribution of i to j) / (sum of contributions to j) R_j for a choice of contributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules.generic import vjp
+
+aten = torch.ops.aten
+
+
+def stabilized(z: Tensor, epsilon: float) -> Tensor:
+    """z + ε sign(z), with sign(0) = 1."""
+    return z + torch.where(z < 0, -epsilon, epsilon)
+
+
+Places = tuple[int, int, "int | None"]
+"""Where x, w and b, if any, stand among an op's arguments."""
+
+CONVOLUTIONS = (
+    aten.conv1d,
+    aten.conv2d,
+    aten.conv3d,
+    aten.conv_transpose1d,
+    aten.conv_transpose2d,
+    aten.conv_transpose3d,
+)
+MATMULS = (aten.matmul, aten.mm, aten.bmm)
+DENSE: tuple[tuple[Places, tuple], ...] = (
+    ((0, 1, 2), (aten.linear,)),
+    ((0, 1, None), (*MATMULS, "aten::_grouped_mm", "transformers::grouped_mm_fallback")),
+    ((1, 0, None), MATMULS),
+    ((1, 2, 0), (aten.addmm.default,)),
+)
+CONVOLVING: tuple[tuple[Places, tuple], ...] = (((0, 1, 2), CONVOLUTIONS),)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A call f(x; w, b) that is linear in x and in (w, b), whatever its op."""
+
+    op: Callable[..., Tensor]
+    args: tuple
+    kwargs: dict[str, Any]
+    places: Places
+
+    def __call__(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        args = list(self.args)
+        for place, value in zip(self.places, (x, w, b), strict=True):
+            if place is not None and place < len(args):
+                args[place] = value
+        return self.op(*args, **self.kwargs)
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x, w and b, the bias or None."""
+        x, w, b = (None if p is None or p >= len(self.args) else self.args[p] for p in self.places)
+        assert x is not None
+        assert w is not None
+        return x, w, b
+
+
+Contributions = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""Their sum at each output, and how s = R / sum at the outputs becomes g at x."""
+
+
+def contributions(
+    f: Product, sign: int, part: Callable[[Tensor, int], Tensor], nonneg: bool, *, biased: bool = True
+) -> Contributions:
+    """Those of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0), with `part(t, ±1)` what of t counts as t±."""
+    x, w, b = f.operands
+    halves = [(1, x if nonneg else x.clamp(min=0))] + ([] if nonneg else [(-1, x.clamp(max=0))])
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for _, t in halves]
+        none = None if b is None else torch.zeros_like(b)
+        biases = [none if b is None or not biased or half < 0 else part(b, sign) for half, _ in halves]
+        parts = [f(t, part(w, sign * half), c) for (half, _), t, c in zip(halves, leaves, biases, strict=True)]
+        total = sum(parts[1:], parts[0])
+
+    def pull(s: Tensor) -> Tensor:
+        grads: Sequence[Tensor] = torch.autograd.grad(total, leaves, s)
+        return grads[0] if nonneg else torch.where(x > 0, grads[0], grads[1])
+
+    return total.detach(), pull
+
+
+def clamped(t: Tensor, sign: int) -> Tensor:
+    """t⁺ or t⁻."""
+    return t.clamp(min=0) if sign > 0 else t.clamp(max=0)
+
+
+def alpha_beta(
+    g: Tensor, z: Tensor, f: Product, *, alpha: float, beta: float, stabilizer: float, nonneg: bool
+) -> Tensor:
+    """R_i = Σ_j (α z⁺_ij / Σ_i z⁺_ij − β z⁻_ij / Σ_i z⁻_ij) R_j, with b_j⁺ and b_j⁻ in the sums."""
+    r, out = z * g, torch.zeros_like(f.operands[0])
+    for factor, sign in ((alpha, 1), (-beta, -1)):
+        if factor:
+            total, pull = contributions(f, sign, clamped, nonneg)
+            out = out + factor * pull(r / stabilized(total, stabilizer))
+    return out
+
+
+def z_plus(g: Tensor, z: Tensor, f: Product, *, stabilizer: float, nonneg: bool) -> Tensor:
+    """R_i = Σ_j z⁺_ij / Σ_i z⁺_ij R_j: αβ with α = 1 and β = 0."""
+    return alpha_beta(g, z, f, alpha=1, beta=0, stabilizer=stabilizer, nonneg=nonneg)
+
+
+def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float, nonneg: bool) -> Tensor:
+    """R_i = Σ_j (z_ij + γ z±_ij) / Σ_i (z_ij + γ z±_ij) R_j, ± the sign of z_j (generalized to inputs of any sign)."""
+    r, out = z * g, torch.zeros_like(f.operands[0])
+    for sign in (1, -1):
+        total, pull = contributions(f, sign, lambda t, sign: t + gamma * clamped(t, sign), nonneg)
+        out = out + pull(torch.where(z * sign > 0, r / stabilized(total, stabilizer), 0))
+    return out
+
+
+def flat(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, stabilizer: float) -> Tensor:
+    """R_i = Σ_j R_j / (number of inputs of j), at an input layer: R itself, which stands at ones."""
+    _, w, b = f.operands
+    none = None if b is None else torch.zeros_like(b)
+    sizes = f(ones, torch.ones_like(w), none)
+    return vjp(lambda t: f(t, torch.ones_like(w), none), [ones], z * g / stabilized(sizes, stabilizer))[0]
+
+
+def z_box(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, low: Any, high: Any, stabilizer: float) -> Tensor:
+    """R_i = Σ_j (x_i w_ij − l_i w⁺_ij − h_i w⁻_ij) / Σ_i (…) R_j, at an input layer with l ≤ x ≤ h; as `flat`.
+
+    low, high: numbers, or one for each channel.
+    """
+    x, w, b = f.operands
+    positive, negative = ([None if t is None else clamped(t, sign) for t in (w, b)] for sign in (1, -1))
+
+    def bound(v: Any) -> Tensor:
+        v = torch.as_tensor(v, dtype=x.dtype, device=x.device)
+        return v.view(-1, *[1] * (x.ndim - 2)) if v.ndim else v
+
+    def total(t: Tensor) -> Tensor:
+        return f(t * x, w, b) - f(t * bound(low), *positive) - f(t * bound(high), *negative)
+
+    return vjp(total, [ones], z * g / stabilized(total(ones), stabilizer))[0]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One of the rules above for an op whose operands x, w, b stand at `places` among its arguments."""
+
+    rule: Callable[..., Tensor]
+    places: Places
+    parameters: tuple[tuple[str, Any], ...]
+
+    @property
+    def __name__(self) -> str:
+        return self.rule.__name__
+
+    def __call__(
+        self, g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], nonneg: bool, **kwargs: Any
+    ) -> Tensor:
+        return self.rule(g, z, Product(op, args, kwargs, self.places), nonneg=nonneg, **dict(self.parameters))
+
+
+def ones_for(x: Tensor) -> Tensor:
+    """Ones in the place of an input, one for each of its entries."""
+    return x * 0 + 1
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """A product with weights that sees the input itself; relevance of the input stands at `ones`, laid out like x.
+
+    What is spread evenly or by distance from bounds is no multiple of x: R = x ⊙ g could not carry it.
+    """
+
+    op: Callable[..., Tensor]
+    places: Places
+
+    @property
+    def __name__(self) -> str:
+        return "first_" + getattr(self.op, "__name__", str(self.op)).replace(".", "_")
+
+    def __call__(self, ones: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.op(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class AtInput:
+    """`flat` or `z_box` as the rule of first layers."""
+
+    rule: Callable[..., Tensor]
+    parameters: tuple[tuple[str, Any], ...]
+
+    @property
+    def __name__(self) -> str:
+        return self.rule.__name__
+
+    def __call__(self, g: Tensor, z: Tensor, ones: Tensor, *args: Any, op: FirstLayer, **kwargs: Any) -> Tensor:
+        return self.rule(g, z, ones, Product(op.op, args, kwargs, op.places), **dict(self.parameters))
