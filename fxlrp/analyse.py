@@ -52,6 +52,10 @@ def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
     return {i: nodes for i, nodes in out.items() if nodes}
 
 
+def _ones(node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.users if n.target is ones_for]
+
+
 def find_active(
     gm: fx.GraphModule,
     readouts: Iterable[fx.Node],

@@ -12,7 +12,6 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 import fxlrp
-from fxlrp.patterns.batch_norm import batch_normed
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products
@@ -143,14 +142,6 @@ ROWS = [
     Row(aten.bmm.default, (rand(2, 6, 3, seed=1), x3), (1,)),
     Row(aten.bmm.default, (x3, rand(2, 8, 5, seed=1)), (0, 1)),
     Row(aten.addmm.default, (rand(5, seed=2), rand(2, 8), rand(8, 5, seed=1)), (1,)),
-    Row(
-        batch_normed,
-        (x4, rand(4, 4, 3, 3, seed=1), rand(4, seed=6), aten.conv2d.default, ([1, 1], [1, 1]), bn),
-        h=lambda x, w, b, op, rest, n: op(x, w * (n[0] / (n[3] + n[6]).sqrt()).view(-1, 1, 1, 1), None, *rest),
-        h_abs=lambda x, w, b, op, rest, n: op(
-            x.abs(), (w * (n[0] / (n[3] + n[6]).sqrt()).view(-1, 1, 1, 1)).abs(), None, *rest
-        ),
-    ),
     Row(
         aten.batch_norm.default,
         (x4, *bn),

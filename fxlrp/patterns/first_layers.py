@@ -53,7 +53,7 @@ def mark_first_layers(gm: fx.GraphModule) -> None:
 
 
 def _ones(node: Any, known: dict[fx.Node, Any]) -> Any:
-    """The ones that stand for an active node, made like it from those that stand for the inputs; None if they can't be."""
+    """The ones that stand for an active node, made like it from those of the inputs; None if they can't be."""
     if node not in known:
         known[node] = _made(node, known)
     return known[node]

@@ -61,7 +61,12 @@ ABSLRP = publish(
                     aten.grid_sampler_2d.default,
                     "torchvision::roi_align",
                 ),
-                (Rule(products.read_between, shares=(0,)), (0, 1), aten.grid_sampler.default),
+                (
+                    Rule(products.read_between, shares=(0,)),
+                    (0, 1),
+                    aten.grid_sampler.default,
+                    "torchvision::roi_align",
+                ),
                 (products.grouped_mm, "aten::_grouped_mm", "transformers::grouped_mm_fallback"),
                 (elementwise.exp, aten.exp.default),
                 (elementwise.logsumexp, aten.logsumexp.default),

@@ -106,9 +106,7 @@ def epsilon(epsilon: float = 1e-6) -> Rulebook:
 @publish
 def zplus(stabilizer: float = 1e-6) -> Rulebook:
     """LRP-z⁺ at every layer: positive contributions alone."""
-    return composite(
-        *by_rule(PRODUCTS, weighted.z_plus, stabilizer=stabilizer), epsilon=stabilizer, seed="relevance"
-    )
+    return composite(*by_rule(PRODUCTS, weighted.z_plus, stabilizer=stabilizer), epsilon=stabilizer, seed="relevance")
 
 
 @publish

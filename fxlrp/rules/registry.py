@@ -176,8 +176,8 @@ def publish(book: Rulebook) -> Rulebook: ...
 @overload
 def publish(book: Callable[..., Rulebook]) -> Callable[..., Rulebook]: ...
 def publish(book: Rulebook | Callable[..., Rulebook]) -> Any:
-    """Make a rulebook known by its name; or, as a decorator, what a function of parameters with defaults returns, by the
-    function's name and with its docstring."""
+    """Make a rulebook known by its name; or, as a decorator, the one that a function of parameters with defaults
+    returns, by the function's name and with its docstring."""
     if isinstance(book, Rulebook):
         _BOOKS[book.name] = lambda: book
         return book

@@ -141,14 +141,14 @@ def z_box(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, low: Any, high: Any
     low, high: numbers, or one for each channel.
     """
     x, w, b = f.operands
-    positive, negative = ([None if t is None else clamped(t, sign) for t in (w, b)] for sign in (1, -1))
+    above, below = (None if b is None else clamped(b, sign) for sign in (1, -1))
 
     def bound(v: Any) -> Tensor:
         v = torch.as_tensor(v, dtype=x.dtype, device=x.device)
         return v.view(-1, *[1] * (x.ndim - 2)) if v.ndim else v
 
     def total(t: Tensor) -> Tensor:
-        return f(t * x, w, b) - f(t * bound(low), *positive) - f(t * bound(high), *negative)
+        return f(t * x, w, b) - f(t * bound(low), clamped(w, 1), above) - f(t * bound(high), clamped(w, -1), below)
 
     return vjp(total, [ones], z * g / stabilized(total(ones), stabilizer))[0]
 
