@@ -18,7 +18,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
-from fxlrp.rules.propagate import NONE, WHOLE, Adjusted, Placement, Site, is_pointwise
+from fxlrp.rules.propagate import NONE, WHOLE, Adjusted, Given, Placement, Site, is_pointwise
 from fxlrp.rules.registry import Absolute, Derivative, Rule, Rulebook, Structural
 
 aten = torch.ops.aten
@@ -167,7 +167,8 @@ def _leaves(node: fx.Node) -> list:
 
 def _active_positions(node: fx.Node, active: set[fx.Node]) -> tuple[int, ...]:
     carrying = set(carriers(node)) & active
-    return tuple(i for i, leaf in enumerate(_leaves(node)) if isinstance(leaf, fx.Node) and leaf in carrying)
+    first = 1 if isinstance(node.target, Given) else 0  # a given value is no operand
+    return tuple(i for i, a in enumerate(_leaves(node)) if isinstance(a, fx.Node) and a in carrying and i >= first)
 
 
 def _flows_by(rulebook: Rulebook) -> Callable[[fx.Node, set[fx.Node]], list[fx.Node]]:
@@ -197,20 +198,22 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
     output, *inputs = (b or WHOLE for b in batches)
     masked = op in SOFTMAXES or node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]
-    known = {"nonneg": bool(shares) and leaves[shares[0]] in facts.nonnegative, "op": op}
+    known: dict[str, Any] = {"nonneg": bool(shares) and leaves[shares[0]] in facts.nonnegative}
+    known["op"] = op.op if isinstance(op, Given) else op
     extras = tuple((k, v) for k, v in known.items() if rule and rule.wants(k))
+    normalise = (rule and rule.normalise) or book.normalise
     node.target = Site(
         op,
         rule.fn if rule else generic(op, shares),
         rule.name if rule else plain if entry else f"generic_{plain}",
         book.name,
-        book.normalise,
+        normalise,
         shares,
         frozenset(positions),
         Placement(output, tuple(inputs), masked),
         extras,
     )
-    if book.normalise is NONE:  # then it does not matter where they are
+    if normalise is NONE:  # then it does not matter where they are
         return not _merges(node, facts)
     # a tensor that all samples share takes relevance from all of them, which can't be told apart
     return None not in batches and len({b == WHOLE for b in batches}) == 1

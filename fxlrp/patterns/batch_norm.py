@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxlrp.patterns.emit import KEPT, replace
+from fxlrp.patterns.emit import KEPT, emit, replace
+from fxlrp.rules.propagate import Given
+from fxlrp.rules.registry import Rule
 
 aten = torch.ops.aten
 CONVOLUTIONS = tuple(getattr(c, kind) for c in (aten.conv1d, aten.conv2d, aten.conv3d) for kind in c.overloads())
@@ -16,8 +19,8 @@ FOLDABLE = (aten.linear.default, *CONVOLUTIONS, *TRANSPOSED)
 
 
 def fold_batch_norm(gm: fx.GraphModule) -> None:
-    """product → batch_norm (in eval mode, the product used nowhere else) becomes one product: γ/√(v + ε) goes into its
-    weight, the rest into its bias."""
+    """product → batch_norm (in eval mode, the product used nowhere else) is explained as one product: γ/√(v + ε) goes
+    into its weight, the rest into its bias.  Its value stays the one that the model computes."""
     for node in list(gm.graph.nodes):
         product = node.args[0] if node.target is aten.batch_norm.default else None
         if not isinstance(product, fx.Node) or product.target not in FOLDABLE or len(product.users) > 1:
@@ -25,12 +28,23 @@ def fold_batch_norm(gm: fx.GraphModule) -> None:
         grouped = product.target in TRANSPOSED and len(product.args) > 6 and product.args[6] != 1
         if node.args[5] or product.kwargs or grouped or product.args[1].meta["active"]:
             continue  # batch statistics do not fold
-        replace(node, lambda call, x, *norm, product=product: _folded(call, product, *norm))
-        gm.graph.erase_node(product)
+        if isinstance(product.meta["entry"], Rule):
+            users = list(node.users)
+            with gm.graph.inserting_before(node.next):
+                folded = _folded(partial(emit, gm.graph, node), node, product, *node.args[1:])
+            for user in users:
+                user.replace_input_with(node, folded)
 
 
 def _folded(
-    call: Any, product: fx.Node, w: fx.Node | None, b: fx.Node | None, mean: fx.Node, var: fx.Node, *rest: Any
+    call: Any,
+    z: fx.Node,
+    product: fx.Node,
+    w: fx.Node | None,
+    b: fx.Node | None,
+    mean: fx.Node,
+    var: fx.Node,
+    *rest: Any,
 ) -> fx.Node:
     x, weight, *more = product.args
     bias, more = (more[0], more[1:]) if more else (None, [])
@@ -42,7 +56,7 @@ def _folded(
     channels = 1 if product.target in TRANSPOSED else 0
     shape = [-1 if d == channels else 1 for d in range(weight.meta["val"].ndim)]
     weight = call(aten.mul.Tensor, weight, call(aten.reshape.default, scale, shape))
-    folded = call(product.target, x, weight, shift, *more)
+    folded = call(Given(product.target), z, x, weight, shift, *more)
     folded.meta.update({k: product.meta[k] for k in KEPT if k in product.meta})
     return folded
 

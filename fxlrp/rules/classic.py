@@ -78,10 +78,9 @@ def by_rule(ops: Kind, rule: Callable[..., Any], **parameters: float) -> Iterato
         yield (Weighted(rule, places, tuple(parameters.items())), (places[0],), *packets)
 
 
-def at_input(rule: Callable[..., Any], **parameters: Any) -> Iterator[tuple]:
-    """Rows that give first layers a rule."""
-    entry = Rule(AtInput(rule, tuple(parameters.items())), shares=(0,))
-    return ((entry, at, FirstLayer) for at in ((0,), (0, 1)))
+def at_input(rule: Callable[..., Any], **parameters: Any) -> tuple:
+    """The row that gives first layers a rule."""
+    return (Rule(AtInput(rule, tuple(parameters.items())), shares=(0,)), None, FirstLayer)
 
 
 def composite(*rows: tuple, epsilon: float, seed: str = "gradient") -> Rulebook:
@@ -135,7 +134,7 @@ def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Rulebook:
 def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Rulebook:
     """ε at dense layers, z⁺ at convolutions, flat at the first layer."""
     dense, convolutions = by_epsilon(DENSE, epsilon), by_rule(CONVOLVING, weighted.z_plus, stabilizer=stabilizer)
-    return composite(*dense, *convolutions, *at_input(weighted.flat, stabilizer=stabilizer), epsilon=stabilizer)
+    return composite(*dense, *convolutions, at_input(weighted.flat, stabilizer=stabilizer), epsilon=stabilizer)
 
 
 @publish
@@ -150,7 +149,7 @@ def epsilon_gamma_box(
     dense = by_epsilon(DENSE, epsilon)
     convolutions = by_rule(CONVOLVING, weighted.gamma, gamma=gamma, stabilizer=stabilizer)
     first = at_input(weighted.z_box, low=low, high=high, stabilizer=stabilizer)
-    return composite(*dense, *convolutions, *first, epsilon=stabilizer)
+    return composite(*dense, *convolutions, first, epsilon=stabilizer)
 
 
 @publish

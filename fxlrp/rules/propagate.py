@@ -147,6 +147,20 @@ UNIT = Normalise("unit", _unit)
 NONE = Normalise("none", _as_it_is)
 
 
+@dataclass(frozen=True)
+class Given:
+    """A product whose value z is given, as what a batch norm makes of another: Given(op)(z, *args) is z ≈ op(*args)."""
+
+    op: Callable[..., Tensor]
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.op, "__name__", str(self.op)).replace(".", "_")
+
+    def __call__(self, z: Tensor, *args: Any) -> Tensor:
+        return z.view_as(z)
+
+
 class Site:
     """An op at its place in a graph, with the rule that is its backward pass.  Equal sites share a name when printed.
 
@@ -223,6 +237,7 @@ class _Propagation(torch.autograd.Function):
         for i, t in zip(ctx.places, tensors, strict=True):
             leaves[i] = t
         args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
+        args = args[1:] if isinstance(site.op, Given) else args
         xs = [leaves[i] for i in site.shares]
 
         def call(g: Tensor) -> Sequence[Tensor]:

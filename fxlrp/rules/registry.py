@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import FxlrpError
-from fxlrp.rules.propagate import MASS, Normalise
+from fxlrp.rules.propagate import MASS, Given, Normalise
 
 Op = Callable[..., Any]
 Key = tuple["Op | str", "tuple[int, ...] | None"]
@@ -26,11 +26,12 @@ class Rule:
     fn(g, z, *args, **kwargs) gets the cotangent g and the value z of the op's output (R = z g) and the op's own
     arguments, and returns the cotangents of the arguments `shares` points at (default: the ones that carry relevance).
     A rule that asks for the keyword `nonneg` is told whether the first of those arguments is known to be ≥ 0; one that
-    asks for `op` gets the op.
+    asks for `op` gets the op.  `normalise` goes before the rulebook's.
     """
 
     fn: Callable[..., Any]
     shares: tuple[int, ...] | None = None
+    normalise: Normalise | None = None
 
     @property
     def name(self) -> str:
@@ -75,13 +76,13 @@ def _name(op: Op) -> str | None:
 
 def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
     """A rule table from rows (rule, op, op, …) or (rule, (args,), op, …), where `args` are the positions carrying
-    relevance for which the row holds; without them it holds for position 0.  STRUCTURAL, ABSOLUTE and derivatives need
-    no positions: without them they hold for any.
+    relevance for which the row holds, None for any.  Without them it holds for position 0, and for any if the rule is
+    STRUCTURAL, ABSOLUTE or a derivative.
     """
     out: dict[Key, Entry] = {}
     for rule, *ops in rows:
         args: tuple[int, ...] | None = None if isinstance(rule, Structural | Absolute | Derivative) else (0,)
-        if ops and isinstance(ops[0], tuple):
+        if ops and (ops[0] is None or isinstance(ops[0], tuple)):
             args, *ops = ops
         entry = rule if isinstance(rule, Entry) else Rule(rule)
         out.update({(overload, args): entry for op in ops for overload in overloads(op)})
@@ -132,6 +133,8 @@ class Rulebook:
 
     def lookup(self, op: Op, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule."""
+        if isinstance(op, Given):
+            return self.lookup(op.op, tuple(i - 1 for i in active))
         for entries in (_USER, self.entries):
             names: tuple[Any, ...] = (op, type(op), _name(op))
             for name in names:

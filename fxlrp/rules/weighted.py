@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.generic import vjp
+from fxlrp.rules.propagate import Given
 
 aten = torch.ops.aten
 
@@ -206,4 +207,5 @@ class AtInput:
         return self.rule.__name__
 
     def __call__(self, g: Tensor, z: Tensor, ones: Tensor, *args: Any, op: FirstLayer, **kwargs: Any) -> Tensor:
-        return self.rule(g, z, ones, Product(op.op, args, kwargs, op.places), **dict(self.parameters))
+        product, args = (op.op.op, args[1:]) if isinstance(op.op, Given) else (op.op, args)
+        return self.rule(g, z, ones, Product(product, args, kwargs, op.places), **dict(self.parameters))
