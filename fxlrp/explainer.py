@@ -37,13 +37,14 @@ class Explainer(nn.Module):
         self._parts: tuple[int, ...] = ()
         self._latest: Plan | None = None
 
-    def forward(self, *args: Any, target: Target = None, contrast: Contrast = "others", **kwargs: Any) -> Attribution:
+    def forward(self, *args: Any, target: Target = None, contrast: Contrast = "default", **kwargs: Any) -> Attribution:
         """Explain a call of the model.
 
         target: None (the top class), a class, a tensor of one class per sample [B], a float tensor of weights over the
         logits, or a callable on the model's output that returns a score per sample (its gradient is explained).
         contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
-        by probability) or a class.  A target of weights or a callable states its own.
+        by probability) or a class; "default" is what the rulebook was found best with.  A target of weights or a
+        callable states its own.
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
@@ -64,6 +65,7 @@ class Explainer(nn.Module):
         leaves = [out[i] for places in plan.readouts.values() for i in places]
         if callable(target):
             target = _answer(target, plan, [o.detach() for o in out[:count]], logits.detach())
+        contrast = self.rulebook.against if contrast == "default" else contrast
         v, against, index = directions(logits, target, contrast)
         grads = self._passes(logits, leaves, v, against)
         reading = zip((at for places in plan.readouts.values() for at in places), leaves, grads, strict=True)
@@ -188,7 +190,7 @@ class Explainer(nn.Module):
         """The rewritten graph of the latest call (or of the example inputs): forward and relevance rules in one."""
         return self._known().graph
 
-    def report(self, *args: Any, target: Target = None, contrast: Contrast = "others", **kwargs: Any) -> Report:
+    def report(self, *args: Any, target: Target = None, contrast: Contrast = "default", **kwargs: Any) -> Report:
         """What became of every node of that graph, and which line of the model it comes from.
 
         Given a call to explain, also how much relevance arrives at each node and leaves it.

@@ -1,6 +1,6 @@
 """Rules: the registry, and the rulebooks, each a table from op to rule."""
 
-from fxlrp.rules import classic, gradients, transformers
+from fxlrp.rules import classic, gradients, hybrid, transformers
 from fxlrp.rules.abslrp import ABSLRP
 from fxlrp.rules.published import APRIL, DECEMBER
 from fxlrp.rules.registry import (
@@ -27,6 +27,7 @@ __all__ = [
     "Rulebook",
     "classic",
     "gradients",
+    "hybrid",
     "rule",
     "rulebook",
     "rulebooks",

@@ -109,6 +109,7 @@ class Rulebook:
     reads: what an explanation is: the "relevance" a ⊙ g of each input, or its "gradient" g.
     seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each
         sign brought to mass Σ|v|; "gradient": R = z v.
+    against: what a target is set against where the call does not say: None, "others" or "softmax".
     contrast: "signed": one pass with a seed of both signs; "apart": one pass a side, subtracted at the input.
     """
 
@@ -120,6 +121,7 @@ class Rulebook:
     unknown: Entry | None = None
     reads: str = "relevance"
     seed: str = "share"
+    against: str | None = "others"
     contrast: str = "signed"
 
     def extend(self, rows: Mapping[Key, Entry] | Iterable[tuple[Any, ...]] = (), **changes: Any) -> Rulebook:

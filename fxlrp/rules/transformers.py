@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from fxlrp.patterns.gates import gate, mark_gates
 from fxlrp.rules import elementwise, weighted
 from fxlrp.rules.classic import PRODUCTS, by_epsilon, by_rule, composite
 from fxlrp.rules.registry import Rule, Rulebook, publish
@@ -25,6 +26,7 @@ def attnlrp(gamma: float = 0.0, epsilon: float = 0.0) -> Rulebook:
 
 @publish
 def cp_lrp(gamma: float = 0.0, epsilon: float = 0.0) -> Rulebook:
-    """CP-LRP: attention weights are constants, else as attnlrp."""
-    weights = (Rule(elementwise.normaliser, shares=()), aten.softmax.int, aten._softmax.default)
-    return attnlrp(gamma=gamma, epsilon=epsilon).extend([weights])
+    """CP-LRP: attention weights and gates are constants, else as attnlrp."""
+    constant = (Rule(elementwise.normaliser, shares=()), aten.softmax.int, aten._softmax.default, gate)
+    book = attnlrp(gamma=gamma, epsilon=epsilon)
+    return book.extend([constant], passes=(*book.passes, mark_gates))

@@ -9,6 +9,7 @@ Every rule here is R_i = Σ_j (contribution of i to j) / (sum of contributions t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,17 +78,15 @@ Contributions = tuple[Tensor, Callable[[Tensor], Tensor]]
 """Their sum at each output, and how s = R / sum at the outputs becomes g at x."""
 
 
-def contributions(
-    f: Product, sign: int, part: Callable[[Tensor, int], Tensor], nonneg: bool, *, biased: bool = True
-) -> Contributions:
-    """Those of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0), with `part(t, ±1)` what of t counts as t±."""
+def contributions(f: Product, sign: int, nonneg: bool) -> Contributions:
+    """Those of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0)."""
     x, w, b = f.operands
     halves = [(1, x if nonneg else x.clamp(min=0))] + ([] if nonneg else [(-1, x.clamp(max=0))])
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for _, t in halves]
         none = None if b is None else torch.zeros_like(b)
-        biases = [none if b is None or not biased or half < 0 else part(b, sign) for half, _ in halves]
-        parts = [f(t, part(w, sign * half), c) for (half, _), t, c in zip(halves, leaves, biases, strict=True)]
+        biases = [none if b is None or half < 0 else clamped(b, sign) for half, _ in halves]
+        parts = [f(t, clamped(w, sign * half), c) for (half, _), t, c in zip(halves, leaves, biases, strict=True)]
         total = sum(parts[1:], parts[0])
 
     def pull(s: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ def alpha_beta(
     r, out = z * g, torch.zeros_like(f.operands[0])
     for factor, sign in ((alpha, 1), (-beta, -1)):
         if factor:
-            total, pull = contributions(f, sign, clamped, nonneg)
+            total, pull = contributions(f, sign, nonneg)
             out = out + factor * pull(r / stabilized(total, stabilizer))
     return out
 
@@ -119,13 +118,22 @@ def z_plus(g: Tensor, z: Tensor, f: Product, *, stabilizer: float, nonneg: bool)
     return alpha_beta(g, z, f, alpha=1, beta=0, stabilizer=stabilizer, nonneg=nonneg)
 
 
-def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float, nonneg: bool) -> Tensor:
-    """R_i = Σ_j (z_ij + γ z±_ij) / Σ_i (z_ij + γ z±_ij) R_j, ± the sign of z_j (generalized to inputs of any sign)."""
-    r, out = z * g, torch.zeros_like(f.operands[0])
-    for sign in (1, -1):
-        total, pull = contributions(f, sign, lambda t, sign: t + gamma * clamped(t, sign), nonneg)
-        out = out + pull(torch.where(z * sign > 0, r / stabilized(total, stabilizer), 0))
-    return out
+def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) -> Tensor:
+    """R_i = Σ_j (z_ij + γ z±_ij) / Σ_i (z_ij + γ z±_ij) R_j, ± the sign of z_j (generalized to inputs of any sign).
+
+    z± = (z ± |z|)/2 makes of it the signed contribution and absLRP's absolute one: with h = γ/2, A = f(|x|; |w|, |b|),
+    s = R / ((1 + h) z + h A sign(z)) and J the product's derivative,  g = (1 + h) Jᵀ s + h sign(x) |J|ᵀ (s sign(z)).
+    """
+    x, w, b = f.operands
+    h, none = gamma / 2, None if b is None else torch.zeros_like(b)
+    with torch.enable_grad():
+        size = x.detach().abs().requires_grad_()
+        total = f(size, w.abs(), None if b is None else b.abs())
+    sign = torch.where(z < 0, -1, 1)
+    s = z * g / stabilized((1 + h) * z + h * sign * total.detach(), stabilizer)
+    (absolute,) = torch.autograd.grad(total, size, s * sign)
+    (signed,) = vjp(lambda t: f(t, w, none), [x], s)
+    return (1 + h) * signed + h * x.sign() * absolute
 
 
 def flat(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, stabilizer: float) -> Tensor:
@@ -169,7 +177,8 @@ class Weighted:
     def __call__(
         self, g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], nonneg: bool, **kwargs: Any
     ) -> Tensor:
-        return self.rule(g, z, Product(op, args, kwargs, self.places), nonneg=nonneg, **dict(self.parameters))
+        known = {"nonneg": nonneg} if "nonneg" in inspect.signature(self.rule).parameters else {}
+        return self.rule(g, z, Product(op, args, kwargs, self.places), **known, **dict(self.parameters))
 
 
 def ones_for(x: Tensor) -> Tensor:

@@ -1,0 +1,22 @@
+"""The rulebook abslrp-hybrid: absLRP's absolute contributions where they help, signed ones beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fxlrp.rules import weighted
+from fxlrp.rules.classic import by_rule, composite
+from fxlrp.rules.registry import Rulebook, publish
+from fxlrp.rules.weighted import CONVOLVING, DENSE
+
+
+@publish
+def abslrp_hybrid(convolution: float = 4.0, dense: float = 0.02, stabilizer: float = 1e-6) -> Rulebook:
+    """Signed contributions blended with absLRP's absolute ones, many at convolutions and few at dense layers; attention,
+    norms, gates and activations as in AttnLRP; set against the other classes by their probability."""
+    book = composite(
+        *by_rule(CONVOLVING, weighted.gamma, gamma=convolution, stabilizer=stabilizer),
+        *by_rule(DENSE, weighted.gamma, gamma=dense, stabilizer=stabilizer),
+        epsilon=0.0,
+    )
+    return replace(book, against="softmax")
