@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import FxlrpError
+from fxlrp.report import Conservation, Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,7 @@ class Attribution:
     output: the model's own output.  logits: the explained tensor in it.
     target: the class explained per sample [B], or None where a callable target was.
     names: where each explained input stood in the call.
+    trace: how much relevance passed every node, if the call asked for it.
     """
 
     relevance: Tensor | tuple[Tensor, ...]
@@ -30,6 +32,16 @@ class Attribution:
     target: Tensor | None
     names: tuple[str, ...] = ()
     inputs: tuple[Tensor, ...] = field(default=(), repr=False)
+    trace: Report | None = field(default=None, repr=False)
+
+    def conservation(self) -> Conservation:
+        """Where relevance was lost or made, node by node, from the output to the input.
+
+        Raises FxlrpError unless the call was made with trace=True.
+        """
+        if self.trace is None:
+            raise FxlrpError("Nothing was traced: call explainer(…, trace=True), then .conservation().")
+        return self.trace.conservation()
 
     def heatmap(self) -> Tensor:
         """Relevance per pixel [B, H, W]: the channels of the first image-like input summed."""
@@ -50,20 +62,7 @@ class Attribution:
 
         Raises FxlrpError for a picture or index that cannot be, and a path that no picture can be written to.
         """
-        from PIL import Image
-
-        panels = self.panels(picture, index=index)
-        path = Path(path)
-        gap = np.ones((panels[0].shape[0], 4, 3))
-        strip = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], 1)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((strip * 255).round().astype(np.uint8)).save(path)
-        except OSError as error:
-            raise FxlrpError(f"{path} cannot be written, {str(error).split('] ')[-1]}; give another path.") from error
-        except (ValueError, KeyError) as error:  # PIL tells formats by the extension
-            raise FxlrpError(f"{path} has no extension of a picture; give a name that ends in .png.") from error
-        return path
+        return _write(_beside(self.panels(picture, index=index)), path)
 
     def panels(self, picture: Any = None, *, index: int = 0, side: int = 320) -> Sequence[np.ndarray]:
         """Original, heatmap and overlay as arrays [H, W, 3] in 0…1, small pictures enlarged to about `side` pixels."""
@@ -80,6 +79,48 @@ class Attribution:
         grey = original.mean(2, keepdims=True) * 0.6 + 0.35
         strength = np.abs(heat)[..., None] ** 0.6
         return original, diverging(heat), grey * (1 - strength) + colour(heat) * strength
+
+
+def save_comparison(maps: Mapping[str, Attribution], path: str | Path, picture: Any = None) -> Path:
+    """Write the picture and, below each name, the heatmap and overlay of an attribution of it; return the path.
+
+    picture: as in `Attribution.save`, whose errors it raises.
+    """
+    panels = [a.panels(picture) for a in maps.values()]
+    columns = [np.concatenate([_caption("input", panels[0][0]), panels[0][0], np.ones_like(panels[0][0])])]
+    for name, (_, heat, overlay) in zip(maps, panels, strict=True):
+        columns.append(np.concatenate([_caption(name, heat), overlay, np.ones_like(heat[:4]), heat[4:]]))
+    return _write(_beside(columns), path)
+
+
+def _caption(text: str, panel: np.ndarray) -> np.ndarray:
+    """A white strip as wide as the panel, with the text as large as fits."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, height = panel.shape[1], max(16, panel.shape[1] // 12)
+    strip = Image.new("L", (width, height), 255)
+    size = next((s for s in range(height - 4, 7, -1) if ImageFont.load_default(s).getlength(text) < width), 7)
+    ImageDraw.Draw(strip).text((width / 2, height / 2), text, 0, ImageFont.load_default(size), anchor="mm")
+    return np.asarray(strip, dtype=np.float64)[..., None].repeat(3, 2) / 255
+
+
+def _beside(panels: Sequence[np.ndarray]) -> np.ndarray:
+    gap = np.ones((panels[0].shape[0], 4, 3))
+    return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], 1)
+
+
+def _write(strip: np.ndarray, path: str | Path) -> Path:
+    from PIL import Image
+
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((strip * 255).round().astype(np.uint8)).save(path)
+    except OSError as error:
+        raise FxlrpError(f"{path} cannot be written, {str(error).split('] ')[-1]}; give another path.") from error
+    except (ValueError, KeyError) as error:  # PIL tells formats by the extension
+        raise FxlrpError(f"{path} has no extension of a picture; give a name that ends in .png.") from error
+    return path
 
 
 def _unit(picture: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The command line: `fxlrp explain`, `inspect`, `rules` and `demo`.  Parses, calls the library, prints."""
+"""The command line: `fxlrp explain`, `compare`, `inspect`, `rules` and `demo`.  Parses, calls the library, prints."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fxlrp import Attribution, Explainer, FxlrpError, Report, convert, rulebooks
+from fxlrp.attribution import save_comparison
 from fxlrp.inputs import (
     LoadedModel,
     find_class,
@@ -30,6 +31,11 @@ from fxlrp.inputs import (
 )
 from fxlrp.inputs.models import first_line
 from fxlrp.inputs.pictures import channels_of
+from fxlrp.rules.registry import find_rulebook, parameters_of
+
+DEFAULT = "abslrp-hybrid"
+"""The rulebook found best on trained models (docs/rules.md)."""
+COMPARED = "abslrp-hybrid,abslrp,zplus,gamma,attnlrp,gradient-input"
 
 app = typer.Typer(
     help="Explain what a PyTorch model looked at, by layer-wise relevance propagation.",
@@ -53,7 +59,9 @@ Arch = Annotated[
     typer.Option(help="What a state dict belongs to: timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory."),
 ]
 Size = Annotated[str | None, typer.Option(help="Input size in pixels, H or HxW.", metavar="H[xW]")]
-Rules = Annotated[str, typer.Option(help="Rulebook; `fxlrp rules` lists them.")]
+Rules = Annotated[
+    str, typer.Option(help="Rulebook, as in gamma or gamma:gamma=0.1,epsilon=1e-6; `fxlrp rules` lists them.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Unpickle whatever MODEL asks for; it may run any code.")]
 Random = Annotated[
@@ -102,9 +110,13 @@ def explain(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Class to explain, number or name; the top one.")] = None,
     contrast: Annotated[
-        str, typer.Option(help="What it is set against: none, others, softmax, or a class.", metavar="CONTRAST")
-    ] = "others",
-    rules: Rules = "abslrp",
+        str,
+        typer.Option(
+            help="What it is set against: none, others, softmax, a class, or what suits the rulebook.",
+            metavar="CONTRAST",
+        ),
+    ] = "default",
+    rules: Rules = DEFAULT,
     device: Device = None,
     arch: Arch = None,
     size: Size = None,
@@ -149,7 +161,7 @@ def explain(
 def inspect(
     model: Model,
     picture: Annotated[Path | None, typer.Argument(help="A picture, for --mass.", metavar="[INPUT]")] = None,
-    rules: Rules = "abslrp",
+    rules: Rules = DEFAULT,
     device: Device = None,
     arch: Arch = None,
     size: Size = None,
@@ -186,12 +198,52 @@ def inspect(
 
 
 @_command
+def compare(
+    model: Model,
+    picture: Annotated[Path, typer.Argument(help="A picture.", metavar="INPUT")],
+    rules: Annotated[str, typer.Option(help="Rulebooks with commas between, each as for explain.")] = COMPARED,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("compare_fxlrp.png"),
+    target: Annotated[str | None, typer.Option(help="Class to explain, number or name; the top one.")] = None,
+    contrast: Annotated[str, typer.Option(help="As for explain.", metavar="CONTRAST")] = "default",
+    device: Device = None,
+    arch: Arch = None,
+    size: Size = None,
+    labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
+    trust: Trust = False,
+    random_weights: Random = False,
+    debug: Debug = False,
+) -> None:
+    """Explain one picture by several rulebooks, all maps side by side.
+
+    [dim]fxlrp compare model.pt cat.png --rules abslrp,gamma:gamma=0.1,attnlrp -o six.png[/]
+    """
+    books = [find_rulebook(name) for name in re.split(r",(?![^,:]*=)", rules) if name]
+    loaded = _load(model, arch, trust, random_weights, device)
+    if loaded.reads_text:
+        raise FxlrpError(f"{loaded.name} reads text; the command compares maps of a picture.")
+    loaded.preprocess = loaded.preprocess.but(_size(size))
+    loaded.labels = load_labels(labels) if labels else loaded.labels
+    asked = None if target is None else find_class(target, loaded.labels)
+    against = _contrast(contrast, loaded)
+    _notice_guess(loaded)
+    x, seen = loaded.preprocess(open_picture(picture))
+    maps: dict[str, Attribution] = {}
+    for book in track(books, "explaining", console=err, transient=True):
+        maps[book.name] = convert(loaded.module, rules=book)(loaded.like(x[None]), target=asked, contrast=against)
+    first = next(iter(maps.values()))
+    _say_explained(first, loaded, picture, against)
+    out.print(f"  wrote [bold]{escape(str(save_comparison(maps, output, seen)))}[/]", soft_wrap=True)
+
+
+@_command
 def rules(debug: Debug = False) -> None:
     """List the rulebooks and what each does."""
-    table = Table("rulebook", "what it does", box=None)
+    table = Table("rulebook", "parameters", "what it does", box=None)
     for book in rulebooks().values():
-        table.add_row(f"[bold]{book.name}[/]", " ".join(book.doc.strip().split("\n\n")[0].split()))
+        given = "\n".join(f"{name}={value}" for name, value in parameters_of(book.name).items())
+        table.add_row(f"[bold]{book.name}[/]", given, book.doc)
     out.print(table)
+    out.print(f"The commands use [bold]{DEFAULT}[/]; --rules abslrp is the published method.")
 
 
 @_command
@@ -205,11 +257,10 @@ def demo(
     loaded.labels = load_labels(examples / "labels.txt")
     shown = ((p, [n for n in p.stem.split("_") if n in loaded.labels]) for p in sorted(examples.glob("pictures/*.png")))
     picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1)
-    explainer = convert(loaded.module)
+    explainer = convert(loaded.module, rules=DEFAULT)
     for name in objects:
-        _explain(
-            explainer, loaded, picture, output / f"demo_{name}.png", target=loaded.labels.index(name), contrast="others"
-        )
+        file = output / f"demo_{name}.png"
+        _explain(explainer, loaded, picture, file, target=loaded.labels.index(name), contrast="default")
     _say_counts(explainer.report())
 
 
@@ -273,6 +324,7 @@ def _say_explained(a: Attribution, loaded: LoadedModel, picture: Path, contrast:
     if len(probabilities) == 1:
         contrast = None  # there is nothing to set it against
     others = {None: "no contrast", "others": "against the others", "softmax": "against the others by probability"}
+    others["default"] = "as the rulebook has it"
     versus = f"against {loaded.label(contrast)}" if isinstance(contrast, int) else others[contrast]
     said = f"{loaded.label(explained)} ({probabilities[explained]:.1%}), {versus}"
     out.print(f"  explained [bold]{escape(said)}[/]", soft_wrap=True)
@@ -310,7 +362,7 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 
 def _contrast(name: str, loaded: LoadedModel) -> int | str | None:
-    if name in ("none", "others", "softmax"):
+    if name in ("none", "others", "softmax", "default"):
         return None if name == "none" else name
     return find_class(name, loaded.labels)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +38,14 @@ class Explainer(nn.Module):
         self._parts: tuple[int, ...] = ()
         self._latest: Plan | None = None
 
-    def forward(self, *args: Any, target: Target = None, contrast: Contrast = "default", **kwargs: Any) -> Attribution:
+    def forward(
+        self,
+        *args: Any,
+        target: Target = None,
+        contrast: Contrast = "default",
+        trace: bool = False,
+        **kwargs: Any,
+    ) -> Attribution:
         """Explain a call of the model.
 
         target: None (the top class), a class, a tensor of one class per sample [B], a float tensor of weights over the
@@ -45,11 +53,19 @@ class Explainer(nn.Module):
         contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
         by probability) or a class; "default" is what the rulebook was found best with.  A target of weights or a
         callable states its own.
+        trace: also weigh the relevance at every node: see `Attribution.trace` and `Attribution.conservation`.
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            return self._explain(args, kwargs, target, contrast)
+            if not trace:
+                return self._explain(args, kwargs, target, contrast)
+            plan, tensors = self._plan(args, kwargs)
+            if batch_size(tensors) > 1 and not plan.apart:
+                raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
+            weighing = Weighing(plan.graph)
+            attribution = self._explain(args, kwargs, target, contrast, weighing.run)
+        return replace(attribution, trace=plan.report.weighed(weighing.edges))
 
     def _explain(
         self, args: tuple, kwargs: dict, target: Target, contrast: Contrast, run: Callable | None = None
@@ -197,13 +213,9 @@ class Explainer(nn.Module):
         """
         if not args and not kwargs:
             return self._known().report
-        with torch.inference_mode(False), torch.enable_grad():
-            plan, tensors = self._plan(args, kwargs)
-            if batch_size(tensors) > 1 and not plan.apart:
-                raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
-            weighing = Weighing(plan.graph)
-            self._explain(args, kwargs, target, contrast, weighing.run)
-        return plan.report.weighed(weighing.edges)
+        trace = self(*args, target=target, contrast=contrast, trace=True, **kwargs).trace
+        assert trace is not None
+        return trace
 
     def _known(self) -> Plan:
         if self._latest is None:

@@ -23,6 +23,10 @@ class Mass(NamedTuple):
     def size(self) -> float:
         return self.positive + self.negative
 
+    @property
+    def sum(self) -> float:
+        return self.positive - self.negative
+
     def __str__(self) -> str:
         return f"{self.positive:+.3g} {-self.negative:+.3g}" if self.negative else f"{self.positive:+.3g}"
 

@@ -37,6 +37,42 @@ class NodeReport:
 
 
 @dataclass(frozen=True)
+class Conservation:
+    """Σ relevance at the output (`seed`), at the inputs (`read`), and at every node between."""
+
+    seed: float
+    read: float
+    nodes: list[NodeReport] = field(repr=False)
+    rulebook: str
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """What arrives at each node, by name, and does not leave it: Σ over all samples, negative where it is made."""
+        return {n.name: n.arrives.sum - (n.leaves or Mass()).sum for n in self.nodes if n.arrives is not None}
+
+    def table(self, least: float = 1e-3) -> Table:
+        """A rich table of the nodes that lose or make `least` of the seed or more."""
+        out = Table(
+            title=f"{self.read:.4g} of {self.seed:.4g} arrives at the input, by rulebook {self.rulebook}",
+            caption=f"nodes that keep all but {least:g} of the seed are left out",
+        )
+        for column in ("node", "op", "rule", "arrives", "leaves", "lost", "module", "source"):
+            out.add_column(column, justify="right" if column in ("arrives", "leaves", "lost") else "left")
+        lost = self.lost
+        for n in self.nodes:
+            if abs(lost[n.name]) >= least * abs(self.seed):
+                sums = [f"{v:.4g}" for v in ((n.arrives or Mass()).sum, (n.leaves or Mass()).sum, lost[n.name])]
+                out.add_row(n.name, n.op, n.rule or n.kind, *sums, n.module, escape(n.source.split("  ")[0]))
+        return out
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table()
+
+    def __str__(self) -> str:
+        return f"{self.read:.4g} of {self.seed:.4g} arrives at the input"
+
+
+@dataclass(frozen=True)
 class Report:
     """Every node of a graph, counted by kind: has a rule, is structural, fell to the generic rule, carries nothing.
 
@@ -87,6 +123,13 @@ class Report:
             arrives[source] = arrives.get(source, Mass()) + mass
         nodes = [replace(n, arrives=arrives.get(n.name), leaves=leaves.get(n.name)) for n in self.nodes]
         return replace(self, nodes=nodes, edges=edges)
+
+    def conservation(self) -> Conservation:
+        """Σ relevance at every node, of a call that was weighed, from the output to the input."""
+        seeded = sum((m for (node, _), m in self.edges.items() if node == "output"), Mass())
+        read = sum((m for (_, at), m in self.edges.items() if at.startswith("readout")), Mass())
+        passed = [n for n in reversed(self.nodes) if n.arrives is not None]
+        return Conservation(seeded.sum, read.sum, passed, self.rulebook)
 
     def tree(self, depth: int = 99) -> Tree:
         """Relevance by module: what arrives from outside of it and what leaves it; nodes stand below their module.

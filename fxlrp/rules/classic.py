@@ -34,8 +34,8 @@ IMAGENET_LOW, IMAGENET_HIGH = -2.118, 2.640
 
 def common(epsilon: float) -> Mapping[Key, Entry]:
     """What all signed methods do with ops that have no weights."""
-    by_contribution = Derivative(signed.by_contribution, (("epsilon", epsilon),)) if epsilon else STRUCTURAL
-    half = Derivative(signed.half, (("epsilon", epsilon),))
+    by_contribution = Derivative(signed.epsilon_rule, (("epsilon", epsilon),)) if epsilon else STRUCTURAL
+    half = Derivative(signed.uniform_rule, (("epsilon", epsilon),))
     return {
         **STRUCTURAL_ENTRIES,
         **table(
@@ -69,7 +69,7 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
 
 def by_epsilon(ops: Kind, epsilon: float) -> Iterator[tuple]:
     """Rows that give `ops` the ε-rule."""
-    yield (Derivative(signed.by_contribution, (("epsilon", epsilon),)), *(op for _, packets in ops for op in packets))
+    yield (Derivative(signed.epsilon_rule, (("epsilon", epsilon),)), *(op for _, packets in ops for op in packets))
 
 
 def by_rule(ops: Kind, rule: Callable[..., Any], **parameters: float) -> Iterator[tuple]:

@@ -19,19 +19,19 @@ from fxlrp.rules.weighted import stabilized
 aten = torch.ops.aten
 
 
-def by_contribution(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
+def epsilon_rule(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
     """s = R / (z + ε sign z): relevance by signed contribution, with ε taking what is too small."""
     return by_parts(lambda g, z: g * (z / stabilized(z, epsilon)), g, z) if epsilon else g
 
 
-def half(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
+def uniform_rule(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
     """The ε-rule of a product of two tensors that carry relevance: half for each (AttnLRP, the uniform rule)."""
-    return by_contribution(g, z, epsilon=epsilon) / 2
+    return epsilon_rule(g, z, epsilon=epsilon) / 2
 
 
 def generic(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
     """The ε-rule for an op of which nothing is known but its derivative."""
-    return by_contribution(g, z, epsilon=epsilon)
+    return epsilon_rule(g, z, epsilon=epsilon)
 
 
 def identity(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.propagate import Given
+from fxlrp.rules.propagate import Given, ratio
 
 aten = torch.ops.aten
 
@@ -109,7 +109,7 @@ def alpha_beta(
     for factor, sign in ((alpha, 1), (-beta, -1)):
         if factor:
             total, pull = contributions(f, sign, nonneg)
-            out = out + factor * pull(r / stabilized(total, stabilizer))
+            out = out + factor * pull(ratio(r, stabilized(total, stabilizer)))
     return out
 
 
@@ -130,7 +130,7 @@ def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) 
         size = x.detach().abs().requires_grad_()
         total = f(size, w.abs(), None if b is None else b.abs())
     sign = torch.where(z < 0, -1, 1)
-    s = z * g / stabilized((1 + h) * z + h * sign * total.detach(), stabilizer)
+    s = ratio(z * g, stabilized((1 + h) * z + h * sign * total.detach(), stabilizer))
     (absolute,) = torch.autograd.grad(total, size, s * sign)
     (signed,) = vjp(lambda t: f(t, w, none), [x], s)
     return (1 + h) * signed + h * x.sign() * absolute
@@ -141,7 +141,7 @@ def flat(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, stabilizer: float) -
     _, w, b = f.operands
     none = None if b is None else torch.zeros_like(b)
     sizes = f(ones, torch.ones_like(w), none)
-    return vjp(lambda t: f(t, torch.ones_like(w), none), [ones], z * g / stabilized(sizes, stabilizer))[0]
+    return vjp(lambda t: f(t, torch.ones_like(w), none), [ones], ratio(z * g, stabilized(sizes, stabilizer)))[0]
 
 
 def z_box(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, low: Any, high: Any, stabilizer: float) -> Tensor:
@@ -159,7 +159,7 @@ def z_box(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, low: Any, high: Any
     def total(t: Tensor) -> Tensor:
         return f(t * x, w, b) - f(t * bound(low), clamped(w, 1), above) - f(t * bound(high), clamped(w, -1), below)
 
-    return vjp(total, [ones], z * g / stabilized(total(ones), stabilizer))[0]
+    return vjp(total, [ones], ratio(z * g, stabilized(total(ones), stabilizer)))[0]
 
 
 @dataclass(frozen=True)

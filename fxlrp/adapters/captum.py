@@ -1,0 +1,38 @@
+"""fxlrp as a captum attribution method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from captum.attr import Attribution
+from torch import Tensor, nn
+
+from fxlrp.explainer import convert
+from fxlrp.rules.registry import Rulebook
+from fxlrp.seeds import Contrast, Target
+
+
+class FxLRP(Attribution):
+    """Relevance propagation by any rulebook, where captum's methods go: FxLRP(model).attribute(x, target=3)."""
+
+    def __init__(self, model: nn.Module, rules: str | Rulebook = "abslrp") -> None:
+        super().__init__(model)
+        self.explainer = convert(model, rules=rules)
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: Any = None,
+        contrast: Contrast = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Relevance shaped like `inputs`, a tuple for a tuple; target and contrast as in `fxlrp.Explainer`.
+
+        Raises FxlrpError if the model can't be captured, or an input carries no relevance.
+        """
+        several = isinstance(inputs, tuple)
+        more = additional_forward_args
+        rest = () if more is None else more if isinstance(more, tuple) else (more,)
+        found = self.explainer(*(inputs if several else (inputs,)), *rest, target=target, contrast=contrast).relevance
+        every = found if isinstance(found, tuple) else (found,)
+        return every[: len(inputs)] if several else every[0]

@@ -1,0 +1,202 @@
+"""The rulebooks of classic LRP, transformers and gradients: closed formulas, autograd, other libraries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxlrp
+from fxlrp import FxlrpError, convert
+
+SIGNED = sorted(set(fxlrp.rulebooks()) - {"abslrp", "abslrp-2024-04", "abslrp-2024-12"})
+
+
+class Attention(nn.Module):
+    """Pre-norm attention, a gated and a plain branch, on [B, T, D]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.up, self.gate, self.down, self.head = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v))
+        x = x + self.down(self.up(x) * nn.functional.silu(self.gate(x)))
+        return self.head(nn.functional.gelu(x).mean(1))
+
+
+def network(bias: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 6, 3, padding=1, bias=bias), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, bias=bias))
+    return nn.Sequential(*layers, nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8, 5, bias=bias)).double().eval()
+
+
+def pictures() -> Tensor:
+    return torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("rules", SIGNED)
+def test_samples_are_apart_and_nothing_is_generic(rules: str) -> None:
+    torch.manual_seed(0)
+    for model, x in ((network(), pictures()), (Attention().double().eval(), torch.randn(2, 4, 8).double())):
+        explainer = convert(model, rules=rules, strict=True)
+        both = explainer(x, target=3).relevance
+        assert both.isfinite().all()
+        assert both.any()
+        torch.testing.assert_close(explainer(x[1:], target=3).relevance, both[1:], rtol=1e-9, atol=1e-13)
+
+
+def test_gradients_are_autograds() -> None:
+    torch.manual_seed(0)
+    for model, x in ((network(), pictures()), (Attention().double().eval(), torch.randn(2, 4, 8).double())):
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(leaf)[:, 2].sum(), leaf)
+        for rules, expected in (("gradient", gradient), ("gradient-input", gradient * x)):
+            found = convert(model, rules=rules)(x, target=2, contrast=None).relevance
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("rules", ["epsilon:epsilon=0", "zplus:stabilizer=0", "alpha-beta:stabilizer=0", "abslrp"])
+def test_relevance_is_conserved_without_biases(rules: str) -> None:
+    model, x = network(bias=False), pictures()
+    a = convert(model, rules=rules)(x, target=1, contrast=None, trace=True)
+    seed = a.logits[:, 1] if rules.startswith("epsilon") else torch.ones(2)
+    torch.testing.assert_close(a.relevance.sum((1, 2, 3)).double(), seed.double(), rtol=1e-9, atol=1e-12)
+    kept = a.conservation()
+    assert kept.read == pytest.approx(kept.seed)
+    assert all(abs(v) < 1e-9 for v in kept.lost.values())
+
+
+def test_flat_and_box_keep_relevance_at_pixels_of_zero() -> None:
+    model, x = network(bias=False), pictures()
+    x[:, :, :4] = 0
+    for rules in ("epsilon-plus-flat", "epsilon-gamma-box:low=-4,high=4"):
+        a = convert(model, rules=rules)(x, target=1, contrast=None)
+        assert a.relevance[:, :, :4].abs().max() > 0
+        torch.testing.assert_close(a.relevance.sum((1, 2, 3)), a.logits[:, 1], rtol=1e-3, atol=1e-6)
+
+
+def test_conservation_names_the_layer_that_loses() -> None:
+    model, x = network(), pictures()
+    kept = convert(model, rules="epsilon")(x, target=1, contrast=None, trace=True).conservation()
+    biased = {n.name for n in kept.nodes if n.op.startswith(("conv2d", "linear"))}
+    worst = sorted(kept.lost, key=lambda name: -abs(kept.lost[name]))[:3]
+    assert set(worst) == biased
+    assert sum(kept.lost.values()) == pytest.approx(kept.seed - kept.read)
+    with pytest.raises(FxlrpError, match="trace=True"):
+        convert(model)(x).conservation()
+
+
+def dense(x: Tensor, w: Tensor, b: Tensor, r: Tensor, rule: str) -> Tensor:
+    """R_i of one linear layer, contribution by contribution."""
+    out = torch.zeros_like(x)
+    for j in range(len(w)):
+        z = [float(v) for v in (*(x * w[j]), b[j])]
+        total, plus, minus = sum(z), sum(max(v, 0) for v in z), sum(min(v, 0) for v in z)
+        for i in range(len(x)):
+            if rule == "epsilon":
+                share = z[i] / total
+            elif rule == "zplus":
+                share = max(z[i], 0) / (plus or 1)
+            elif rule == "alpha-beta":
+                share = 2 * max(z[i], 0) / (plus or 1) - min(z[i], 0) / (minus or 1)
+            else:
+                favoured = [v + 0.25 * (max(v, 0) if total > 0 else min(v, 0)) for v in z]
+                share = favoured[i] / sum(favoured)
+            out[i] += share * r[j]
+    return out
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "zplus", "alpha-beta", "gamma"])
+def test_rules_written_out(rule: str) -> None:
+    torch.manual_seed(1)
+    model = nn.Linear(6, 4).double().eval()
+    x = torch.randn(1, 6).double()
+    a = convert(model, rules=f"{rule}:{'epsilon' if rule in ('epsilon', 'gamma') else 'stabilizer'}=0")(
+        x, target=torch.tensor([[1.0, -0.5, 0.25, 2.0]]).double()
+    )
+    v = torch.tensor([1.0, -0.5, 0.25, 2.0]).double()
+    r = v * a.logits[0] if rule in ("epsilon", "gamma") else v
+    torch.testing.assert_close(
+        a.relevance[0], dense(x[0], model.weight.data, model.bias.data, r, rule), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_parameters_are_read_from_the_name() -> None:
+    book = fxlrp.rules.registry.find_rulebook("gamma:gamma=0.1,epsilon=1e-3")
+    assert book == fxlrp.rulebook("gamma", gamma=0.1, epsilon=1e-3)
+    assert book.name == "gamma:gamma=0.1,epsilon=0.001"
+    assert fxlrp.rulebook("gamma").name == "gamma"
+    for wrong, said in (("gamma:gama=1", "no parameter 'gama'"), ("gamma:1", "is no parameter"), ("g", "no rulebook")):
+        with pytest.raises(FxlrpError, match=said):
+            fxlrp.rules.registry.find_rulebook(wrong)
+    with pytest.raises(FxlrpError, match="alpha"):
+        fxlrp.rulebook("alpha-beta", alpha=3.0)
+
+
+def test_hybrid_lies_between_signed_and_positive() -> None:
+    model, x = network(), pictures()
+
+    def run(rules: str) -> Tensor:
+        return convert(model, rules=rules)(x, target=1, contrast=None).relevance
+
+    signed = run("abslrp-hybrid:convolution=0,dense=0,stabilizer=0")
+    torch.testing.assert_close(signed, run("gradient-input"), rtol=1e-9, atol=1e-12)
+    softmax = convert(model, rules="abslrp-hybrid")
+    torch.testing.assert_close(softmax(x).relevance, softmax(x, contrast="softmax").relevance)
+
+
+def test_quantus_and_captum_adapters() -> None:
+    from fxlrp.adapters import quantus
+
+    model, x = network(), pictures()
+    expected = convert(model, rules="gamma")(x, target=torch.tensor([1, 2]), contrast=None).relevance
+    found = quantus.explain(model, x.numpy(), np.array([1, 2]), rules="gamma")
+    np.testing.assert_allclose(found, expected.numpy())
+    pytest.importorskip("captum", reason="captum is not installed (extra `bench`)")
+    from fxlrp.adapters.captum import FxLRP
+
+    method = FxLRP(model, rules="gamma")
+    torch.testing.assert_close(method.attribute(x, target=torch.tensor([1, 2])), expected)
+    (several,) = method.attribute((x,), target=torch.tensor([1, 2]))
+    torch.testing.assert_close(several, expected)
+
+
+def trained_like(model: nn.Module) -> nn.Module:
+    """Batch norms that have seen noise, ε moved into the variance: zennit 0.5 merges it and applies it once more."""
+    model.double().train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, 3, 64, 64).double())
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var += module.eps
+            module.eps = 0.0
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn", "resnet50"])
+def test_composites_equal_zennits(name: str) -> None:
+    pytest.importorskip("zennit", reason="zennit is not installed (extra `bench`)")
+    import torchvision
+    from zennit import attribution, canonizers, composites
+    from zennit.torchvision import ResNetCanonizer
+
+    torch.manual_seed(0)
+    model = trained_like(getattr(torchvision.models, name)(num_classes=10))
+    x = torch.randn(1, 3, 64, 64).double()
+    canonizer = ResNetCanonizer if "resnet" in name else canonizers.SequentialMergeBatchNorm
+    box = {"low": torch.full_like(x, -2.118), "high": torch.full_like(x, 2.640)}
+    for rules, kind, more in (
+        ("epsilon-plus", composites.EpsilonPlus, {}),
+        ("epsilon-plus-flat", composites.EpsilonPlusFlat, {}),
+        ("epsilon-gamma-box", composites.EpsilonGammaBox, box),
+        ("epsilon-alpha2-beta1", composites.EpsilonAlpha2Beta1, {}),
+    ):
+        ours = convert(model, rules=rules)(x, target=3, contrast=None).relevance
+        with attribution.Gradient(model, kind(canonizers=[canonizer()], **more)) as attributor:
+            _, theirs = attributor(x, lambda out: out * torch.eye(10).double()[[3]])
+        assert (ours - theirs).abs().max() <= 1e-9 * theirs.abs().max(), rules
