@@ -125,6 +125,8 @@ def find_nonnegative(gm: fx.GraphModule) -> set[fx.Node]:
 
 
 MASKING = {aten.masked_fill, aten.where, masked}
+FILLING = {aten.scatter, aten.index_put, aten.masked_scatter, aten.slice_scatter, aten.select_scatter, aten.index_copy}
+"""Ops that leave constants, perhaps infinite ones, beside what they move."""
 
 
 def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
@@ -135,8 +137,9 @@ def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
             continue
         packet = getattr(node.target, "overloadpacket", node.target)
         pointwise = is_pointwise(node.target)
+        mixing = pointwise or packet in FILLING
         constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
-        masked = pointwise and packet is not aten.mul and any(not _finite(gm, n) for n in constants)
+        masked = mixing and packet is not aten.mul and any(not _finite(gm, n) for n in constants)
         inherits = (pointwise or packet in MOVEMENT or packet is offset) and any(
             n in found for n in node.all_input_nodes
         )

@@ -531,3 +531,18 @@ def test_an_additive_mask_shuts_in_float32() -> None:
         r = explainer(x, target=target, contrast=None).relevance[0]
         assert r.isfinite().all()
         assert r[2:].abs().max() < 1e-6
+
+
+def test_scores_scattered_among_minus_infinity_stay_finite() -> None:
+    class Router(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score, self.layer = nn.Linear(6, 4), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            top, at = self.score(x).topk(2, 1)
+            return self.layer(x) * torch.full_like(x[:, :4], float("-inf")).scatter(1, at, top).sigmoid()
+
+    a = convert(Router().double().eval())(torch.randn(3, 6).double())
+    assert a.relevance.isfinite().all()
+    assert a.relevance.any()
