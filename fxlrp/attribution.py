@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fxlrp.errors import FxlrpError
 from fxlrp.report import Conservation, Report
@@ -20,9 +21,11 @@ class Attribution:
     """Relevance of the inputs for an output.
 
     relevance: shaped like the explained input (token ids: like the ids, summed over the embedding); a tuple of several.
+    Where K classes of each sample were explained, [B, K, …]: see `of`.
     output: the model's own output.  logits: the explained tensor in it.
     target: the class explained per sample [B], or None where a callable target was.
     names: where each explained input stood in the call.
+    latent: relevance of what the call named by `at`, shaped like each.
     trace: how much relevance passed every node, if the call asked for it.
     """
 
@@ -32,6 +35,7 @@ class Attribution:
     target: Tensor | None
     names: tuple[str, ...] = ()
     inputs: tuple[Tensor, ...] = field(default=(), repr=False)
+    latent: dict[str, Tensor] = field(default_factory=dict, repr=False)
     trace: Report | None = field(default=None, repr=False)
 
     def conservation(self) -> Conservation:
@@ -42,6 +46,14 @@ class Attribution:
         if self.trace is None:
             raise FxlrpError("Nothing was traced: call explainer(…, trace=True), then .conservation().")
         return self.trace.conservation()
+
+    def of(self, k: int) -> Attribution:
+        """The attribution for the k-th of several classes."""
+        if self.target is None or self.target.ndim != 2:
+            raise FxlrpError("One class of each sample was explained; there are no others to pick.")
+        relevance = tree_map(lambda r: r[:, k], self.relevance)
+        latent = {name: r[:, k] for name, r in self.latent.items()}
+        return replace(self, relevance=relevance, target=self.target[:, k], latent=latent)
 
     def heatmap(self) -> Tensor:
         """Relevance per pixel [B, H, W]: the channels of the first image-like input summed."""

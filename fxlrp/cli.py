@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from fxlrp import Attribution, Explainer, FxlrpError, Report, convert, rulebooks
+from fxlrp import Attribution, Explainer, FxlrpError, Report, Rulebook, convert, rulebooks
 from fxlrp.attribution import save_comparison
 from fxlrp.inputs import (
     LoadedModel,
@@ -145,8 +145,8 @@ def explain(
     loaded.preprocess = loaded.preprocess.but(_size(size), _numbers(mean, "mean"), _numbers(std, "std"))
     loaded.labels = names or loaded.labels
     asked = None if target is None else find_class(target, loaded.labels)
-    against = _contrast(contrast, loaded)
     explainer = convert(loaded.module, rules=rules, strict=strict)
+    against = _contrast(contrast, loaded, explainer.rulebook)
     run = functools.partial(_explain, explainer, loaded, target=asked, contrast=against, given=names is not None)
     _notice_guess(loaded)
     if len(pictures) == 1:
@@ -224,12 +224,14 @@ def compare(
     loaded.preprocess = loaded.preprocess.but(_size(size))
     loaded.labels = load_labels(labels) if labels else loaded.labels
     asked = None if target is None else find_class(target, loaded.labels)
-    against = _contrast(contrast, loaded)
+    against = _contrast(contrast, loaded, books[0])
     _notice_guess(loaded)
     x, seen = loaded.preprocess(open_picture(picture))
     maps: dict[str, Attribution] = {}
     for book in track(books, "explaining", console=err, transient=True):
-        maps[book.name] = convert(loaded.module, rules=book)(loaded.like(x[None]), target=asked, contrast=against)
+        maps[book.name] = convert(loaded.module, rules=book)(
+            loaded.like(x[None]), target=asked, contrast=_contrast(contrast, loaded, book)
+        )
     first = next(iter(maps.values()))
     _say_explained(first, loaded, picture, against)
     out.print(f"  wrote [bold]{escape(str(save_comparison(maps, output, seen)))}[/]", soft_wrap=True)
@@ -260,7 +262,9 @@ def demo(
     explainer = convert(loaded.module, rules=DEFAULT)
     for name in objects:
         file = output / f"demo_{name}.png"
-        _explain(explainer, loaded, picture, file, target=loaded.labels.index(name), contrast="default")
+        _explain(
+            explainer, loaded, picture, file, target=loaded.labels.index(name), contrast=explainer.rulebook.against
+        )
     _say_counts(explainer.report())
 
 
@@ -324,7 +328,6 @@ def _say_explained(a: Attribution, loaded: LoadedModel, picture: Path, contrast:
     if len(probabilities) == 1:
         contrast = None  # there is nothing to set it against
     others = {None: "no contrast", "others": "against the others", "softmax": "against the others by probability"}
-    others["default"] = "as the rulebook has it"
     versus = f"against {loaded.label(contrast)}" if isinstance(contrast, int) else others[contrast]
     said = f"{loaded.label(explained)} ({probabilities[explained]:.1%}), {versus}"
     out.print(f"  explained [bold]{escape(said)}[/]", soft_wrap=True)
@@ -361,8 +364,10 @@ def _probabilities(logits: Tensor) -> Tensor:
     return logits if done else logits.softmax(0)
 
 
-def _contrast(name: str, loaded: LoadedModel) -> int | str | None:
-    if name in ("none", "others", "softmax", "default"):
+def _contrast(name: str, loaded: LoadedModel, book: Rulebook) -> int | str | None:
+    if name == "default":
+        return book.against
+    if name in ("none", "others", "softmax"):
         return None if name == "none" else name
     return find_class(name, loaded.labels)
 

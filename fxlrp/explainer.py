@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,11 @@ from fxlrp.attribution import Attribution
 from fxlrp.capture import Way, batch_size, capture, open_output, split_tensors
 from fxlrp.errors import FxlrpError
 from fxlrp.mass import Weighing
+from fxlrp.relevance_pass import propagate
 from fxlrp.report import Report
-from fxlrp.rewrite import Plan, at_positions, rewrite
-from fxlrp.rules.propagate import relevance
+from fxlrp.rewrite import Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
-from fxlrp.seeds import Contrast, Target, directions, relevance_at_output
+from fxlrp.seeds import Contrast, Target, directions
 
 
 class Explainer(nn.Module):
@@ -43,70 +43,78 @@ class Explainer(nn.Module):
         *args: Any,
         target: Target = None,
         contrast: Contrast = "default",
+        at: Sequence[str] = (),
         trace: bool = False,
         **kwargs: Any,
     ) -> Attribution:
         """Explain a call of the model.
 
         target: None (the top class), a class, a tensor of one class per sample [B], a float tensor of weights over the
-        logits, or a callable on the model's output that returns a score per sample (its gradient is explained).
+        logits, or a callable on the model's output that returns a score per sample (its gradient is explained).  A list
+        of K classes or a tensor [B, K] of them is explained over one forward pass, in relevance [B, K, …].
         contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
         by probability) or a class; "default" is what the rulebook was found best with.  A target of weights or a
         callable states its own.
+        at: modules or graph nodes, as "layer3" or "blocks.5.attn", whose output's relevance is returned in `latent`.
         trace: also weigh the relevance at every node: see `Attribution.trace` and `Attribution.conservation`.
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
-                return self._explain(args, kwargs, target, contrast)
+                return self._explain(args, kwargs, target, contrast, at)
             plan, tensors = self._plan(args, kwargs)
             if batch_size(tensors) > 1 and not plan.apart:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
-            attribution = self._explain(args, kwargs, target, contrast, weighing.run)
+            attribution = self._explain(args, kwargs, target, contrast, (), weighing.run)
         return replace(attribution, trace=plan.report.weighed(weighing.edges))
 
     def _explain(
-        self, args: tuple, kwargs: dict, target: Target, contrast: Contrast, run: Callable | None = None
+        self,
+        args: tuple,
+        kwargs: dict,
+        target: Target,
+        contrast: Contrast,
+        at: Sequence[str] = (),
+        run: Callable | None = None,
     ) -> Attribution:
         plan, tensors = self._plan(args, kwargs)
         batch = batch_size(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
-            return self._one_by_one(batch, args, kwargs, target, contrast)
-        out = (run or plan.graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
+            return self._one_by_one(batch, args, kwargs, target, contrast, at)
+        graph, latent = expose(plan.graph, at)
+        out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         count = len(plan.capture.output_names)
         logits = out[plan.logits]
         output = plan.capture.unflatten(tuple(o.detach() for o in out[:count]))
-        leaves = [out[i] for places in plan.readouts.values() for i in places]
         if callable(target):
             target = _answer(target, plan, [o.detach() for o in out[:count]], logits.detach())
         contrast = self.rulebook.against if contrast == "default" else contrast
-        v, against, index = directions(logits, target, contrast)
-        grads = self._passes(logits, leaves, v, against)
-        reading = zip((at for places in plan.readouts.values() for at in places), leaves, grads, strict=True)
-        whole = self.rulebook.reads == "relevance"
-        read = {at: relevance(a.detach(), g) if whole else g for at, a, g in reading}
-        relevances = []
-        for i, places in plan.readouts.items():
-            x = tensors[i]
-            parts = [
-                at_positions(read[at], out[plan.positions[at]], x.numel()).view(x.shape)
-                if at in plan.positions
-                else read[at]
-                for at in places
-            ]
-            relevances.append(sum(parts[1:], parts[0]))
+        asked, index = directions(logits, target, contrast)
+        inner = [out[i] for i in latent]
+        found = [
+            propagate(plan, self.rulebook, out, tensors, v, against, inner, keep=k < len(asked) - 1)
+            for k, (v, against) in enumerate(asked)
+        ]
+        several = index is not None and index.ndim == 2
+        inputs, values = (
+            [torch.stack(parts, 1) if several else parts[0] for parts in zip(*read, strict=True)]
+            for read in zip(*found, strict=True)
+        )
         return Attribution(
-            relevances[0] if len(relevances) == 1 else tuple(relevances),
+            inputs[0] if len(inputs) == 1 else tuple(inputs),
             output,
             logits.detach(),
             index,
             tuple(plan.capture.names[i] for i in plan.readouts),
             tuple(tensors[i] for i in plan.readouts),
+            dict(zip(at, values, strict=True)),
         )
 
-    def _one_by_one(self, batch: int, args: tuple, kwargs: dict, target: Target, contrast: Contrast) -> Attribution:
+    def _one_by_one(
+        self, batch: int, args: tuple, kwargs: dict, target: Target, contrast: Contrast, at: Sequence[str]
+    ) -> Attribution:
         """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
         together again beside the model's output for all of them."""
 
@@ -115,7 +123,7 @@ class Explainer(nn.Module):
 
         def one(i: int) -> Attribution:
             some, named = sample((args, kwargs), i)
-            return self._explain(some, named, sample(target, i), contrast)
+            return self._explain(some, named, sample(target, i), contrast, at)
 
         parts = [one(i) for i in range(batch)]
 
@@ -132,22 +140,8 @@ class Explainer(nn.Module):
             None if first.target is None else join(*(p.target for p in parts if p.target is not None)),
             first.names,
             pytree.tree_map(join, *(p.inputs for p in parts)),
+            {name: join(*(p.latent[name] for p in parts)) for name in at},
         )
-
-    def _passes(self, logits: Tensor, leaves: list[Tensor], v: Tensor, against: Tensor | None) -> list[Tensor]:
-        """Gradients at the readouts: one pass for a seed of both signs, or one a side, as the rulebook has it."""
-        book = self.rulebook
-
-        def run(direction: Tensor, keep: bool = False) -> list[Tensor]:
-            seed = relevance_at_output(book.seed, logits, direction)
-            found = torch.autograd.grad(logits, leaves, seed, retain_graph=keep, allow_unused=True)
-            return [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, found, strict=True)]
-
-        if against is None:
-            return run(v)
-        if book.contrast == "signed":
-            return run(v - against)
-        return [p - n for p, n in zip(run(v, keep=True), run(against), strict=True)]
 
     def _plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
         tensors, rebuild, signature = split_tensors(args, kwargs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,8 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     gm.recompile()
     outputs, explained, logits, head = _head(captured, output)
     inputs, facts = _analyse(captured, outputs[logits], rulebook)
+    for node in gm.graph.nodes:
+        node.meta["active"] = node in facts.active
     starts = {n for ns in inputs.values() for n in ns}
     rows: list[NodeReport] = []
     apart = facts.samples.known
@@ -326,3 +328,37 @@ def _add_readouts(
             outputs = [*outputs, position]
     gm.graph.output_node().args = (tuple(outputs),)
     return places, positions
+
+
+def expose(gm: fx.GraphModule, names: Sequence[str]) -> tuple[fx.GraphModule, list[int]]:
+    """The graph returning also what `names` (modules, by their output, or nodes) name, and the places of these.
+
+    Raises FxlrpError for a name of nothing that carries relevance.
+    """
+    if not names:
+        return gm, []
+    known = gm.meta.setdefault("exposed", {})
+    if tuple(names) not in known:
+        graph = fx.Graph()
+        nodes: dict[fx.Node, fx.Node] = {}
+        outputs = graph.graph_copy(gm.graph, nodes)
+        first = len(outputs)
+        graph.output((*outputs, *(nodes[_named(gm, name)] for name in names)))
+        copy = fx.GraphModule(gm, graph)
+        known[tuple(names)] = copy, list(range(first, first + len(names)))
+    return known[tuple(names)]
+
+
+def _named(gm: fx.GraphModule, name: str) -> fx.Node:
+    """The active node of that name, else the last one inside the module of that name."""
+    active = [n for n in gm.graph.nodes if n.op == "call_function" and n.meta.get("active")]
+    paths = {n: describe(n, "", "").module for n in active}
+    inside = [n for n in active if f"{paths[n]}.".startswith(f"{name}.")]
+    left = [n for n in inside if any(u not in inside for u in n.users)]
+    found = [n for n in active if n.name == name] or (left or inside)[-1:]
+    if not found:
+        raise FxlrpError(
+            f"at={name!r} names no module or node on the way of relevance; modules are, among others, "
+            f"{', '.join(sorted({p for p in paths.values() if p})[:8]) or 'none'}."
+        )
+    return found[0]

@@ -6,7 +6,7 @@ weights of what it is set against on the other.  How v becomes relevance is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,38 +17,44 @@ from torch.nn.functional import one_hot
 from fxlrp.errors import FxlrpError
 from fxlrp.rules.propagate import Batch, ratio, sample_scale, sample_sum
 
-Target = None | int | Tensor | Callable[[Any], Tensor]
+Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
 Contrast = None | int | str
 
 
 def directions(
-    logits: Tensor, target: int | Tensor | None, contrast: Contrast
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(for, against, index): two weightings of the logits, and the target class per sample if there is one.
+    logits: Tensor, target: int | Sequence[int] | Tensor | None, contrast: Contrast
+) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor | None]:
+    """Two weightings of the logits, for and against, for each class asked of a sample; and these, if classes are.
 
     Raises FxlrpError for a target or contrast that does not fit the logits.
     """
     logits = logits.detach()
     if isinstance(target, Tensor) and target.is_floating_point():
-        return _asked(logits, target), None, None
+        return [(_asked(logits, target), None)], None
     index = _index(logits, target)
+    if isinstance(contrast, int | np.integer) and not isinstance(contrast, bool):
+        contrast = int(_index(logits, int(contrast))[0])
+        if (index == contrast).any():
+            raise FxlrpError(f"Target and contrast are both class {contrast}; set the target against another class.")
+    elif contrast not in (None, "others", "softmax"):
+        raise FxlrpError(f"contrast={contrast!r} is not None, 'others', 'softmax' or a class index.")
+    columns = index.unbind(1) if index.ndim == 2 else (index,)
+    return [sides(logits, column, contrast) for column in columns], index
+
+
+def sides(logits: Tensor, index: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor | None]:
+    """One-hot(index) [B, K], and the weights of what the class is set against."""
     onehot = one_hot(index, logits.shape[1]).to(logits.dtype)
     if contrast is None:
-        return onehot, None, index
+        return onehot, None
     if contrast == "others":  # CLRP: the mean of all other classes
-        return onehot, (1 - onehot) / max(logits.shape[1] - 1, 1), index
+        return onehot, (1 - onehot) / max(logits.shape[1] - 1, 1)
     if contrast == "softmax":  # SGLRP: all other classes by their probability
-        p = logits.masked_fill(onehot.bool(), float("-inf")).softmax(1)
-        return onehot, p.nan_to_num(0), index
-    if isinstance(contrast, int | np.integer) and not isinstance(contrast, bool):
-        other = _index(logits, contrast)
-        if (other == index).any():
-            raise FxlrpError(f"Target and contrast are both class {contrast}; set the target against another class.")
-        return onehot, one_hot(other, logits.shape[1]).to(logits.dtype), index
-    raise FxlrpError(f"contrast={contrast!r} is not None, 'others', 'softmax' or a class index.")
+        return onehot, logits.masked_fill(onehot.bool(), float("-inf")).softmax(1).nan_to_num(0)
+    return onehot, one_hot(torch.full_like(index, int(contrast)), logits.shape[1]).to(logits.dtype)
 
 
-def _index(logits: Tensor, target: int | Tensor | None) -> Tensor:
+def _index(logits: Tensor, target: int | Sequence[int] | Tensor | None) -> Tensor:
     if logits.ndim != 2:
         raise FxlrpError(
             f"The explained output has shape {tuple(logits.shape)}, not [batch, classes]: say what to explain by a "
@@ -59,11 +65,16 @@ def _index(logits: Tensor, target: int | Tensor | None) -> Tensor:
     if isinstance(target, str):
         raise FxlrpError(f"target={target!r} is a name; give the class as a number.")
     index = torch.as_tensor(target, device=logits.device)
-    if index.dtype.is_floating_point or index.dtype in (torch.bool, torch.complex64) or index.ndim > 1:
-        raise FxlrpError("target must be None, a class index, a tensor of one index per sample, or a callable.")
+    if index.dtype.is_floating_point or index.dtype in (torch.bool, torch.complex64) or index.ndim > 2:
+        raise FxlrpError(
+            "target must be None, a class index, a list of them, a tensor of one index per sample [B] or several "
+            "[B, K], or a callable."
+        )
+    if isinstance(target, Sequence):
+        index = index.expand(len(logits), -1)
     if index.ndim and len(index) != len(logits):
         raise FxlrpError(f"target has {len(index)} entries for a batch of {len(logits)}.")
-    index = index.long().expand(len(logits))
+    index = index.long() if index.ndim else index.long().expand(len(logits))
     if ((index < 0) | (index >= logits.shape[1])).any():
         wrong = next(i for i in index.tolist() if not 0 <= i < logits.shape[1])
         raise FxlrpError(

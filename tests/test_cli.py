@@ -53,7 +53,7 @@ def test_explain(files: Path) -> None:
         assert name in said
     assert "explained" in said
     assert "against the others" in said
-    assert "rulebook abslrp:" in said
+    assert "rulebook abslrp-hybrid:" in said
     assert "wrote a_fxlrp.png" in said
     picture = Image.open("a_fxlrp.png")
     assert picture.width > 3 * picture.height * 0.95  # original, heatmap, overlay
