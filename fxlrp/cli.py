@@ -6,6 +6,7 @@ import functools
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,8 @@ from rich.table import Table
 from torch import Tensor
 
 from fxlrp import Attribution, Explainer, FxlrpError, Report, Rulebook, convert, rulebooks
+from fxlrp.artifact import ExportedExplainer
+from fxlrp.artifact import export as save_explainer
 from fxlrp.attribution import save_comparison
 from fxlrp.inputs import (
     LoadedModel,
@@ -145,8 +148,11 @@ def explain(
     loaded.preprocess = loaded.preprocess.but(_size(size), _numbers(mean, "mean"), _numbers(std, "std"))
     loaded.labels = names or loaded.labels
     asked = None if target is None else find_class(target, loaded.labels)
-    explainer = convert(loaded.module, rules=rules, strict=strict)
-    against = _contrast(contrast, loaded, explainer.rulebook)
+    explainer = _explainer(loaded, rules, strict)
+    if isinstance(explainer, ExportedExplainer):
+        against = explainer.about["contrast"] if contrast == "default" else _contrast(contrast, loaded)
+    else:
+        against = _contrast(contrast, loaded, explainer.rulebook)
     run = functools.partial(_explain, explainer, loaded, target=asked, contrast=against, given=names is not None)
     _notice_guess(loaded)
     if len(pictures) == 1:
@@ -154,6 +160,43 @@ def explain(
     else:
         for picture, file in zip(track(pictures, "explaining", console=err, transient=True), files, strict=True):
             run(picture, file)
+    if isinstance(explainer, Explainer):
+        _say_counts(explainer.report())
+
+
+@_command
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .pt2 or .onnx file.")] = Path("explainer.pt2"),
+    contrast: Annotated[str, typer.Option(help="As for explain; it becomes part of the graph.")] = "default",
+    rules: Rules = DEFAULT,
+    aoti: Annotated[bool, typer.Option("--aoti", help="Compile for this machine, by AOTInductor.")] = False,
+    arch: Arch = None,
+    size: Size = None,
+    labels: Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")] = None,
+    trust: Trust = False,
+    random_weights: Random = False,
+    debug: Debug = False,
+) -> None:
+    """Save a model and its relevance pass as one file that torch runs without fxlrp.
+
+    Inputs (pictures, target), target −1 for the top class; outputs (logits, relevance).  `fxlrp explain` takes it too.
+
+    [dim]fxlrp export timm:resnet50 -o explainer.pt2[/]
+    """
+    loaded = _load(model, arch, trust, random_weights, "cpu")
+    if loaded.reads_text:
+        raise FxlrpError(f"{loaded.name} reads text; the command exports what takes pictures: use Explainer.export.")
+    loaded.preprocess = loaded.preprocess.but(_size(size))
+    loaded.labels = load_labels(labels) if labels else loaded.labels
+    _notice_guess(loaded)
+    noise = torch.rand(2, loaded.preprocess.channels, *loaded.preprocess.size)
+    with err.status("exporting"):
+        explainer = convert(loaded.module, loaded.like(noise), rules=rules)
+        about = {"labels": loaded.labels, "preprocess": asdict(loaded.preprocess)}
+        against = _contrast(contrast, loaded, explainer.rulebook)
+        file = save_explainer(explainer, output, contrast=against, aoti=aoti, about=about)
+    out.print(f"wrote [bold]{escape(str(file))}[/], {file.stat().st_size / 1e6:.0f} MB", soft_wrap=True)
     _say_counts(explainer.report())
 
 
@@ -293,8 +336,15 @@ def _load(model: str, arch: str | None, trust: bool, random_weights: bool, devic
     return loaded
 
 
+def _explainer(loaded: LoadedModel, rules: str, strict: bool) -> Explainer | ExportedExplainer:
+    """The model converted, unless it is an explainer that was exported."""
+    if isinstance(loaded.module, ExportedExplainer):
+        return loaded.module
+    return convert(loaded.module, rules=rules, strict=strict)
+
+
 def _explain(
-    explainer: Explainer,
+    explainer: Explainer | ExportedExplainer,
     loaded: LoadedModel,
     picture: Path,
     file: Path,
@@ -364,8 +414,8 @@ def _probabilities(logits: Tensor) -> Tensor:
     return logits if done else logits.softmax(0)
 
 
-def _contrast(name: str, loaded: LoadedModel, book: Rulebook) -> int | str | None:
-    if name == "default":
+def _contrast(name: str, loaded: LoadedModel, book: Rulebook | None = None) -> int | str | None:
+    if name == "default" and book is not None:
         return book.against
     if name in ("none", "others", "softmax"):
         return None if name == "none" else name

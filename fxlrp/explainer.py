@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.attribution import Attribution
 from fxlrp.capture import Way, batch_size, capture, open_output, split_tensors
 from fxlrp.errors import FxlrpError
+from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
 from fxlrp.relevance_pass import propagate
 from fxlrp.report import Report
@@ -37,6 +39,8 @@ class Explainer(nn.Module):
         self._checked: set[tuple[Any, int]] = set()  # calls whose graph was seen to give the model's own output
         self._parts: tuple[int, ...] = ()
         self._latest: Plan | None = None
+        self._joints: dict[Any, tuple[Plan, Callable[..., Any]]] = {}
+        self._compiling: dict[str, Any] | None = None
 
     def forward(
         self,
@@ -83,6 +87,9 @@ class Explainer(nn.Module):
         batch = batch_size(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
             return self._one_by_one(batch, args, kwargs, target, contrast, at)
+        contrast = self.rulebook.against if contrast == "default" else contrast
+        if self._compiling is not None and not at and run is None and _classes(target):
+            return self._run_joint(plan, tensors, target, contrast)
         graph, latent = expose(plan.graph, at)
         out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         count = len(plan.capture.output_names)
@@ -90,7 +97,6 @@ class Explainer(nn.Module):
         output = plan.capture.unflatten(tuple(o.detach() for o in out[:count]))
         if callable(target):
             target = _answer(target, plan, [o.detach() for o in out[:count]], logits.detach())
-        contrast = self.rulebook.against if contrast == "default" else contrast
         asked, index = directions(logits, target, contrast)
         inner = [out[i] for i in latent]
         found = [
@@ -110,6 +116,71 @@ class Explainer(nn.Module):
             tuple(plan.capture.names[i] for i in plan.readouts),
             tuple(tensors[i] for i in plan.readouts),
             dict(zip(at, values, strict=True)),
+        )
+
+    def compile(self, mode: str | None = None, **options: Any) -> Explainer:  # type: ignore[override]
+        """Run forward and relevance pass as one graph by torch.compile from now on; compiled at the next call.
+
+        mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Compiled is
+        what is asked by classes; a target of weights or a callable, `at` and `trace` run as before.  Returns itself.
+        """
+        self._compiling, self._joints = {"mode": mode, **options}, {}
+        return self
+
+    def joint(
+        self, *args: Any, target: Target = None, contrast: Contrast = "default", fold: bool = True, **kwargs: Any
+    ) -> Joint:
+        """Forward and relevance pass of a call as one flat ATen graph: (*inputs, target) → (logits, *relevance).
+
+        Without a call, of the latest one (or the example inputs).  fold: see `fxlrp.joint.trace_joint`.
+
+        Raises FxlrpError if the samples of a batch have to be explained one by one, or target is none of classes.
+        """
+        if args or kwargs:
+            with torch.inference_mode(False), torch.enable_grad():
+                self._plan(args, kwargs)
+        plan = self._known()
+        if plan.capture.way is Way.THIS_INPUT:
+            raise FxlrpError("The model takes branches by its values: there is no one graph of its relevance pass.")
+        if not _classes(target):
+            raise FxlrpError("A joint graph is asked by classes: target is None, a class, or a tensor or list of them.")
+        contrast = self.rulebook.against if contrast == "default" else contrast
+        several = len(target) if isinstance(target, Sequence) else 0
+        if isinstance(target, Tensor) and target.ndim == 2:
+            several = target.shape[1]
+        return trace_joint(plan, self.rulebook, contrast, several=several, fold=fold)
+
+    def export(self, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
+        """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.artifact.export`."""
+        from fxlrp.artifact import export
+
+        return export(self, path, contrast=contrast, aoti=aoti)
+
+    def _run_joint(self, plan: Plan, tensors: list[Tensor], target: Target, contrast: Contrast) -> Attribution:
+        """A call by the compiled joint graph."""
+        assert not callable(target)
+        assert self._compiling is not None
+        batch = batch_size(tensors)
+        given = torch.as_tensor(-1 if target is None else target, device=tensors[0].device)
+        index = given.expand(batch, *given.shape) if given.ndim == 0 or isinstance(target, Sequence) else given
+        several = index.shape[1] if index.ndim == 2 else 0
+        key = (id(plan), contrast, several)
+        if key not in self._joints:
+            joint = trace_joint(plan, self.rulebook, contrast, several=several, whole=True)
+            self._joints[key] = plan, torch.compile(joint.traced, **self._compiling)
+        with torch.no_grad():
+            out = self._joints[key][1](*tensors, index.contiguous())
+        count = len(plan.capture.output_names)
+        logits, found = out[count], out[count + 1 :]
+        if target is not None:
+            directions(logits, target, contrast)  # says what does not fit
+        return Attribution(
+            found[0] if len(found) == 1 else tuple(found),
+            plan.capture.unflatten(tuple(out[:count])),
+            logits,
+            logits.argmax(1) if target is None else index.long(),
+            tuple(plan.capture.names[i] for i in plan.readouts),
+            tuple(tensors[i] for i in plan.readouts),
         )
 
     def _one_by_one(
@@ -151,7 +222,7 @@ class Explainer(nn.Module):
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
         parts = tuple(map(id, (*self.model.modules(), *self.model.parameters(), *self.model.buffers())))
         if parts != self._parts:  # a layer or weight was replaced: the graphs hold the old one
-            self._plans, self._checked, self._parts = {}, set(), parts
+            self._plans, self._checked, self._parts, self._joints = {}, set(), parts, {}
         batch = batch_size(tensors)
         key = (signature, batch)
         plan = self._plans.get(key) or self._plans.get(signature)
@@ -218,6 +289,11 @@ class Explainer(nn.Module):
         if self._latest is None:
             raise FxlrpError("Nothing is captured yet: call the explainer once, or give convert() example_inputs.")
         return self._latest
+
+
+def _classes(target: Target) -> bool:
+    """Whether a target is one or more classes, or the top one."""
+    return not (callable(target) or (isinstance(target, Tensor) and target.is_floating_point()))
 
 
 def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxlrp.artifact import RECORD, ExportedExplainer
 from fxlrp.errors import FxlrpError
 
+EXTRA = f"extra/{RECORD}"
 _RECORDS = re.compile(
     r"models/model\.json|data/(weights|constants)/(model_\w+_config\.json|weight_\d+|tensor_\d+)"
-    r"|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version"
+    r"|extra/fxlrp\.json|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version"
 )
 _NAME = re.compile(r"[\w.]*")
 _TARGET = re.compile(
@@ -45,6 +47,7 @@ _STRINGS = {  # the key a string stands under → what it may be; a name under a
     "as_expr": _SYMBOLIC,
     "in_spec": _SPEC,
     "out_spec": _SPEC,
+    "as_float": re.compile(r"-?Infinity|NaN"),
     "as_string": re.compile(r"[\w.,> -]*"),
     "torch_version": re.compile(r"[\w.+-]*"),
     # comments and records, kept as text
@@ -82,13 +85,26 @@ def _check_tree(spec: dict[str, Any]) -> None:
         _check_tree(inner)
 
 
+def _about(said: Any) -> dict[str, Any]:
+    """What an exported explainer says about itself, if it is of the kind it should be."""
+    names, places = said["inputs"], said["explained"]
+    if not all(isinstance(n, str) for n in names) or not all(
+        isinstance(i, int) and 0 <= i < len(names) for i in places
+    ):
+        raise ValueError(f"a record {EXTRA!r} that names no inputs")
+    if not isinstance(said["contrast"], str | int | None) or not isinstance(said["rulebook"], str):
+        raise ValueError(f"a record {EXTRA!r} that names no rulebook")
+    return said
+
+
 def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
-    """The module in a .pt2 that torch.export.save wrote.
+    """The module in a .pt2 that torch.export.save wrote, or the explainer that `fxlrp export` did.
 
     Raises FxlrpError, without having run anything of the file's, if it holds more than a network of aten operators.
     """
     from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
 
+    about = None
     try:
         if trust:
             return _in_eval(torch.export.load(path).module())
@@ -96,7 +112,9 @@ def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
             for name in archive.get_file_names():
                 if not _RECORDS.fullmatch(name):
                     raise ValueError(f"a record {name!r}")
-                if name.endswith(".json"):
+                if name == EXTRA:
+                    about = _about(json.loads(archive.read_bytes(name)))
+                elif name.endswith(".json"):
                     _check(json.loads(archive.read_bytes(name)))
                 elif name.endswith(".pt"):  # where this fails torch.export would unpickle without its allow-list
                     torch.load(io.BytesIO(archive.read_bytes(name)), weights_only=True)
@@ -108,7 +126,8 @@ def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
         ) from error
     try:
         program = load_pt2(str(path)).exported_programs["model"]
-        return _in_eval(program.module(check_guards=False))  # guards are Python code from the file
+        module = _in_eval(program.module(check_guards=False))  # guards are Python code from the file
+        return module if about is None else ExportedExplainer(module, about).eval()
     except Exception as error:
         raise FxlrpError(f"{path} cannot be loaded by torch {torch.__version__}; export it again ({error}).") from error
 
@@ -122,6 +141,7 @@ def _in_eval(module: nn.Module) -> nn.Module:
 
 def input_shape(module: nn.Module) -> list[int] | None:
     """The shape of an exported module's first input, 0 where any size will do; None if it is no exported module."""
+    module = module.module if isinstance(module, ExportedExplainer) else module
     if isinstance(module, torch.fx.GraphModule):
         for node in module.graph.nodes:
             if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):

@@ -10,7 +10,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from urllib.request import getproxies
 import torch
 from torch import Tensor, nn
 
+from fxlrp.artifact import ExportedExplainer
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs.exported import input_shape, load_exported
 from fxlrp.inputs.labels import imagenet_labels
@@ -178,7 +179,10 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
     if not path.is_file():
         raise FxlrpError(f"There is no file {path}.")
     if path.suffix == ".pt2":
-        return _loaded(load_exported(path, trust=trust), path.stem)
+        module = load_exported(path, trust=trust)
+        if isinstance(module, ExportedExplainer):
+            return _exported_explainer(module, path)
+        return _loaded(module, path.stem)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -209,6 +213,15 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
     if all(key.startswith("module.") for key in weights):  # saved from inside DataParallel
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
     return _fit(weights, arch, str(path))
+
+
+def _exported_explainer(module: ExportedExplainer, path: Path) -> LoadedModel:
+    """An explainer with the preprocessing and class names it was exported with."""
+    said = module.about.get("preprocess") or {}
+    known: dict[str, Any] = {f.name: said[f.name] for f in fields(Preprocess) if f.name in said}
+    how = replace(Preprocess(), **{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    labels = module.about.get("labels")
+    return LoadedModel(module, path.stem, how, [str(label) for label in labels] if labels else None)
 
 
 def _fit(weights: dict[str, Tensor], arch: str, source: str) -> LoadedModel:

@@ -1,0 +1,122 @@
+"""Exported explainers: a .pt2 of forward and relevance pass that torch runs without fxlrp."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.attribution import Attribution
+from fxlrp.capture import free_symbols
+from fxlrp.errors import FxlrpError
+from fxlrp.explainer import Explainer
+from fxlrp.joint import transpose_convolutions
+from fxlrp.seeds import Contrast
+
+RECORD = "fxlrp.json"
+"""The name of the file in the archive that says what its inputs and outputs are."""
+
+
+def export(
+    explainer: Explainer,
+    path: str | Path,
+    *,
+    contrast: Contrast = "default",
+    aoti: bool = False,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Save the explanation of the latest call's graph (or the example inputs') and return the path.
+
+    A .pt2 that `torch.export.load(path).module()` runs without fxlrp: (*inputs, target) → (logits, *relevance), with
+    target [B] a class for each sample, −1 for its top one, and any batch size where the model allows it.
+    contrast: what the target is set against, which is part of the graph.
+    aoti: compile it for this machine instead (`torch._inductor.aoti_load_package` runs it).
+    about: what else to keep in the file, as JSON.
+
+    A path that ends in .onnx is written by torch.onnx.export, where the ops allow it.
+
+    Raises FxlrpError if there is no graph for it, or no such file can be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".pt2", ".onnx") or (aoti and path.suffix != ".pt2"):
+        raise FxlrpError(f"{path} should end in .pt2 or .onnx (--aoti: .pt2).")
+    plan = explainer._known()
+    joint = explainer.joint(contrast=contrast, fold=aoti).eval()
+    placeholders = plan.graph.graph.find_nodes(op="placeholder")
+    values = [n.meta["val"] for n in placeholders]
+    batch = torch.export.Dim("batch")
+    dynamic = [bool(v.ndim and free_symbols(v.shape[0])) for v in values]
+    shapes = [{0: batch} if d else {} for d in (*dynamic, any(dynamic))]
+    target = torch.full((len(plan.capture.inputs[0]),), -1, device=plan.capture.inputs[0].device)
+    args = (*plan.capture.inputs, target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".onnx":
+        transpose_convolutions(joint.traced)
+        _onnx(joint, args, shapes, path)
+        return path
+    program = torch.export.export(joint, args, dynamic_shapes=(tuple(shapes),))
+    if aoti:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        return path
+    against = explainer.rulebook.against if contrast == "default" else contrast
+    said = {
+        "inputs": list(plan.capture.names),
+        "explained": list(plan.readouts),
+        "rulebook": explainer.rulebook.name,
+        "contrast": against,
+        **(about or {}),
+    }
+    torch.export.save(program, str(path), extra_files={RECORD: json.dumps(said)})
+    return path
+
+
+def _onnx(joint: nn.Module, args: tuple, shapes: list[dict], path: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise FxlrpError("Writing .onnx needs onnxscript: pip install onnx onnxscript.") from None
+    try:
+        torch.onnx.export(joint, args, str(path), dynamo=True, dynamic_shapes=(tuple(shapes),), verbose=False)
+    except Exception as error:
+        ops = ", ".join(sorted(set(re.findall(r"OpOverload\(op='([\w.]+)'", _chain(error)))))
+        said = f"it has no {ops}" if ops else str(error).strip().split("\n")[0][:300]
+        raise FxlrpError(f"The graph can't be written as ONNX: {said}.  Export a .pt2 instead.") from error
+
+
+def _chain(error: BaseException | None) -> str:
+    return "" if error is None else f"{error}\n{_chain(error.__cause__)}"
+
+
+class ExportedExplainer(nn.Module):
+    """An explainer that was exported, to be called as it was: made by `fxlrp.inputs` from a file, or from a module
+    that torch loaded and what the file says about it."""
+
+    def __init__(self, module: nn.Module, about: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.about = dict(about)
+
+    def forward(self, *args: Tensor, target: Any = None, contrast: Contrast = "default") -> Attribution:
+        """Explain a call; target is None, a class or a tensor of one for each sample [B].
+
+        Raises FxlrpError for another contrast than it was exported with, and a target that is no class.
+        """
+        if contrast not in ("default", self.about["contrast"]):
+            made = self.about["contrast"]
+            raise FxlrpError(f"This explainer was exported with contrast={made!r}, not {contrast!r}; export another.")
+        if callable(target) or (isinstance(target, Tensor) and target.is_floating_point()):
+            raise FxlrpError("An exported explainer is asked by classes: target is None, a class or a tensor of them.")
+        given = torch.as_tensor(-1 if target is None else target, device=args[0].device)
+        with torch.no_grad():
+            logits, *found = self.module(*args, given.expand(len(args[0])).contiguous())
+        if target is not None and (int(given.max()) >= logits.shape[1] or int(given.min()) < 0):
+            raise FxlrpError(f"Target {target} is out of range: the model has {logits.shape[1]} classes.")
+        names = tuple(self.about["inputs"][i] for i in self.about["explained"])
+        inputs = tuple(args[i] for i in self.about["explained"])
+        index = logits.argmax(1) if target is None else given.expand(len(logits))
+        return Attribution(found[0] if len(found) == 1 else tuple(found), logits, logits, index, names, inputs)

@@ -1,0 +1,147 @@
+"""The joint graph: forward and relevance pass traced into one flat ATen graph that needs nothing of fxlrp."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxlrp.relevance_pass import propagate
+from fxlrp.rewrite import Plan
+from fxlrp.rules.registry import Rulebook
+from fxlrp.seeds import Contrast, sides
+
+aten = torch.ops.aten
+
+
+class Joint(nn.Module):
+    """(*inputs, target) → (*outputs, relevance of each explained input), and the graph that computes it.
+
+    target [B], or [B, K] for K relevance maps of each sample, holds classes, −1 for the top one.
+    """
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.traced = graph
+
+    def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
+        return self.traced(*args)
+
+
+def trace_joint(
+    plan: Plan, book: Rulebook, contrast: Contrast, *, several: int = 0, whole: bool = False, fold: bool = True
+) -> Joint:
+    """The joint graph of a plan, for batches of any size where the plan holds for them.
+
+    several: the K of targets [B, K], 0 for targets [B].
+    whole: return all of the model's outputs before the logits, else the logits alone.
+    fold: compute what depends on weights alone now, which takes memory and saves time.
+    """
+    count = len(plan.capture.output_names) if whole else 0
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        *tensors, target = inputs
+        with torch.enable_grad():
+            out = plan.graph(*tensors)
+            logits = out[plan.logits].detach()
+            columns = target.unbind(1) if several else (target,)
+            found = []
+            for k, column in enumerate(columns):
+                index = torch.where(column < 0, logits.argmax(1), column)
+                v = sides(logits, index, contrast)
+                found.append(propagate(plan, book, out, tensors, *v, keep=k < len(columns) - 1).inputs)
+        maps = [torch.stack(parts, 1) if several else parts[0] for parts in zip(*found, strict=True)]
+        return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)
+
+    values = [n.meta["val"] for n in plan.graph.graph.find_nodes(op="placeholder")]
+    mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
+    mode.allow_non_fake_inputs = True
+    with mode:
+        target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
+        graph = make_fx(run)(*values, target)
+    for graph_pass in (remove_copies, join_equal, *([fold_constants] if fold else [])):
+        graph_pass(graph)
+    return Joint(graph)
+
+
+def remove_copies(gm: fx.GraphModule) -> None:
+    """Aliases and detaches, which mean nothing without autograd, and what nothing uses, go."""
+    for node in list(gm.graph.nodes):
+        if node.target in (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+
+
+def join_equal(gm: fx.GraphModule) -> None:
+    """Expressions that are computed twice are computed once."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(gm.graph.nodes):
+        if node.op not in ("call_function", "get_attr") or getattr(node.target, "_schema", None) is None:
+            if node.op != "get_attr" and node.target is not operator.getitem:
+                continue
+        elif node.target._schema.is_mutable:
+            continue
+        key = (node.op, node.target, repr(node.args), repr(node.kwargs))
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+            gm.graph.erase_node(node)
+        else:
+            seen[key] = node
+    gm.recompile()
+
+
+def fold_constants(gm: fx.GraphModule) -> None:
+    """What depends on weights alone (|W|, W⁺, folded batch norms) is computed now."""
+    values: dict[fx.Node, Any] = {}
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = operator.attrgetter(str(node.target))(gm)
+        elif node.op == "call_function" and node.all_input_nodes and all(n in values for n in node.all_input_nodes):
+            if getattr(node.target, "_schema", None) is None and node.target is not operator.getitem:
+                continue
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            with torch.no_grad():
+                values[node] = node.target(*args, **kwargs)
+    for node, value in values.items():
+        kept = [u for u in node.users if u not in values]
+        if node.op != "get_attr" and kept and isinstance(value, Tensor):
+            name = f"_folded_{node.name}"
+            gm.register_buffer(name, value, persistent=True)
+            with gm.graph.inserting_before(node):
+                constant = gm.graph.get_attr(name)
+            constant.meta = dict(node.meta)
+            for user in kept:
+                user.replace_input_with(node, constant)
+    gm.graph.eliminate_dead_code()
+    gm.delete_all_unused_submodules()
+    gm.recompile()
+
+
+def transpose_convolutions(gm: fx.GraphModule) -> None:
+    """The derivative of a convolution by its input → a convolution the other way round, which every backend has."""
+    for node in list(gm.graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
+        g, x, w, _, stride, padding, dilation, transposed, output_padding, groups, mask = node.args
+        if mask[1] or mask[2]:
+            continue
+        if transposed:
+            rest = (stride, padding, dilation, False, [0] * len(stride), groups)
+        else:  # what of the input's size the output's does not tell
+            sizes = zip(x.meta["val"].shape[2:], g.meta["val"].shape[2:], w.meta["val"].shape[2:], strict=True)
+            odd = [
+                n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
+                for (n, m, k), s, p, d in zip(sizes, stride, padding, dilation, strict=True)
+            ]
+            rest = (stride, padding, dilation, True, odd, groups)
+        with gm.graph.inserting_before(node):
+            other = gm.graph.call_function(aten.convolution.default, (g, w, None, *rest))
+        (item,) = node.users
+        other.meta = dict(item.meta)
+        item.replace_all_uses_with(other)
+        gm.graph.erase_node(item)
+        gm.graph.erase_node(node)
+    gm.recompile()

@@ -1,0 +1,151 @@
+"""The joint graph equals the explainer it was traced from: for any batch size, compiled, and exported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxlrp
+from fxlrp import FxlrpError, convert
+from fxlrp.inputs import load_model
+from fxlrp.joint import fold_constants, join_equal, remove_copies
+
+aten = torch.ops.aten
+
+
+def pictures(count: int) -> Tensor:
+    return torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.mark.parametrize(
+    "rules", ["abslrp", "abslrp-hybrid", "epsilon-plus-flat", "attnlrp", "gradient", "abslrp-2024-12"]
+)
+def test_joint_graph_is_the_explainer(cnn: nn.Module, rules: str) -> None:
+    explainer = convert(cnn, pictures(2), rules=rules)
+    joint = explainer.joint(contrast="others")
+    assert not any("fxlrp" in str(n.target) for n in joint.traced.graph.nodes if n.op == "call_function")
+    for count in (1, 3, 17):
+        x = pictures(count)
+        for target in (torch.full((count,), -1), torch.arange(count) % 5):
+            logits, relevance = joint(x, target)
+            a = explainer(x, target=None if (target < 0).all() else target, contrast="others")
+            torch.testing.assert_close(logits, a.logits, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(relevance, a.relevance, rtol=1e-9, atol=1e-14)
+
+
+def test_joint_graph_of_several_targets(cnn: nn.Module) -> None:
+    explainer = convert(cnn, pictures(2))
+    x = pictures(3)
+    a = explainer(x, target=[0, 4])
+    assert a.relevance.shape == (3, 2, 3, 8, 8)
+    for k, target in enumerate((0, 4)):
+        torch.testing.assert_close(a.of(k).relevance, explainer(x, target=target).relevance)
+    _, relevance = explainer.joint(target=[0, 4])(x, torch.tensor([[0, 4]] * 3))
+    torch.testing.assert_close(relevance, a.relevance, rtol=1e-9, atol=1e-14)
+
+
+def test_joint_graph_of_tokens() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.layer, self.head = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embedding(ids)
+            return self.head((x + self.layer(x).tanh()).mean(1))
+
+    explainer = convert(Text().double().eval(), torch.randint(20, (2, 6)), rules="attnlrp")
+    ids = torch.randint(20, (5, 6))
+    _, relevance = explainer.joint(contrast=None)(ids, torch.full((5,), -1))
+    torch.testing.assert_close(relevance, explainer(ids, contrast=None).relevance)
+
+
+def test_exported_explainer_runs_without_fxlrp(cnn: nn.Module, tmp_path: Path) -> None:
+    explainer = convert(cnn, pictures(2), rules="abslrp-hybrid")
+    file = explainer.export(tmp_path / "e.pt2")
+    x = pictures(3)
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import sys, torch; sys.modules['fxlrp'] = None\n"
+        f"module = torch.export.load({str(file)!r}).module()\n"
+        f"out = module(torch.load({str(tmp_path / 'x.pt')!r}), torch.full((3,), -1))\n"
+        f"torch.save(out, {str(tmp_path / 'out.pt')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    logits, relevance = torch.load(tmp_path / "out.pt")
+    a = explainer(x)
+    torch.testing.assert_close(logits, a.logits)
+    torch.testing.assert_close(relevance, a.relevance, rtol=1e-5, atol=1e-12)
+    loaded = load_model(str(file)).module
+    b = loaded(x, target=torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(b.relevance, explainer(x, target=torch.tensor([1, 2, 3])).relevance)
+    with pytest.raises(FxlrpError, match="contrast='softmax'"):
+        loaded(x, contrast="others")
+    with pytest.raises(FxlrpError, match="out of range"):
+        loaded(x, target=9)
+
+
+def test_compiled_equals_eager(cnn: nn.Module) -> None:
+    x = pictures(2)
+    eager, compiled = convert(cnn, x), convert(cnn, x).compile(backend="aot_eager")
+    for asked in ({}, {"target": 1, "contrast": None}, {"target": [1, 2]}, {"target": torch.tensor([3, 4])}):
+        a, b = eager(x, **asked), compiled(x, **asked)
+        torch.testing.assert_close(b.relevance, a.relevance, rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(b.output, a.output)
+        assert torch.equal(a.target, b.target)
+    with pytest.raises(FxlrpError, match="out of range"):
+        compiled(x, target=7)
+    by_callable = compiled(x, target=lambda out: out[:, 2])
+    torch.testing.assert_close(by_callable.relevance, eager(x, target=lambda out: out[:, 2]).relevance)
+
+
+def test_latent_relevance_is_conserved() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU()), nn.Flatten(), nn.Linear(144, 5, bias=False)]
+    model = nn.Sequential(*layers).double().eval()
+    a = convert(model)(pictures(2), at=["0", "relu"], contrast=None)
+    assert a.latent["0"].shape == (2, 4, 6, 6)
+    torch.testing.assert_close(a.latent["0"], a.latent["relu"])
+    torch.testing.assert_close(a.latent["0"].sum((1, 2, 3)), torch.ones(2).double())
+    with pytest.raises(FxlrpError, match="names no module"):
+        convert(model)(pictures(1), at=["nowhere"])
+
+
+def graph(forward) -> fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(forward)(torch.randn(3))
+
+
+def test_passes_of_the_joint_graph() -> None:
+    w = torch.randn(3)
+
+    def forward(x: Tensor) -> Tensor:
+        return x.detach() * w.abs() + x * w.abs()
+
+    gm = graph(forward)
+    expected, before = gm(torch.ones(3)), len(gm.graph.nodes)
+    remove_copies(gm)
+    assert not gm.graph.find_nodes(op="call_function", target=aten.detach.default)
+    join_equal(gm)
+    assert len(gm.graph.find_nodes(op="call_function", target=aten.abs.default)) == 1
+    assert len(gm.graph.find_nodes(op="call_function", target=aten.mul.Tensor)) == 1
+    fold_constants(gm)
+    assert not gm.graph.find_nodes(op="call_function", target=aten.abs.default)
+    assert len(gm.graph.nodes) < before
+    torch.testing.assert_close(gm(torch.ones(3)), expected)
+
+
+def test_what_has_no_joint_graph_is_said(cnn: nn.Module, tmp_path: Path) -> None:
+    explainer = convert(cnn, pictures(2))
+    with pytest.raises(FxlrpError, match="asked by classes"):
+        explainer.joint(target=lambda out: out[:, 0])
+    with pytest.raises(FxlrpError, match="should end in"):
+        explainer.export(tmp_path / "e.txt")
+    with pytest.raises(FxlrpError, match="Nothing is captured"):
+        fxlrp.convert(cnn).export(tmp_path / "e.pt2")
