@@ -125,7 +125,7 @@ def fold_constants(gm: fx.GraphModule) -> None:
 def transpose_convolutions(gm: fx.GraphModule) -> None:
     """The derivative of a convolution by its input → a convolution the other way round, which every backend has."""
     for node in list(gm.graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
-        g, x, w, _, stride, padding, dilation, transposed, output_padding, groups, mask = node.args
+        g, x, w, _, stride, padding, dilation, transposed, _, groups, mask = node.args
         if mask[1] or mask[2]:
             continue
         if transposed:

@@ -219,7 +219,9 @@ def _exported_explainer(module: ExportedExplainer, path: Path) -> LoadedModel:
     """An explainer with the preprocessing and class names it was exported with."""
     said = module.about.get("preprocess") or {}
     known: dict[str, Any] = {f.name: said[f.name] for f in fields(Preprocess) if f.name in said}
-    how = replace(Preprocess(), **{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    for name, value in known.items():
+        known[name] = tuple(value) if isinstance(value, list) else value
+    how = replace(Preprocess(), **known)
     labels = module.about.get("labels")
     return LoadedModel(module, path.stem, how, [str(label) for label in labels] if labels else None)
 
