@@ -115,6 +115,8 @@ def _mass(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Pl
     above = where_positive(g, r)
     total: list[Tensor] = []
     for part, mass in ((above, r.clamp(min=0)), (g - above, r.clamp_(max=0))):
+        if total and _seen_to_be_zero(mass):
+            break
         raw = call(part)
         shares = [relevance(x, c, where.masked) for x, c in zip(xs, raw, strict=True)]
         factors = [sample_sum(mass, where.output).abs()]
@@ -126,6 +128,11 @@ def _mass(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Pl
         scaled = [sample_scale(c, ratio(f, n), b) for c, f, n, b in zip(raw, factors, sizes, where.inputs, strict=True)]
         total = [t.add_(s) for t, s in zip(total, scaled, strict=True)] if total else scaled
     return total
+
+
+def _seen_to_be_zero(t: Tensor) -> bool:
+    """Whether a tensor is zero, where looking at it costs nothing: not on a GPU, and not while a graph is traced."""
+    return type(t) is Tensor and t.device.type == "cpu" and not t.any()
 
 
 def _unit(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
