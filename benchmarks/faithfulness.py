@@ -1,4 +1,4 @@
-"""Which rulebook explains best?  Every rulebook on trained models: the shapes networks, and the kit where it is at hand.
+"""Which rulebook explains best?  Every one on trained models: the shapes networks, and the kit where it is at hand.
 
     python -m benchmarks.faithfulness [--kit DIR] [--rules abslrp,gamma] [--pictures 60] [--out table.md]
 
