@@ -234,7 +234,7 @@ def published_trial(
     probability, classes = logits[own].softmax(1), labels.to(x.device).view(n, 4)
     place = positives.to(x.device)
     worth = quadrant_scores(probability, classes, classes.gather(1, place[:, None])[:, 0])
-    flat = worth.flatten().view(4, n, 1, 1, 1).expand(4, n, 1, x.shape[-2] // 2, x.shape[-1] // 2)
+    flat = worth.flatten().view(4, n, 1, 1, 1).expand(4, n, x.shape[1], x.shape[-2] // 2, x.shape[-1] // 2)
     masked, outputs, impact = stepwise(model, x[own], predicted[own], steps, PUBLISHED)
     named = tuple(range(count)) if ids is None else tuple(ids)
     return Trial(
