@@ -55,5 +55,7 @@ def say(report: Report, out: Path | None, console: Console) -> None:
     console.print(report.table())
     for method, error in report.errors.items():
         console.print(f"[yellow]{escape(method)} was not evaluated:[/] {escape(error)}", soft_wrap=True)
+    for note in report.notes:
+        console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
     if out is not None:
         console.print(f"wrote [bold]{escape(str(out))}[/]: results.parquet, report.json, report.html", soft_wrap=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
+from fxlrp.gae import quantus as quantus_measures
 from fxlrp.gae.data import Data, Sample, ring
 from fxlrp.gae.measures import curves, localisation
 from fxlrp.gae.methods import Method, explain_by, name_methods, run
@@ -48,6 +49,7 @@ def evaluate(
     definition: str = FIXED,
     batch_size: int = 16,
     device: str | torch.device | None = None,
+    quantus: bool = True,
     out: str | Path | None = None,
     masks: Sequence[Any] | None = None,
     limit: int | None = None,
@@ -56,7 +58,7 @@ def evaluate(
     """GAE, masking curves and, where there are masks, localisation, of each method on each sample.
 
     model: a classifier in eval mode; the class explained is always its top one.
-    methods: names (rulebooks, see `fxlrp.rulebooks()`, or `fxlrp.gae.BASELINES`), explainers, rulebooks, and functions
+    methods: names (`fxlrp.gae.BASELINES`, or rulebooks, see `fxlrp.rulebooks()`), explainers, rulebooks, and functions
         (model, x [m, C, H, W], target [m]) → relevance [m, C or 1, H, W], explaining each sample for itself; a dict to
         name them.
     dataset: anything with a length and items x, (x, label) or (x, label, mask), or dicts of these: x float [C, H, W] as
@@ -69,6 +71,8 @@ def evaluate(
         batch_size is a part of the metric (docs/evaluation.md).
     batch_size: inputs in one call of the model or method.
     device: where to move the model to; without it, where it is.
+    quantus: also measure sparseness and max-sensitivity with Quantus if it is installed, which takes half as long
+        again; if it is not, `report.notes` says so.
     out: a folder; results are kept there as they come, a run that was killed goes on, and results.parquet, report.json
         and report.html are written at the end.  Under torchrun (RANK, WORLD_SIZE) the chunks are shared out and every
         process returns the same report.
@@ -90,15 +94,20 @@ def evaluate(
         raise FxlrpError("results.parquet needs pyarrow: pip install 'fxlrp[eval]'.")
     if device is not None:
         model.to(device)
-    plan = _Plan(model, data, steps, mosaics, seed, definition, batch_size)
+    plan = _Plan(
+        model, data, steps, mosaics, seed, definition, batch_size, quantus_measures.version() if quantus else None
+    )
     manifest = plan.manifest()
+    notes = []
+    if quantus and plan.quantus is None:
+        notes.append("Sparseness and max-sensitivity are left out: Quantus is not installed (pip install quantus).")
     store = Store(None if out is None else Path(out), manifest, rank)
     try:
         _fill(store, plan, named, range(rank, plan.chunks, world), progress)
         store.wait({(k, name) for k in range(plan.chunks) for name in named})
     finally:
         store.close()
-    report = _gather(store, plan, list(named), manifest)
+    report = _gather(store, plan, list(named), manifest, notes)
     if not report.methods:
         raise FxlrpError("No method could be evaluated: " + "; ".join(f"{m}: {e}" for m, e in report.errors.items()))
     if out is not None and rank == 0:
@@ -141,6 +150,7 @@ class _Plan:
     seed: int
     definition: str
     batch_size: int
+    quantus: str | None = None
 
     def __post_init__(self) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -179,6 +189,7 @@ class _Plan:
             "dtype": str(self.dtype),
             "device": self.device.type,
             "torch": torch.__version__,
+            "quantus": self.quantus,
         }
 
     def members(self, chunk: int) -> list[int]:
@@ -261,6 +272,7 @@ def _fill(
                 views = views or trial.views()
                 try:
                     relevance = run(explain[name], views, plan.batch_size)
+                    rows = _rows(plan, trial, relevance, explain[name])
                 except torch.OutOfMemoryError as error:
                     raise FxlrpError(f"There is no memory left for {name}; give a smaller batch_size.") from error
                 except Exception as error:  # whatever a method raises is its own result
@@ -268,19 +280,20 @@ def _fill(
             if name in failed:
                 store.add(chunk, name, error=failed[name].strip().splitlines()[0])
             else:
-                assert trial is not None
-                store.add(chunk, name, rows=_rows(plan, trial, relevance))
+                store.add(chunk, name, rows=rows)
             done += 1
             if progress:
                 progress(done, every)
 
 
-def _rows(plan: _Plan, trial: Trial, relevance: Tensor) -> list[dict[str, Any]]:
+def _rows(plan: _Plan, trial: Trial, relevance: Tensor, explain: Explain) -> list[dict[str, Any]]:
     """A row for each sample of a trial: every measure of one method."""
     n = len(trial.ids)
     heat = relevance[:n].sum(1)
     columns: dict[str, list] = {name: value.tolist() for name, value in score(trial, relevance).items()}
     columns |= curves(plan.model, trial.x, trial.target, heat, steps=plan.steps, batch_size=plan.batch_size)
+    if plan.quantus is not None:
+        columns |= quantus_measures.measure(plan.model, trial, heat, explain, plan.seed)
     rows = []
     for j, i in enumerate(trial.ids):
         sample, predicted = plan.sample(i), int(trial.target[j])
@@ -292,7 +305,7 @@ def _rows(plan: _Plan, trial: Trial, relevance: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _gather(store: Store, plan: _Plan, methods: Sequence[str], manifest: dict[str, Any]) -> Report:
+def _gather(store: Store, plan: _Plan, methods: Sequence[str], manifest: dict[str, Any], notes: list[str]) -> Report:
     rows, errors = [], {}
     for method in methods:
         pieces = [store.kept[k, method] for k in range(plan.chunks)]
@@ -305,4 +318,4 @@ def _gather(store: Store, plan: _Plan, methods: Sequence[str], manifest: dict[st
     names = getattr(plan.data.dataset, "files", None)
     if names is not None:
         rows = [{**row, "name": names[row["sample"]].name} for row in rows]
-    return Report(rows, errors, manifest)
+    return Report(rows, errors, manifest, notes)

@@ -44,6 +44,7 @@ def page(report: Report, examples: Examples | None = None) -> str:
     ranked = sorted(report.methods, key=lambda m: -means["gae"][m].mean)
     how = ", ".join(f"{k} {v}" for k, v in report.settings.items() if k not in ("model", "files"))
     body = ["<h1>Evaluation of explanations</h1>", f"<p class=soft>{escape(how)}</p>"]
+    body += [f"<p>{escape(note)}</p>" for note in report.notes]
     body += [f"<p><b>{escape(m)}</b> was not evaluated: {escape(e)}</p>" for m, e in report.errors.items()]
     body += ["<p>Bars are means, whiskers their 95 % bootstrap intervals.</p>"]
     body += [f"<h2>{SAID[k]}</h2>{_bars({m: means[k][m] for m in ranked})}" for k in SAID if k in means]

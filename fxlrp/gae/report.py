@@ -27,6 +27,8 @@ MEASURES = {  # with their headings in a table
     "pointing": "pointing",
     "relevance_mass": "mass",
     "rank_accuracy": "rank",
+    "sparseness": "sparse",
+    "max_sensitivity": "sensitive",
 }
 Examples = Callable[[str, Sequence[int]], tuple[Tensor, Tensor]]
 RESAMPLES = 2000
@@ -48,11 +50,12 @@ class Estimate:
 @dataclass(frozen=True)
 class Report:
     """rows: a dict for each method and sample, in this order, with every measure.  errors: the methods that could not
-    be evaluated, and why.  settings: how the evaluation was made."""
+    be evaluated, and why.  settings: how the evaluation was made.  notes: what was left out."""
 
     rows: list[dict[str, Any]] = field(repr=False)
     errors: dict[str, str]
     settings: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def methods(self) -> list[str]:
@@ -130,6 +133,7 @@ class Report:
         return {
             "settings": self.settings,
             "errors": self.errors,
+            "notes": self.notes,
             "means": {m: {measure: plain(means[measure][m]) for measure in means} for m in self.methods},
             "differences": {
                 measure: [{"a": a, "b": b, **plain(e)} for (a, b), e in self.differences(measure).items()]

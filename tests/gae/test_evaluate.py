@@ -267,3 +267,15 @@ def test_the_command_takes_a_factory_and_says_what_is_wrong(tmp_path: Path) -> N
     assert "There is no folder nowhere" in command(EXAMPLES / "model.pt", "nowhere", code=2)
     masks = ("--masks", tmp_path)
     assert "There is no mask for" in command(EXAMPLES / "model.pt", EXAMPLES / "pictures", *masks, code=2)
+
+
+def test_quantus_measures_or_a_note(model: nn.Module) -> None:
+    """Where Quantus is installed, its measures are the same in batches of any size."""
+    a, b = (evaluate(model, ["input-x-gradient", "random"], pictures(4), steps=2, batch_size=size) for size in (2, 8))
+    if a.notes:
+        assert "Quantus is not installed" in a.notes[0]
+        assert "sparseness" not in a.measures
+    else:
+        assert 0 < a.means("sparseness")["input-x-gradient"].mean < 1
+        assert a.means("max_sensitivity")["random"].mean > a.means("max_sensitivity")["input-x-gradient"].mean > 0
+        assert_close(a, b, 1e-6)
