@@ -1,4 +1,4 @@
-"""The command line: `fxlrp explain`, `compare`, `inspect`, `rules` and `demo`.  Parses, calls the library, prints."""
+"""The command line: `fxlrp explain`, `compare`, `export`, `evaluate` and others.  Parses, calls the library, prints."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from fxlrp import Attribution, Explainer, FxlrpError, Report, Rulebook, convert,
 from fxlrp.artifact import ExportedExplainer
 from fxlrp.artifact import export as save_explainer
 from fxlrp.attribution import save_comparison
+from fxlrp.gae import command as gae_command
 from fxlrp.inputs import (
     LoadedModel,
     find_class,
@@ -278,6 +279,48 @@ def compare(
     first = next(iter(maps.values()))
     _say_explained(first, loaded, picture, against)
     out.print(f"  wrote [bold]{escape(str(save_comparison(maps, output, seen)))}[/]", soft_wrap=True)
+
+
+@_command
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Argument(help="A folder of pictures, a data set saved by Hugging Face's datasets, or module:factory."),
+    ],
+    methods: Annotated[
+        str, typer.Option(help="Rulebooks and baselines, by commas.", metavar="A,B,…")
+    ] = gae_command.METHODS,
+    masks: Annotated[Path | None, typer.Option(help="Folder with NAME.png or NAME_mask.png for each picture.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many samples.", min=1)] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results; a rerun goes on.")] = None,
+    steps: Annotated[int, typer.Option(help="Masking steps.", min=2)] = 10,
+    definition: Annotated[str, typer.Option(help="Of GAE: fixed, or 2024-12 as published.")] = "fixed",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Inputs in one call of the model.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Of mosaics and noise.")] = 0,
+    device: Device = None,
+    arch: Arch = None,
+    size: Size = None,
+    mean: Annotated[str | None, typer.Option(help="Of each colour in 0..1, as 0.5,0.5,0.5.", metavar="R,G,B")] = None,
+    std: Annotated[str | None, typer.Option(help="Of each colour in 0..1.", metavar="R,G,B")] = None,
+    trust: Trust = False,
+    random_weights: Random = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how good explanations are: GAE, masking curves and, with masks, localisation.
+
+    [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
+    [dim]torchrun --nproc-per-node 4 -m fxlrp.cli evaluate timm:resnet50 pictures/ -o out/[/]
+    """
+    loaded = _load(model, arch, trust, random_weights, device)
+    if loaded.reads_text:
+        raise FxlrpError(f"{loaded.name} reads text; the command evaluates explanations of pictures.")
+    loaded.preprocess = loaded.preprocess.but(_size(size), _numbers(mean, "mean"), _numbers(std, "std"))
+    _notice_guess(loaded)
+    options = {"limit": limit, "steps": steps, "definition": definition, "batch_size": batch_size, "seed": seed}
+    names = [name.strip() for name in methods.split(",")]
+    report = gae_command.run(loaded, data, names, masks, output, err, **options)
+    gae_command.say(report, output, out)
 
 
 @_command

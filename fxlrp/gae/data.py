@@ -1,0 +1,190 @@
+"""Data sets for an evaluation: samples with ids, and masks."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.errors import FxlrpError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """x [C, H, W] as the model takes it; label, if known; mask: where the object is, bool [H, W], or such by class."""
+
+    x: Tensor
+    label: int | None = None
+    mask: Tensor | Mapping[int, Tensor] | None = None
+
+    def shown(self, cls: int, predicted: int) -> Tensor | None:
+        """Where the picture shows a class, as far as is known: a lone mask is the label's, or else the prediction's."""
+        if isinstance(self.mask, Mapping):
+            return self.mask.get(cls)
+        return self.mask if cls == (predicted if self.label is None else self.label) else None
+
+
+class Data:
+    """A data set of any kind as samples: items x, (x, label), (x, label, mask) or dicts with these keys."""
+
+    def __init__(self, dataset: Any, masks: Sequence[Any] | None = None, limit: int | None = None) -> None:
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise FxlrpError(f"The data set is a {type(dataset).__name__}; give one with a length and items by number.")
+        self.dataset, self.masks = dataset, masks
+        if masks is not None and len(masks) != len(dataset):
+            raise FxlrpError(
+                f"There are {len(masks)} masks for {len(dataset)} samples; give one each, or None for none."
+            )
+        self.count = len(dataset) if limit is None else min(limit, len(dataset))
+        if not self.count:
+            raise FxlrpError("The data set is empty.")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Sample:
+        item = self.dataset[i]
+        if isinstance(item, Mapping):
+            item = tuple(item.get(key) for key in ("x", "label", "mask"))
+        elif not isinstance(item, tuple | list):
+            item = (item,)
+        x, label, mask = (*item, None, None)[:3]
+        if self.masks is not None:
+            mask = self.masks[i]
+        x = torch.as_tensor(x)
+        if x.ndim != 3 or not x.is_floating_point():
+            raise FxlrpError(f"Sample {i} is {x.dtype} of shape {list(x.shape)}; it should be float [C, H, W].")
+        if isinstance(mask, Mapping):
+            return Sample(x, _label(label), {int(c): _mask(m, x, i) for c, m in mask.items()})
+        return Sample(x, _label(label), None if mask is None else _mask(mask, x, i))
+
+
+def _label(label: Any) -> int | None:
+    return None if label is None else int(label)
+
+
+def _mask(mask: Any, x: Tensor, i: int) -> Tensor:
+    mask = torch.as_tensor(mask).squeeze() > 0
+    if mask.shape != x.shape[-2:]:
+        raise FxlrpError(f"The mask of sample {i} has shape {list(mask.shape)}, the sample {list(x.shape)}.")
+    return mask
+
+
+def ring(count: int, seed: int, turn: int = 0) -> list[int]:
+    """All samples in an order drawn by seed and index.  A mosaic is four neighbours in it, so that every picture stands
+    in as many as any other."""
+    return sorted(range(count), key=lambda i: hashlib.sha256(f"{seed}:{turn}:{i}".encode()).digest())
+
+
+class Folder:
+    """The pictures of a folder, preprocessed.  Masks: pictures in another folder, of the same name or NAME_mask, that
+    are not black where the object is; a picture NAME_mask beside NAME is a mask and no sample."""
+
+    def __init__(self, folder: Path, preprocess: Any, masks: Path | None = None) -> None:
+        from fxlrp.inputs import find_pictures
+
+        found = find_pictures([str(folder)])
+        stems = {p.stem for p in found}
+        self.files = [p for p in found if not (p.stem.endswith("_mask") and p.stem.removesuffix("_mask") in stems)]
+        self.preprocess = preprocess
+        self.masks = None if masks is None else [_mask_file(masks, p) for p in self.files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, None, Tensor | None]:
+        from dataclasses import replace
+
+        from fxlrp.inputs import open_picture
+
+        x, _ = self.preprocess(open_picture(self.files[i]))
+        if self.masks is None:
+            return x, None, None
+        plain = replace(self.preprocess, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="nearest", channels=3)
+        return x, None, plain(open_picture(self.masks[i]))[0].amax(0) > 0
+
+
+def _mask_file(folder: Path, picture: Path) -> Path:
+    for stem in (f"{picture.stem}_mask", picture.stem):
+        for suffix in dict.fromkeys((".png", picture.suffix)):
+            if (file := folder / f"{stem}{suffix}").is_file() and file.resolve() != picture.resolve():
+                return file
+    raise FxlrpError(
+        f"There is no mask for {picture.name} in {folder}; name it {picture.stem}.png or {picture.stem}_mask.png."
+    )
+
+
+class _HuggingFace:
+    def __init__(self, dataset: Any, preprocess: Any, path: str) -> None:
+        columns = dataset.features
+        image = [c for c, f in columns.items() if type(f).__name__ == "Image"]
+        if not image:
+            raise FxlrpError(f"The data set {path} has no column of pictures; it has {', '.join(columns)}.")
+        self.dataset, self.preprocess, self.image = dataset, preprocess, image[0]
+        self.label = next((c for c in ("label", "labels") if c in columns), None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int | None]:
+        row = self.dataset[i]
+        return self.preprocess(row[self.image])[0], None if self.label is None else row[self.label]
+
+
+def open_data(spec: str, preprocess: Any, masks: Path | None = None) -> Any:
+    """The data set that `spec` names: a folder of pictures, one that Hugging Face's `datasets` saved, or
+    `module:factory` (also path/to/file.py:factory), a function that returns one.
+
+    Raises FxlrpError if there is none such.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+            if importlib.util.find_spec("datasets") is None:
+                raise FxlrpError(
+                    f"{spec} was saved by Hugging Face's datasets, which is not installed: pip install datasets."
+                )
+            import datasets
+
+            found = datasets.load_from_disk(spec)
+            if isinstance(found, dict):
+                raise FxlrpError(f"{spec} has splits {', '.join(found)}; name one: {spec}/{next(iter(found))}.")
+            return _HuggingFace(found, preprocess, spec)
+        return Folder(path, preprocess, masks)
+    module, colon, factory = spec.rpartition(":")
+    if not colon:
+        raise FxlrpError(
+            f"There is no folder {spec}; DATA is a folder of pictures, a data set on disk or module:factory."
+        )
+    return _call(module, factory)
+
+
+def _call(module: str, factory: str) -> Any:
+    before = list(sys.path)
+    try:
+        if module.endswith(".py"):
+            sys.path.insert(0, str(Path(module).resolve().parent))
+            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+            assert spec is not None
+            assert spec.loader is not None
+            code = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(code)
+        else:
+            sys.path.insert(0, str(Path.cwd()))
+            code = importlib.import_module(module)
+    except (ImportError, FileNotFoundError) as error:
+        raise FxlrpError(f"Cannot import {module} for the data set: {error}.") from error
+    finally:
+        sys.path[:] = before
+    make = getattr(code, factory, None)
+    if not callable(make):
+        raise FxlrpError(f"{module} has no function {factory}, which should return the data set.")
+    return make()

@@ -1,0 +1,321 @@
+"""evaluate: methods on a data set, chunk by chunk, resumable, in any number of processes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.errors import FxlrpError
+from fxlrp.gae import quantus as quantus_measures
+from fxlrp.gae.data import Data, Sample, ring
+from fxlrp.gae.measures import curves, localisation
+from fxlrp.gae.methods import Method, explain_by, name_methods, run
+from fxlrp.gae.metric import (
+    DEFINITIONS,
+    FIXED,
+    PUBLISHED,
+    Explain,
+    Trial,
+    Views,
+    fixed_trial,
+    predict,
+    published_trial,
+    score,
+)
+from fxlrp.gae.report import Report
+from fxlrp.gae.store import Store
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    model: nn.Module,
+    methods: Mapping[str, Method] | Iterable[Method] | Method,
+    dataset: Any,
+    *,
+    steps: int = 10,
+    mosaics: int = 1,
+    seed: int = 0,
+    definition: str = FIXED,
+    batch_size: int = 16,
+    device: str | torch.device | None = None,
+    quantus: bool = True,
+    out: str | Path | None = None,
+    masks: Sequence[Any] | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """GAE, masking curves and, where there are masks, localisation, of each method on each sample.
+
+    model: a classifier in eval mode; the class explained is always its top one.
+    methods: names (`fxlrp.gae.BASELINES`, or rulebooks, see `fxlrp.rulebooks()`), explainers, rulebooks, and functions
+        (model, x [m, C, H, W], target [m]) → relevance [m, C or 1, H, W], explaining each sample for itself; a dict to
+        name them.
+    dataset: anything with a length and items x, (x, label) or (x, label, mask), or dicts of these: x float [C, H, W] as
+        the model takes it, all of one size; mask [H, W] of the label, or a dict from class to mask.
+    steps: masking steps; after each another 1/steps of the input is 0.
+    mosaics: how many mosaics each sample is tested on.
+    seed: which pictures share a mosaic, and the noise of "random" and "smoothgrad"; derived from it and the sample's
+        index, so that no score depends on batches, order or processes.
+    definition: "fixed", or "2024-12", the authors' code of that month, which scores one of four samples and in which
+        batch_size is a part of the metric (docs/evaluation.md).
+    batch_size: inputs in one call of the model or method.
+    device: where to move the model to; without it, where it is.
+    quantus: also measure sparseness and max-sensitivity with Quantus if it is installed, which takes half as long
+        again; if it is not, `report.notes` says so.
+    out: a folder; results are kept there as they come, a run that was killed goes on, and results.parquet, report.json
+        and report.html are written at the end.  Under torchrun (RANK, WORLD_SIZE) the chunks are shared out and every
+        process returns the same report.
+    masks: a mask for each sample, instead of the data set's.
+    limit: only the first so many samples.
+    progress(done, all): called after each piece of work of this process.
+
+    A method that raises is left out of the report's table and its error is in `report.errors`.
+
+    Raises FxlrpError for arguments that don't fit, a model that is no classifier, and a folder of another run.
+    """
+    named = name_methods(methods)
+    data = Data(dataset, masks, limit)
+    _check(model, named, data, steps, mosaics, definition, batch_size)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and out is None:
+        raise FxlrpError("Several processes meet in a folder: give evaluate(…, out=FOLDER), or --out.")
+    if out is not None and importlib.util.find_spec("pyarrow") is None:
+        raise FxlrpError("results.parquet needs pyarrow: pip install 'fxlrp[eval]'.")
+    if device is not None:
+        model.to(device)
+    plan = _Plan(
+        model, data, steps, mosaics, seed, definition, batch_size, quantus_measures.version() if quantus else None
+    )
+    manifest = plan.manifest()
+    notes = []
+    if quantus and plan.quantus is None:
+        notes.append("Sparseness and max-sensitivity are left out: Quantus is not installed (pip install quantus).")
+    store = Store(None if out is None else Path(out), manifest, rank)
+    try:
+        _fill(store, plan, named, range(rank, plan.chunks, world), progress)
+        store.wait({(k, name) for k in range(plan.chunks) for name in named})
+    finally:
+        store.close()
+    report = _gather(store, plan, list(named), manifest, notes)
+    if not report.methods:
+        raise FxlrpError("No method could be evaluated: " + "; ".join(f"{m}: {e}" for m, e in report.errors.items()))
+    if out is not None and rank == 0:
+        report.save(out, examples=functools.partial(plan.example, named))
+    return report
+
+
+def _check(
+    model: nn.Module,
+    named: Mapping[str, Method],
+    data: Data,
+    steps: int,
+    mosaics: int,
+    definition: str,
+    batch_size: int,
+) -> None:
+    if definition not in DEFINITIONS:
+        raise FxlrpError(f"There is no definition {definition!r} of GAE; there are {' and '.join(DEFINITIONS)}.")
+    if model.training:
+        raise FxlrpError("The model is in training mode; call model.eval() before evaluate.")
+    if not named:
+        raise FxlrpError("There is no method to evaluate; give names, explainers or functions.")
+    if steps < 2 or mosaics < 1 or batch_size < 1:
+        raise FxlrpError(f"steps={steps}, mosaics={mosaics}, batch_size={batch_size}: at least 2, 1 and 1 are needed.")
+    if definition == PUBLISHED and (batch_size % 4 or mosaics != 1):
+        raise FxlrpError(f"Definition {PUBLISHED} takes a batch_size that is a multiple of four, and one mosaic.")
+    least = batch_size if definition == PUBLISHED else 4
+    if len(data) < least:
+        raise FxlrpError(f"There are {len(data)} samples; this evaluation needs {least} to make mosaics of.")
+
+
+@dataclass
+class _Plan:
+    """Which samples make up a chunk, and its trial."""
+
+    model: nn.Module
+    data: Data
+    steps: int
+    mosaics: int
+    seed: int
+    definition: str
+    batch_size: int
+    quantus: str | None = None
+
+    def __post_init__(self) -> None:
+        weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        self.device, self.dtype = weight.device, weight.dtype
+        self.sample: Callable[[int], Sample] = functools.lru_cache(8 * self.batch_size)(self.data.__getitem__)
+        count = len(self.data)
+        if self.definition == PUBLISHED:
+            self.size, self.chunks = self.batch_size, count // self.batch_size
+            generator = torch.Generator().manual_seed(self.seed)
+            self.rings = [torch.randperm(count, generator=generator).tolist()]
+        else:
+            self.size = max(1, self.batch_size // 2)
+            self.chunks = -(-count // self.size)
+            self.rings = [ring(count, self.seed, turn) for turn in range(self.mosaics)]
+            self.where = [{i: p for p, i in enumerate(r)} for r in self.rings]
+
+    def manifest(self) -> dict[str, Any]:
+        """All that makes one run's results another's: they go on in one folder only where it is the same."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.model.state_dict().items()):
+            if isinstance(value, Tensor):
+                digest.update(key.encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        names = getattr(self.data.dataset, "files", None)
+        return {
+            "definition": self.definition,
+            "steps": self.steps,
+            "mosaics": self.mosaics,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "samples": len(self.data),
+            "files": None
+            if names is None
+            else hashlib.sha256(json.dumps([f.name for f in names]).encode()).hexdigest(),
+            "model": digest.hexdigest(),
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+            "torch": torch.__version__,
+            "quantus": self.quantus,
+        }
+
+    def members(self, chunk: int) -> list[int]:
+        """The samples of a chunk."""
+        return self.rings[0][chunk * self.size : (chunk + 1) * self.size]
+
+    def stack(self, indices: Sequence[int]) -> Tensor:
+        """Samples [n, C, H, W] where the model is."""
+        xs = [self.sample(i).x for i in indices]
+        if other := next((i for i, x in zip(indices, xs, strict=True) if x.shape != xs[0].shape), None):
+            raise FxlrpError(
+                f"Sample {other} has shape {list(self.sample(other).x.shape)} and sample {indices[0]} "
+                f"{list(xs[0].shape)}; mosaics need pictures of one size."
+            )
+        return torch.stack(xs).to(self.device, self.dtype)
+
+    def trial(self, chunk: int) -> Trial:
+        """What a chunk's samples go through, before any method."""
+        ids = self.members(chunk)
+        if self.definition == PUBLISHED:
+            labels = [self.sample(i).label for i in ids]
+            if None in labels:
+                raise FxlrpError(
+                    f"Definition {PUBLISHED} scores mosaics by labels, and sample {ids[labels.index(None)]} has none."
+                )
+            generator = torch.Generator().manual_seed(self.seed + 1 + chunk)
+            return published_trial(
+                self.model, self.stack(ids), torch.tensor(labels), ids=ids, steps=self.steps, generator=generator
+            )
+        rows = list(ids)
+        beside = torch.empty(self.mosaics, len(ids), 3, dtype=torch.long)
+        places = torch.empty(self.mosaics, len(ids), dtype=torch.long)
+        for turn, (order, where) in enumerate(zip(self.rings, self.where, strict=True)):
+            for j, i in enumerate(ids):
+                near = [order[(where[i] + step) % len(order)] for step in (1, 2, 3)]
+                rows += [r for r in near if r not in rows]
+                beside[turn, j] = torch.tensor([rows.index(r) for r in near])
+                places[turn, j] = hashlib.sha256(f"place:{self.seed}:{turn}:{i}".encode()).digest()[0] % 4
+        return fixed_trial(
+            self.model,
+            self.stack(rows),
+            beside,
+            ids=ids,
+            places=places,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            mask_of=lambda row, predicted, cls: self.sample(rows[row]).shown(cls, predicted),
+        )
+
+    def example(self, named: Mapping[str, Method], method: str, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Samples and a method's relevance of them, for pictures: two of [m, C, H, W]."""
+        x = self.stack(samples)
+        target = predict(self.model, x, self.batch_size).argmax(1)
+        shown = [self.sample(i).shown(t, t) for i, t in zip(samples, target.tolist(), strict=True)]
+        truth = None if any(s is None for s in shown) else torch.stack([s for s in shown if s is not None])[:, None]
+        views = Views(x, target, [f"{i}:x" for i in samples], None if truth is None else truth.to(x))
+        found = run(explain_by(named[method], self.model, self.seed), views, self.batch_size)
+        return x, found
+
+
+def _fill(
+    store: Store, plan: _Plan, named: Mapping[str, Method], chunks: Sequence[int], progress: Progress | None
+) -> None:
+    """Compute the pieces of these chunks that are not in the store."""
+    explain: dict[str, Explain] = {}
+    failed: dict[str, str] = {}
+    for name, method in named.items():
+        try:
+            explain[name] = explain_by(method, plan.model, plan.seed)
+        except FxlrpError as error:
+            failed[name] = str(error)
+    done, every = 0, len(chunks) * len(named)
+    for chunk in chunks:
+        missing = [name for name in named if (chunk, name) not in store]
+        trial = views = None
+        done += len(named) - len(missing)
+        for name in missing:
+            if name not in failed:
+                trial = trial or plan.trial(chunk)
+                views = views or trial.views()
+                try:
+                    relevance = run(explain[name], views, plan.batch_size)
+                    rows = _rows(plan, trial, relevance, explain[name])
+                except torch.OutOfMemoryError as error:
+                    raise FxlrpError(f"There is no memory left for {name}; give a smaller batch_size.") from error
+                except Exception as error:  # whatever a method raises is its own result
+                    failed[name] = str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
+            if name in failed:
+                store.add(chunk, name, error=failed[name].strip().splitlines()[0])
+            else:
+                store.add(chunk, name, rows=rows)
+            done += 1
+            if progress:
+                progress(done, every)
+
+
+def _rows(plan: _Plan, trial: Trial, relevance: Tensor, explain: Explain) -> list[dict[str, Any]]:
+    """A row for each sample of a trial: every measure of one method."""
+    n = len(trial.ids)
+    heat = relevance[:n].sum(1)
+    columns: dict[str, list] = {name: value.tolist() for name, value in score(trial, relevance).items()}
+    columns |= curves(plan.model, trial.x, trial.target, heat, steps=plan.steps, batch_size=plan.batch_size)
+    if plan.quantus is not None:
+        columns |= quantus_measures.measure(plan.model, trial, heat, explain, plan.seed)
+    rows = []
+    for j, i in enumerate(trial.ids):
+        sample, predicted = plan.sample(i), int(trial.target[j])
+        mask = sample.shown(predicted, predicted)
+        row: dict[str, Any] = {"sample": i, "label": sample.label, "predicted": predicted}
+        row |= {name: values[j] for name, values in columns.items()}
+        row |= {} if mask is None else localisation(heat[j], mask.to(heat.device))
+        rows.append(row)
+    return rows
+
+
+def _gather(store: Store, plan: _Plan, methods: Sequence[str], manifest: dict[str, Any], notes: list[str]) -> Report:
+    rows, errors = [], {}
+    for method in methods:
+        pieces = [store.kept[k, method] for k in range(plan.chunks)]
+        if error := next((p["error"] for p in pieces if "error" in p), None):
+            errors[method] = error
+        else:
+            rows += [{"method": method, **row} for p in pieces for row in p["rows"]]
+    order = {m: i for i, m in enumerate(methods)}
+    rows.sort(key=lambda row: (order[row["method"]], row["sample"]))
+    names = getattr(plan.data.dataset, "files", None)
+    if names is not None:
+        rows = [{**row, "name": names[row["sample"]].name} for row in rows]
+    return Report(rows, errors, manifest, notes)

@@ -1,0 +1,359 @@
+"""Global Attribution Evaluation: what is measured, in two definitions.
+
+GAE = LC · C (Vukadin et al., ACM TIST 2024, arXiv 2412.09311, section 4): local consistency, which sets how a map
+changes against how the output changes while the input is masked, times contrastiveness on mosaics of four pictures.
+
+"2024-12" is the authors' code of that month to the letter, "fixed" what it means to compute; docs/evaluation.md sets
+them side by side.  A `Trial` holds everything that no method takes part in; `score` is what a method makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from fxlrp.errors import FxlrpError
+
+PUBLISHED, FIXED = "2024-12", "fixed"
+DEFINITIONS = (FIXED, PUBLISHED)
+MOST, LEAST = 0, 1  # most and least relevant first
+
+Explain = Callable[["Views"], Tensor]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Inputs a method is asked about: x [m, C, H, W], the class explained [m], a name for each that no other in the run
+    has, and where the object is [m, 1, H, W] (None where that is not known)."""
+
+    x: Tensor
+    target: Tensor
+    keys: Sequence[str]
+    truth: Tensor | None = None
+
+    def split(self, size: int) -> list[Views]:
+        """The same in pieces of at most `size`."""
+        starts = range(0, len(self.x), size)
+        cuts = [slice(i, i + size) for i in starts]
+        return [
+            Views(self.x[c], self.target[c], self.keys[c], None if self.truth is None else self.truth[c]) for c in cuts
+        ]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The n samples of a chunk and what the metric does to them.
+
+    x [n, C, H, W]; target [n], the predicted class; probability [n, K].
+    masked [2, steps − 1, n, C, H, W]: inputs after each masking step, most and least relevant first.
+    outputs [2, steps, n]: the target's logit, from the unmasked input on.
+    impact [n, C, H, W] in −1, 0, 1: whether masking late (+) or early (−) hurt.
+    mosaics [m·n, C, H, W], score [m·n, 1 or C, H, W]: four pictures in one, and what relevance is worth at each pixel.
+    """
+
+    definition: str
+    ids: tuple[int, ...]
+    x: Tensor
+    target: Tensor
+    probability: Tensor
+    masked: Tensor
+    outputs: Tensor
+    impact: Tensor
+    mosaics: Tensor
+    score: Tensor
+    truth: Tensor | None = field(default=None, repr=False)
+    mosaic_truth: Tensor | None = field(default=None, repr=False)
+
+    def views(self) -> Views:
+        """All inputs a method explains: the samples, the mosaics, the masked inputs."""
+        _, steps, n = self.masked.shape[:3]
+        m = len(self.mosaics) // n
+        stages = ["x", *(f"mosaic{i}" for i in range(m)), *(f"{o}{i}" for o in ("morf", "lerf") for i in range(steps))]
+        x = torch.cat([self.x, self.mosaics, self.masked.flatten(0, 2)])
+        truth = None
+        if self.truth is not None and self.mosaic_truth is not None:
+            left = self.truth * (self.masked != 0).any(3, keepdim=True).flatten(0, 2).unflatten(0, (-1, n))
+            truth = torch.cat([self.truth, self.mosaic_truth, left.flatten(0, 1)])
+        keys = [f"{i}:{stage}" for stage in stages for i in self.ids]
+        return Views(x, self.target.repeat(len(stages)), keys, truth)
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's class scores [n, K].  Raises FxlrpError if that is not what it returns."""
+    found = model(x)
+    found = getattr(found, "logits", found)
+    if isinstance(found, dict):
+        found = found.get("logits", next(iter(found.values()), None))
+    if isinstance(found, tuple | list):
+        found = found[0]
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise FxlrpError(
+            f"The model returns {shape} where GAE needs class scores [batch, classes]; evaluate a classifier."
+        )
+    return found
+
+
+def predict(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    """Class scores [n, K] of x [n, C, H, W], in batches."""
+    with torch.no_grad():
+        return torch.cat([logits_of(model, part) for part in x.split(batch_size)])
+
+
+def stepwise(model: nn.Module, x: Tensor, target: Tensor, steps: int, definition: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Masking by the model's own |input × gradient|, taken anew at every step, most and least relevant first.
+
+    x [n, C, H, W], target [n] → masked [2, steps − 1, n, C, H, W], outputs [2, steps, n], impact [n, C, H, W].
+    Entries, not pixels, are set to 0.  Fixed: after k steps k/steps of them are masked either way.  2024-12: step k
+    takes k/steps more of all entries most relevant first, but least relevant first takes the masked ones again.
+    """
+    pick = _published_pick if definition == PUBLISHED else _pick
+    shut = torch.zeros(2, *x.shape, dtype=torch.bool, device=x.device)
+    over = len(x) if definition == PUBLISHED else 1  # a mean over the batch, which its 1e-9 sees
+    inputs, outputs, sums = [], [], torch.zeros_like(x).expand(2, *x.shape)
+    for k in range(steps):
+        now = x.detach().masked_fill(shut, 0)
+        rows = now[0] if k == 0 else now.flatten(0, 1)  # the first step is the same for both
+        rows = rows.clone().requires_grad_()
+        with torch.enable_grad():
+            value = logits_of(model, rows).gather(1, target.repeat(len(rows) // len(x))[:, None])[:, 0]
+            gradient = torch.autograd.grad(value.abs().sum() / over, rows)[0]
+        relevance = _share((gradient * rows.detach()).abs(), definition).view(-1, *x.shape).expand(2, *x.shape)
+        sums = sums + relevance
+        inputs.append(now)
+        outputs.append(value.detach().view(-1, len(x)).expand(2, -1))
+        if k < steps - 1:
+            shut = torch.stack([pick(relevance[o], shut[o], k + 1, steps, o == MOST) for o in (MOST, LEAST)])
+    most, least = (_share(s, definition) for s in sums)
+    return torch.stack(inputs[1:], 1), torch.stack(outputs, 1), (least - most).sign()
+
+
+def _pick(relevance: Tensor, shut: Tensor, k: int, steps: int, most: bool) -> Tensor:
+    """k/steps of all entries: those shut already, then the most (least) relevant of the others, ties by place."""
+    flat = relevance.masked_fill(shut, float("inf" if most else "-inf")).flatten(1)
+    chosen = flat.sort(dim=1, descending=most, stable=True).indices[:, : round(k * flat.shape[1] / steps)]
+    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, chosen, True).view_as(shut)
+
+
+def _published_pick(relevance: Tensor, shut: Tensor, k: int, steps: int, most: bool) -> Tensor:
+    flat = relevance.flatten(1)
+    fraction = torch.linspace(1 / steps, 1, steps)[k - 1]  # in float32, as published
+    chosen = flat.topk(int(fraction * flat.shape[1]), 1, largest=most).indices
+    return shut.flatten(1).scatter(1, chosen, True).view_as(shut)
+
+
+def _share(r: Tensor, definition: str) -> Tensor:
+    """r over Σ|r| per sample."""
+    return _over(r, r.abs().flatten(1).sum(1).view(-1, 1, 1, 1), definition)
+
+
+def _over(a: Tensor, b: Tensor, definition: str) -> Tensor:
+    """a / b for b ≥ 0; 2024-12 adds 1e-9 to every denominator, which makes scores depend on the scale of a map."""
+    return a / (b + 1e-9) if definition == PUBLISHED else a / b.clamp(min=torch.finfo(b.dtype).tiny)
+
+
+def dice(a: Tensor, b: Tensor, definition: str = FIXED) -> Tensor:
+    """Σ|a − b| / (Σ|a| + Σ|b|) per row, in 0…1: 0 where equal."""
+    a, b = a.flatten(1), b.flatten(1)
+    return _over((a - b).abs().sum(1), a.abs().sum(1) + b.abs().sum(1), definition)
+
+
+def overlap(relevance: Tensor, worth: Tensor, definition: str = FIXED) -> Tensor:
+    """Σ worth · R / Σ R per row, for R ≥ 0: what a unit of relevance is worth where the map puts it."""
+    return _over((worth * relevance).flatten(1).sum(1), relevance.flatten(1).sum(1), definition)
+
+
+def tile(quarters: Tensor) -> Tensor:
+    """[4, n, C, h, w], top left, top right, bottom left, bottom right → [n, C, 2h, 2w]."""
+    return torch.cat([torch.cat([*quarters[:2]], -1), torch.cat([*quarters[2:]], -1)], -2)
+
+
+def halve(x: Tensor) -> Tensor:
+    """Pictures at half their sides, by nearest neighbours as published."""
+    return interpolate(x, (x.shape[-2] // 2, x.shape[-1] // 2))
+
+
+def quadrant_scores(probability: Tensor, classes: Tensor, own: Tensor) -> Tensor:
+    """2 p_c / p_own − 1 [n, 4]: what relevance in a quadrant is worth, where p [n, K] are the scored picture's own
+    probabilities, c [n, 4] the classes of the quadrants and own [n] that of the scored picture.
+
+    In −1…1 if `own` is the predicted class.
+    """
+    return 2 * probability.gather(1, classes) / probability.gather(1, own[:, None]) - 1
+
+
+def cross(score: Tensor, definition: str) -> Tensor:
+    """The two pixels either side of the mosaic's seams are worth 1, since nobody can say whose they are.
+
+    2024-12 reaches only the square of 2 × 2 in the middle.
+    """
+    h, w = score.shape[-2] // 2, score.shape[-1] // 2
+    score = score.clone()
+    if definition == PUBLISHED:
+        score[..., h - 1 : h + 1, w - 1 : w + 1] = 1
+    else:
+        score[..., h - 1 : h + 1, :] = 1
+        score[..., w - 1 : w + 1] = 1
+    return score
+
+
+def published_trial(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    ids: Sequence[int] | None = None,
+    steps: int = 10,
+    positives: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Trial:
+    """What the authors' code computes on a batch x [4n, C, H, W] with labels [4n], before any method.
+
+    positives [n]: which of each group of four is scored; without it drawn by `generator`, with the softmax over the
+    mosaic's scores for their predicted classes.  A group is samples 4i to 4i + 3, though mosaic i consists of samples
+    i, n + i, 2n + i and 3n + i, and the labels, not the predictions, name the quadrants: so it was published.
+
+    Raises FxlrpError unless the batch is a multiple of four.
+    """
+    count, n = len(x), len(x) // 4
+    if count % 4 or not n:
+        raise FxlrpError(f"Definition {PUBLISHED} scores batches of a multiple of four; this one has {count}.")
+    logits = predict(model, x, count)
+    mosaics = tile(halve(x).view(4, n, *halve(x).shape[1:]))
+    predicted = logits.argmax(1)
+    if positives is None:
+        seen = (
+            predict(model, mosaics, count).repeat_interleave(4, 0).gather(1, predicted[:, None]).view(n, 4).softmax(1)
+        )
+        positives = torch.multinomial(seen.cpu(), 1, generator=generator)[:, 0]
+    own = positives.to(x.device) + 4 * torch.arange(n, device=x.device)
+    probability, classes = logits[own].softmax(1), labels.to(x.device).view(n, 4)
+    place = positives.to(x.device)
+    worth = quadrant_scores(probability, classes, classes.gather(1, place[:, None])[:, 0])
+    flat = worth.flatten().view(4, n, 1, 1, 1).expand(4, n, x.shape[1], x.shape[-2] // 2, x.shape[-1] // 2)
+    masked, outputs, impact = stepwise(model, x[own], predicted[own], steps, PUBLISHED)
+    named = tuple(range(count)) if ids is None else tuple(ids)
+    return Trial(
+        PUBLISHED,
+        tuple(named[i] for i in own.tolist()),
+        x[own],
+        predicted[own],
+        probability,
+        masked,
+        outputs,
+        impact,
+        mosaics,
+        cross(tile(flat), PUBLISHED),
+    )
+
+
+def fixed_trial(
+    model: nn.Module,
+    x: Tensor,
+    members: Tensor,
+    *,
+    ids: Sequence[int],
+    places: Tensor,
+    steps: int = 10,
+    batch_size: int = 16,
+    mask_of: Callable[[int, int, int], Tensor | None] | None = None,
+) -> Trial:
+    """Each of the first n = len(ids) pictures of x scored, with mosaics that it stands in itself.
+
+    members [m, n, 3]: which rows of x stand beside it in each of its m mosaics.  places [m, n]: its quadrant, 0 to 3.
+    mask_of(row of x, its prediction, class) → bool [H, W], where a picture shows the class, or None.
+    """
+    n, m = len(ids), len(members)
+    logits = predict(model, x, batch_size)
+    predicted, probability = logits.argmax(1), logits[:n].softmax(1)
+    own = torch.arange(n, device=x.device)
+    members, places = members.to(x.device), places.to(x.device)
+    rows = torch.cat([own.expand(m, n)[..., None], members], 2).view(m * n, 4)  # the scored picture first …
+    turn = (torch.arange(4, device=x.device) - places.reshape(-1, 1)) % 4
+    rows = rows.gather(1, turn)  # … turned to its place
+    worth = quadrant_scores(probability.repeat(m, 1), predicted[rows], predicted[:n].repeat(m))
+    small = halve(x)
+    mosaics = _fill(tile(small[rows.T]), x)
+    flat = worth.T[..., None, None, None].expand(4, m * n, 1, *small.shape[-2:])
+    truth = mosaic_truth = None
+    if mask_of is not None:
+        known = predicted.tolist()
+
+        def shown(row: int, cls: int) -> Tensor | None:
+            mask = mask_of(row, known[row], cls)
+            return mask if mask is None else mask.to(x)
+
+        found = [shown(i, known[i]) for i in range(n)]
+        if all(f is not None for f in found):
+            truth = torch.stack([f for f in found if f is not None])[:, None]
+            nothing = torch.zeros_like(truth[0, 0])
+            quarters = [
+                [t if (t := shown(r, known[i % n])) is not None else nothing for i, r in enumerate(column)]
+                for column in rows.T.tolist()
+            ]
+            mosaic_truth = _fill(tile(torch.stack([halve(torch.stack(q)[:, None]) for q in quarters])), x)
+    masked, outputs, impact = stepwise(model, x[:n], predicted[:n], steps, FIXED)
+    score = _fill(cross(tile(flat), FIXED), x)
+    return Trial(
+        FIXED,
+        tuple(ids),
+        x[:n],
+        predicted[:n],
+        probability,
+        masked,
+        outputs,
+        impact,
+        mosaics,
+        score,
+        truth,
+        mosaic_truth,
+    )
+
+
+def _fill(mosaic: Tensor, x: Tensor) -> Tensor:
+    """A mosaic as large as the pictures were: of an odd side, the last line is repeated."""
+    bottom, right = x.shape[-2] - mosaic.shape[-2], x.shape[-1] - mosaic.shape[-1]
+    return nn.functional.pad(mosaic, (0, right, 0, bottom), "replicate") if bottom or right else mosaic
+
+
+def positive(relevance: Tensor, definition: str = FIXED) -> Tensor:
+    """Relevance [m, C or 1, H, W] in units of its largest value, what is negative left out."""
+    r = relevance
+    for cut in (False, True):
+        r = r.relu() if cut else r
+        r = _over(r, r.abs().flatten(1).amax(1).view(-1, 1, 1, 1), definition)
+    return r
+
+
+def score(trial: Trial, relevance: Tensor) -> dict[str, Tensor]:
+    """GAE and what it is made of, each [n], for a method's relevance of all of `trial.views()` [·, C or 1, H, W].
+
+    robustness = 1 − 2 dice(ΔR, Δf) in −1…1, where per step ΔR = dice(R, R_morf) − dice(R, R_lerf) and
+    Δf = (f_lerf − f_morf) / f; faithfulness = overlap of R with `impact` in −1…1; LC = (both)⁺/2;
+    contrastiveness = (overlap of R on the mosaic with its score)⁺, meaned over mosaics; GAE = LC · C.
+    """
+    d = trial.definition
+    _, steps, n = trial.masked.shape[:3]
+    m, channels = len(trial.mosaics) // n, trial.x.shape[1]
+    r = positive(relevance, d)
+    if d == FIXED and r.shape[1] == 1 < channels:
+        r = r.expand(-1, channels, -1, -1) / channels  # or it counts `channels` times against a mask of every channel
+    at_x, at_mosaics, at_masked = r[:n], r[n : n + m * n], r[n + m * n :].view(2, steps, n, *r.shape[1:])
+    far = torch.stack([torch.stack([dice(at_x, step, d) for step in order], 1) for order in at_masked])
+    start = trial.outputs[0, 0]
+    ratios = trial.outputs[:, 1:] / (start + (1e-9 if d == PUBLISHED else 0))
+    faithfulness = overlap(at_x, trial.impact, d)
+    robustness = 1 - 2 * dice(far[MOST] - far[LEAST], (ratios[LEAST] - ratios[MOST]).T, d)
+    lc = (faithfulness + robustness).relu() / 2
+    contrastiveness = overlap(at_mosaics, trial.score, d).relu().view(m, n).mean(0)
+    return {
+        "robustness": robustness,
+        "faithfulness": faithfulness,
+        "lc": lc,
+        "contrastiveness": contrastiveness,
+        "gae": lc * contrastiveness,
+    }

@@ -1,0 +1,180 @@
+"""Report: what an evaluation found, with intervals, as a table and as files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fxlrp.errors import FxlrpError
+from fxlrp.gae.store import write
+
+MEASURES = {  # with their headings in a table
+    "gae": "GAE",
+    "lc": "LC",
+    "contrastiveness": "contrast",
+    "robustness": "robust",
+    "faithfulness": "faithful",
+    "abpc": "ABPC",
+    "morf_auc": "MoRF",
+    "lerf_auc": "LeRF",
+    "pointing": "pointing",
+    "relevance_mass": "mass",
+    "rank_accuracy": "rank",
+    "sparseness": "sparse",
+    "max_sensitivity": "sensitive",
+}
+Examples = Callable[[str, Sequence[int]], tuple[Tensor, Tensor]]
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n samples and its 95 % bootstrap interval (percentiles of 2000 resamplings of the samples)."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Report:
+    """rows: a dict for each method and sample, in this order, with every measure.  errors: the methods that could not
+    be evaluated, and why.  settings: how the evaluation was made.  notes: what was left out."""
+
+    rows: list[dict[str, Any]] = field(repr=False)
+    errors: dict[str, str]
+    settings: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(row["method"] for row in self.rows))
+
+    @property
+    def measures(self) -> list[str]:
+        """The measures there are, GAE first."""
+        return [m for m in MEASURES if any(row.get(m) is not None for row in self.rows)]
+
+    def values(self, measure: str) -> np.ndarray:
+        """A measure [methods, samples], samples in order of index, NaN where a sample has none.
+
+        Raises FxlrpError for a measure that nobody has.
+        """
+        if measure not in self.measures:
+            raise FxlrpError(f"There is no measure {measure!r} in the report; there are {', '.join(self.measures)}.")
+        by = {m: [row.get(measure) for row in self.rows if row["method"] == m] for m in self.methods}
+        return np.array([[np.nan if v is None else v for v in by[m]] for m in self.methods], dtype=np.float64)
+
+    def means(self, measure: str) -> dict[str, Estimate]:
+        """The mean of a measure for each method."""
+        values = self.values(measure)
+        return dict(zip(self.methods, _estimates(values, self.settings["seed"]), strict=True))
+
+    def differences(self, measure: str = "gae") -> dict[tuple[str, str], Estimate]:
+        """For each two methods a, b: the mean of a − b on the same samples."""
+        values, names = self.values(measure), self.methods
+        pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+        if not pairs:
+            return {}
+        found = _estimates(np.stack([values[i] - values[j] for i, j in pairs]), self.settings["seed"])
+        return {(names[i], names[j]): e for (i, j), e in zip(pairs, found, strict=True)}
+
+    def curve(self, method: str, order: str) -> np.ndarray:
+        """The mean masking curve of a method [steps + 1], `order` "morf" or "lerf": the target's probability."""
+        return np.array([row[order] for row in self.rows if row["method"] == method]).mean(0)
+
+    def extremes(self, method: str, count: int = 5) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """A method's rows of highest and of lowest GAE, the best and the worst first."""
+        ranked = sorted((r for r in self.rows if r["method"] == method), key=lambda r: (-r["gae"], r["sample"]))
+        return ranked[:count], ranked[::-1][:count]
+
+    def table(self) -> Any:
+        """Means as a rich table, the highest GAE first; ± is half its interval's width."""
+        from rich.table import Table
+
+        table = Table("method", box=None)
+        for measure in self.measures:
+            table.add_column(MEASURES[measure], justify="right")
+        means = {measure: self.means(measure) for measure in self.measures}
+        for method in sorted(self.methods, key=lambda m: -means["gae"][m].mean):
+            found = [means[measure][method] for measure in self.measures]
+            spread = f" ±{(found[0].high - found[0].low) / 2:.3f}"
+            table.add_row(method, f"{found[0].mean:.3f}{spread}", *(f"{e.mean:.3f}" for e in found[1:]))
+        return table
+
+    def markdown(self, measures: Sequence[str] | None = None) -> str:
+        """The same as Markdown."""
+        columns = [m for m in measures or self.measures if m in self.measures]
+        means = {measure: self.means(measure) for measure in columns}
+        lines = ["| method | " + " | ".join(MEASURES[m] for m in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for method in sorted(self.methods, key=lambda m: -means[columns[0]][m].mean):
+            cells = [f"{(e := means[m][method]).mean:.3f} ±{(e.high - e.low) / 2:.3f}" for m in columns]
+            lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the rows, as JSON takes it."""
+
+        def plain(e: Estimate) -> dict[str, Any]:
+            return {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n}
+
+        means = {measure: self.means(measure) for measure in self.measures}
+        return {
+            "settings": self.settings,
+            "errors": self.errors,
+            "notes": self.notes,
+            "means": {m: {measure: plain(means[measure][m]) for measure in means} for m in self.methods},
+            "differences": {
+                measure: [{"a": a, "b": b, **plain(e)} for (a, b), e in self.differences(measure).items()]
+                for measure in self.measures
+            },
+        }
+
+    def save(self, folder: str | Path, *, examples: Examples | None = None) -> Path:
+        """Write results.parquet (a row per sample and method), report.json and report.html, and return the folder.
+
+        examples(method, samples) → x and relevance, for pictures of the best and worst five.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from fxlrp.gae.html import page
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        table = pa.table({c: [row.get(c) for row in self.rows] for c in columns})
+        held = io.BytesIO()
+        pq.write_table(table, held)
+        write(folder / "results.parquet", held.getvalue())
+        write(folder / "report.json", json.dumps(self.summary(), indent=1).encode())
+        write(folder / "report.html", page(self, examples).encode())
+        return folder
+
+
+def _estimates(values: np.ndarray, seed: int) -> list[Estimate]:
+    """Means of rows [k, n] with bootstrap intervals, the same resamples for every row; NaN counts for nothing."""
+    k, n = values.shape
+    rng = np.random.default_rng(seed)
+    there = ~np.isnan(values)
+    filled = np.where(there, values, 0.0)
+    drawn = np.empty((RESAMPLES, k))
+    for b in range(RESAMPLES):
+        weights = np.bincount(rng.integers(0, n, n), minlength=n)
+        drawn[b] = (filled @ weights) / np.maximum(there @ weights, 1)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    counts = there.sum(1)
+    means = filled.sum(1) / np.maximum(counts, 1)
+    found = zip(means.tolist(), low.tolist(), high.tolist(), counts.tolist(), strict=True)
+    return [Estimate(*estimate) for estimate in found]

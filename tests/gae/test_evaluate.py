@@ -1,0 +1,281 @@
+"""Evaluations: what scores depend on, kills, processes, methods, files and the command."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gae_cases import input_x_gradient, pictures, tiny
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import fxlrp
+from fxlrp import FxlrpError
+from fxlrp.cli import app
+from fxlrp.gae import BASELINES, Report, evaluate
+from fxlrp.gae.measures import localisation
+
+pytest.importorskip("captum")
+pytest.importorskip("pyarrow")
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return tiny()
+
+
+def rows(report: Report) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "label"} for row in report.rows]
+
+
+def assert_close(a: Report, b: Report, tolerance: float) -> None:
+    for one, other in zip(rows(a), rows(b), strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert other[key] == (value if isinstance(value, str) else pytest.approx(value, abs=tolerance)), key
+
+
+METHODS = ["random", "input-x-gradient", "smoothgrad", "abslrp"]
+
+
+def test_scores_do_not_depend_on_the_batch_size(model: nn.Module) -> None:
+    reports = [evaluate(model, METHODS, pictures(11), batch_size=size) for size in (1, 6, 64)]
+    assert_close(reports[0], reports[1], 1e-9)
+    assert_close(reports[0], reports[2], 1e-9)
+
+
+def test_scores_depend_on_the_seed(model: nn.Module) -> None:
+    a, b, c = (evaluate(model, "input-x-gradient", pictures(8), seed=seed) for seed in (0, 0, 1))
+    assert a.rows == b.rows
+    assert a.values("contrastiveness").tolist() != c.values("contrastiveness").tolist()
+    assert a.values("faithfulness").tolist() == pytest.approx(c.values("faithfulness"))
+
+
+def test_more_mosaics_are_meaned(model: nn.Module) -> None:
+    one, three = (evaluate(model, "abslrp", pictures(8), mosaics=m) for m in (1, 3))
+    assert one.values("lc").tolist() == pytest.approx(three.values("lc"))
+    assert one.values("contrastiveness").tolist() != three.values("contrastiveness").tolist()
+
+
+def work(out: Path, rank: int = 0, world: int = 1, slow: float = 0) -> None:
+    """One process of an evaluation, which notes each chunk of its method that begins."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    model = tiny()
+
+    def slow_method(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        time.sleep(slow)
+        return input_x_gradient(net, x, target)
+
+    methods = {"slow": slow_method, "random": "random"}
+    evaluate(model, methods, pictures(12), batch_size=4, steps=3, out=out)
+
+
+def process(*args: Any) -> Any:
+    started = FORK.Process(target=work, args=args)
+    started.start()
+    return started
+
+
+def results(out: Path) -> bytes:
+    return (out / "results.parquet").read_bytes() + (out / "report.json").read_bytes()
+
+
+def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
+    work(tmp_path / "whole")
+    rng, kills = random.Random(0), 0
+    while kills < 10:
+        run = process(tmp_path / "killed", 0, 1, 0.01)
+        run.join(rng.uniform(0.02, 0.3))
+        if run.is_alive():
+            run.kill()
+            kills += 1
+        run.join()
+        if kills == 5:  # and a line that the kill cut short
+            with (tmp_path / "killed" / "part-0000.jsonl").open("ab") as file:
+                file.write(b'{"chunk":2,"method":"slow","rows":[{"sam')
+    work(tmp_path / "killed")
+    lines = (tmp_path / "killed" / "part-0000.jsonl").read_text().splitlines()
+    pieces = [(row["chunk"], row["method"]) for row in map(json.loads, lines)]
+    assert len(pieces) == len(set(pieces)) == 12  # nothing lost, nothing twice
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_work_and_agree(tmp_path: Path, world: int) -> None:
+    work(tmp_path / "one")
+    for run in [process(tmp_path / "many", rank, world) for rank in range(world)]:
+        run.join(60)
+        assert run.exitcode == 0
+    assert len(list((tmp_path / "many").glob("part-*.jsonl"))) == world
+    assert results(tmp_path / "many") == results(tmp_path / "one")
+
+
+def test_a_folder_of_another_run_and_one_in_use(model: nn.Module, tmp_path: Path) -> None:
+    evaluate(model, "random", pictures(8), out=tmp_path)
+    with pytest.raises(FxlrpError, match=r"another evaluation \(seed 0 there, 1 here\)"):
+        evaluate(model, "random", pictures(8), out=tmp_path, seed=1)
+    again = evaluate(model, ["random", "gradient"], pictures(8), out=tmp_path)  # a method more is no other run
+    assert again.methods == ["random", "gradient"]
+    run = process(tmp_path / "busy", 0, 1, 0.5)
+    while not (tmp_path / "busy" / "part-0000.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    with pytest.raises(FxlrpError, match="Another process is writing"):
+        work(tmp_path / "busy")
+    run.kill()
+    run.join()
+
+
+def test_every_baseline_runs_or_says_why(model: nn.Module) -> None:
+    report = evaluate(model, list(dict.fromkeys([*BASELINES, *fxlrp.rulebooks()])), pictures(4), steps=2)
+    assert {"gradient", "input-x-gradient", "integrated-gradients", "smoothgrad", "gradcam", "guided-backprop",
+            "deeplift", "random"} <= set(report.methods)  # fmt: skip
+    assert set(report.methods) | set(report.errors) == {*BASELINES, *fxlrp.rulebooks()}
+    assert "mask" in report.errors["ground-truth"]  # that of the label is not that of the prediction
+
+
+def test_a_method_that_fails_is_in_the_report(model: nn.Module) -> None:
+    def fails(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        raise ValueError("no such luck")
+
+    def shape(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return x[..., 1:]
+
+    def infinite(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return x / 0
+
+    report = evaluate(model, [fails, shape, infinite, "random"], pictures(4), steps=2)
+    assert report.methods == ["random"]
+    assert report.errors["fails"] == "ValueError: no such luck"
+    assert "[" in report.errors["shape"]
+    assert "not finite" in report.errors["infinite"]
+    with pytest.raises(FxlrpError, match="No method could be evaluated"):
+        evaluate(model, fails, pictures(4), steps=2)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(768, 5)).double().eval()
+    assert "convolution" in evaluate(linear, ["gradcam", "random"], pictures(4), steps=2).errors["gradcam"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"definition": "2025"}, "no definition '2025'"),
+        ({"methods": "abslpr"}, "no method 'abslpr'"),
+        ({"methods": ["random", "random"]}, "Two methods are called"),
+        ({"dataset": []}, "empty"),
+        ({"dataset": pictures(3)}, "There are 3 samples"),
+        ({"definition": "2024-12", "batch_size": 6}, "multiple of four"),
+        ({"definition": "2024-12", "batch_size": 4, "dataset": [p[0] for p in pictures(4)]}, "by labels"),
+        ({"dataset": [torch.zeros(3, 4)] * 4}, r"Sample \d is torch.float32 of shape \[3, 4\]"),
+        ({"dataset": [*pictures(4), *pictures(1, side=8)]}, "pictures of one size"),
+        ({"masks": [None]}, "1 masks for 8 samples"),
+        ({"steps": 1}, "steps=1"),
+    ],
+)
+def test_mistakes(model: nn.Module, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(FxlrpError, match=said):
+        evaluate(model, **{"methods": "random", "dataset": pictures(8), **change})
+
+
+def test_published_definition_runs(model: nn.Module) -> None:
+    report = evaluate(model, ["random", "abslrp-2024-12"], pictures(11), definition="2024-12", batch_size=4)
+    assert len(report.rows) == 2 * 2  # two whole batches, one of four in each
+
+
+@pytest.mark.parametrize("name", ["cnn", "vit"])
+def test_truth_beats_random_which_scores_nothing(name: str) -> None:
+    pytest.importorskip("timm")
+    import localization
+
+    shown = localization.two_objects(12)
+    data = [
+        (x, None, dict(zip(labels.tolist(), masks, strict=True)))
+        for x, labels, masks in zip(shown.x, shown.labels, shown.masks, strict=True)
+    ]
+    model = localization.load(name)
+    with torch.no_grad():
+        right = model(shown.x).argmax(1)[:, None] == shown.labels
+    data = [d for d, r in zip(data, right.any(1), strict=True) if r]
+    report = evaluate(model, ["ground-truth", "random"], data)
+    for measure in ("contrastiveness", "robustness", "abpc", "pointing", "relevance_mass", "rank_accuracy"):
+        assert report.differences(measure)["ground-truth", "random"].low > 0, measure
+    assert report.differences("gae")["ground-truth", "random"].mean > 0.02
+    assert abs(report.means("gae")["random"].mean) < 0.01
+    assert report.means("pointing")["ground-truth"].mean == 1
+
+
+def test_localisation_by_hand() -> None:
+    heat, mask = torch.zeros(9, 9), torch.zeros(9, 9, dtype=torch.bool)
+    mask[2:5, 2:5] = True
+    heat[3, 3], heat[8, 8], heat[0, 0] = 3, 1, -5
+    found = localisation(heat, mask)
+    assert found["pointing"] == 1
+    assert found["relevance_mass"] == 0.75
+
+
+def test_intervals_cover() -> None:
+    values = [{"method": m, "sample": i, "gae": i % 2 + (m == "b")} for m in "ab" for i in range(100)]
+    report = Report(values, {}, {"seed": 0})
+    mean = report.means("gae")["a"]
+    assert (mean.mean, mean.n) == (0.5, 100)
+    assert 0.38 < mean.low < 0.42
+    assert 0.58 < mean.high < 0.62
+    pair = report.differences()["a", "b"]
+    assert (pair.low, pair.mean, pair.high) == (-1, -1, -1)  # paired: the samples' own spread is no part of it
+
+
+def command(*args: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["evaluate", *map(str, args)], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result.output
+
+
+def test_the_command(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    options = ("--masks", EXAMPLES / "masks", "--steps", 3, "--device", "cpu", "-o", tmp_path / "out")
+    said = command(EXAMPLES / "model.pt", EXAMPLES / "pictures", "--methods", "abslrp,random,gradcam", *options)
+    assert "pointing" in said
+    table = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert len(table) == 3 * 6
+    assert {"method", "sample", "name", "gae", "lc", "morf", "abpc", "rank_accuracy"} <= table[0].keys()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["means"]["abslrp"]["gae"]["n"] == 6
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert not re.search(r"(src|href)=['\"]?(?!data:)[a-z]*:?//", page)
+    assert page.count("data:image/png") == 3 * 2 * 5
+    parts = (tmp_path / "out" / "part-0000.jsonl").read_bytes()
+    command(EXAMPLES / "model.pt", EXAMPLES / "pictures", "--methods", "abslrp,random", *options)  # all there already
+    assert (tmp_path / "out" / "part-0000.jsonl").read_bytes() == parts
+
+
+def test_the_command_takes_a_factory_and_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import torch\ndef data():\n    return torch.randn(5, 3, 64, 64)\n")
+    said = command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:data", "--methods", "random", "--steps", 2, "--limit", 4)
+    assert "random" in said
+    assert "no function other" in command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:other", code=2)
+    assert "There is no folder nowhere" in command(EXAMPLES / "model.pt", "nowhere", code=2)
+    masks = ("--masks", tmp_path)
+    assert "There is no mask for" in command(EXAMPLES / "model.pt", EXAMPLES / "pictures", *masks, code=2)
+
+
+def test_quantus_measures_or_a_note(model: nn.Module) -> None:
+    """Where Quantus is installed, its measures are the same in batches of any size."""
+    a, b = (evaluate(model, ["input-x-gradient", "random"], pictures(4), steps=2, batch_size=size) for size in (2, 8))
+    if a.notes:
+        assert "Quantus is not installed" in a.notes[0]
+        assert "sparseness" not in a.measures
+    else:
+        assert 0 < a.means("sparseness")["input-x-gradient"].mean < 1
+        assert a.means("max_sensitivity")["random"].mean > a.means("max_sensitivity")["input-x-gradient"].mean > 0
+        assert_close(a, b, 1e-6)
