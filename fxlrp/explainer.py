@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fxlrp.report import Report
 from fxlrp.rewrite import Plan, at_positions, rewrite
 from fxlrp.rules.propagate import relevance
 from fxlrp.rules.registry import Rulebook, find_rulebook
-from fxlrp.seeds import Contrast, Target, directions, relevance_at_output
+from fxlrp.seeds import Contrast, Position, Question, Target, at_position, directions, relevance_at_output
 
 
 class Explainer(nn.Module):
@@ -36,8 +37,24 @@ class Explainer(nn.Module):
         self._checked: set[tuple[Any, int]] = set()  # calls whose graph was seen to give the model's own output
         self._parts: tuple[int, ...] = ()
         self._latest: Plan | None = None
+        self._others: dict[str | int | None, Explainer] = {}
 
-    def forward(self, *args: Any, target: Target = None, contrast: Contrast = "default", **kwargs: Any) -> Attribution:
+    def of(self, output: str | int | None) -> Explainer:
+        """The same for another of the model's outputs; it is kept, with what it captures."""
+        if output == self.output:
+            return self
+        if output not in self._others:
+            self._others[output] = Explainer(self.model, self.rulebook, self.strict, output).eval()
+        return self._others[output]
+
+    def forward(
+        self,
+        *args: Any,
+        target: Target = None,
+        contrast: Contrast = "default",
+        at: Position = None,
+        **kwargs: Any,
+    ) -> Attribution:
         """Explain a call of the model.
 
         target: None (the top class), a class, a tensor of one class per sample [B], a float tensor of weights over the
@@ -45,29 +62,43 @@ class Explainer(nn.Module):
         contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
         by probability) or a class; "default" is what the rulebook was found best with.  A target of weights or a
         callable states its own.
+        at: which of a sequence of logits [B, T, K] is explained: a position or a tensor of one per sample [B].
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
+        return self.ask([Question(target, contrast, at)], *args, **kwargs)[0]
+
+    def ask(self, questions: Sequence[Question], *args: Any, **kwargs: Any) -> list[Attribution]:
+        """An attribution for each question about one call of the model, which runs forward once for all of them.
+
+        Raises FxlrpError if the model can't be captured or a question does not fit its output.
+        """
         with torch.inference_mode(False), torch.enable_grad():
-            return self._explain(args, kwargs, target, contrast)
+            return self._explain(args, kwargs, questions)
 
     def _explain(
-        self, args: tuple, kwargs: dict, target: Target, contrast: Contrast, run: Callable | None = None
-    ) -> Attribution:
+        self, args: tuple, kwargs: dict, questions: Sequence[Question], run: Callable | None = None
+    ) -> list[Attribution]:
         plan, tensors = self._plan(args, kwargs)
         batch = batch_size(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
-            return self._one_by_one(batch, args, kwargs, target, contrast)
+            return self._one_by_one(batch, args, kwargs, questions)
         out = (run or plan.graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
+        last = len(questions) - 1
+        return [self._answer(plan, tensors, out, q, keep=i < last) for i, q in enumerate(questions)]
+
+    def _answer(self, plan: Plan, tensors: list[Tensor], out: Any, question: Question, keep: bool) -> Attribution:
+        """The relevance pass of one question through the graph that gave `out`; `keep`: it is passed through again."""
         count = len(plan.capture.output_names)
-        logits = out[plan.logits]
+        logits, target = out[plan.logits], question.target
         output = plan.capture.unflatten(tuple(o.detach() for o in out[:count]))
         leaves = [out[i] for places in plan.readouts.values() for i in places]
         if callable(target):
-            target = _answer(target, plan, [o.detach() for o in out[:count]], logits.detach())
-        contrast = self.rulebook.against if contrast == "default" else contrast
+            target = _asked_of(target, plan, [o.detach() for o in out[:count]], logits.detach())
+        logits = at_position(logits, question.at)
+        contrast = self.rulebook.against if question.contrast == "default" else question.contrast
         v, against, index = directions(logits, target, contrast)
-        grads = self._passes(logits, leaves, v, against)
+        grads = self._passes(logits, leaves, v, against, keep)
         reading = zip((at for places in plan.readouts.values() for at in places), leaves, grads, strict=True)
         whole = self.rulebook.reads == "relevance"
         read = {at: relevance(a.detach(), g) if whole else g for at, a, g in reading}
@@ -90,39 +121,44 @@ class Explainer(nn.Module):
             tuple(tensors[i] for i in plan.readouts),
         )
 
-    def _one_by_one(self, batch: int, args: tuple, kwargs: dict, target: Target, contrast: Contrast) -> Attribution:
+    def _one_by_one(self, batch: int, args: tuple, kwargs: dict, questions: Sequence[Question]) -> list[Attribution]:
         """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
         together again beside the model's output for all of them."""
 
         def sample(thing: Any, i: int) -> Any:
             return pytree.tree_map_only(Tensor, lambda t: t[i : i + 1] if t.ndim and len(t) == batch else t, thing)
 
-        def one(i: int) -> Attribution:
+        def one(i: int) -> list[Attribution]:
             some, named = sample((args, kwargs), i)
-            return self._explain(some, named, sample(target, i), contrast)
-
-        parts = [one(i) for i in range(batch)]
+            return self._explain(
+                some, named, [replace(q, target=sample(q.target, i), at=sample(q.at, i)) for q in questions]
+            )
 
         def join(*ts: Tensor) -> Tensor:
             return torch.cat(ts)
 
+        samples = [one(i) for i in range(batch)]
         with torch.no_grad():
             output = self.model(*args, **kwargs)
-        first = parts[0]
-        return Attribution(
-            pytree.tree_map(join, *(p.relevance for p in parts)),
-            output,
-            join(*(p.logits for p in parts)),
-            None if first.target is None else join(*(p.target for p in parts if p.target is not None)),
-            first.names,
-            pytree.tree_map(join, *(p.inputs for p in parts)),
-        )
+        return [
+            Attribution(
+                pytree.tree_map(join, *(p.relevance for p in parts)),
+                output,
+                join(*(p.logits for p in parts)),
+                None if parts[0].target is None else join(*(p.target for p in parts if p.target is not None)),
+                parts[0].names,
+                pytree.tree_map(join, *(p.inputs for p in parts)),
+            )
+            for parts in zip(*samples, strict=True)
+        ]
 
-    def _passes(self, logits: Tensor, leaves: list[Tensor], v: Tensor, against: Tensor | None) -> list[Tensor]:
+    def _passes(
+        self, logits: Tensor, leaves: list[Tensor], v: Tensor, against: Tensor | None, keep: bool = False
+    ) -> list[Tensor]:
         """Gradients at the readouts: one pass for a seed of both signs, or one a side, as the rulebook has it."""
         book = self.rulebook
 
-        def run(direction: Tensor, keep: bool = False) -> list[Tensor]:
+        def run(direction: Tensor, keep: bool = keep) -> list[Tensor]:
             seed = relevance_at_output(book.seed, logits, direction)
             found = torch.autograd.grad(logits, leaves, seed, retain_graph=keep, allow_unused=True)
             return [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, found, strict=True)]
@@ -202,7 +238,7 @@ class Explainer(nn.Module):
             if batch_size(tensors) > 1 and not plan.apart:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
-            self._explain(args, kwargs, target, contrast, weighing.run)
+            self._explain(args, kwargs, [Question(target, contrast)], weighing.run)
         return plan.report.weighed(weighing.edges)
 
     def _known(self) -> Plan:
@@ -211,7 +247,7 @@ class Explainer(nn.Module):
         return self._latest
 
 
-def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
+def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
     """What a callable target says about the model's output, as a target: ∂ Σ score/∂ logits; what does not depend on
     the logits (classes, weights) as it stands."""
     with torch.enable_grad():

@@ -7,6 +7,7 @@ weights of what it is set against on the other.  How v becomes relevance is the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,35 @@ from fxlrp.rules.propagate import Batch, ratio, sample_scale, sample_sum
 
 Target = None | int | Tensor | Callable[[Any], Tensor]
 Contrast = None | int | str
+Position = None | int | Tensor
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the output: why `target` and not `contrast`, in a sequence of logits [B, T, K] at position `at`
+    (one for all or one per sample [B], from the end if negative).  "default" is the rulebook's contrast."""
+
+    target: Target = None
+    contrast: Contrast = "default"
+    at: Position = None
+
+
+def at_position(logits: Tensor, at: Position) -> Tensor:
+    """The logits [B, K] at a position of a sequence of them [B, T, K]; as they are where `at` is None.
+
+    Raises FxlrpError where there is no such position, or no sequence.
+    """
+    if at is None:
+        return logits
+    if logits.ndim != 3:
+        raise FxlrpError(f"at={at} is a position in a sequence, but the explained output has {tuple(logits.shape)}.")
+    batch, length = logits.shape[:2]
+    index = torch.as_tensor(at, device=logits.device)
+    if index.dtype.is_floating_point or index.ndim > 1 or (index.ndim and len(index) != batch):
+        raise FxlrpError("at must be None, a position or a tensor of one position per sample.")
+    if ((index < -length) | (index >= length)).any():
+        raise FxlrpError(f"at={at} is out of range: the explained output has {length} positions.")
+    return logits[torch.arange(batch, device=logits.device), index.long().expand(batch)]
 
 
 def directions(
