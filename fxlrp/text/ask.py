@@ -207,7 +207,7 @@ def _rows(
     def name(i: int) -> str:
         if task in (Task.CLASSES, Task.TOKEN_CLASSES):
             return labels_of(model, size)[i]
-        return str(tokenizer.decode([i]))
+        return _word(tokenizer, i)
 
     found = []
     for at in places:
@@ -227,6 +227,12 @@ TOKENWISE = (Task.TOKEN_CLASSES, Task.MASKED)
 
 def _said(against: Any, name: Callable[[int], str]) -> str | None:
     return name(against) if isinstance(against, int) else against
+
+
+def _word(tokenizer: Any, token: int) -> str:
+    """What a token of the vocabulary stands for, or its name where that can't be seen."""
+    word = str(tokenizer.decode([token])).strip()
+    return word if word.isprintable() and word else str(tokenizer.convert_ids_to_tokens(token))
 
 
 def _probability(scores: Tensor, i: int) -> float:
@@ -344,7 +350,7 @@ def generate(
         against = find_vocabulary_word(contrast, tokenizer, scores.shape[-1])
         if against in new:
             raise FxlrpError(f"contrast={contrast!r} is among the tokens explained; set them against another.")
-    said = _said(against, lambda i: str(tokenizer.decode([i])))
+    said = _said(against, lambda i: _word(tokenizer, i))
     rows = [
         Row(
             token, against, k - len(new) - 1, Asked(whole.text_of(behind + k), said, _probability(s, token), behind + k)

@@ -195,7 +195,7 @@ def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str
     for p in pieces:
         gap = ""
         if p.segment != segment:
-            segment, at, gap = p.segment, 0, " "
+            segment, at, gap = p.segment, 0, "\n"
         if p.end <= p.start:
             out.append((gap or (" " if out else ""), p.token, p))
             continue

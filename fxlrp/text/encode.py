@@ -45,17 +45,19 @@ class Encoded:
         return None
 
     def extended(self, tokenizer: Any, ids: Sequence[int], begin: Sequence[int] = ()) -> Encoded:
-        """The same with tokens behind it as a segment of their own: `begin`, which stand for no text, then `ids`."""
-        segment, before = len(self.segments), list(begin) or self.ids[-1:]
-        pieces, written = spell(tokenizer, before, ids, segment)
+        """The same with tokens behind it: `ids` going on where the text ends or, behind the tokens `begin`, which stand
+        for no text, as a segment of their own."""
+        *before, last = [*self.segments, ""] if begin else self.segments
+        segment, at = len(before), len(last)
+        pieces, written = spell(tokenizer, list(begin) or self.ids[-1:], ids)
+        pieces = [Piece(p.token, segment, at + p.start, at + p.end) for p in pieces]
         pieces = [Piece(str(t), segment, 0, 0) for t in tokenizer.convert_ids_to_tokens(list(begin))] + pieces
-        more = len(pieces)
         return replace(
             self,
-            segments=[*self.segments, written],
+            segments=[*before, last + written],
             ids=[*self.ids, *begin, *ids],
             pieces=[*self.pieces, *pieces],
-            fields={name: [*values, *(values[-1:] * more)] for name, values in self.fields.items()},
+            fields={name: [*values, *(values[-1:] * len(pieces))] for name, values in self.fields.items()},
         )
 
     def text_of(self, token: int) -> str:
@@ -64,7 +66,7 @@ class Encoded:
         return self.segments[p.segment][p.start : p.end].strip() or p.token
 
 
-def spell(tokenizer: Any, before: Sequence[int], ids: Sequence[int], segment: int) -> tuple[list[Piece], str]:
+def spell(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> tuple[list[Piece], str]:
     """The pieces of `ids` written behind `before`, and the text they make together."""
 
     def written(count: int) -> str:
@@ -76,7 +78,7 @@ def spell(tokenizer: Any, before: Sequence[int], ids: Sequence[int], segment: in
     for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(ids))):
         so_far = written(i + 1)[start:]
         end = len(whole) if i + 1 == len(ids) else at if so_far.endswith("\ufffd") else min(len(so_far), len(whole))
-        pieces.append(Piece(str(token), segment, at, max(at, end)))
+        pieces.append(Piece(str(token), 0, at, max(at, end)))
         at = max(at, end)
     return pieces, whole
 
