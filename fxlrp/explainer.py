@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
-from fxlrp.capture import Way, batch_size, capture, open_output, split_tensors
+from fxlrp.capture import Signature, Way, batch_size, capture, open_output, split_tensors
 from fxlrp.errors import FxlrpError
 from fxlrp.mass import Weighing
 from fxlrp.report import Report
@@ -24,7 +24,8 @@ from fxlrp.seeds import Contrast, Position, Question, Target, at_position, direc
 class Explainer(nn.Module):
     """A model that also says what it looked at.  Made by `fxlrp.convert`; shares the model's weights.
 
-    One graph is kept per signature of a call (shapes but for the batch, dtypes, devices, constants).
+    One graph is kept per signature of a call (shapes but for the batch and, where the model allows, the length of
+    texts; dtypes, devices, constants).
     """
 
     def __init__(self, model: nn.Module, rulebook: Rulebook, strict: bool, output: str | int | None = None) -> None:
@@ -179,8 +180,8 @@ class Explainer(nn.Module):
         if parts != self._parts:  # a layer or weight was replaced: the graphs hold the old one
             self._plans, self._checked, self._parts = {}, set(), parts
         batch = batch_size(tensors)
-        key = (signature, batch)
-        plan = self._plans.get(key) or self._plans.get(signature)
+        key = (signature.shapes, batch)
+        plan = self._plans.get(key) or self._plans.get(signature.shapes) or self._plans.get(signature.like)
         if plan is None:
             plan = self._capture(args, kwargs, key, signature)
         if plan.capture.way is Way.THIS_INPUT:
@@ -199,11 +200,17 @@ class Explainer(nn.Module):
         self._latest = plan
         return plan, tensors
 
-    def _capture(self, args: tuple, kwargs: dict, key: Any, signature: Any = None) -> Plan:
-        """A plan for this call, and by `signature`, if given, for batches of any size where possible."""
+    def _capture(self, args: tuple, kwargs: dict, key: Any, signature: Signature | None = None) -> Plan:
+        """A plan for this call, and by `signature`, if given, for batches of any size and texts of any length where
+        possible."""
         captured = capture(self.model, args, kwargs, fixed=signature is None)
         plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
-        self._plans[signature if captured.way is Way.ANY_BATCH else key] = plan
+        if captured.any_length and not plan.any_length:
+            captured = capture(self.model, args, kwargs, any_length=False)
+            plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
+        if signature is not None and captured.way is Way.ANY_BATCH:
+            key = signature.like if captured.any_length else signature.shapes
+        self._plans[key] = plan
         return plan
 
     def _same_output(self, plan: Plan, tensors: list[Tensor], rebuild: Callable[[Any], tuple[tuple, dict]]) -> bool:
@@ -214,7 +221,10 @@ class Explainer(nn.Module):
             expected = [
                 t for t in pytree.tree_leaves(open_output(self.model(*args, **kwargs))) if isinstance(t, Tensor)
             ]
-            found = plan.graph(*copied)
+            try:
+                found = plan.graph(*copied)
+            except (RuntimeError, IndexError):  # shapes that don't fit: two lengths that were one when it was captured
+                return False
         return all(
             f.shape == e.shape and bool((f - e).abs().max() <= 0.01 * e.abs().max())
             for f, e in zip(found, expected, strict=False)

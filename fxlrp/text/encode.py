@@ -63,7 +63,8 @@ class Encoded:
     def text_of(self, token: int) -> str:
         """The characters a token stands for, or the token as the tokenizer writes it where there are none."""
         p = self.pieces[token]
-        return self.segments[p.segment][p.start : p.end].strip() or p.token
+        text = self.segments[p.segment][p.start : p.end].strip()
+        return text if text.isprintable() and text else p.token
 
 
 def spell(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> tuple[list[Piece], str]:
