@@ -55,7 +55,9 @@ def byte_level(bos: str | None = None, eos: str | None = None, pad: str | None =
     made.post_processor = tokenizers.processors.Sequence(
         [
             tokenizers.processors.ByteLevel(trim_offsets=True),
-            tokenizers.processors.TemplateProcessing(single=ends, pair=f"{ends} $B{' ' + eos if eos else ''}", special_tokens=known),
+            tokenizers.processors.TemplateProcessing(
+                single=ends, pair=f"{ends} $B{' ' + eos if eos else ''}", special_tokens=known
+            ),
         ]
     )
     return transformers.PreTrainedTokenizerFast(
@@ -99,6 +101,10 @@ def encoder_decoder(kind: str, tokenizer):
         vocab_size=len(tokenizer),
         d_model=32,
         max_position_embeddings=64,
-        **{f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))},
+        **{
+            f"{side}_{what}": n
+            for side in ("encoder", "decoder")
+            for what, n in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
+        },
     )
     return build(T.BartForConditionalGeneration, config, decoder_start_token_id=2, forced_eos_token_id=None)
