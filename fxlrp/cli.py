@@ -144,9 +144,7 @@ def explain(
         _load(model, arch, trust, random_weights, device) if Path(model).is_dir() or model.startswith("hf:") else None
     )
     if loaded is not None and loaded.reads_text:
-        _refuse(
-            {"output": output, "size": size, "mean": mean, "std": std, "labels": labels}, "pictures", "--html writes"
-        )
+        _refuse({"output": output, "size": size, "mean": mean, "std": std, "labels": labels}, "pictures")
         how: dict[str, Any] = {"target": target, "contrast": contrast, "rules": rules, "strict": strict}
         explainer = explain_texts(
             loaded.module, model, inputs or [], console=out, truncate=truncate, **how, **for_texts

@@ -27,7 +27,10 @@ def load_tokenizer(spec: str) -> Any:
 
     name = spec.removeprefix("hf:")
     with loading(f"the tokenizer of {spec}", not Path(name).is_dir()):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made of the config alone: it would know no word
+        raise FxlrpError(f"There is no tokenizer beside {spec}; save it there, tokenizer.save_pretrained(…).")
+    return tokenizer
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
