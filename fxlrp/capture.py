@@ -48,6 +48,7 @@ class Capture:
     names: where each input tensor stands in the call, e.g. ``args[0]`` or ``kwargs['input_ids']``.
     way: how it was captured, which says for which calls the graph holds.
     returned: the structure of what the model returns, and where each output tensor stands in it.
+    any_length: whether it holds for integer inputs [B, T] of any length T.
     """
 
     graph: fx.GraphModule
@@ -55,6 +56,7 @@ class Capture:
     names: list[str]
     way: Way
     returned: _Returned
+    any_length: bool = False
 
     def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:
         """The model's own output object, with `tensors` in the places of its tensors."""
@@ -68,11 +70,17 @@ class Capture:
         return self.returned.names
 
 
-def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]], tuple]:
-    """The tensors in a call, a function that rebuilds (args, kwargs) from others like them, and the call's signature.
+@dataclass(frozen=True)
+class Signature:
+    """What calls have in common that can share a graph: structure, constants, dtypes, devices and `shapes` but for the
+    batch; or, for graphs of any length, `like` alone, which leaves out the length of integers [B, T]."""
 
-    Calls of one signature can share a graph: same structure, constants, dtypes, devices and shapes but for the batch.
-    """
+    shapes: tuple
+    like: tuple
+
+
+def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]], Signature]:
+    """The tensors in a call, a function that rebuilds (args, kwargs) from others like them, and its signature."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     batch = batch_size(tensors)
@@ -81,15 +89,18 @@ def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[An
         it = iter(new)
         return pytree.tree_unflatten([next(it) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
-    def describe(leaf: Any) -> Any:
+    def describe(leaf: Any, length: Any = None) -> Any:
         if not isinstance(leaf, Tensor):
             if isinstance(leaf, np.ndarray):
                 return leaf.dtype, leaf.shape, leaf.tobytes()
             return (type(leaf), leaf) if isinstance(leaf, PLAIN) else Same(leaf)
         shape = ("batch", *leaf.shape[1:]) if _batched(leaf, batch) else tuple(leaf.shape)
+        if length and _batched(leaf, batch) and _has_length(leaf):
+            shape = ("batch", length)
         return shape, leaf.dtype, leaf.device
 
-    return tensors, rebuild, (str(spec), *map(describe, leaves))
+    like = (str(spec), *(describe(leaf, "length") for leaf in leaves))
+    return tensors, rebuild, Signature((str(spec), *map(describe, leaves)), like)
 
 
 PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, Enum)
@@ -115,6 +126,12 @@ def batch_size(tensors: list[Tensor]) -> int:
 
 def _batched(t: Tensor, batch: int) -> bool:
     return t.ndim > 0 and t.shape[0] == batch
+
+
+def _has_length(t: Tensor) -> bool:
+    """Whether a tensor may be token ids, their mask or kinds [B, T]; export fixes lengths of 0 and 1, and can't tell
+    one of 2 from the batch."""
+    return t.ndim == 2 and t.shape[1] > 2 and not t.is_floating_point() and not t.is_complex()
 
 
 @dataclass
@@ -226,11 +243,12 @@ def _note_identity(passed_on: list[Tensor]) -> Callable[[nn.Module, Any, Any], N
     return hook
 
 
-def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False) -> Capture:
+def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False, any_length: bool = True) -> Capture:
     """Trace `model` on (args, kwargs).
 
-    A symbolic batch is asked for first, unless `fixed`; if the model fixes its batch, it is traced at the shapes given;
-    if it branches on values, as it runs on the first sample.
+    A symbolic batch and (with `any_length`) length of texts are asked for first, then the batch alone, unless `fixed`;
+    if the model fixes its batch, it is traced at the shapes given; if it branches on values, as it runs on the first
+    sample.
 
     Raises FxlrpError, with the line in the user's model, if no way succeeds.
     """
@@ -241,14 +259,17 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False)
     exact = [t.detach().clone() for t in tensors]
     pair = [_two(t) if _batched(t, batch) else t for t in exact]  # export specialises 0 and 1
     single = [t[:1] if _batched(t, batch) else t for t in exact]
-    dims = tuple({0: torch.export.Dim.AUTO} if _batched(t, batch) else None for t in tensors)
+    auto = torch.export.Dim.AUTO
+    dims = tuple({0: auto} if _batched(t, batch) else None for t in tensors)
+    sized = tuple(d and {0: auto, 1: auto} if _has_length(t) else d for d, t in zip(dims, tensors, strict=True))
     ways: list[tuple[Way, list[Tensor], Callable[[list[Tensor]], fx.GraphModule]]] = [
+        *([(Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, sized))] if any_length and sized != dims else []),
         (Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, dims)),
         (Way.THIS_BATCH, exact, lambda ts: _export(flat, ts, None)),
         (Way.THIS_INPUT, single, lambda ts: _trace(flat, ts)),
     ]
     errors: list[Exception] = []
-    for way, inputs, trace in ways[fixed:]:
+    for way, inputs, trace in ways[-2:] if fixed else ways:
         try:
             graph = trace(inputs)
         except FxlrpError:
@@ -264,9 +285,17 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False)
         paths = pytree.tree_leaves_with_path((args, kwargs))
         names = [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
         _mark_identities(graph, seen[-1].untouched)
-        return Capture(graph, inputs, names, way, seen[-1])
+        return Capture(graph, inputs, names, way, seen[-1], way is Way.ANY_BATCH and _any_length(graph))
     _run_as_it_is(model, *rebuild(exact))
     raise FxlrpError(_why(errors[0])) from errors[0]
+
+
+def _any_length(gm: fx.GraphModule) -> bool:
+    """Whether all integer inputs [B, T] have a symbol of their own, apart from the batch's, for T."""
+    values = [n.meta["val"] for n in gm.graph.find_nodes(op="placeholder")]
+    lengths = [t for t in values if isinstance(t, Tensor) and t.ndim == 2 and not t.is_floating_point()]
+    batch = {symbol for t in lengths for symbol in free_symbols(t.shape[0])}
+    return bool(lengths) and all(free_symbols(t.shape[1]) - batch for t in lengths)
 
 
 def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `fxlrp explain`, `compare`, `export`, `evaluate` and others.  Parses, calls the library, prints."""
+"""The command line: explain, generate, compare, export, evaluate and more.  Parses, calls the library, prints."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from fxlrp.inputs import (
 from fxlrp.inputs.models import first_line
 from fxlrp.inputs.pictures import channels_of
 from fxlrp.rules.registry import find_rulebook, parameters_of
+from fxlrp.text.command import demo_text, explain_texts, generate_text
 
 DEFAULT = "abslrp-hybrid"
 """The rulebook found best on trained models (docs/rules.md)."""
@@ -72,6 +73,8 @@ Random = Annotated[
     bool, typer.Option("--random-weights", help="timm:, torchvision: and hf: names without their weights.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model in which some op has no rule of its own.")]
+Html = Annotated[Path | None, typer.Option(help="Write the coloured texts to one HTML file.", metavar="FILE")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Leave out what is over the model's limit.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 
 
@@ -108,7 +111,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 @_command
 def explain(
     model: Model,
-    inputs: Annotated[list[str], typer.Argument(help="Pictures: files, folders or globs.", metavar="INPUT...")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Pictures: files, folders or globs. For a model of text: texts, - to read one.", metavar="INPUT..."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File for one picture, folder for several; ./NAME_fxlrp.png.")
     ] = None,
@@ -123,6 +131,11 @@ def explain(
     rules: Rules = DEFAULT,
     device: Device = None,
     arch: Arch = None,
+    text_file: Annotated[Path | None, typer.Option(help="Texts, one a line.")] = None,
+    pair: Annotated[str | None, typer.Option(help="The second text, as the context of a question.")] = None,
+    position: Annotated[str | None, typer.Option(help="The token asked about: its place, or a word.")] = None,
+    html: Html = None,
+    truncate: Truncate = False,
     size: Size = None,
     mean: Annotated[str | None, typer.Option(help="Of each colour in 0..1, as 0.5,0.5,0.5.", metavar="R,G,B")] = None,
     std: Annotated[str | None, typer.Option(help="Of each colour in 0..1.", metavar="R,G,B")] = None,
@@ -132,20 +145,31 @@ def explain(
     strict: Strict = False,
     debug: Debug = False,
 ) -> None:
-    """Explain pictures: the original, the heatmap and both in one, side by side.
+    """Explain pictures: the original, the heatmap and both in one, side by side; or texts, coloured word by word.
 
     Red spoke for the class, blue against it.
 
     [dim]fxlrp explain model.pt cat.png[/]
     [dim]fxlrp explain timm:resnet50 photos/ -o heatmaps/ --target "tabby, tabby cat"[/]
     [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
+    [dim]fxlrp explain hf:DIR "It isn't a gripping film." --target positive --html why.html[/]
     """
-    pictures = find_pictures(inputs)
+    for_texts: dict[str, Any] = {"text_file": text_file, "pair": pair, "position": position, "html": html}
+    loaded = (
+        _load(model, arch, trust, random_weights, device) if Path(model).is_dir() or model.startswith("hf:") else None
+    )
+    if loaded is not None and loaded.reads_text:
+        _refuse({"output": output, "size": size, "mean": mean, "std": std, "labels": labels}, "pictures")
+        how: dict[str, Any] = {"target": target, "contrast": _said(contrast), "rules": rules, "strict": strict}
+        shown = explain_texts(loaded.module, model, inputs or [], console=out, truncate=truncate, **how, **for_texts)
+        return _say_counts(shown.report())
+    _refuse(for_texts, "text")
+    pictures = find_pictures(inputs or [])
     files = output_files(pictures, output)
     names = load_labels(labels) if labels else None
-    loaded = _load(model, arch, trust, random_weights, device)
+    loaded = loaded or _load(model, arch, trust, random_weights, device)
     if loaded.reads_text:
-        raise FxlrpError(f"{loaded.name} reads text; the command explains pictures.")
+        raise FxlrpError(f"{loaded.name} reads text and came without a tokenizer; give the folder it was saved to.")
     loaded.preprocess = loaded.preprocess.but(_size(size), _numbers(mean, "mean"), _numbers(std, "std"))
     loaded.labels = names or loaded.labels
     asked = None if target is None else find_class(target, loaded.labels)
@@ -199,6 +223,33 @@ def export(
         file = save_explainer(explainer, output, contrast=against, aoti=aoti, about=about)
     out.print(f"wrote [bold]{escape(str(file))}[/], {file.stat().st_size / 1e6:.0f} MB", soft_wrap=True)
     _say_counts(explainer.report())
+
+
+@_command
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="What the model goes on from; - reads it.")],
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens it writes at most.", min=1)] = 20,
+    continuation: Annotated[str | None, typer.Option(help="Explain this text instead of one it writes.")] = None,
+    contrast: Annotated[
+        str | None, typer.Option(help="What each token is set against: none, others, softmax, or a word; softmax.")
+    ] = None,
+    rules: Annotated[str | None, typer.Option(help="Rulebook; `fxlrp rules` lists them.")] = None,
+    html: Html = None,
+    truncate: Truncate = False,
+    device: Device = None,
+    random_weights: Random = False,
+    debug: Debug = False,
+) -> None:
+    """Let a language model write, and explain each token by the prompt and the tokens before it.
+
+    [dim]fxlrp generate hf:DIR "Once upon a time" --max-new-tokens 20 --html why.html[/]
+    """
+    loaded = _load(model, None, False, random_weights, device)
+    if not loaded.reads_text:
+        raise FxlrpError(f"{loaded.name} reads no text; generate takes a language model of Hugging Face's.")
+    how: dict[str, Any] = {"continuation": continuation, "max_new_tokens": max_new_tokens, "contrast": contrast}
+    generate_text(loaded.module, model, prompt, rules=rules, truncate=truncate, html=html, console=out, **how)
 
 
 @_command
@@ -336,10 +387,13 @@ def rules(debug: Debug = False) -> None:
 
 @_command
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures.")] = Path(),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what is written.")] = Path(),
+    text: Annotated[bool, typer.Option("--text", help="Two reviews in the place of a picture.")] = False,
     debug: Debug = False,
 ) -> None:
     """Explain two objects in one picture with the network that comes with fxlrp; needs no network access."""
+    if text:
+        return demo_text(output / "demo_text.html", out)
     examples = Path(__file__).resolve().parent / "examples"
     loaded = _load(str(examples / "model.pt"), None, False, False, "cpu")
     loaded.labels = load_labels(examples / "labels.txt")
@@ -359,6 +413,11 @@ def _main(show: Annotated[bool, typer.Option("--version", help="Show the version
     if show:
         out.print(f"fxlrp {version('fxlrp')}")
         raise typer.Exit
+
+
+def _refuse(options: dict[str, Any], kind: str) -> None:
+    if given := next((name for name, value in options.items() if value is not None), None):
+        raise FxlrpError(f"--{given.replace('_', '-')} goes with models that read {kind}; this one does not.")
 
 
 def _load(model: str, arch: str | None, trust: bool, random_weights: bool, device: str | None) -> LoadedModel:
@@ -463,6 +522,10 @@ def _contrast(name: str, loaded: LoadedModel, book: Rulebook | None = None) -> i
     if name in ("none", "others", "softmax"):
         return None if name == "none" else name
     return find_class(name, loaded.labels)
+
+
+def _said(contrast: str) -> str | None:
+    return None if contrast == "default" else contrast
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
-from fxlrp.capture import Way, batch_size, capture, open_output, split_tensors
+from fxlrp.capture import Signature, Way, batch_size, capture, open_output, split_tensors
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
@@ -20,13 +20,14 @@ from fxlrp.relevance_pass import propagate
 from fxlrp.report import Report
 from fxlrp.rewrite import Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
-from fxlrp.seeds import Contrast, Target, directions
+from fxlrp.seeds import Contrast, Position, Question, Target, at_position, directions
 
 
 class Explainer(nn.Module):
     """A model that also says what it looked at.  Made by `fxlrp.convert`; shares the model's weights.
 
-    One graph is kept per signature of a call (shapes but for the batch, dtypes, devices, constants).
+    One graph is kept per signature of a call (shapes but for the batch and, where the model allows, the length of
+    texts; dtypes, devices, constants).
     """
 
     def __init__(self, model: nn.Module, rulebook: Rulebook, strict: bool, output: str | int | None = None) -> None:
@@ -41,12 +42,22 @@ class Explainer(nn.Module):
         self._latest: Plan | None = None
         self._joints: dict[Any, tuple[Plan, Callable[..., Any]]] = {}
         self._compiling: dict[str, Any] | None = None
+        self._others: dict[str | int | None, Explainer] = {}
+
+    def of(self, output: str | int | None) -> Explainer:
+        """The same for another of the model's outputs; it is kept, with what it captures."""
+        if output == self.output:
+            return self
+        if output not in self._others:
+            self._others[output] = Explainer(self.model, self.rulebook, self.strict, output).eval()
+        return self._others[output]
 
     def forward(
         self,
         *args: Any,
         target: Target = None,
         contrast: Contrast = "default",
+        position: Position = None,
         at: Sequence[str] = (),
         trace: bool = False,
         **kwargs: Any,
@@ -59,51 +70,68 @@ class Explainer(nn.Module):
         contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
         by probability) or a class; "default" is what the rulebook was found best with.  A target of weights or a
         callable states its own.
+        position: which of a sequence of logits [B, T, K] is explained: one for all or a tensor of one per sample [B].
         at: modules or graph nodes, as "layer3" or "blocks.5.attn", whose output's relevance is returned in `latent`.
         trace: also weigh the relevance at every node: see `Attribution.trace` and `Attribution.conservation`.
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
+        questions = [Question(target, contrast, position)]
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
-                return self._explain(args, kwargs, target, contrast, at)
+                return self._explain(args, kwargs, questions, at)[0]
             plan, tensors = self._plan(args, kwargs)
             if batch_size(tensors) > 1 and not plan.apart:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
-            attribution = self._explain(args, kwargs, target, contrast, (), weighing.run)
+            attribution = self._explain(args, kwargs, questions, (), weighing.run)[0]
         return replace(attribution, trace=plan.report.weighed(weighing.edges))
+
+    def ask(self, questions: Sequence[Question], *args: Any, **kwargs: Any) -> list[Attribution]:
+        """An attribution for each question about one call of the model, which runs forward once for all of them.
+
+        Raises FxlrpError if the model can't be captured or a question does not fit its output.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._explain(args, kwargs, questions)
 
     def _explain(
         self,
         args: tuple,
         kwargs: dict,
-        target: Target,
-        contrast: Contrast,
+        questions: Sequence[Question],
         at: Sequence[str] = (),
         run: Callable | None = None,
-    ) -> Attribution:
+    ) -> list[Attribution]:
         plan, tensors = self._plan(args, kwargs)
         batch = batch_size(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
-            return self._one_by_one(batch, args, kwargs, target, contrast, at)
-        contrast = self.rulebook.against if contrast == "default" else contrast
-        if self._compiling is not None and not at and run is None and _classes(target):
-            return self._run_joint(plan, tensors, target, contrast)
+            return self._one_by_one(batch, args, kwargs, questions, at)
+        questions = [replace(q, contrast=self.rulebook.against) if q.contrast == "default" else q for q in questions]
+        if self._compiling is not None and not at and run is None and all(map(_by_classes, questions)):
+            return [self._run_joint(plan, tensors, q.target, q.contrast) for q in questions]
         graph, latent = expose(plan.graph, at)
         out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
+        inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
+        last = len(questions) - 1
+        return [self._answer(plan, tensors, out, q, inner, keep=i < last) for i, q in enumerate(questions)]
+
+    def _answer(
+        self, plan: Plan, tensors: list[Tensor], out: Any, question: Question, inner: dict[str, Tensor], keep: bool
+    ) -> Attribution:
+        """The relevance passes of one question through the graph that gave `out`; `keep`: others will follow."""
         count = len(plan.capture.output_names)
-        logits = out[plan.logits]
+        logits, target = out[plan.logits], question.target
         output = plan.capture.unflatten(tuple(o.detach() for o in out[:count]))
         if callable(target):
-            target = _answer(target, plan, [o.detach() for o in out[:count]], logits.detach())
-        asked, index = directions(logits, target, contrast)
-        inner = [out[i] for i in latent]
+            target = _asked_of(target, plan, [o.detach() for o in out[:count]], logits.detach())
+        logits = at_position(logits, question.position)
+        asked, index = directions(logits, target, question.contrast)
+        several, last = index is not None and index.ndim == 2, len(asked) - 1
         found = [
-            propagate(plan, self.rulebook, out, tensors, v, against, inner, keep=k < len(asked) - 1)
-            for k, (v, against) in enumerate(asked)
+            propagate(plan, self.rulebook, out, logits, tensors, *sides, list(inner.values()), keep or k < last)
+            for k, sides in enumerate(asked)
         ]
-        several = index is not None and index.ndim == 2
         inputs, values = (
             [torch.stack(parts, 1) if several else parts[0] for parts in zip(*read, strict=True)]
             for read in zip(*found, strict=True)
@@ -115,7 +143,7 @@ class Explainer(nn.Module):
             index,
             tuple(plan.capture.names[i] for i in plan.readouts),
             tuple(tensors[i] for i in plan.readouts),
-            dict(zip(at, values, strict=True)),
+            dict(zip(inner, values, strict=True)),
         )
 
     def compile(self, mode: str | None = None, **options: Any) -> Explainer:  # type: ignore[override]
@@ -184,35 +212,37 @@ class Explainer(nn.Module):
         )
 
     def _one_by_one(
-        self, batch: int, args: tuple, kwargs: dict, target: Target, contrast: Contrast, at: Sequence[str]
-    ) -> Attribution:
+        self, batch: int, args: tuple, kwargs: dict, questions: Sequence[Question], at: Sequence[str]
+    ) -> list[Attribution]:
         """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
         together again beside the model's output for all of them."""
 
         def sample(thing: Any, i: int) -> Any:
             return pytree.tree_map_only(Tensor, lambda t: t[i : i + 1] if t.ndim and len(t) == batch else t, thing)
 
-        def one(i: int) -> Attribution:
+        def one(i: int) -> list[Attribution]:
             some, named = sample((args, kwargs), i)
-            return self._explain(some, named, sample(target, i), contrast, at)
-
-        parts = [one(i) for i in range(batch)]
+            asked = [replace(q, target=sample(q.target, i), position=sample(q.position, i)) for q in questions]
+            return self._explain(some, named, asked, at)
 
         def join(*ts: Tensor) -> Tensor:
             return torch.cat(ts)
 
+        samples = [one(i) for i in range(batch)]
         with torch.no_grad():
             output = self.model(*args, **kwargs)
-        first = parts[0]
-        return Attribution(
-            pytree.tree_map(join, *(p.relevance for p in parts)),
-            output,
-            join(*(p.logits for p in parts)),
-            None if first.target is None else join(*(p.target for p in parts if p.target is not None)),
-            first.names,
-            pytree.tree_map(join, *(p.inputs for p in parts)),
-            {name: join(*(p.latent[name] for p in parts)) for name in at},
-        )
+        return [
+            Attribution(
+                pytree.tree_map(join, *(p.relevance for p in parts)),
+                output,
+                join(*(p.logits for p in parts)),
+                None if parts[0].target is None else join(*(p.target for p in parts if p.target is not None)),
+                parts[0].names,
+                pytree.tree_map(join, *(p.inputs for p in parts)),
+                {name: join(*(p.latent[name] for p in parts)) for name in at},
+            )
+            for parts in zip(*samples, strict=True)
+        ]
 
     def _plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
         tensors, rebuild, signature = split_tensors(args, kwargs)
@@ -224,8 +254,8 @@ class Explainer(nn.Module):
         if parts != self._parts:  # a layer or weight was replaced: the graphs hold the old one
             self._plans, self._checked, self._parts, self._joints = {}, set(), parts, {}
         batch = batch_size(tensors)
-        key = (signature, batch)
-        plan = self._plans.get(key) or self._plans.get(signature)
+        key = (signature.shapes, batch)
+        plan = self._plans.get(key) or self._plans.get(signature.shapes) or self._plans.get(signature.like)
         if plan is None:
             plan = self._capture(args, kwargs, key, signature)
         if plan.capture.way is Way.THIS_INPUT:
@@ -244,11 +274,17 @@ class Explainer(nn.Module):
         self._latest = plan
         return plan, tensors
 
-    def _capture(self, args: tuple, kwargs: dict, key: Any, signature: Any = None) -> Plan:
-        """A plan for this call, and by `signature`, if given, for batches of any size where possible."""
+    def _capture(self, args: tuple, kwargs: dict, key: Any, signature: Signature | None = None) -> Plan:
+        """A plan for this call, and by `signature`, if given, for batches of any size and texts of any length where
+        possible."""
         captured = capture(self.model, args, kwargs, fixed=signature is None)
         plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
-        self._plans[signature if captured.way is Way.ANY_BATCH else key] = plan
+        if captured.any_length and not plan.any_length:
+            captured = capture(self.model, args, kwargs, any_length=False)
+            plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
+        if signature is not None and captured.way is Way.ANY_BATCH:
+            key = signature.like if captured.any_length else signature.shapes
+        self._plans[key] = plan
         return plan
 
     def _same_output(self, plan: Plan, tensors: list[Tensor], rebuild: Callable[[Any], tuple[tuple, dict]]) -> bool:
@@ -291,12 +327,16 @@ class Explainer(nn.Module):
         return self._latest
 
 
+def _by_classes(question: Question) -> bool:
+    return question.position is None and _classes(question.target)
+
+
 def _classes(target: Target) -> bool:
     """Whether a target is one or more classes, or the top one."""
     return not (callable(target) or (isinstance(target, Tensor) and target.is_floating_point()))
 
 
-def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
+def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
     """What a callable target says about the model's output, as a target: ∂ Σ score/∂ logits; what does not depend on
     the logits (classes, weights) as it stands."""
     with torch.enable_grad():

@@ -52,7 +52,9 @@ def trace_joint(
             for k, column in enumerate(columns):
                 index = torch.where(column < 0, logits.argmax(1), column)
                 v = sides(logits, index, contrast)
-                found.append(propagate(plan, book, out, tensors, *v, keep=k < len(columns) - 1).inputs)
+                found.append(
+                    propagate(plan, book, out, out[plan.logits], tensors, *v, keep=k < len(columns) - 1).inputs
+                )
         maps = [torch.stack(parts, 1) if several else parts[0] for parts in zip(*found, strict=True)]
         return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)
 

@@ -25,6 +25,7 @@ def propagate(
     plan: Plan,
     book: Rulebook,
     out: Sequence[Tensor],
+    logits: Tensor,
     tensors: Sequence[Tensor],
     v: Tensor,
     against: Tensor | None,
@@ -33,9 +34,9 @@ def propagate(
 ) -> Read:
     """Relevance for the direction v over the logits, set against another one if there is one.
 
-    out: what the plan's graph returned for the inputs `tensors`; keep: whether another pass over it will follow.
+    out: what the plan's graph returned for the inputs `tensors`, logits: those [B, K] in it that are asked about.
+    keep: whether another pass over the graph will follow.
     """
-    logits = out[plan.logits]
     places = [at for several in plan.readouts.values() for at in several]
     values = [*(out[at] for at in places), *latent]
 

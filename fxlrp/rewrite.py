@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.analyse import Samples, carriers, differentiable, find_active, find_infinite, find_nonnegative, find_readouts
-from fxlrp.capture import Capture
+from fxlrp.capture import Capture, free_symbols
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.report import NodeReport, Report, describe, op_name
@@ -55,6 +55,7 @@ class Plan:
     report: Report
     mixes: bool  # whether an output depends on other samples than its own
     apart: bool  # whether the samples of a batch can be told apart at every node
+    any_length: bool  # whether it holds for texts of any length
 
 
 @dataclass
@@ -93,6 +94,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     starts = {n for ns in inputs.values() for n in ns}
     rows: list[NodeReport] = []
     apart = facts.samples.known
+    any_length = captured.any_length
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr"):
             continue
@@ -111,6 +113,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         apart &= _install(node, entry, facts, rulebook)
+        any_length &= node.target.normalise is NONE or not _tied_to_length(node, facts)
     report = Report(rows, rulebook.name, captured.way.value)
     if strict and report.counts["generic"]:
         names = "; ".join(f"{r.name} ({r.op}) at {r.source}" for r in report.nodes if r.kind == "generic")
@@ -121,7 +124,9 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     _cut_constants(gm, facts.active)
     places, positions = _add_readouts(gm, outputs, inputs)
     gm.recompile()
-    return Plan(gm, captured, places, positions, logits, explained, head, report, facts.samples.mixed, apart)
+    return Plan(
+        gm, captured, places, positions, logits, explained, head, report, facts.samples.mixed, apart, any_length
+    )
 
 
 def _head(captured: Capture, output: str | int | None) -> tuple[list, int, int, list[fx.Node]]:
@@ -219,6 +224,18 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
         return not _merges(node, facts)
     # a tensor that all samples share takes relevance from all of them, which can't be told apart
     return None not in batches and len({b == WHOLE for b in batches}) == 1
+
+
+def _tied_to_length(node: fx.Node, facts: Facts) -> bool:
+    """Whether a text's length is folded into an axis of samples, so that where these are holds for one length alone."""
+
+    def tied(n: fx.Node) -> bool:
+        where = facts.samples.of(n)
+        if where is None or where[1:] == (1, 1):
+            return False
+        return bool(free_symbols(n.meta["val"].shape[where.axis]) - facts.samples.symbols)
+
+    return tied(node) or any(tied(n) for n in carriers(node) if n in facts.active)
 
 
 def _merges(node: fx.Node, facts: Facts) -> bool:

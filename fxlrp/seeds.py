@@ -7,6 +7,7 @@ weights of what it is set against on the other.  How v becomes relevance is the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,36 @@ from fxlrp.rules.propagate import Batch, ratio, sample_scale, sample_sum
 
 Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
 Contrast = None | int | str
+Position = None | int | Tensor
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the output: why `target` and not `contrast`, in a sequence of logits [B, T, K] at position
+    `position` (one for all or one per sample [B], from the end if negative).  "default" is the rulebook's contrast."""
+
+    target: Target = None
+    contrast: Contrast = "default"
+    position: Position = None
+
+
+def at_position(logits: Tensor, position: Position) -> Tensor:
+    """The logits [B, K] at a position of a sequence of them [B, T, K]; as they are where `position` is None.
+
+    Raises FxlrpError where there is no such position, or no sequence.
+    """
+    if position is None:
+        return logits
+    if logits.ndim != 3:
+        shape = tuple(logits.shape)
+        raise FxlrpError(f"position={position} is one in a sequence, but the explained output has shape {shape}.")
+    batch, length = logits.shape[:2]
+    index = torch.as_tensor(position, device=logits.device)
+    if index.dtype.is_floating_point or index.ndim > 1 or (index.ndim and len(index) != batch):
+        raise FxlrpError("position must be None, a position or a tensor of one position per sample.")
+    if ((index < -length) | (index >= length)).any():
+        raise FxlrpError(f"position={position} is out of range: the explained output has {length} positions.")
+    return logits[torch.arange(batch, device=logits.device), index.long().expand(batch)]
 
 
 def directions(

@@ -96,7 +96,7 @@ def _timm(name: str, pretrained: bool, **options: Any) -> LoadedModel:
 
     if timm.models.split_model_name_tag(name)[0] not in timm.list_models():
         raise _unknown(f"timm:{name}", timm.list_models())
-    with _network(f"the weights of timm:{name}", pretrained):
+    with loading(f"the weights of timm:{name}", pretrained):
         module = timm.create_model(name, pretrained=pretrained, **options)
     return _loaded(module, name)
 
@@ -109,7 +109,7 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> LoadedModel:
     weights = zoo.get_model_weights(name).DEFAULT
     if not pretrained and "weights_backbone" in zoo.get_model_builder(name).__annotations__:
         options["weights_backbone"] = None
-    with _network(f"the weights of torchvision:{name}", pretrained):
+    with loading(f"the weights of torchvision:{name}", pretrained):
         module = zoo.get_model(name, weights=weights if pretrained else None, **options)
     return _loaded(module, name, from_torchvision(weights), weights.meta.get("categories"))
 
@@ -122,7 +122,7 @@ def _huggingface(name: str, pretrained: bool) -> LoadedModel:
         raise FxlrpError(
             f"The folder {name} has no config.json; a folder is a model if Hugging Face's library saved it."
         )
-    with _network(f"hf:{name}", not local.is_dir()):
+    with loading(f"hf:{name}", not local.is_dir()):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         config._attn_implementation = "eager"  # a config may name an attention kernel to fetch from the hub, and run
         cls = next((c for n in config.architectures or () if (c := getattr(transformers, n, None))), None)
@@ -285,7 +285,7 @@ def _some(names: list[str], n: int = 3) -> str:
 
 
 @contextmanager
-def _network(what: str, needed: bool) -> Iterator[None]:
+def loading(what: str, needed: bool) -> Iterator[None]:
     """Errors of the hubs' clients in one sentence, and at once: without a network they would retry for a minute.
 
     What they print goes to stderr.

@@ -1,0 +1,212 @@
+"""TextAttribution: relevance of tokens and words, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+
+from fxlrp.errors import FxlrpError
+from fxlrp.text.html import fragment, page
+from fxlrp.text.words import Piece, words_of
+
+RED, BLUE = (219, 20, 26), (33, 77, 217)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a row of an attribution answers: why `target` and not `contrast`.
+
+    probability: the model's own of the target, in 0…1.  token: the place among the tokens of the one that is asked
+    about (masked, labelled, generated), or None.
+    """
+
+    target: str
+    contrast: str | None = None
+    probability: float | None = None
+    token: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The question in words."""
+        against = "" if self.contrast in (None, *WAYS) else f", not {self.contrast}"
+        sure = "" if self.probability is None else f" ({self.probability:.1%})"
+        return f"{self.target}{against}{sure}"
+
+
+WAYS = ("others", "softmax")
+
+
+@dataclass(frozen=True, eq=False)
+class TextAttribution:
+    """Relevance of each token for each thing that was asked.
+
+    segments: the texts, one after the other: the text, its pair, the continuation.
+    pieces: the tokens, and where they stand in the segments; those added to the text (as [CLS]) stand nowhere.
+    matrix: relevance, float32 [R, N]: a row per question, a column per token; red, for the target, is positive.
+    asked: the R questions.
+    dropped: tokens left out because the model takes no more.
+    """
+
+    segments: list[str]
+    pieces: list[Piece]
+    matrix: Tensor
+    asked: list[Asked]
+    dropped: int = 0
+
+    @property
+    def tokens(self) -> list[str]:
+        """The N tokens, as the tokenizer writes them."""
+        return [p.token for p in self.pieces]
+
+    @property
+    def scores(self) -> Tensor:
+        """Relevance of the tokens [N] for the first question, often the only one."""
+        return self.matrix[0]
+
+    @property
+    def words(self) -> list[tuple[str, float]]:
+        """The words of the text and their relevance, the sum over their tokens, for the first question."""
+        return [(word, float(r)) for word, r in zip(self._words()[0], self.word_matrix[0], strict=True)]
+
+    @property
+    def word_matrix(self) -> Tensor:
+        """Relevance of the W words for each question [R, W]."""
+        names, columns = self._words()
+        out = torch.zeros(len(self.matrix), len(names))
+        known = [i for i, c in enumerate(columns) if c is not None]
+        return out.index_add(
+            1, torch.tensor([c for c in columns if c is not None], dtype=torch.int64), self.matrix[:, known]
+        )
+
+    def _words(self) -> tuple[list[str], list[int | None]]:
+        """The words that have tokens, and each token's place among them."""
+        found = words_of(self.segments, self.pieces)
+        places = {w: i for i, w in enumerate(dict.fromkeys(w for w in found if w is not None))}
+        names = [self.segments[s][start:end] for s, start, end in places]
+        return names, [None if w is None else places[w] for w in found]
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    def __getitem__(self, which: int | str) -> TextAttribution:
+        """The attribution for one question: its place, or the name of its target.
+
+        Raises FxlrpError, naming those there are, if it was not asked.
+        """
+        names = [a.target.strip() for a in self.asked]
+        if isinstance(which, str) and which.strip() in names:
+            which = names.index(which.strip())
+        if isinstance(which, str) or not -len(names) <= which < len(names):
+            raise FxlrpError(f"{which!r} was not asked; there are {', '.join(dict.fromkeys(names))}.")
+        which %= len(names)
+        return replace(self, matrix=self.matrix[which : which + 1], asked=[self.asked[which]])
+
+    def show(self, console: Console | None = None) -> None:
+        """Print the text, a line per question: red spoke for the target, blue against it, the stronger the more."""
+        console = console or Console(highlight=False)
+        if self.dropped:
+            console.print(f"[yellow]note:[/] the last {self.dropped} tokens are left out: the model takes no more.")
+        for row, asked in zip(self.matrix, self.asked, strict=True):
+            console.print(Text(asked.title, style="bold"), soft_wrap=True)
+            console.print(self._coloured(row, asked), soft_wrap=True)
+
+    def _coloured(self, row: Tensor, asked: Asked) -> Text:
+        out, top = Text("  "), float(row.abs().max())
+        for i, (gap, shown, piece) in enumerate(laid_out(self.segments, self.pieces)):
+            r = float(row[i]) / top if top else 0.0
+            style = f"black on rgb({','.join(str(v) for v in shade(r))})" if abs(r) > 0.02 else ""
+            out.append(gap.replace("\n", " "))
+            added = piece.end <= piece.start
+            out.append(
+                shown.replace("\n", " "),
+                f"{'italic ' if added else ''}{'underline ' if i == asked.token else ''}{style}",
+            )
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON."""
+        names, columns = self._words()
+        return {
+            "segments": list(self.segments),
+            "tokens": self.tokens,
+            "spans": [[p.segment, p.start, p.end] for p in self.pieces],
+            "words": names,
+            "word_of_token": columns,
+            "questions": [
+                {
+                    "target": a.target,
+                    "contrast": a.contrast,
+                    "probability": a.probability,
+                    "token": a.token,
+                    "scores": row.tolist(),
+                    "word_scores": words.tolist(),
+                }
+                for a, row, words in zip(self.asked, self.matrix, self.word_matrix, strict=True)
+            ],
+            "dropped": self.dropped,
+        }
+
+    def _repr_html_(self) -> str:
+        return fragment([self._panel()])
+
+    def _panel(self) -> dict[str, Any]:
+        return {
+            "pieces": [
+                {"gap": gap, "text": shown, "added": piece.end <= piece.start, "segment": piece.segment}
+                for gap, shown, piece in laid_out(self.segments, self.pieces)
+            ],
+            "rows": [[float(f"{v:.5g}") for v in row] for row in self.matrix.tolist()],
+            "titles": [a.title for a in self.asked],
+            "tokens": [a.token for a in self.asked],
+            "note": f"The last {self.dropped} tokens are left out: the model takes no more." if self.dropped else "",
+        }
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one HTML file that needs nothing else, and return its path.
+
+        Tokens are coloured, with the score on hover; buttons switch between questions, as does a click on a token that
+        was asked about.  Raises FxlrpError if the path can't be written.
+        """
+        return write_html(path, [self])
+
+
+def write_html(path: str | Path, attributions: Sequence[TextAttribution]) -> Path:
+    """Several attributions in one HTML file, as `TextAttribution.to_html`."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page([a._panel() for a in attributions]), encoding="utf-8")
+    except OSError as error:
+        raise FxlrpError(f"{path} cannot be written, {str(error).split('] ')[-1]}; give another path.") from error
+    return path
+
+
+def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str, str, Piece]]:
+    """Each piece with the text between it and the one before, and the text it is shown as."""
+    out: list[tuple[str, str, Piece]] = []
+    segment = at = 0
+    for p in pieces:
+        gap = ""
+        if p.segment != segment:
+            segment, at, gap = p.segment, 0, "\n"
+        if p.end <= p.start:
+            out.append((gap or (" " if out else ""), p.token, p))
+            continue
+        text = segments[segment]
+        start = max(p.start, at)
+        out.append((gap + text[at:start], text[start : p.end], p))
+        at = max(at, p.end)
+    return out
+
+
+def shade(r: float) -> tuple[int, ...]:
+    """White at 0, red towards 1, blue towards −1."""
+    strength = min(abs(r), 1.0) ** 0.7 * 0.85
+    return tuple(round(255 + (c - 255) * strength) for c in (RED if r >= 0 else BLUE))

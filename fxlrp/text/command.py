@@ -1,0 +1,151 @@
+"""The commands that explain text, as functions of plain arguments: they load, ask, print and write."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from fxlrp.errors import FxlrpError
+from fxlrp.explainer import Explainer, convert
+from fxlrp.inputs.models import loading
+from fxlrp.text.ask import RULES, explain, generate
+from fxlrp.text.attribution import TextAttribution, write_html
+
+
+def load_tokenizer(spec: str) -> Any:
+    """The tokenizer beside a Hugging Face model: of a folder, or of hf:NAME.  It runs no code of its own.
+
+    Raises FxlrpError if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    name = spec.removeprefix("hf:")
+    with loading(f"the tokenizer of {spec}", not Path(name).is_dir()):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made of the config alone: it would know no word
+        raise FxlrpError(f"There is no tokenizer beside {spec}; save it there, tokenizer.save_pretrained(…).")
+    return tokenizer
+
+
+def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
+    """The texts given, `-` being standard input, and the lines of `file`, each a text.
+
+    Raises FxlrpError if there is none.
+    """
+    found = [sys.stdin.read().strip() if text == "-" else text for text in texts]
+    if file is not None:
+        if not file.is_file():
+            raise FxlrpError(f"There is no file {file}.")
+        try:
+            found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise FxlrpError(f"{file} is not text in UTF-8 ({error.reason}); save it as that.") from error
+    if not any(text.strip() for text in found):
+        raise FxlrpError("There is no text: give one in quotes, - for standard input, or --text-file FILE.")
+    return found
+
+
+def explain_texts(
+    model: nn.Module,
+    spec: str,
+    texts: Sequence[str],
+    *,
+    text_file: Path | None = None,
+    pair: str | None = None,
+    target: str | None = None,
+    contrast: str | None = None,
+    position: str | None = None,
+    rules: str | None = None,
+    strict: bool = False,
+    truncate: bool = False,
+    html: Path | None = None,
+    console: Console,
+) -> Explainer:
+    """Explain texts, print them coloured and, if asked, write them as HTML; returns the explainer for its report.
+
+    Raises FxlrpError as `fxlrp.text.explain` does.
+    """
+    found = read_texts(texts, text_file)
+    explainer = convert(model, rules=rules or RULES, strict=strict)
+    explained = quietly(
+        explain,
+        explainer,
+        load_tokenizer(spec),
+        found,
+        pair=pair,
+        target=target,
+        contrast=against(contrast),
+        position=int(position) if position and position.lstrip("-").isdigit() else position,
+        truncate=truncate,
+    )
+    show(explained, html, console)
+    return explainer
+
+
+def generate_text(
+    model: nn.Module,
+    spec: str,
+    prompt: str,
+    *,
+    continuation: str | None = None,
+    max_new_tokens: int = 20,
+    contrast: str | None = None,
+    rules: str | None = None,
+    truncate: bool = False,
+    html: Path | None = None,
+    console: Console,
+) -> None:
+    """Write on after a prompt, or take the continuation given, and explain each new token.
+
+    Raises FxlrpError as `fxlrp.text.generate` does.
+    """
+    written = quietly(
+        generate,
+        convert(model, rules=rules or RULES),
+        load_tokenizer(spec),
+        read_texts([prompt], None)[0],
+        continuation=continuation,
+        max_new_tokens=max_new_tokens,
+        contrast=against(contrast),
+        truncate=truncate,
+    )
+    show([written], html, console)
+
+
+def demo_text(output: Path, console: Console) -> None:
+    """Explain reviews with the text network that comes with fxlrp; needs no network access."""
+    from fxlrp.inputs import load_model
+
+    folder = str(Path(__file__).resolve().parents[1] / "examples" / "text")
+    texts = [
+        "the story was not boring and the music is truly lovely.",
+        "yesterday we went to town and saw it. the film was never funny but the cast seemed wonderful.",
+    ]
+    explainer = convert(load_model(folder).module, rules=RULES)
+    show(explain(explainer, load_tokenizer(folder), texts, target=["positive", "negative"]), output, console)
+
+
+def against(contrast: str | None) -> str | None:
+    """A contrast as it is typed: nothing is the rulebook's, "none" is none."""
+    return "default" if contrast is None else None if contrast == "none" else contrast
+
+
+def quietly(ask: Any, *args: Any, **kwargs: Any) -> Any:
+    """What it returns; its notices are part of that, and shown with it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ask(*args, **kwargs)
+
+
+def show(explained: Sequence[TextAttribution], html: Path | None, console: Console) -> None:
+    """Print attributions, and write them to one HTML file."""
+    for a in explained:
+        a.show(console)
+    if html is not None:
+        console.print(f"wrote [bold]{write_html(html, explained)}[/]", soft_wrap=True)
