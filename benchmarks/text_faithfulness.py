@@ -65,7 +65,7 @@ def integrated_gradients(model: Any, tokenizer: Any, steps: int = 20) -> Method:
 
 def random(model: Any, tokenizer: Any) -> Method:
     generator = torch.Generator().manual_seed(0)
-    return lambda text, target: torch.rand(len(tokenizer(text)["input_ids"]), generator=generator)
+    return lambda text, target: torch.randn(len(tokenizer(text)["input_ids"]), generator=generator)
 
 
 def removal(model: Any, tokenizer: Any, text: str, target: int, scores: Tensor) -> tuple[float, float]:
