@@ -3,8 +3,8 @@
     python benchmarks/text_faithfulness.py --kit PATH [--sentences 200] [--words 200] [--methods abslrp attnlrp …]
 
 Removal: tokens are taken out of the sentence (no other token sees them) most relevant first (MoRF) or least relevant
-first (LeRF), and the probability of the predicted class is averaged over the steps; the area between the curves says how
-well a method orders the tokens.  Agreement: how well the relevance of words for "positive" ranks them as people did
+first (LeRF), and the probability of the predicted class is averaged over the steps; the area between the curves says
+how well a method orders the tokens.  Agreement: how well the relevance of words for "positive" ranks them as people did
 who saw each word alone (Spearman's correlation within a sentence; AUROC of positive against negative words over all).
 """
 

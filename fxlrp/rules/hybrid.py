@@ -12,8 +12,8 @@ from fxlrp.rules.weighted import CONVOLVING, DENSE
 
 @publish
 def abslrp_hybrid(convolution: float = 4.0, dense: float = 0.02, stabilizer: float = 1e-6) -> Rulebook:
-    """Signed contributions blended with absLRP's absolute ones, many at convolutions and few at dense layers; attention,
-    norms, gates and activations as in AttnLRP; set against the other classes by their probability."""
+    """Signed contributions blended with absLRP's absolute ones, many at convolutions and few at dense layers;
+    attention, norms, gates and activations as in AttnLRP; set against the other classes by their probability."""
     book = composite(
         *by_rule(CONVOLVING, weighted.gamma, gamma=convolution, stabilizer=stabilizer),
         *by_rule(DENSE, weighted.gamma, gamma=dense, stabilizer=stabilizer),
