@@ -3,8 +3,8 @@
     python benchmarks/text_faithfulness.py --kit PATH [--sentences 200] [--words 200] [--methods abslrp attnlrp …]
 
 Removal: tokens are taken out of the sentence (no other token sees them) most relevant first (MoRF) or least relevant
-first (LeRF), and the probability of the predicted class is averaged over the steps; the area between the curves says how
-well a method orders the tokens.  Agreement: how well the relevance of words for "positive" ranks them as people did
+first (LeRF), and the probability of the predicted class is averaged over the steps; the area between the curves says
+how well a method orders the tokens.  Agreement: how well the relevance of words for "positive" ranks them as people did
 who saw each word alone (Spearman's correlation within a sentence; AUROC of positive against negative words over all).
 """
 
@@ -65,7 +65,7 @@ def integrated_gradients(model: Any, tokenizer: Any, steps: int = 20) -> Method:
 
 def random(model: Any, tokenizer: Any) -> Method:
     generator = torch.Generator().manual_seed(0)
-    return lambda text, target: torch.rand(len(tokenizer(text)["input_ids"]), generator=generator)
+    return lambda text, target: torch.randn(len(tokenizer(text)["input_ids"]), generator=generator)
 
 
 def removal(model: Any, tokenizer: Any, text: str, target: int, scores: Tensor) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Short reviews whose important words are known: `sentence(seed)`.
 
-Each says something of one or two things, by a word that is good or bad; a negation in front of it turns it around, an
-adverb of degree makes it weigh more or less.  The label is the sign of the sum.  All else says nothing about the label.
+Each says something of one or two things, by a word that is good or bad, which a negation in front of it turns around.
+All else says nothing about the label.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BAD = _words(
     """
 )
 NEGATIONS = ("not", "never", "hardly", "isn't", "wasn't")
-DEGREES = {"very": 2.0, "truly": 2.0, "extremely": 2.0, "slightly": 0.5, "somewhat": 0.5, "": 1.0}
+DEGREES = ("very", "truly", "extremely", "quite", "", "", "")
 THINGS = _words(
     """
     film story plot music acting cast script ending dialogue song book novel chapter concert play scene
@@ -64,27 +64,21 @@ class Sentence:
 def sentence(seed: int) -> Sentence:
     """The same one every time for a seed."""
     rng = random.Random(seed)
-    while True:
-        words: list[tuple[str, bool]] = [(w, False) for w in rng.choice(OPENINGS).split()]
-        words += [(".", False)] * bool(words)
-        total = 0.0
-        for clause in range(rng.choice((1, 1, 2))):
-            said, value = _clause(rng)
-            words += [(rng.choice(("and", "but")), False)] * clause + said
-            total += value
-        closing = rng.choice(CLOSINGS).split()
-        words += [(".", False), *((w, False) for w in closing), *[(".", False)] * bool(closing)]
-        if total:
-            return Sentence(tuple(w for w, _ in words), int(total > 0), tuple(i for _, i in words))
+    label = rng.randrange(2)
+    words: list[tuple[str, bool]] = [(w, False) for w in rng.choice(OPENINGS).split()]
+    words += [(".", False)] * bool(words)
+    for clause in range(rng.choice((1, 1, 2))):
+        words += [("and", False)] * clause + _clause(rng, label)
+    closing = rng.choice(CLOSINGS).split()
+    words += [(".", False), *((w, False) for w in closing), *[(".", False)] * bool(closing)]
+    return Sentence(tuple(w for w, _ in words), label, tuple(i for _, i in words))
 
 
-def _clause(rng: random.Random) -> tuple[list[tuple[str, bool]], float]:
-    """Its words, each with whether it matters, and what it adds."""
-    sign = rng.choice((-1.0, 1.0))
-    word = rng.choice(GOOD if sign > 0 else BAD)
-    degree = rng.choice(list(DEGREES))
-    negation = rng.choice(NEGATIONS) if rng.random() < 0.35 else ""
-    start = [("the", False), (rng.choice(THINGS), False)]
+def _clause(rng: random.Random, label: int) -> list[tuple[str, bool]]:
+    """Its words, each with whether it matters."""
+    negation = rng.choice(NEGATIONS) if rng.random() < 0.4 else ""
+    word = rng.choice((BAD, GOOD)[label ^ bool(negation)])
+    degree = rng.choice(DEGREES)
     verb = [] if negation.endswith("n't") else [(rng.choice(("is", "was", "seemed")), False)]
     middle = [(negation, True)] * bool(negation) + [(degree, False)] * bool(degree)
-    return [*start, *verb, *middle, (word, True)], sign * DEGREES[degree] * (-1 if negation else 1)
+    return [("the", False), (rng.choice(THINGS), False), *verb, *middle, (word, True)]

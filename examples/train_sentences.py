@@ -66,8 +66,8 @@ def accuracy(model: torch.nn.Module, tokenizer: transformers.PreTrainedTokenizer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3500)
-    parser.add_argument("--size", type=int, default=64, help="sentences in a step")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--size", type=int, default=32, help="sentences in a step")
     parser.add_argument("--rate", type=float, default=2e-3)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
