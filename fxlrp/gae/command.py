@@ -51,7 +51,9 @@ def _progress(console: Console, hidden: bool) -> Iterator[Callback]:
 
 
 def say(report: Report, out: Path | None, console: Console) -> None:
-    """Print the table, what could not be evaluated, and where the files are."""
+    """Print the table, what could not be evaluated, and where the files are; of several processes the first does."""
+    if int(os.environ.get("RANK", 0)):
+        return
     console.print(report.table())
     for method, error in report.errors.items():
         console.print(f"[yellow]{escape(method)} was not evaluated:[/] {escape(error)}", soft_wrap=True)

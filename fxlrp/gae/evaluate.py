@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,7 @@ class _Plan:
     definition: str
     batch_size: int
     quantus: str | None = None
+    made: dict[str, Explain] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -191,6 +192,12 @@ class _Plan:
             "torch": torch.__version__,
             "quantus": self.quantus,
         }
+
+    def explain(self, name: str, method: Method) -> Explain:
+        """A method, made once."""
+        if name not in self.made:
+            self.made[name] = explain_by(method, self.model, self.seed)
+        return self.made[name]
 
     def members(self, chunk: int) -> list[int]:
         """The samples of a chunk."""
@@ -246,7 +253,7 @@ class _Plan:
         shown = [self.sample(i).shown(t, t) for i, t in zip(samples, target.tolist(), strict=True)]
         truth = None if any(s is None for s in shown) else torch.stack([s for s in shown if s is not None])[:, None]
         views = Views(x, target, [f"{i}:x" for i in samples], None if truth is None else truth.to(x))
-        found = run(explain_by(named[method], self.model, self.seed), views, self.batch_size)
+        found = run(self.explain(method, named[method]), views, self.batch_size)
         return x, found
 
 
@@ -254,13 +261,7 @@ def _fill(
     store: Store, plan: _Plan, named: Mapping[str, Method], chunks: Sequence[int], progress: Progress | None
 ) -> None:
     """Compute the pieces of these chunks that are not in the store."""
-    explain: dict[str, Explain] = {}
     failed: dict[str, str] = {}
-    for name, method in named.items():
-        try:
-            explain[name] = explain_by(method, plan.model, plan.seed)
-        except FxlrpError as error:
-            failed[name] = str(error)
     done, every = 0, len(chunks) * len(named)
     for chunk in chunks:
         missing = [name for name in named if (chunk, name) not in store]
@@ -271,8 +272,8 @@ def _fill(
                 trial = trial or plan.trial(chunk)
                 views = views or trial.views()
                 try:
-                    relevance = run(explain[name], views, plan.batch_size)
-                    rows = _rows(plan, trial, relevance, explain[name])
+                    explain = plan.explain(name, named[name])
+                    rows = _rows(plan, trial, run(explain, views, plan.batch_size), explain)
                 except torch.OutOfMemoryError as error:
                     raise FxlrpError(f"There is no memory left for {name}; give a smaller batch_size.") from error
                 except Exception as error:  # whatever a method raises is its own result

@@ -126,11 +126,12 @@ def _differences(report: Report) -> str:
 
 def _shots(report: Report, method: str, examples: Examples) -> str:
     out = [f"<h3>{escape(method)}</h3>"]
-    for title, rows in zip(("Best", "Worst"), report.extremes(method), strict=True):
-        x, relevance = examples(method, [row["sample"] for row in rows])
-        a = Attribution(relevance.expand_as(x), None, x, None, ("x",), (x,))
-        shots = [_shot(a, i, row) for i, row in enumerate(rows)]
-        out.append(f"<p>{title}</p><div class=shots>{''.join(shots)}</div>")
+    best, worst = report.extremes(method)
+    x, relevance = examples(method, [row["sample"] for row in best + worst])
+    a = Attribution(relevance.expand_as(x), None, x, None, ("x",), (x,))
+    shots = [_shot(a, i, row) for i, row in enumerate(best + worst)]
+    for title, some in (("Best", shots[: len(best)]), ("Worst", shots[len(best) :])):
+        out.append(f"<p>{title}</p><div class=shots>{''.join(some)}</div>")
     return "".join(out)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -137,7 +138,13 @@ def _captum(name: str, make: Callable[[Any, nn.Module, int], Callable[..., Tenso
         import captum.attr
 
         attribute = make(captum.attr, _Logits(model), seed)
-        return lambda views: attribute(views.x.clone().requires_grad_(), target=views.target)
+
+        def explain(views: Views) -> Tensor:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about the hooks it sets, in our copy
+                return attribute(views.x.clone().requires_grad_(), target=views.target)
+
+        return explain
 
     return build
 

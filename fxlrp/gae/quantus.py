@@ -1,7 +1,7 @@
 """Measures from Quantus (Hedström et al. 2023, 2202.06861), where it is installed.
 
 Sparseness: the Gini index of |R| over pixels (Chalasani et al. 2020, 1810.06583).  Max-sensitivity: the largest
-relative change of a map when up to 0.2 of uniform noise is added to the input, in 10 draws (Yeh et al. 2019, 1901.09392).
+relative change of a map when uniform noise of up to 0.2 is added to the input, 10 times (Yeh et al. 2019, 1901.09392).
 """
 
 from __future__ import annotations

@@ -51,9 +51,8 @@ METHODS = ["random", "input-x-gradient", "smoothgrad", "abslrp"]
 
 
 def test_scores_do_not_depend_on_the_batch_size(model: nn.Module) -> None:
-    reports = [evaluate(model, METHODS, pictures(11), batch_size=size) for size in (1, 6, 64)]
-    assert_close(reports[0], reports[1], 1e-9)
-    assert_close(reports[0], reports[2], 1e-9)
+    a, b = (evaluate(model, METHODS, pictures(7), steps=4, batch_size=size) for size in (2, 64))
+    assert_close(a, b, 1e-9)
 
 
 def test_scores_depend_on_the_seed(model: nn.Module) -> None:
@@ -244,16 +243,16 @@ def command(*args: object, code: int = 0) -> str:
 def test_the_command(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    options = ("--masks", EXAMPLES / "masks", "--steps", 3, "--device", "cpu", "-o", tmp_path / "out")
-    said = command(EXAMPLES / "model.pt", EXAMPLES / "pictures", "--methods", "abslrp,random,gradcam", *options)
+    options = ("--masks", EXAMPLES / "masks", "--steps", 2, "--device", "cpu", "-o", tmp_path / "out")
+    said = command(EXAMPLES / "model.pt", EXAMPLES / "pictures", "--methods", "abslrp,random", *options)
     assert "pointing" in said
     table = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
-    assert len(table) == 3 * 6
+    assert len(table) == 2 * 6
     assert {"method", "sample", "name", "gae", "lc", "morf", "abpc", "rank_accuracy"} <= table[0].keys()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["means"]["abslrp"]["gae"]["n"] == 6
     page = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r"(src|href)=['\"]?(?!data:)[a-z]*:?//", page)
-    assert page.count("data:image/png") == 3 * 2 * 5
+    assert page.count("data:image/png") == 2 * 2 * 5
     parts = (tmp_path / "out" / "part-0000.jsonl").read_bytes()
     command(EXAMPLES / "model.pt", EXAMPLES / "pictures", "--methods", "abslrp,random", *options)  # all there already
     assert (tmp_path / "out" / "part-0000.jsonl").read_bytes() == parts
