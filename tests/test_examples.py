@@ -45,3 +45,16 @@ def test_relevance_lands_on_the_object_asked_for(name: str, pictures: Pictures) 
     assert ours.target >= 1.3 * baseline.target
     assert ours.other <= 0.6 * baseline.other
     assert ours.pointing >= baseline.pointing + 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_map(dtype: torch.dtype) -> None:
+    pictures = localization.two_objects(4)
+    for name, rules in (("cnn", "abslrp"), ("cnn", "abslrp-hybrid"), ("vit", "abslrp-hybrid"), ("vit", "attnlrp")):
+        model = localization.load(name)
+        full = convert(model, rules=rules)(pictures.x, target=pictures.labels[:, 0]).relevance
+        x = pictures.x.to(dtype)
+        half = convert(model.to(dtype), rules=rules)(x, target=pictures.labels[:, 0]).relevance.float()
+        assert half.isfinite().all()
+        for a, b in zip(full, half, strict=True):
+            assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.99

@@ -168,8 +168,26 @@ class Given:
         return z.view_as(z)
 
 
-class Site:
-    """An op at its place in a graph, with the rule that is its backward pass.  Equal sites share a name when printed.
+class InPlace:
+    """What stands in an op's place in a graph.  Equal ones share a name when printed: `book.name`."""
+
+    def __init__(self, name: str, book: str, *key: Any) -> None:
+        self.__name__ = self.__qualname__ = re.sub(r"\W", "_", name)
+        self.__module__ = re.sub(r"\W", "_", book)
+        self._key = (type(self), name, book, *key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, InPlace) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"{self.__module__}.{self.__name__}"
+
+
+class Site(InPlace):
+    """An op at its place in a graph, with the rule that is its backward pass.
 
     op: the op itself, which the forward pass calls unchanged.
     rule: called as rule(g, z, *args, **kwargs) with the op's own arguments; returns one g per tensor in `shares`.
@@ -193,18 +211,7 @@ class Site:
         self.op, self.rule, self.normalise = op, rule, normalise
         self.pointwise = is_pointwise(op)
         self.shares, self.active, self.where, self.extras = shares, active, where, extras
-        self.__name__ = self.__qualname__ = re.sub(r"\W", "_", name)  # what printed code calls it
-        self.__module__ = re.sub(r"\W", "_", book)
-        self._key = (op, rule, name, book, normalise, shares, active, where, extras)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Site) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __repr__(self) -> str:
-        return f"{self.__module__}.{self.__name__}"
+        super().__init__(name, book, op, rule, normalise, shares, active, where, extras)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -266,23 +273,12 @@ class _Propagation(torch.autograd.Function):
         return None, None, None, None, *(grads.get(i) for i in ctx.places)
 
 
-class Adjusted:
-    """An op whose backward pass is its own, at the cotangent `adjust(g, z, **parameters)`.  Equal ones share a name."""
+class Adjusted(InPlace):
+    """An op whose backward pass is its own, at the cotangent `adjust(g, z, **parameters)`."""
 
     def __init__(self, op: Callable, adjust: Callable, parameters: tuple[tuple[str, Any], ...], book: str) -> None:
         self.op, self.adjust, self.parameters = op, adjust, parameters
-        self.__name__ = self.__qualname__ = re.sub(r"\W", "_", adjust.__name__)
-        self.__module__ = re.sub(r"\W", "_", book)
-        self._key = (op, adjust, parameters, book)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Adjusted) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __repr__(self) -> str:
-        return f"{self.__module__}.{self.__name__}"
+        super().__init__(adjust.__name__, book, op, adjust, parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         return _Adjustment.apply(self, self.op(*args, **kwargs))
