@@ -37,7 +37,7 @@ def test_network_is_trained(name: str, pictures: Pictures) -> None:
 @pytest.mark.parametrize("name", ["cnn", "vit"])
 def test_relevance_lands_on_the_object_asked_for(name: str, pictures: Pictures) -> None:
     model = load(name)
-    explainer = fxlrp.convert(model, strict=True)
+    explainer = fxlrp.fxlrp.convert(model, strict=True)
     ours = score(lambda x, target: explainer(x, target=target).heatmap(), pictures)
     baseline = score(gradient_x_input(model), pictures)
     print(name, ours, baseline)
@@ -49,12 +49,12 @@ def test_relevance_lands_on_the_object_asked_for(name: str, pictures: Pictures) 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_the_map(dtype: torch.dtype) -> None:
-    pictures = localization.two_objects(4)
+    pictures = two_objects(4)
     for name, rules in (("cnn", "abslrp"), ("cnn", "abslrp-hybrid"), ("vit", "abslrp-hybrid"), ("vit", "attnlrp")):
-        model = localization.load(name)
-        full = convert(model, rules=rules)(pictures.x, target=pictures.labels[:, 0]).relevance
+        model = load(name)
+        full = fxlrp.convert(model, rules=rules)(pictures.x, target=pictures.labels[:, 0]).relevance
         x = pictures.x.to(dtype)
-        half = convert(model.to(dtype), rules=rules)(x, target=pictures.labels[:, 0]).relevance.float()
+        half = fxlrp.convert(model.to(dtype), rules=rules)(x, target=pictures.labels[:, 0]).relevance.float()
         assert half.isfinite().all()
         for a, b in zip(full, half, strict=True):
             assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] > 0.99
