@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,8 @@ def export(
 
 
 def _onnx(joint: nn.Module, args: tuple, shapes: list[dict], path: Path) -> None:
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise FxlrpError("Writing .onnx needs onnxscript: pip install onnx onnxscript.") from None
+    if find_spec("onnxscript") is None:
+        raise FxlrpError("Writing .onnx needs onnxscript: pip install onnx onnxscript.")
     try:
         torch.onnx.export(joint, args, str(path), dynamo=True, dynamic_shapes=(tuple(shapes),), verbose=False)
     except Exception as error:
