@@ -156,7 +156,7 @@ def test_quantus_and_captum_adapters() -> None:
     expected = convert(model, rules="gamma")(x, target=torch.tensor([1, 2]), contrast=None).relevance
     found = quantus.explain(model, x.numpy(), np.array([1, 2]), rules="gamma")
     np.testing.assert_allclose(found, expected.numpy())
-    pytest.importorskip("captum", reason="captum is not installed (extra `bench`)")
+    pytest.importorskip("captum", reason="captum is not installed (extra `eval`)")
     from fxlrp.adapters.captum import FxLRP
 
     method = FxLRP(model, rules="gamma")
