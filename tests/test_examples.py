@@ -37,7 +37,7 @@ def test_network_is_trained(name: str, pictures: Pictures) -> None:
 @pytest.mark.parametrize("name", ["cnn", "vit"])
 def test_relevance_lands_on_the_object_asked_for(name: str, pictures: Pictures) -> None:
     model = load(name)
-    explainer = fxlrp.fxlrp.convert(model, strict=True)
+    explainer = fxlrp.convert(model, strict=True)
     ours = score(lambda x, target: explainer(x, target=target).heatmap(), pictures)
     baseline = score(gradient_x_input(model), pictures)
     print(name, ours, baseline)
