@@ -41,9 +41,7 @@ def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
     inputs = gm.graph.find_nodes(op="placeholder")
     for numbers in (False, True):
         out = {
-            i: [n, *(u for u in n.users if u.target is ones_for)]
-            if differentiable(n)
-            else find_lookups(n, numbers=numbers)
+            i: [n, *_ones(n)] if differentiable(n) else find_lookups(n, numbers=numbers)
             for i, n in enumerate(inputs)
             if isinstance(n.meta.get("val"), Tensor)
         }

@@ -17,7 +17,7 @@ from fxlrp.capture import free_symbols
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer
 from fxlrp.joint import transpose_convolutions
-from fxlrp.seeds import Contrast
+from fxlrp.seeds import Contrast, by_classes, directions
 
 RECORD = "fxlrp.json"
 """The name of the file in the archive that says what its inputs and outputs are."""
@@ -46,7 +46,7 @@ def export(
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx") or (aoti and path.suffix != ".pt2"):
         raise FxlrpError(f"{path} should end in .pt2 or .onnx (--aoti: .pt2).")
-    plan = explainer._known()
+    plan, contrast = explainer._known(), explainer.rulebook.resolve(contrast)
     joint = explainer.joint(contrast=contrast, fold=aoti).eval()
     placeholders = plan.graph.graph.find_nodes(op="placeholder")
     values = [n.meta["val"] for n in placeholders]
@@ -64,12 +64,11 @@ def export(
     if aoti:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         return path
-    against = explainer.rulebook.against if contrast == "default" else contrast
     said = {
         "inputs": list(plan.capture.names),
         "explained": list(plan.readouts),
         "rulebook": explainer.rulebook.name,
-        "contrast": against,
+        "contrast": contrast,
         **(about or {}),
     }
     torch.export.save(program, str(path), extra_files={RECORD: json.dumps(said)})
@@ -108,13 +107,13 @@ class ExportedExplainer(nn.Module):
         if contrast not in ("default", self.about["contrast"]):
             made = self.about["contrast"]
             raise FxlrpError(f"This explainer was exported with contrast={made!r}, not {contrast!r}; export another.")
-        if callable(target) or (isinstance(target, Tensor) and target.is_floating_point()):
+        if not by_classes(target):
             raise FxlrpError("An exported explainer is asked by classes: target is None, a class or a tensor of them.")
         given = torch.as_tensor(-1 if target is None else target, device=args[0].device)
         with torch.no_grad():
             logits, *found = self.module(*args, given.expand(len(args[0])).contiguous())
-        if target is not None and (int(given.max()) >= logits.shape[1] or int(given.min()) < 0):
-            raise FxlrpError(f"Target {target} is out of range: the model has {logits.shape[1]} classes.")
+        if target is not None:
+            directions(logits, target, None)  # says what does not fit
         names = tuple(self.about["inputs"][i] for i in self.about["explained"])
         inputs = tuple(args[i] for i in self.about["explained"])
         index = logits.argmax(1) if target is None else given.expand(len(logits))

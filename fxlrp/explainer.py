@@ -20,7 +20,7 @@ from fxlrp.relevance_pass import propagate
 from fxlrp.report import Report
 from fxlrp.rewrite import Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
-from fxlrp.seeds import Contrast, Position, Question, Target, at_position, directions
+from fxlrp.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
 
 
 class Explainer(nn.Module):
@@ -107,8 +107,9 @@ class Explainer(nn.Module):
         batch = batch_size(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
             return self._one_by_one(batch, args, kwargs, questions, at)
-        questions = [replace(q, contrast=self.rulebook.against) if q.contrast == "default" else q for q in questions]
-        if self._compiling is not None and not at and run is None and all(map(_by_classes, questions)):
+        questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
+        plain = all(q.position is None and by_classes(q.target) for q in questions)
+        if self._compiling is not None and not at and run is None and plain:
             return [self._run_joint(plan, tensors, q.target, q.contrast) for q in questions]
         graph, latent = expose(plan.graph, at)
         out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
@@ -170,13 +171,12 @@ class Explainer(nn.Module):
         plan = self._known()
         if plan.capture.way is Way.THIS_INPUT:
             raise FxlrpError("The model takes branches by its values: there is no one graph of its relevance pass.")
-        if not _classes(target):
+        if not by_classes(target):
             raise FxlrpError("A joint graph is asked by classes: target is None, a class, or a tensor or list of them.")
-        contrast = self.rulebook.against if contrast == "default" else contrast
         several = len(target) if isinstance(target, Sequence) else 0
         if isinstance(target, Tensor) and target.ndim == 2:
             several = target.shape[1]
-        return trace_joint(plan, self.rulebook, contrast, several=several, fold=fold)
+        return trace_joint(plan, self.rulebook, self.rulebook.resolve(contrast), several=several, fold=fold)
 
     def export(self, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
         """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.artifact.export`."""
@@ -325,15 +325,6 @@ class Explainer(nn.Module):
         if self._latest is None:
             raise FxlrpError("Nothing is captured yet: call the explainer once, or give convert() example_inputs.")
         return self._latest
-
-
-def _by_classes(question: Question) -> bool:
-    return question.position is None and _classes(question.target)
-
-
-def _classes(target: Target) -> bool:
-    """Whether a target is one or more classes, or the top one."""
-    return not (callable(target) or (isinstance(target, Tensor) and target.is_floating_point()))
 
 
 def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:

@@ -83,10 +83,7 @@ def join_equal(gm: fx.GraphModule) -> None:
     """Expressions that are computed twice are computed once."""
     seen: dict[Any, fx.Node] = {}
     for node in list(gm.graph.nodes):
-        if node.op not in ("call_function", "get_attr") or getattr(node.target, "_schema", None) is None:
-            if node.op != "get_attr" and node.target is not operator.getitem:
-                continue
-        elif node.target._schema.is_mutable:
+        if node.op != "get_attr" and not _pure(node):
             continue
         key = (node.op, node.target, repr(node.args), repr(node.kwargs))
         if key in seen:
@@ -97,15 +94,19 @@ def join_equal(gm: fx.GraphModule) -> None:
     gm.recompile()
 
 
+def _pure(node: fx.Node) -> bool:
+    """Whether a node is a call that does nothing but return what its arguments determine."""
+    schema = getattr(node.target, "_schema", None)
+    return node.target is operator.getitem or (schema is not None and not schema.is_mutable)
+
+
 def fold_constants(gm: fx.GraphModule) -> None:
     """What depends on weights alone (|W|, W⁺, folded batch norms) is computed now."""
     values: dict[fx.Node, Any] = {}
     for node in gm.graph.nodes:
         if node.op == "get_attr":
             values[node] = operator.attrgetter(str(node.target))(gm)
-        elif node.op == "call_function" and node.all_input_nodes and all(n in values for n in node.all_input_nodes):
-            if getattr(node.target, "_schema", None) is None and node.target is not operator.getitem:
-                continue
+        elif _pure(node) and node.all_input_nodes and all(n in values for n in node.all_input_nodes):
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)

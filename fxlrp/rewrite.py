@@ -113,7 +113,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         apart &= _install(node, entry, facts, rulebook)
-        any_length &= node.target.normalise is NONE or not _tied_to_length(node, facts)
+        any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
     report = Report(rows, rulebook.name, captured.way.value)
     if strict and report.counts["generic"]:
         names = "; ".join(f"{r.name} ({r.op}) at {r.source}" for r in report.nodes if r.kind == "generic")
@@ -208,19 +208,18 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
     known: dict[str, Any] = {"nonneg": bool(shares) and leaves[shares[0]] in facts.nonnegative}
     known["op"] = op.op if isinstance(op, Given) else op
     extras = tuple((k, v) for k, v in known.items() if rule and rule.wants(k))
-    normalise = (rule and rule.normalise) or book.normalise
     node.target = Site(
         op,
         rule.fn if rule else generic(op, shares),
         rule.name if rule else plain if entry else f"generic_{plain}",
         book.name,
-        normalise,
+        book.normalise,
         shares,
         frozenset(positions),
         Placement(output, tuple(inputs), masked),
         extras,
     )
-    if normalise is NONE:  # then it does not matter where they are
+    if book.normalise is NONE:  # then it does not matter where they are
         return not _merges(node, facts)
     # a tensor that all samples share takes relevance from all of them, which can't be told apart
     return None not in batches and len({b == WHOLE for b in batches}) == 1

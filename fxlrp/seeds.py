@@ -73,6 +73,11 @@ def directions(
     return [sides(logits, column, contrast) for column in columns], index
 
 
+def by_classes(target: Target) -> bool:
+    """Whether a target is one or more classes, or the top one."""
+    return not (callable(target) or (isinstance(target, Tensor) and target.is_floating_point()))
+
+
 def sides(logits: Tensor, index: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor | None]:
     """One-hot(index) [B, K], and the weights of what the class is set against."""
     onehot = one_hot(index, logits.shape[1]).to(logits.dtype)

@@ -22,7 +22,8 @@ from fxlrp.errors import FxlrpError
 EXTRA = f"extra/{RECORD}"
 _RECORDS = re.compile(
     r"models/model\.json|data/(weights|constants)/(model_\w+_config\.json|weight_\d+|tensor_\d+)"
-    r"|extra/fxlrp\.json|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version"
+    r"|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version"
+    rf"|{re.escape(EXTRA)}"
 )
 _NAME = re.compile(r"[\w.]*")
 _TARGET = re.compile(

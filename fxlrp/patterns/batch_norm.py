@@ -10,12 +10,12 @@ from torch import fx
 
 from fxlrp.patterns.emit import KEPT, emit, replace
 from fxlrp.rules.propagate import Given
-from fxlrp.rules.registry import Rule
+from fxlrp.rules.registry import Rule, overloads
+from fxlrp.rules.weighted import CONVOLUTIONS
 
 aten = torch.ops.aten
-CONVOLUTIONS = tuple(getattr(c, kind) for c in (aten.conv1d, aten.conv2d, aten.conv3d) for kind in c.overloads())
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-FOLDABLE = (aten.linear.default, *CONVOLUTIONS, *TRANSPOSED)
+FOLDABLE = (aten.linear.default, *(op for packet in CONVOLUTIONS for op in overloads(packet)))
 
 
 def fold_batch_norm(gm: fx.GraphModule) -> None:

@@ -26,12 +26,11 @@ class Rule:
     fn(g, z, *args, **kwargs) gets the cotangent g and the value z of the op's output (R = z g) and the op's own
     arguments, and returns the cotangents of the arguments `shares` points at (default: the ones that carry relevance).
     A rule that asks for the keyword `nonneg` is told whether the first of those arguments is known to be ≥ 0; one that
-    asks for `op` gets the op.  `normalise` goes before the rulebook's.
+    asks for `op` gets the op.
     """
 
     fn: Callable[..., Any]
     shares: tuple[int, ...] | None = None
-    normalise: Normalise | None = None
 
     @property
     def name(self) -> str:
@@ -132,6 +131,10 @@ class Rulebook:
 
     def __or__(self, rows: Mapping[Key, Entry]) -> Rulebook:
         return self.extend(rows)
+
+    def resolve(self, contrast: int | str | None) -> int | str | None:
+        """What a contrast stands for: "default" is what this rulebook is set against."""
+        return self.against if contrast == "default" else contrast
 
     def lookup(self, op: Op, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule."""

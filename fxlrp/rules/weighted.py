@@ -9,7 +9,6 @@ Every rule here is R_i = Σ_j (contribution of i to j) / (sum of contributions t
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +56,7 @@ class Product:
     args: tuple
     kwargs: dict[str, Any]
     places: Places
+    nonneg: bool = False  # whether x is known to be ≥ 0
 
     def __call__(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         args = list(self.args)
@@ -78,10 +78,10 @@ Contributions = tuple[Tensor, Callable[[Tensor], Tensor]]
 """Their sum at each output, and how s = R / sum at the outputs becomes g at x."""
 
 
-def contributions(f: Product, sign: int, nonneg: bool) -> Contributions:
+def contributions(f: Product, sign: int) -> Contributions:
     """Those of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0)."""
     x, w, b = f.operands
-    halves = [(1, x if nonneg else x.clamp(min=0))] + ([] if nonneg else [(-1, x.clamp(max=0))])
+    halves = [(1, x)] if f.nonneg else [(1, x.clamp(min=0)), (-1, x.clamp(max=0))]
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for _, t in halves]
         none = None if b is None else torch.zeros_like(b)
@@ -91,7 +91,7 @@ def contributions(f: Product, sign: int, nonneg: bool) -> Contributions:
 
     def pull(s: Tensor) -> Tensor:
         grads: Sequence[Tensor] = torch.autograd.grad(total, leaves, s)
-        return grads[0] if nonneg else torch.where(x > 0, grads[0], grads[1])
+        return grads[0] if f.nonneg else torch.where(x > 0, grads[0], grads[1])
 
     return total.detach(), pull
 
@@ -101,21 +101,19 @@ def clamped(t: Tensor, sign: int) -> Tensor:
     return t.clamp(min=0) if sign > 0 else t.clamp(max=0)
 
 
-def alpha_beta(
-    g: Tensor, z: Tensor, f: Product, *, alpha: float, beta: float, stabilizer: float, nonneg: bool
-) -> Tensor:
+def alpha_beta(g: Tensor, z: Tensor, f: Product, *, alpha: float, beta: float, stabilizer: float) -> Tensor:
     """R_i = Σ_j (α z⁺_ij / Σ_i z⁺_ij − β z⁻_ij / Σ_i z⁻_ij) R_j, with b_j⁺ and b_j⁻ in the sums."""
     r, out = z * g, torch.zeros_like(f.operands[0])
     for factor, sign in ((alpha, 1), (-beta, -1)):
         if factor:
-            total, pull = contributions(f, sign, nonneg)
+            total, pull = contributions(f, sign)
             out = out + factor * pull(ratio(r, stabilized(total, stabilizer)))
     return out
 
 
-def z_plus(g: Tensor, z: Tensor, f: Product, *, stabilizer: float, nonneg: bool) -> Tensor:
+def z_plus(g: Tensor, z: Tensor, f: Product, *, stabilizer: float) -> Tensor:
     """R_i = Σ_j z⁺_ij / Σ_i z⁺_ij R_j: αβ with α = 1 and β = 0."""
-    return alpha_beta(g, z, f, alpha=1, beta=0, stabilizer=stabilizer, nonneg=nonneg)
+    return alpha_beta(g, z, f, alpha=1, beta=0, stabilizer=stabilizer)
 
 
 def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) -> Tensor:
@@ -177,8 +175,7 @@ class Weighted:
     def __call__(
         self, g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], nonneg: bool, **kwargs: Any
     ) -> Tensor:
-        known = {"nonneg": nonneg} if "nonneg" in inspect.signature(self.rule).parameters else {}
-        return self.rule(g, z, Product(op, args, kwargs, self.places), **known, **dict(self.parameters))
+        return self.rule(g, z, Product(op, args, kwargs, self.places, nonneg), **dict(self.parameters))
 
 
 def ones_for(x: Tensor) -> Tensor:
