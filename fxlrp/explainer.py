@@ -111,7 +111,8 @@ class Explainer(nn.Module):
         plain = all(q.position is None and by_classes(q.target) for q in questions)
         if self._compiling is not None and not at and run is None and plain:
             return [self._run_joint(plan, tensors, q.target, q.contrast) for q in questions]
-        graph, latent = expose(plan.graph, at)
+        one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
+        graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
         out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
         last = len(questions) - 1

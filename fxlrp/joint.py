@@ -45,7 +45,7 @@ def trace_joint(
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         *tensors, target = inputs
         with torch.enable_grad():
-            out = plan.graph(*tensors)
+            out = plan.specialized(contrast is None)(*tensors)
             logits = out[plan.logits].detach()
             columns = target.unbind(1) if several else (target,)
             found = []
@@ -95,9 +95,14 @@ def join_equal(gm: fx.GraphModule) -> None:
 
 
 def _pure(node: fx.Node) -> bool:
-    """Whether a node is a call that does nothing but return what its arguments determine."""
+    """Whether a node is a call that does nothing but return what its arguments determine, and it stays that."""
     schema = getattr(node.target, "_schema", None)
-    return node.target is operator.getitem or (schema is not None and not schema.is_mutable)
+    plain = node.target is operator.getitem or (schema is not None and not schema.is_mutable)
+    return plain and not any(_writes(u) for u in node.users)
+
+
+def _writes(node: fx.Node) -> bool:
+    return getattr(getattr(node.target, "_schema", None), "is_mutable", False)
 
 
 def fold_constants(gm: fx.GraphModule) -> None:

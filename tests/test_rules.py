@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass
@@ -102,6 +102,29 @@ ACTIVATIONS = {
     aten.hardshrink.default: (),
     aten.log_sigmoid.default: (),
 }
+
+
+x5 = rand(2, 2, 4, 4, 4)
+SUMS = (
+    (aten.mean.default, x3),
+    (aten.mean.dim, x3, [1]),
+    (aten.sum.default, x3),
+    (aten.sum.dim_IntList, x3, [-1], True),
+    (aten.avg_pool1d.default, x3, [2]),
+    (aten.avg_pool2d.default, x4, [3, 2], [2, 2], [1, 1]),
+    (aten.avg_pool3d.default, x5, [2, 2, 2]),
+    (aten.adaptive_avg_pool1d.default, x3, [3]),
+    (aten.adaptive_avg_pool2d.default, x4, [2, 1]),
+    (aten.adaptive_avg_pool3d.default, x5, [2, 1, 3]),
+    (aten.upsample_nearest1d.vec, x3, [12], None),
+    (aten.upsample_nearest2d.vec, x4, [7, 9], None),
+    (aten.upsample_linear1d.vec, x3, [12], False, None),
+    (aten.upsample_bilinear2d.vec, x4, [7, 9], False, None),
+    (aten.upsample_trilinear3d.vec, x5, [5, 6, 7], True, None),
+    (aten.cumsum.default, x3, -1),
+    (aten.col2im.default, rand(2, 8, 9), [4, 4], [2, 2], [1, 1], [0, 0], [1, 1]),
+    (aten.trace.default, rand(2, 2)),
+)
 
 
 def quick_gelu() -> Gate:
@@ -206,6 +229,7 @@ ROWS = [
     Row(aten.div.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x / y.detach()),
     Row(aten.divide.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x / y.detach()),
     *(Row(op, (x3, *rest), **activation(op)) for op, rest in ACTIVATIONS.items()),
+    *(Row(op, (x, *rest)) for op, x, *rest in SUMS),
 ]
 
 
@@ -299,6 +323,7 @@ BATCHED = [
     r
     for r in ROWS
     if r.op not in (aten.mm.default, aten.rsqrt.default, aten.reciprocal.default)
+    and r.op not in (aten.mean.default, aten.sum.default, aten.trace.default)
     and all(pytree.tree_leaves(r.args)[i].shape[0] == 2 for i in r.shares)
 ]
 
@@ -327,6 +352,35 @@ def test_mass_is_kept_and_samples_are_apart(row: Row) -> None:
     total = sum(r.flatten(1).sum(1) for r in both)
     if row.h is None:  # a norm or softmax gives relevance of both signs for one of either
         torch.testing.assert_close(total, mass[0] - mass[1], rtol=1e-9, atol=1e-9)
+
+
+TRAITS = [r for r in BATCHED if vars(rule_of(r).fn).keys() & {"total", "entrywise", "keeps_sign"}]
+
+
+@pytest.mark.parametrize("row", TRAITS, ids=name)
+def test_traits_say_what_is_true(row: Row) -> None:
+    """Mass is kept the same with what a rule says of itself as without, for one sign of relevance as for both."""
+    full, kwargs = site(row, MASS), row.kwargs or {}
+    plain = site(row, MASS)
+    plain.rule = lambda *a, **k: full.rule(*a, **k)
+
+    def run(at: Site, positive: bool) -> list[Tensor]:
+        leaves, spec = pytree.tree_flatten(row.args)
+        for i in row.shares:
+            leaves[i] = leaves[i].clone().requires_grad_()
+        z = at(*pytree.tree_unflatten(leaves, spec), **kwargs)
+        g = rand(*z.shape, seed=9)
+        seed = g.abs() * z.sign() if positive else g
+        found = torch.autograd.grad(z, [leaves[i] for i in row.shares], seed, allow_unused=True)
+        return [leaves[i].detach() * c for i, c in zip(row.shares, found, strict=True) if c is not None]
+
+    for a, b in zip(run(full, False), run(plain, False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    if full.rule.keeps_sign:
+        full.one_sided = True
+        for a, b in zip(run(full, True), run(plain, True), strict=True):
+            assert (a >= -1e-12 * a.max()).all()
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_grouped_mm_is_a_linear_per_group() -> None:

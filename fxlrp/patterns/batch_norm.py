@@ -53,10 +53,8 @@ def _folded(
     shift = call(aten.neg.default, mean) if bias is None else call(aten.sub.Tensor, bias, mean)
     shift = call(aten.mul.Tensor, shift, scale)
     shift = shift if b is None else call(aten.add.Tensor, shift, b)
-    channels = 1 if product.target in TRANSPOSED else 0
-    shape = [-1 if d == channels else 1 for d in range(weight.meta["val"].ndim)]
-    weight = call(aten.mul.Tensor, weight, call(aten.reshape.default, scale, shape))
-    folded = call(Given(product.target), z, x, weight, shift, *more)
+    given = Given(product.target, channels=1 if product.target in TRANSPOSED else 0)
+    folded = call(given, z, scale, x, weight, shift, *more)
     folded.meta.update({k: product.meta[k] for k in KEPT if k in product.meta})
     return folded
 

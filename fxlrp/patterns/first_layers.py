@@ -10,7 +10,7 @@ from torch import fx
 
 from fxlrp.patterns.emit import emit
 from fxlrp.rules.movement import MOVEMENT
-from fxlrp.rules.propagate import Given, is_pointwise
+from fxlrp.rules.propagate import LEADING, Given, is_pointwise
 from fxlrp.rules.registry import overloads
 from fxlrp.rules.weighted import CONVOLVING, DENSE, FirstLayer, ones_for
 
@@ -42,7 +42,7 @@ def mark_first_layers(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         given = isinstance(node.target, Given)
         places = PLACES.get(node.target.op if given else node.target)
-        operands = node.args[1:] if given else node.args
+        operands = node.args[LEADING:] if given else node.args
         if places is None or not node.meta["active"] or operands[1].meta["active"]:
             continue
         ones = _ones(operands[0], known)

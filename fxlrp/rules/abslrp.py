@@ -14,7 +14,7 @@ from fxlrp.patterns.masks import masked
 from fxlrp.patterns.plain_form import PLAIN_FORM
 from fxlrp.rules import elementwise, norms, products
 from fxlrp.rules.generic import activation
-from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS
+from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS, POSITIVE_SUMS
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.propagate import MASS
 from fxlrp.rules.registry import ABSOLUTE, STRUCTURAL, Rule, Rulebook, publish, table
@@ -56,13 +56,14 @@ ABSLRP = publish(
                 (elementwise.mul, (0, 1), aten.mul.Tensor, aten.multiply.Tensor),
                 (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
                 (
-                    products.read_between,
+                    products.positive_sum,
+                    *POSITIVE_SUMS,
                     aten.grid_sampler.default,
                     aten.grid_sampler_2d.default,
                     "torchvision::roi_align",
                 ),
                 (
-                    Rule(products.read_between, shares=(0,)),
+                    Rule(products.positive_sum, shares=(0,)),
                     (0, 1),
                     aten.grid_sampler.default,
                     "torchvision::roi_align",
@@ -75,7 +76,7 @@ ABSLRP = publish(
                 *((Rule(norms.centred, shares=(0,)), at, centred) for at in ((0,), (0, 1))),
                 *((Rule(norms.offset, shares=(0,)), at, offset) for at in ((0,), (0, 1))),
                 *((activation(op), op) for op in ACTIVATIONS),
-                (ABSOLUTE, *AVERAGES, *FUNCTIONS, *FOURIER, Elementwise),
+                (ABSOLUTE, *(op for op in AVERAGES if op not in POSITIVE_SUMS), *FUNCTIONS, *FOURIER, Elementwise),
             ),
         },
         normalise=MASS,

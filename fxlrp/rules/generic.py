@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxlrp.rules.propagate import by_parts, over_abs, where_positive
+from fxlrp.rules.propagate import by_parts, over_abs, traits, where_positive
 
 
 def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
@@ -76,9 +76,10 @@ def activation(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """An elementwise non-linearity: relevance goes to positive inputs, R_x = 2 x⁺ f'(x) s.
 
     The absLRP rule with companion f_abs whose derivative is sign(x) f'(x): |x|·gate(x) for gated units such as GELU,
-    f(|x|) for odd functions such as tanh.
+    f(|x|) for odd functions such as tanh.  f must not fall where x > 0.
     """
 
+    @traits(entrywise=True, keeps_sign=True)
     def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         (d,) = vjp(lambda t: f(t, *args, **kwargs), [x], over_abs(g, z))
         return where_positive(2 * d, x)

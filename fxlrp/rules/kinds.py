@@ -33,7 +33,7 @@ ACTIVATIONS = (
     aten.hardshrink.default,
     aten.log_sigmoid.default,
 )
-AVERAGES = (
+POSITIVE_SUMS = (
     aten.mean.default,
     aten.mean.dim,
     aten.sum.default,
@@ -48,14 +48,19 @@ AVERAGES = (
     aten.upsample_nearest2d.vec,
     aten.upsample_linear1d.vec,
     aten.upsample_bilinear2d.vec,
-    aten.upsample_bicubic2d.vec,
     aten.upsample_trilinear3d.vec,
     aten.cumsum.default,
     aten.col2im.default,
+    aten.trace.default,
+)
+"""Sums of one tensor with weights ≥ 0 that are no parameters."""
+
+AVERAGES = (
+    *POSITIVE_SUMS,
+    aten.upsample_bicubic2d.vec,
     aten.index_add.default,
     aten.scatter_add.default,
     aten.scatter_reduce.two,
-    aten.trace.default,
     aten.linalg_vector_norm.default,
 )
 """Sums with weights that are no parameters."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.products import positive_contributions
-from fxlrp.rules.propagate import over_abs, where_positive
+from fxlrp.rules.propagate import over_abs, traits, where_positive
 
 
 def standardized(g: Tensor, z: Tensor, centred: Tensor, sigma: Tensor, w: Tensor | None) -> Tensor:
@@ -24,6 +24,7 @@ def _deviation(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor]:
     return x - mean, (variance + eps).sqrt()
 
 
+@traits(entrywise=True)
 def layer_norm(
     g: Tensor,
     z: Tensor,
@@ -38,6 +39,7 @@ def layer_norm(
     return standardized(g, z, *_deviation(x, list(range(-len(shape), 0)), eps), w)
 
 
+@traits(entrywise=True)
 def group_norm(
     g: Tensor, z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
 ) -> Tensor:
@@ -47,6 +49,7 @@ def group_norm(
     return standardized(g, z, centred.flatten(1, 2), sigma, _per_channel(w, x))
 
 
+@traits(entrywise=True)
 def instance_norm(
     g: Tensor,
     z: Tensor,
@@ -66,6 +69,7 @@ def instance_norm(
     return standardized(g, z, *_deviation(x, list(range(2, x.ndim)), eps), _per_channel(w, x))
 
 
+@traits(entrywise=True, keeps_sign=True)
 def rms_norm(
     g: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
@@ -76,16 +80,19 @@ def rms_norm(
     return g if w is None else g * w
 
 
+@traits(entrywise=True)
 def centred(g: Tensor, z: Tensor, x: Tensor, mean: Tensor) -> Tensor:
     """x − mean(x) with the mean as a constant, as in a layer norm with γ > 0: R_x = 2 x u⁺ s / u, u = x − mean."""
     return where_positive(2 * g, z)
 
 
+@traits(entrywise=True)
 def offset(g: Tensor, z: Tensor, x: Tensor, top: Tensor) -> Tensor:
     """x − max(x): what shifts the logits of a softmax cancels from it, R_x = x g."""
     return g
 
 
+@traits(entrywise=True, keeps_sign=True)
 def batch_norm(
     g: Tensor,
     z: Tensor,
@@ -114,6 +121,7 @@ def _per_channel(w: Tensor | None, x: Tensor) -> Any:
     return None if w is None else w.view(-1, *[1] * (x.ndim - 2))
 
 
+@traits(entrywise=True)
 def softmax(g: Tensor, z: Tensor, x: Tensor, dim: int, dtype: Any = None, *_: Any) -> Tensor:
     """Softmax with the denominator as a constant: R_x = 2 x z s, with the sign of the logit."""
     return 2 * z * over_abs(g, z)

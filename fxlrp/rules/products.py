@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.propagate import over_abs, where_positive
+from fxlrp.rules.propagate import over_abs, traits, where_positive
 
 aten = torch.ops.aten
 
@@ -24,11 +24,30 @@ aten = torch.ops.aten
 def positive_contributions(
     s: Tensor, x: Tensor, w: Tensor, transposed: Callable[[Tensor, Tensor], Tensor], nonneg: bool = False
 ) -> Tensor:
-    """2 W⁺ᵀs where x > 0 and 2 W⁻ᵀs where x < 0; `transposed(s, w)` is Wᵀs, `nonneg` says that x ≥ 0."""
-    plus = transposed(s, w.clamp(min=0)).mul_(2)
-    return plus if nonneg else torch.where(x > 0, plus, transposed(s, w.clamp(max=0)).mul_(2))
+    """Wᵀs + sign(x) ⊙ |W|ᵀs, which is 2 W⁺ᵀs where x > 0 and 2 W⁻ᵀs where x < 0; `transposed(s, w)` is Wᵀs, `nonneg`
+    says that x ≥ 0."""
+    if nonneg:
+        return transposed(s, w.clamp(min=0)).mul_(2)
+    return torch.addcmul(transposed(s, w), x.sign(), transposed(s, w.abs()))
 
 
+def all_contributions(
+    z: Tensor, x: Tensor, w: Tensor, product: Callable[[Tensor, Tensor], Tensor], nonneg: bool = False, bias: Any = 0
+) -> Tensor:
+    """Twice the positive contributions to each output, all the relevance that s = 1 there gives: those of
+    z − b = product(x, w) and those of product(|x|, |w|); 0 where rounding alone says that there are any."""
+    if nonneg:
+        return product(x, w.clamp(min=0)).mul_(2)
+    size = product(x.abs(), w.abs())
+    total = size + z - bias
+    return where_positive(total, total - 16 * torch.finfo(size.dtype).eps * size)
+
+
+def _total_linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Tensor:
+    return all_contributions(z, x, w, torch.nn.functional.linear, nonneg, 0 if b is None else b)
+
+
+@traits(total=_total_linear)
 def linear(g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Tensor:
     """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
     return positive_contributions(over_abs(g, z), x, w, torch.matmul, nonneg)
@@ -56,27 +75,54 @@ def left(s: Tensor, w: Tensor, x: Tensor, nonneg: bool = False) -> Tensor:
     return positive_contributions(s, x, w, transposed, nonneg)
 
 
+def _total_matmul(z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Tensor:
+    return all_contributions(z, x, w, torch.matmul, nonneg)
+
+
+def _total_left(z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Tensor:
+    return all_contributions(z, x, w, lambda x, w: w @ x, nonneg)
+
+
+def _total_both(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return 2 * _total_matmul(z, x, y)
+
+
+@traits(total=_total_matmul)
 def right_weight(g: Tensor, z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Tensor:
     """x @ w with a constant w: as `linear`."""
     return right(over_abs(g, z), x, w, nonneg)
 
 
+@traits(total=_total_left)
 def left_weight(g: Tensor, z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Tensor:
     """w @ x with a constant w: as `linear`."""
     return left(over_abs(g, z), w, x, nonneg)
 
 
+def _total_addmm(z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Tensor:
+    return _total_matmul(x @ w, x, w, nonneg=nonneg)
+
+
+@traits(total=_total_addmm)
 def addmm(g: Tensor, z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Tensor:
     """b + x @ w with constant b, w: as `linear`."""
     return right_weight(g, z, x, w, nonneg=nonneg)
 
 
+@traits(total=_total_both)
 def matmul(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """A product of two activations: each gets the positive contributions, with the other as its weight."""
     s = over_abs(g, z)
     return right(s, x, y), left(s, x, y)
 
 
+def _total_grouped(
+    z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
+) -> Tensor:
+    return all_contributions(z, x, w, lambda x, w: op(x, w, offs, *rest, **kwargs))
+
+
+@traits(total=_total_grouped)
 def grouped_mm(
     g: Tensor, z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
 ) -> Tensor:
@@ -84,75 +130,64 @@ def grouped_mm(
     return positive_contributions(over_abs(g, z), x, w, lambda s, w: op(s, w.mT, offs, *rest, **kwargs))
 
 
-def read_between(g: Tensor, z: Tensor, x: Tensor, *where: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
-    """Values read at places between pixels: a sum with weights ≥ 0; the places are addresses and take nothing."""
-    (d,) = vjp(lambda t: op(t, *where, **kwargs), [x], over_abs(g, z))
+def _total_sum(z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+    return 2 * op(x.clamp(min=0), *rest, **kwargs)
+
+
+@traits(total=_total_sum)
+def positive_sum(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+    """A sum with weights ≥ 0 (a mean, a value read between pixels), R_x = 2 x⁺ ⊙ Jᵀs; what says where takes nothing."""
+    (d,) = vjp(lambda t: op(t, *rest, **kwargs), [x], over_abs(g, z))
     return where_positive(2 * d, x)
 
 
-def convolution(g: Tensor, z: Tensor, x: Tensor, w: Tensor, arguments: tuple, nonneg: bool) -> Tensor:
-    """Any convolution; arguments are (stride, padding, dilation, transposed, output_padding, groups)."""
-
-    def transposed(s: Tensor, w: Tensor) -> Tensor:
-        return aten.convolution_backward(s, x, w, None, *arguments, [True, False, False])[0]
-
-    return positive_contributions(over_abs(g, z), x, w, transposed, nonneg)
+Plain = tuple[Tensor, tuple, tuple[slice, ...]]
+"""x, padded where torch pads one side more; the arguments (stride, padding, dilation, transposed, output_padding, groups)
+of aten.convolution; and where x stands in what was padded."""
 
 
-def _conv(n: int) -> Callable[..., Tensor]:
-    def conv(
-        g: Tensor,
-        z: Tensor,
-        x: Tensor,
-        w: Tensor,
-        b: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-        *,
-        nonneg: bool = False,
+def _plain(n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Plain:
+    stride, dilation, inside = _tuple(stride, n), _tuple(dilation, n), ()
+    if isinstance(padding, str):
+        total = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, w.shape[2:], strict=True)]
+        odd = [p % 2 for p in total]
+        if any(odd):  # torch pads one more on the right
+            inside = tuple(slice(0, size) for size in x.shape)
+            x = torch.nn.functional.pad(x, tuple(side for p in reversed(odd) for side in (0, p)))
+        padding = [p // 2 for p in total]
+    return x, (stride, _tuple(padding, n), dilation, False, [0] * n, groups), inside
+
+
+def _plain_transposed(
+    n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
+) -> Plain:
+    shape = [_tuple(v, n) for v in (stride, padding, dilation)]
+    return x, (*shape, True, _tuple(output_padding, n), groups), ()
+
+
+def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple) -> Callable[..., Tensor]:
+    """The rule of a convolution whose further arguments `plain` reads, `defaults` if they are left out."""
+
+    def total(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False) -> Tensor:
+        x, arguments, _ = plain(n, x, w, *rest, *defaults[len(rest) :])
+        bias = 0 if b is None else b.view(-1, *[1] * n)
+        return all_contributions(z, x, w, lambda x, w: aten.convolution(x, w, None, *arguments), nonneg, bias)
+
+    @traits(total=total)
+    def rule(
+        g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False
     ) -> Tensor:
         """A convolution: relevance goes to the positive contributions x_i w_ij > 0."""
-        stride, dilation = _tuple(stride, n), _tuple(dilation, n)
-        if isinstance(padding, str):
-            total = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, w.shape[2:], strict=True)]
-            odd = [p % 2 for p in total]
-            if any(odd):  # torch pads one more on the right
-                one = tuple(side for p in reversed(odd) for side in (0, p))
-                rest = [p // 2 for p in total]
-                g = conv(g, z, torch.nn.functional.pad(x, one), w, None, stride, rest, dilation, groups, nonneg=nonneg)
-                return g[tuple(slice(0, size) for size in x.shape)]
-            padding = [p // 2 for p in total]
-        arguments = (stride, _tuple(padding, n), dilation, False, [0] * n, groups)
-        return convolution(g, z, x, w, arguments, nonneg)
+        x, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
 
-    conv.__name__ = f"conv{n}d"
-    return conv
+        def transposed(s: Tensor, w: Tensor) -> Tensor:
+            return aten.convolution_backward(s, x, w, None, *arguments, [True, False, False])[0]
 
+        found = positive_contributions(over_abs(g, z), x, w, transposed, nonneg)
+        return found[inside] if inside else found
 
-def _conv_transpose(n: int) -> Callable[..., Tensor]:
-    def conv_transpose(
-        g: Tensor,
-        z: Tensor,
-        x: Tensor,
-        w: Tensor,
-        b: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: int = 1,
-        dilation: Any = 1,
-        *,
-        nonneg: bool = False,
-    ) -> Tensor:
-        """A transposed convolution: relevance goes to the positive contributions."""
-        shape = [_tuple(v, n) for v in (stride, padding, dilation)]
-        arguments = (*shape, True, _tuple(output_padding, n), groups)
-        return convolution(g, z, x, w, arguments, nonneg)
-
-    conv_transpose.__name__ = f"conv_transpose{n}d"
-    return conv_transpose
+    rule.__name__ = name
+    return rule
 
 
 def _tuple(v: Any, n: int) -> list[int]:
@@ -160,5 +195,7 @@ def _tuple(v: Any, n: int) -> list[int]:
     return values * n if len(values) == 1 else values
 
 
-conv1d, conv2d, conv3d = map(_conv, (1, 2, 3))
-conv_transpose1d, conv_transpose2d, conv_transpose3d = map(_conv_transpose, (1, 2, 3))
+conv1d, conv2d, conv3d = (_convolution(f"conv{n}d", n, _plain, (1, 0, 1, 1)) for n in (1, 2, 3))
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (
+    _convolution(f"conv_transpose{n}d", n, _plain_transposed, (1, 0, 0, 1, 1)) for n in (1, 2, 3)
+)

@@ -8,15 +8,18 @@ sample, undoing broadcasts, leaving out what carries nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Batch(NamedTuple):
@@ -30,8 +33,40 @@ class Batch(NamedTuple):
 WHOLE = Batch(-1)
 """A tensor of one sample, or whose samples can't be told apart (then a batch of one is all that may be explained)."""
 
-Propagate = Callable[[Tensor], Sequence[Tensor]]
-"""What a normalisation calls: the rule at one op, from g at its output to raw g at each input it shares with."""
+
+@dataclass(frozen=True)
+class Call:
+    """A rule at its op, as a normalisation calls it: from g at the output to raw g at each input it shares with.
+
+    What is known of the rule spares calls (`traits`); one_sided: whether all relevance that comes here is ≥ 0, and stays.
+    """
+
+    rule: Callable[[Tensor], Sequence[Tensor]]
+    total: Callable[[], Tensor] | None = None
+    entrywise: bool = False
+    one_sided: bool = False
+
+    def __call__(self, g: Tensor) -> Sequence[Tensor]:
+        return self.rule(g)
+
+
+def traits(
+    *, total: Callable[..., Tensor] | None = None, entrywise: bool = False, keeps_sign: bool = False
+) -> Callable[[F], F]:
+    """What a rule says of itself, so that relevance of both signs takes one call of it instead of two.
+
+    total: total(z, *args, **kwargs), called as the rule but for g, is Σ_i R_i that s = 1 at each entry of the output
+        gives to all inputs, ≥ 0: relevance keeps its sign, and its mass is known before it is propagated.
+    entrywise: each entry of the output gives relevance to the same entry of its one input, in proportion to g.
+    keeps_sign: relevance ≥ 0 stays so, total or not.
+    """
+
+    def mark(rule: F) -> F:
+        vars(rule).update(total=total, entrywise=entrywise, keeps_sign=keeps_sign or total is not None)
+        return rule
+
+    return mark
+
 
 
 class Placement(NamedTuple):
@@ -47,7 +82,7 @@ class Normalise:
     """How a rulebook rescales what its rules return.  `scale(call, g, z, xs, where)` gives one g for each x in xs."""
 
     name: str
-    scale: Callable[[Propagate, Tensor, Tensor, Sequence[Tensor], Placement], list[Tensor]]
+    scale: Callable[[Call, Tensor, Tensor, Sequence[Tensor], Placement], list[Tensor]]
 
 
 def is_pointwise(op: Any) -> bool:
@@ -105,37 +140,63 @@ def relevance(a: Tensor, g: Tensor, masked: bool = False) -> Tensor:
     return r.masked_fill_(g == 0, 0) if masked else r
 
 
-def _mass(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
+def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     """Positive and negative relevance apart, each keeping its mass P = Σ|R|, inputs sharing it in proportion.
 
     R_i = P (A_i / Σ_k A_k) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i,
     as in the authors' code of April 2024.
     """
+    if call.one_sided:
+        return _mass_of_one_side(call, g, z, xs, where)
     r = relevance(z, g, where.masked)
-    above = where_positive(g, r)
+    mass = [sample_sum(side, where.output).abs() for side in (r.clamp(min=0), r.clamp(max=0))]
+    if call.total is not None:  # R_i has the sign of r: A_i / Σ|r_i| = ±1, and one factor does for all inputs
+        size = call.total() * over_abs(g, z)
+        sizes = [sample_sum(side, where.output).abs() for side in (size.clamp(min=0), size.clamp_(max=0))]
+        return list(call(_scale_sides(g, r, map(ratio, mass, sizes), where.output)))
+    if call.entrywise:
+        (raw,) = call(g)
+        size = relevance(xs[0], raw, where.masked).abs_()
+        sizes = [sample_sum(side, where.output) for side in _sides(size, r)]
+        return [_scale_sides(raw, r, map(ratio, mass, sizes), where.output)]
     total: list[Tensor] = []
-    for part, mass in ((above, r.clamp(min=0)), (g - above, r.clamp_(max=0))):
-        if total and _seen_to_be_zero(mass):
-            break
-        raw = call(part)
-        shares = [relevance(x, c, where.masked) for x, c in zip(xs, raw, strict=True)]
-        factors = [sample_sum(mass, where.output).abs()]
+    for part, of in zip(_sides(g, r), mass, strict=True):
+        raws = call(part)
+        shares = [relevance(x, c, where.masked) for x, c in zip(xs, raws, strict=True)]
+        factors = [of]
         if len(shares) > 1:
             sums = [sample_sum(s, b) for s, b in zip(shares, where.inputs, strict=True)]
             whole = sum(sums[1:], sums[0])
-            factors = [factors[0] * ratio(a, whole) for a in sums]
-        sizes = [sample_sum(s.abs_(), b) for s, b in zip(shares, where.inputs, strict=True)]
-        scaled = [sample_scale(c, ratio(f, n), b) for c, f, n, b in zip(raw, factors, sizes, where.inputs, strict=True)]
+            factors = [of * ratio(a, whole) for a in sums]
+        amounts = [sample_sum(s.abs_(), b) for s, b in zip(shares, where.inputs, strict=True)]
+        scaled = [
+            sample_scale(c, ratio(f, n), b) for c, f, n, b in zip(raws, factors, amounts, where.inputs, strict=True)
+        ]
         total = [t.add_(s) for t, s in zip(total, scaled, strict=True)] if total else scaled
     return total
 
 
-def _seen_to_be_zero(t: Tensor) -> bool:
-    """Whether a tensor is zero, where looking at it costs nothing: not on a GPU, and not while a graph is traced."""
-    return type(t) is Tensor and t.device.type == "cpu" and not t.any()
+def _mass_of_one_side(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
+    """As `_mass`, where all relevance is ≥ 0 and stays: one factor brings what the rule gives to the mass there was."""
+    raw = call(g)
+    sums = [sample_sum(relevance(x, c, where.masked), b) for x, c, b in zip(xs, raw, where.inputs, strict=True)]
+    factor = ratio(sample_sum(relevance(z, g, where.masked), where.output), sum(sums[1:], sums[0]))
+    return [sample_scale(c, factor, b) for c, b in zip(raw, where.inputs, strict=True)]
 
 
-def _unit(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
+def _sides(t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """t where r > 0, and the rest of it."""
+    above = where_positive(t, r)
+    return above, t - above
+
+
+def _scale_sides(t: Tensor, r: Tensor, factors: Iterable[Tensor], batch: Batch) -> Tensor:
+    """t with one factor per sample where r > 0 and another elsewhere."""
+    above, below = (sample_scale(side, f, batch) for side, f in zip(_sides(t, r), factors, strict=True))
+    return above.add_(below)
+
+
+def _unit(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     """Every input of every op gets Σ|R| = 1, with 1e-9 beside |z| and Σ|R| as published (2024-12)."""
     size = z.abs().nan_to_num(posinf=1)
     raw = call(g * (size / (size + 1e-9)))
@@ -145,7 +206,7 @@ def _unit(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Pl
     ]
 
 
-def _as_it_is(call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
+def _as_it_is(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     return list(call(g))
 
 
@@ -156,9 +217,11 @@ NONE = Normalise("none", _as_it_is)
 
 @dataclass(frozen=True)
 class Given:
-    """A product whose value z is given, as what a batch norm makes of another: Given(op)(z, *args) is z ≈ op(*args)."""
+    """A product whose value z is given, as what a batch norm makes of another: Given(op)(z, scale, x, w, b, …) is
+    z ≈ op(x, scale · w, b, …), with a scale for each of the outputs, which are along the axis `channels` of w."""
 
     op: Callable[..., Tensor]
+    channels: int = 0
 
     @property
     def __name__(self) -> str:
@@ -166,6 +229,14 @@ class Given:
 
     def __call__(self, z: Tensor, *args: Any) -> Tensor:
         return z.view_as(z)
+
+    def operands(self, z: Tensor | None, scale: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Any, ...]:
+        """The arguments of the product it is."""
+        return x, w * scale.view([-1 if d == self.channels else 1 for d in range(w.ndim)]), *rest
+
+
+LEADING = 2
+"""How many arguments of a Given product stand before those of the product."""
 
 
 class InPlace:
@@ -194,6 +265,8 @@ class Site(InPlace):
     shares: which leaves of the call's (args, kwargs), in pytree order, the rule returns g for.
     active: which of them carry relevance; a share of any other is discarded (a constant took it).
     where: where the samples are, in the output and in each tensor of `shares`.
+    one_sided: whether all relevance that comes here is ≥ 0.
+    rectified: whether a ReLU follows, whose value is this one's.
     """
 
     def __init__(
@@ -207,11 +280,20 @@ class Site(InPlace):
         active: frozenset[int],
         where: Placement,
         extras: tuple[tuple[str, Any], ...] = (),
+        *,
+        one_sided: bool = False,
+        rectified: bool = False,
     ) -> None:
+        self._made = (op, rule, name, book, normalise, shares, active, where, extras)
         self.op, self.rule, self.normalise = op, rule, normalise
         self.pointwise = is_pointwise(op)
         self.shares, self.active, self.where, self.extras = shares, active, where, extras
-        super().__init__(name, book, op, rule, normalise, shares, active, where, extras)
+        self.one_sided, self.rectified = one_sided, rectified
+        super().__init__(name, book, op, rule, normalise, shares, active, where, extras, one_sided, rectified)
+
+    def but(self, **changes: bool) -> Site:
+        """The same with more known about its place: one_sided, rectified."""
+        return Site(*self._made, **{"one_sided": self.one_sided, "rectified": self.rectified, **changes})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -222,14 +304,14 @@ class Site(InPlace):
         return _Propagation.apply(self, leaves, spec, places, *tensors)
 
 
-def _scale_pairs(site: Site, call: Propagate, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
+def _scale_pairs(site: Site, call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
     def like(t: Tensor, a: Tensor) -> Tensor:
         return torch.view_as_complex(t.contiguous()) if a.is_complex() else t
 
     def pairs(part: Tensor) -> list[Tensor]:
         return [as_pair(c.resolve_conj()) for c in call(like(part, z))]
 
-    scaled = site.normalise.scale(pairs, as_pair(g.resolve_conj()), as_pair(z), [*map(as_pair, xs)], site.where)
+    scaled = site.normalise.scale(Call(pairs), as_pair(g.resolve_conj()), as_pair(z), [*map(as_pair, xs)], site.where)
     return [like(c, x) for c, x in zip(scaled, xs, strict=True)]
 
 
@@ -238,7 +320,9 @@ class _Propagation(torch.autograd.Function):
     def forward(ctx: Any, site: Site, leaves: list, spec: Any, places: list[int], *tensors: Tensor) -> Tensor:
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         z = site.op(*args, **kwargs)
-        ctx.save_for_backward(z, *tensors)
+        z = z.relu() if site.rectified else z
+        given = isinstance(site.op, Given)  # then a tensor of the call is the value
+        ctx.save_for_backward(z, *((None, *tensors[1:]) if given else tensors))
         ctx.site, ctx.spec, ctx.places = site, spec, places
         ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return z
@@ -251,7 +335,7 @@ class _Propagation(torch.autograd.Function):
         for i, t in zip(ctx.places, tensors, strict=True):
             leaves[i] = t
         args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
-        args = args[1:] if isinstance(site.op, Given) else args
+        args = site.op.operands(*args) if isinstance(site.op, Given) else args
         xs = [leaves[i] for i in site.shares]
 
         def call(g: Tensor) -> Sequence[Tensor]:
@@ -268,7 +352,10 @@ class _Propagation(torch.autograd.Function):
         if any(t.is_complex() for t in (z, *xs)):  # relevance stands at the real and the imaginary part
             scaled = _scale_pairs(site, call, g, z, xs)
         else:
-            scaled = site.normalise.scale(call, g, z, xs, site.where)
+            total = getattr(site.rule, "total", None)
+            known = None if total is None else partial(total, z, *args, **kwargs, **dict(site.extras))
+            called = Call(call, known, getattr(site.rule, "entrywise", False), site.one_sided)
+            scaled = site.normalise.scale(called, g, z, xs, site.where)
         grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}
         return None, None, None, None, *(grads.get(i) for i in ctx.places)
 

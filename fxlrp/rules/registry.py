@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import FxlrpError
-from fxlrp.rules.propagate import MASS, Given, Normalise
+from fxlrp.rules.propagate import LEADING, MASS, Given, Normalise
 
 Op = Callable[..., Any]
 Key = tuple["Op | str", "tuple[int, ...] | None"]
@@ -139,7 +139,7 @@ class Rulebook:
     def lookup(self, op: Op, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule."""
         if isinstance(op, Given):
-            return self.lookup(op.op, tuple(i - 1 for i in active))
+            return self.lookup(op.op, tuple(i - LEADING for i in active))
         for entries in (_USER, self.entries):
             names: tuple[Any, ...] = (op, type(op), _name(op))
             for name in names:

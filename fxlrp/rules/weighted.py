@@ -213,5 +213,5 @@ class AtInput:
         return self.rule.__name__
 
     def __call__(self, g: Tensor, z: Tensor, ones: Tensor, *args: Any, op: FirstLayer, **kwargs: Any) -> Tensor:
-        product, args = (op.op.op, args[1:]) if isinstance(op.op, Given) else (op.op, args)
+        product, args = (op.op.op, op.op.operands(*args)) if isinstance(op.op, Given) else (op.op, args)
         return self.rule(g, z, ones, Product(product, args, kwargs, op.places), **dict(self.parameters))
