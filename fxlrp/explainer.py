@@ -16,7 +16,7 @@ from fxlrp.capture import Signature, Way, batch_size, capture, open_output, spli
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
-from fxlrp.relevance_pass import propagate
+from fxlrp.relevance_pass import Direction, maps_at_once, propagate
 from fxlrp.report import Report
 from fxlrp.rewrite import Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
@@ -115,37 +115,55 @@ class Explainer(nn.Module):
         graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
         out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
-        last = len(questions) - 1
-        return [self._answer(plan, tensors, out, q, inner, keep=i < last) for i, q in enumerate(questions)]
+        asked = [self._directions(plan, out, q) for q in questions]
+        flat = [d for several, _ in asked for d in several]
+        at_once = 1 if run else maps_at_once(out[plan.logits])
+        found = iter(propagate(plan, self.rulebook, out, tensors, flat, list(inner.values()), at_once))
+        answers = []
+        for several, index in asked:
+            reads = [next(found) for _ in several]
+            columns = index is not None and index.ndim == 2
+            inputs, values = (
+                [torch.stack(parts, 1) if columns else parts[0] for parts in zip(*read, strict=True)]
+                for read in zip(*reads, strict=True)
+            )
+            logits = several[0].logits.detach()
+            answers.append(
+                self._attribution(plan, tensors, out, logits, inputs, index, dict(zip(inner, values, strict=True)))
+            )
+        return answers
 
-    def _answer(
-        self, plan: Plan, tensors: list[Tensor], out: Any, question: Question, inner: dict[str, Tensor], keep: bool
-    ) -> Attribution:
-        """The relevance passes of one question through the graph that gave `out`; `keep`: others will follow."""
-        count = len(plan.capture.output_names)
+    def _directions(
+        self, plan: Plan, out: Sequence[Tensor], question: Question
+    ) -> tuple[list[Direction], Tensor | None]:
+        """What a question asks of the logits among `out`, and the classes it asks about, if it does."""
         logits, target = out[plan.logits], question.target
-        output = plan.capture.unflatten(tuple(o.detach() for o in out[:count]))
         if callable(target):
-            target = _asked_of(target, plan, [o.detach() for o in out[:count]], logits.detach())
+            outputs = [o.detach() for o in out[: len(plan.capture.output_names)]]
+            target = _asked_of(target, plan, outputs, logits.detach())
         logits = at_position(logits, question.position)
         asked, index = directions(logits, target, question.contrast)
-        several, last = index is not None and index.ndim == 2, len(asked) - 1
-        found = [
-            propagate(plan, self.rulebook, out, logits, tensors, *sides, list(inner.values()), keep or k < last)
-            for k, sides in enumerate(asked)
-        ]
-        inputs, values = (
-            [torch.stack(parts, 1) if several else parts[0] for parts in zip(*read, strict=True)]
-            for read in zip(*found, strict=True)
-        )
+        return [Direction(logits, *sides) for sides in asked], index
+
+    def _attribution(
+        self,
+        plan: Plan,
+        tensors: Sequence[Tensor],
+        out: Sequence[Tensor],
+        logits: Tensor,
+        relevance: Sequence[Tensor],
+        index: Tensor | None,
+        latent: dict[str, Tensor],
+    ) -> Attribution:
+        """What is returned: relevance of each explained input, beside the model's own output, the first of `out`."""
         return Attribution(
-            inputs[0] if len(inputs) == 1 else tuple(inputs),
-            output,
-            logits.detach(),
+            relevance[0] if len(relevance) == 1 else tuple(relevance),
+            plan.capture.unflatten(tuple(o.detach() for o in out[: len(plan.capture.output_names)])),
+            logits,
             index,
             tuple(plan.capture.names[i] for i in plan.readouts),
             tuple(tensors[i] for i in plan.readouts),
-            dict(zip(inner, values, strict=True)),
+            latent,
         )
 
     def compile(self, mode: str | None = None, **options: Any) -> Explainer:  # type: ignore[override]
@@ -203,14 +221,8 @@ class Explainer(nn.Module):
         logits, found = out[count], out[count + 1 :]
         if target is not None:
             directions(logits, target, contrast)  # says what does not fit
-        return Attribution(
-            found[0] if len(found) == 1 else tuple(found),
-            plan.capture.unflatten(tuple(out[:count])),
-            logits,
-            logits.argmax(1) if target is None else index.long(),
-            tuple(plan.capture.names[i] for i in plan.readouts),
-            tuple(tensors[i] for i in plan.readouts),
-        )
+        asked = logits.argmax(1) if target is None else index.long()
+        return self._attribution(plan, tensors, out, logits, found, asked, {})
 
     def _one_by_one(
         self, batch: int, args: tuple, kwargs: dict, questions: Sequence[Question], at: Sequence[str]

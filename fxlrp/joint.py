@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxlrp.relevance_pass import propagate
+from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rewrite import Plan
 from fxlrp.rules.registry import Rulebook
 from fxlrp.seeds import Contrast, sides
@@ -48,13 +48,10 @@ def trace_joint(
             out = plan.specialized(contrast is None)(*tensors)
             logits = out[plan.logits].detach()
             columns = target.unbind(1) if several else (target,)
-            found = []
-            for k, column in enumerate(columns):
-                index = torch.where(column < 0, logits.argmax(1), column)
-                v = sides(logits, index, contrast)
-                found.append(
-                    propagate(plan, book, out, out[plan.logits], tensors, *v, keep=k < len(columns) - 1).inputs
-                )
+            indices = [torch.where(column < 0, logits.argmax(1), column) for column in columns]
+            asked = [Direction(out[plan.logits], *sides(logits, index, contrast)) for index in indices]
+            # torch.vmap would fix the size of the batch
+            found = [read.inputs for read in propagate(plan, book, out, tensors, asked, at_once=1)]
         maps = [torch.stack(parts, 1) if several else parts[0] for parts in zip(*found, strict=True)]
         return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)
 

@@ -21,37 +21,80 @@ class Read(NamedTuple):
     latent: list[Tensor]
 
 
+class Direction(NamedTuple):
+    """What is explained: the direction v over logits [B, K] that the graph gave, set against another one or None."""
+
+    logits: Tensor
+    v: Tensor
+    against: Tensor | None
+
+
+AT_ONCE = 16
+"""How many maps one batched pass makes at most, which bounds its memory."""
+LARGEST = 2**24
+"""How many entries the seeds of a batched pass have at most."""
+
+
 def propagate(
     plan: Plan,
     book: Rulebook,
     out: Sequence[Tensor],
-    logits: Tensor,
     tensors: Sequence[Tensor],
-    v: Tensor,
-    against: Tensor | None,
+    asked: Sequence[Direction],
     latent: Sequence[Tensor] = (),
-    keep: bool = False,
-) -> Read:
-    """Relevance for the direction v over the logits, set against another one if there is one.
+    at_once: int = AT_ONCE,
+) -> list[Read]:
+    """Relevance for each direction, through the graph that returned `out` for the inputs `tensors`.
 
-    out: what the plan's graph returned for the inputs `tensors`, logits: those [B, K] in it that are asked about.
-    keep: whether another pass over the graph will follow.
+    at_once: how many directions are propagated by one batched pass.
     """
     places = [at for several in plan.readouts.values() for at in several]
     values = [*(out[at] for at in places), *latent]
+    apart = book.contrast == "apart"
+    seeds = [s for direction in asked for s in _seeds(direction, book)]
 
-    def run(direction: Tensor, keep: bool) -> list[Tensor]:
-        seed = relevance_at_output(book.seed, logits, direction)
-        found = torch.autograd.grad(logits, values, seed, retain_graph=keep, allow_unused=True)
-        return [torch.zeros_like(a) if g is None else g for a, g in zip(values, found, strict=True)]
+    def pull(some: Sequence[Seed], keep: bool) -> list[list[Tensor]]:
+        """The cotangents of `values` for each seed."""
+        end = out[plan.logits]
+        at_end = [
+            g if logits is end else torch.autograd.grad(logits, end, g, retain_graph=True)[0] for logits, g in some
+        ]
 
-    if against is None or book.contrast == "signed":  # one pass for a seed of both signs, or one a side
-        grads = run(v if against is None else v - against, keep)
-    else:
-        grads = [p - n for p, n in zip(run(v, True), run(against, keep), strict=True)]
-    whole = book.reads == "relevance"
-    read = [relevance(a.detach(), g) if whole else g for a, g in zip(values, grads, strict=True)]
-    return Read(_by_input(plan, out, tensors, dict(zip(places, read, strict=False))), read[len(places) :])
+        def cotangents(g: Tensor) -> list[Tensor]:
+            found = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
+            return [torch.zeros_like(a) if d is None else d for a, d in zip(values, found, strict=True)]
+
+        if len(some) == 1:
+            return [cotangents(at_end[0])]
+        return [list(gs) for gs in zip(*torch.vmap(cotangents)(torch.stack(at_end)), strict=True)]
+
+    starts = range(0, len(seeds), at_once)
+    grads = [g for i in starts for g in pull(seeds[i : i + at_once], keep=i + at_once < len(seeds))]
+    reads = []
+    for direction in asked:
+        found = grads.pop(0)
+        if apart and direction.against is not None:
+            found = [p - n for p, n in zip(found, grads.pop(0), strict=True)]
+        whole = book.reads == "relevance"
+        read = [relevance(a.detach(), g) if whole else g for a, g in zip(values, found, strict=True)]
+        reads.append(Read(_by_input(plan, out, tensors, dict(zip(places, read, strict=False))), read[len(places) :]))
+    return reads
+
+
+Seed = tuple[Tensor, Tensor]
+"""Logits, and the cotangent at them."""
+
+
+def _seeds(direction: Direction, book: Rulebook) -> list[Seed]:
+    """One seed of both signs, or one a side."""
+    logits, v, against = direction
+    sides = [v] if against is None else [v, against] if book.contrast == "apart" else [v - against]
+    return [(logits, relevance_at_output(book.seed, logits, side)) for side in sides]
+
+
+def maps_at_once(logits: Tensor) -> int:
+    """How many directions a batched pass may have, by the size of the logits it starts at."""
+    return max(1, min(AT_ONCE // len(logits), LARGEST // max(logits.numel(), 1)))
 
 
 def _by_input(plan: Plan, out: Sequence[Tensor], tensors: Sequence[Tensor], read: dict[int, Tensor]) -> list[Tensor]:

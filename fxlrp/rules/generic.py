@@ -14,10 +14,8 @@ from fxlrp.rules.propagate import by_parts, over_abs, traits, where_positive
 
 def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
     """J_f(xs)ᵀ g, zero where f does not depend on an x."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in xs]
-        grads = torch.autograd.grad(f(*leaves), leaves, g, allow_unused=True)
-    return [torch.zeros_like(x) if d is None else d.resolve_conj() for x, d in zip(xs, grads, strict=True)]
+    _, pull = torch.func.vjp(f, *xs)
+    return [d.resolve_conj() for d in pull(g)]
 
 
 def differentiable(t: Any) -> bool:

@@ -68,7 +68,6 @@ def traits(
     return mark
 
 
-
 class Placement(NamedTuple):
     """Where the samples of an op's output and inputs are, and whether masked (infinite) values may be among them."""
 
@@ -113,11 +112,13 @@ def where_positive(g: Tensor, x: Tensor) -> Tensor:
 
 def sample_sum(t: Tensor, batch: Batch) -> Tensor:
     """Sum over everything but the samples: [B], in at least float32."""
+    dtype = torch.promote_types(t.dtype, torch.float32)
     if batch == WHOLE:
-        return t.sum(dtype=torch.promote_types(t.dtype, torch.float32)).view(1)
-    t = t.unflatten(batch.axis, (batch.before, -1, batch.after))
-    dims = [d for d in range(t.ndim) if d != batch.axis + 1]
-    return t.sum(dims, dtype=torch.promote_types(t.dtype, torch.float32))
+        return t.sum(dtype=dtype).view(1)
+    axis, before, after = batch
+    if before * after > 1:
+        t, axis = t.reshape(*t.shape[:axis], before, -1, after, *t.shape[axis + 1 :]), axis + 1
+    return t.sum([d for d in range(t.ndim) if d != axis], dtype=dtype) if t.ndim > 1 else t.to(dtype)
 
 
 def sample_scale(t: Tensor, v: Tensor, batch: Batch) -> Tensor:
@@ -152,7 +153,7 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
     mass = [sample_sum(side, where.output).abs() for side in (r.clamp(min=0), r.clamp(max=0))]
     if call.total is not None:  # R_i has the sign of r: A_i / Σ|r_i| = ±1, and one factor does for all inputs
         size = call.total() * over_abs(g, z)
-        sizes = [sample_sum(side, where.output).abs() for side in (size.clamp(min=0), size.clamp_(max=0))]
+        sizes = [sample_sum(side, where.output).abs() for side in (size.clamp(min=0), size.clamp(max=0))]
         return list(call(_scale_sides(g, r, map(ratio, mass, sizes), where.output)))
     if call.entrywise:
         (raw,) = call(g)

@@ -82,18 +82,21 @@ def contributions(f: Product, sign: int) -> Contributions:
     """Those of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0)."""
     x, w, b = f.operands
     halves = [(1, x)] if f.nonneg else [(1, x.clamp(min=0)), (-1, x.clamp(max=0))]
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for _, t in halves]
-        none = None if b is None else torch.zeros_like(b)
-        biases = [none if b is None or half < 0 else clamped(b, sign) for half, _ in halves]
-        parts = [f(t, clamped(w, sign * half), c) for (half, _), t, c in zip(halves, leaves, biases, strict=True)]
-        total = sum(parts[1:], parts[0])
+    none = None if b is None else torch.zeros_like(b)
+    biases = [none if b is None or half < 0 else clamped(b, sign) for half, _ in halves]
+    weights = [clamped(w, sign * half) for half, _ in halves]
+
+    def total(*parts: Tensor) -> Tensor:
+        found = [f(*operands) for operands in zip(parts, weights, biases, strict=True)]
+        return sum(found[1:], found[0])
+
+    value, transposed = torch.func.vjp(total, *(part for _, part in halves))
 
     def pull(s: Tensor) -> Tensor:
-        grads: Sequence[Tensor] = torch.autograd.grad(total, leaves, s)
+        grads: Sequence[Tensor] = transposed(s)
         return grads[0] if f.nonneg else torch.where(x > 0, grads[0], grads[1])
 
-    return total.detach(), pull
+    return value, pull
 
 
 def clamped(t: Tensor, sign: int) -> Tensor:
@@ -124,12 +127,10 @@ def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) 
     """
     x, w, b = f.operands
     h, none = gamma / 2, None if b is None else torch.zeros_like(b)
-    with torch.enable_grad():
-        size = x.detach().abs().requires_grad_()
-        total = f(size, w.abs(), None if b is None else b.abs())
+    total, transposed = torch.func.vjp(lambda t: f(t, w.abs(), None if b is None else b.abs()), x.abs())
     sign = torch.where(z < 0, -1, 1)
-    s = ratio(z * g, stabilized((1 + h) * z + h * sign * total.detach(), stabilizer))
-    (absolute,) = torch.autograd.grad(total, size, s * sign)
+    s = ratio(z * g, stabilized((1 + h) * z + h * sign * total, stabilizer))
+    (absolute,) = transposed(s * sign)
     (signed,) = vjp(lambda t: f(t, w, none), [x], s)
     return (1 + h) * signed + h * x.sign() * absolute
 
