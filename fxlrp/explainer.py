@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
 from fxlrp.capture import Signature, Way, batch_size, capture, open_output, split_tensors
+from fxlrp.checkpoint import checkpointed
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
@@ -30,9 +31,17 @@ class Explainer(nn.Module):
     texts; dtypes, devices, constants).
     """
 
-    def __init__(self, model: nn.Module, rulebook: Rulebook, strict: bool, output: str | int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rulebook: Rulebook,
+        strict: bool,
+        output: str | int | None = None,
+        checkpoint: bool = False,
+    ) -> None:
         super().__init__()
         self.output = output
+        self.checkpoint = checkpoint
         self.model = model
         self.rulebook = rulebook
         self.strict = strict
@@ -49,7 +58,7 @@ class Explainer(nn.Module):
         if output == self.output:
             return self
         if output not in self._others:
-            self._others[output] = Explainer(self.model, self.rulebook, self.strict, output).eval()
+            self._others[output] = Explainer(self.model, self.rulebook, self.strict, output, self.checkpoint).eval()
         return self._others[output]
 
     def forward(
@@ -113,11 +122,13 @@ class Explainer(nn.Module):
             return [self._run_joint(plan, tensors, q.target, q.contrast) for q in questions]
         one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
         graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
+        if self.checkpoint and run is None:
+            graph = checkpointed(graph, plan.starts(graph))
         out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
         asked = [self._directions(plan, out, q) for q in questions]
         flat = [d for several, _ in asked for d in several]
-        at_once = 1 if run else maps_at_once(out[plan.logits])
+        at_once = 1 if run or self.checkpoint else maps_at_once(out[plan.logits])
         found = iter(propagate(plan, self.rulebook, out, tensors, flat, list(inner.values()), at_once))
         answers = []
         for several, index in asked:
@@ -366,6 +377,7 @@ def convert(
     rules: str | Rulebook = "abslrp",
     strict: bool = False,
     output: str | int | None = None,
+    checkpoint: bool = False,
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
@@ -376,6 +388,8 @@ def convert(
     strict: refuse a model in which some op has no rule of its own.
     output: which of several outputs is explained: a key, a field or a place; without it the one named logits, else the
     first.
+    checkpoint: keep little of the forward pass and run it again, segment by segment, when relevance comes by: memory
+    grows with the root of the depth, time by one forward pass for each map.
 
     Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook or output.
 
@@ -390,7 +404,7 @@ def convert(
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
-    explainer = Explainer(model, find_rulebook(rules), strict, output).eval()
+    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint).eval()
     if example_inputs is not None:
         if isinstance(example_inputs, Mapping):
             explainer._plan((), dict(example_inputs))

@@ -62,6 +62,11 @@ class Plan:
         """The graph, faster; `one_sided`, for questions whose seeds are ≥ 0, as they are without a contrast."""
         return specialize(self.graph, self.logits, one_sided)
 
+    def starts(self, graph: fx.GraphModule) -> list[fx.Node]:
+        """The nodes of a graph like this one that the relevance pass ends at."""
+        outputs = graph.graph.output_node().args[0]
+        return [outputs[at] for several in self.readouts.values() for at in several]
+
 
 @dataclass
 class Facts:

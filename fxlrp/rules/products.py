@@ -142,8 +142,8 @@ def positive_sum(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., 
 
 
 Plain = tuple[Tensor, tuple, tuple[slice, ...]]
-"""x, padded where torch pads one side more; the arguments (stride, padding, dilation, transposed, output_padding, groups)
-of aten.convolution; and where x stands in what was padded."""
+"""x, padded where torch pads one side more; the arguments (stride, padding, dilation, transposed, output_padding,
+groups) of aten.convolution; and where x stands in what was padded."""
 
 
 def _plain(n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Plain:

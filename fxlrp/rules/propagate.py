@@ -38,7 +38,7 @@ WHOLE = Batch(-1)
 class Call:
     """A rule at its op, as a normalisation calls it: from g at the output to raw g at each input it shares with.
 
-    What is known of the rule spares calls (`traits`); one_sided: whether all relevance that comes here is ≥ 0, and stays.
+    What is known of the rule spares calls (`traits`); one_sided: whether all relevance that comes here is ≥ 0 and stays.
     """
 
     rule: Callable[[Tensor], Sequence[Tensor]]
