@@ -76,6 +76,9 @@ SCRIPT = """
 })(document.getElementById('ID'));
 """
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""What the browser may load for a page: nothing but what is in it."""
+
 _ids = itertools.count()
 
 
@@ -87,7 +90,8 @@ def fragment(panels: Sequence[dict[str, Any]]) -> str:
 
 def page(panels: Sequence[dict[str, Any]]) -> str:
     """A whole HTML file."""
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>fxlrp</title>'
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    head += '<meta name="viewport" content="width=device-width"><title>fxlrp</title>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{fragment(panels)}</body></html>\n'
 
 
