@@ -66,7 +66,10 @@ def main() -> None:
             found = pool.apply(measure, (name, args.tokens, args.threads))
         base = found if name == GRADIENT else base
         first, each, peak = found
-        print(f"| {name} | {first:.1f} | {each:.2f} | {each / base[1]:.2f} | {peak:.2f} | {peak / base[2]:.2f} |", flush=True)
+        print(
+            f"| {name} | {first:.1f} | {each:.2f} | {each / base[1]:.2f} | {peak:.2f} | {peak / base[2]:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -69,9 +69,7 @@ def integrated_gradients(model: Any, tokenizer: Any, steps: int = 20) -> Method:
 
 def random(model: Any, tokenizer: Any) -> Method:
     generator = torch.Generator().manual_seed(0)
-    return lambda text, target: torch.randn(
-        len(tokenizer(text, truncation=True)["input_ids"]), generator=generator
-    )
+    return lambda text, target: torch.randn(len(tokenizer(text, truncation=True)["input_ids"]), generator=generator)
 
 
 def removal(model: Any, tokenizer: Any, text: str, target: int, scores: Tensor) -> tuple[float, float]:
@@ -164,7 +162,9 @@ def auprc(scores: Tensor, truth: Tensor) -> float:
     return float(torch.trapezoid(precision, recall))
 
 
-def rationales(method: Method, model: Any, tokenizer: Any, documents: Sequence[tuple[list[str], Tensor]]) -> list[float]:
+def rationales(
+    method: Method, model: Any, tokenizer: Any, documents: Sequence[tuple[list[str], Tensor]]
+) -> list[float]:
     """AUPRC of each document for the class the model predicts, over the words it sees; without evidence among these it
     is left out."""
     areas = []

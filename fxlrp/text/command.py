@@ -17,7 +17,6 @@ from fxlrp.inputs.models import loading
 from fxlrp.text.ask import RULES, explain, generate
 from fxlrp.text.attribution import TextAttribution, write_html
 
-
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 

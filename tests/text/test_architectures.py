@@ -6,7 +6,6 @@ The models are those of benchmarks/zoo_transformers.py: tiny, of random weights.
 from __future__ import annotations
 
 import pytest
-import torch
 
 import fxlrp
 from fxlrp.text import explain
@@ -19,18 +18,17 @@ from benchmarks import zoo_transformers as zoo  # noqa: E402
 TEXTS = ["ada lives in paris", "it is not a dull film but it is so long"]
 RULES = ("abslrp-hybrid", "attnlrp", "abslrp")  # two of them for each model, by turns: all were tried
 SINGLE = ("mixtral",)  # torch multiplies by experts in single precision alone
-CLASSIFIERS = "bert roberta distilbert albert electra deberta-v2 xlm-roberta mpnet modernbert xlnet".split()
-MASKED = "bert nomic_bert".split()
-CAUSAL = (
-    "gpt2 opt gpt_neox llama mistral qwen2 qwen3 gemma2 gemma3_text phi olmo falcon mixtral mamba bloom smollm3".split()
-)
-DECODED = ("t5", "bart")
-NAMES = [
-    *(f"sequence-classification/{kind}" for kind in CLASSIFIERS),
-    *(f"masked-lm/{kind}" for kind in MASKED),
-    *(f"causal-lm/{kind}" for kind in CAUSAL),
-    *(f"decoded/{kind}" for kind in DECODED),
-]
+# fmt: off
+FAMILIES = {
+    "sequence-classification": ["bert", "roberta", "distilbert", "albert", "electra", "deberta-v2", "xlm-roberta",
+                                "mpnet", "modernbert", "xlnet"],
+    "masked-lm": ["bert", "nomic_bert"],
+    "causal-lm": ["gpt2", "opt", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi",
+                  "olmo", "falcon", "mixtral", "mamba", "bloom", "smollm3"],
+    "decoded": ["t5", "bart"],
+}
+# fmt: on
+NAMES = [f"{head}/{kind}" for head, kinds in FAMILIES.items() for kind in kinds]
 
 
 def whole_words():

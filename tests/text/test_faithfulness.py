@@ -13,7 +13,10 @@ from benchmarks import text_faithfulness as bench
 
 from .models import bert, wordpiece
 
-DOCUMENTS = {"a.txt": "it is a dull film .\nnobody lives in the forest", "b.txt": "a gripping little dog " + "was " * 100}
+DOCUMENTS = {
+    "a.txt": "it is a dull film .\nnobody lives in the forest",
+    "b.txt": "a gripping little dog " + "was " * 100,
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +30,16 @@ def folder(tmp_path_factory) -> Path:
         return {"docid": name, "start_token": start, "end_token": end, "start_sentence": -1, "end_sentence": -1}
 
     entries = [
-        {"annotation_id": "a.txt", "classification": "NEG", "evidences": [[span("a.txt", 3, 5)], [span("a.txt", 6, 7)]]},
-        {"annotation_id": "b.txt", "classification": "POS", "evidences": [[span("b.txt", 1, 2), span("b.txt", 90, 92)]]},
+        {
+            "annotation_id": "a.txt",
+            "classification": "NEG",
+            "evidences": [[span("a.txt", 3, 5)], [span("a.txt", 6, 7)]],
+        },
+        {
+            "annotation_id": "b.txt",
+            "classification": "POS",
+            "evidences": [[span("b.txt", 1, 2), span("b.txt", 90, 92)]],
+        },
         {"annotation_id": "c.txt", "classification": "POS", "evidences": [[span("b.txt", 100, 101)]]},  # out of sight
         {"annotation_id": "d.txt", "classification": "POS", "evidences": []},
     ]

@@ -101,7 +101,7 @@ def speech(kind: str):
 
 @pytest.mark.parametrize("kind", ["waveform", "spectrogram transformer", "whisper"])
 def test_sound(kind: str) -> None:
-    """Relevance of each sample of a waveform or entry of a spectrogram: rows apart; by gradients, what autograd says."""
+    """Relevance of each entry of a waveform or spectrogram: rows apart; by gradients, what autograd says."""
     model, shape, name = speech(kind)
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).double()
     model = model.double()

@@ -26,7 +26,8 @@ def browser() -> Iterator:
         pytest.skip("there is no chromium (apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(
-            executable_path=path, chromium_sandbox=os.geteuid() != 0  # it refuses to sandbox root
+            executable_path=path,
+            chromium_sandbox=os.geteuid() != 0,  # it refuses to sandbox root
         )
         yield opened
         opened.close()
