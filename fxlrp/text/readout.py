@@ -18,12 +18,13 @@ def of_tokens(a: Attribution, tokenizer: Any, labels: Sequence[str] = ()) -> lis
     """The token ids [B, T] among the explained inputs of any call, beside pictures or sounds: an attribution of each
     text, padding at its end left out.
 
-    labels: names of the classes; without them, class 0, class 1, …
+    labels: names of the classes; without them, class 0, class 1, …  Of several texts that one sample read, as
+      captions of a picture, the same was asked.
 
         a = explainer(pixel_values=picture, input_ids=ids, attention_mask=mask)
         a.heatmap(), of_tokens(a, tokenizer)[0].words
 
-    Raises FxlrpError if no token ids were explained.
+    Raises FxlrpError if no token ids were explained, or labels has no name for a class that was.
     """
     found = [(x, r) for x, r in zip(a.inputs, a.named.values(), strict=True) if _are_ids(x)]
     if not found:
@@ -37,9 +38,11 @@ def of_tokens(a: Attribution, tokenizer: Any, labels: Sequence[str] = ()) -> lis
             row.pop()
         text, pieces = _spelled(tokenizer, row)
         names = ["a score"]
-        if a.target is not None:  # of one sample that reads several texts, as captions of a picture, they share it
-            target = a.target[i if len(a.target) == len(ids) else 0]
-            names = [labels[k] if labels else f"class {k}" for k in target.reshape(-1).tolist()]
+        if a.target is not None:
+            classes = a.target[i if len(a.target) == len(ids) else 0].reshape(-1).tolist()
+            if labels and max(classes) >= len(labels):
+                raise FxlrpError(f"Class {max(classes)} was explained, and labels has {len(labels)} names.")
+            names = [labels[k] if labels else f"class {k}" for k in classes]
         scores = matrices[i, :, : len(row)].detach().float().cpu()
         out.append(TextAttribution([text], pieces, scores, [Asked(name) for name in names]))
     return out

@@ -16,7 +16,8 @@ tokenizers = pytest.importorskip("tokenizers")
 from benchmarks import zoo_transformers as zoo  # noqa: E402
 
 TEXTS = ["ada lives in paris", "it is not a dull film but it is so long"]
-RULES = ("abslrp-hybrid", "attnlrp", "abslrp")  # two of them for each model, by turns: all were tried
+RULES = ("abslrp-hybrid", "attnlrp", "abslrp")  # by turns, for time; all were tried with all
+SLOW = ("gpt2", "opt", "mixtral", "mamba", "xlnet")  # by abslrp, which takes a graph for each length here
 SINGLE = ("mixtral",)  # torch multiplies by experts in single precision alone
 # fmt: off
 FAMILIES = {
@@ -59,11 +60,11 @@ def test_padded_batch_equals_each_alone(name: str) -> None:
     tokenizer = whole_words()
     model = model_of(name, tokenizer)
     texts = [f"{t} [MASK]" if name.startswith("masked") else t for t in TEXTS]
-    for rules in (RULES[0], RULES[1 + NAMES.index(name) % 2]):
-        explainer = fxlrp.convert(model, rules=rules, strict=True)
-        for text, a in zip(texts, explain(explainer, tokenizer, texts), strict=True):
-            alone = explain(explainer, tokenizer, text)
-            assert alone.asked[0].target == a.asked[0].target
-            assert alone.scores.isfinite().all()
-            assert alone.scores.count_nonzero() > 1
-            assert (a.scores - alone.scores).abs().max() <= 1e-5 * alone.scores.abs().max()
+    rules = RULES[0] if name.split("/")[1] in SLOW else RULES[NAMES.index(name) % 3]
+    explainer = fxlrp.convert(model, rules=rules, strict=True)
+    for text, a in zip(texts, explain(explainer, tokenizer, texts), strict=True):
+        alone = explain(explainer, tokenizer, text)
+        assert alone.asked[0].target == a.asked[0].target
+        assert alone.scores.isfinite().all()
+        assert alone.scores.count_nonzero() > 1
+        assert (a.scores - alone.scores).abs().max() <= 1e-5 * alone.scores.abs().max()

@@ -53,6 +53,8 @@ def test_a_picture_and_captions(kind: str, words) -> None:
     assert [w for w, _ in other.words] == ["ada", "lives", "in", "paris"]
     assert (one.tokens[0], one.asked[0].target) == ("[CLS]", TEXTS[1])
     assert close(other.scores, a.named["input_ids"][1, : len(other.tokens)].float())
+    with pytest.raises(fxlrp.FxlrpError, match="Class 1 was explained, and labels has 1 names"):
+        of_tokens(a, words, TEXTS[:1])
     swapped = explainer(pixel_values=pixels(1), **ids, target=0, contrast=1)
     assert close(swapped.heatmap(), -a.heatmap())
     alone = explainer(pixel_values=pixels(1), **{n: t[1:] for n, t in ids.items()}, target=0, contrast=None)
