@@ -1,11 +1,14 @@
 """Are the words found relevant the ones that matter?  Rulebooks and baselines on a sentiment classifier.
 
-    python benchmarks/text_faithfulness.py --kit PATH [--sentences 200] [--words 200] [--methods abslrp attnlrp …]
+    python -m benchmarks.text_faithfulness --kit PATH [--sentences 200] [--words 200] [--methods abslrp attnlrp …]
+    python -m benchmarks.text_faithfulness --kit PATH --eraser DIR [--split val] [--sentences 200]
 
 Removal: tokens are taken out of the sentence (no other token sees them) most relevant first (MoRF) or least relevant
 first (LeRF), and the probability of the predicted class is averaged over the steps; the area between the curves says
 how well a method orders the tokens.  Agreement: how well the relevance of words for "positive" ranks them as people did
 who saw each word alone (Spearman's correlation within a sentence; AUROC of positive against negative words over all).
+Rationales: how well relevance ranks the tokens people marked as evidence (DeYoung et al., "ERASER: A Benchmark to
+Evaluate Rationalized NLP Models", ACL 2020): the area under the precision-recall curve, the mean over documents.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 
 import fxlrp
+from fxlrp.errors import FxlrpError
 from fxlrp.text import explain
 
 STEPS = 10
@@ -40,7 +44,7 @@ def load(kit: Path) -> tuple[Any, Any]:
 
 def by_rulebook(model: Any, tokenizer: Any, rules: str) -> Method:
     explainer = fxlrp.convert(model, rules=rules)
-    return lambda text, target: explain(explainer, tokenizer, text, target=target).scores
+    return lambda text, target: explain(explainer, tokenizer, text, target=target, truncate=True).scores
 
 
 def integrated_gradients(model: Any, tokenizer: Any, steps: int = 20) -> Method:
@@ -52,7 +56,7 @@ def integrated_gradients(model: Any, tokenizer: Any, steps: int = 20) -> Method:
     )
 
     def scores(text: str, target: int) -> Tensor:
-        e = tokenizer(text, return_tensors="pt")
+        e = tokenizer(text, truncation=True, return_tensors="pt")
         ids, baseline = e["input_ids"], torch.full_like(e["input_ids"], tokenizer.pad_token_id)
         baseline[:, 0], baseline[:, -1] = ids[:, 0], ids[:, -1]
         found = method.attribute(
@@ -65,7 +69,7 @@ def integrated_gradients(model: Any, tokenizer: Any, steps: int = 20) -> Method:
 
 def random(model: Any, tokenizer: Any) -> Method:
     generator = torch.Generator().manual_seed(0)
-    return lambda text, target: torch.randn(len(tokenizer(text)["input_ids"]), generator=generator)
+    return lambda text, target: torch.randn(len(tokenizer(text, truncation=True)["input_ids"]), generator=generator)
 
 
 def removal(model: Any, tokenizer: Any, text: str, target: int, scores: Tensor) -> tuple[float, float]:
@@ -97,23 +101,80 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
     return float((difference > 0).float().mean() + (difference == 0).float().mean() / 2)
 
 
+def by_word(method: Method, tokenizer: Any, words: Sequence[str], target: int) -> Tensor:
+    """Relevance of each word that the model sees, the sum over its tokens."""
+    text = " ".join(words)
+    ends = torch.tensor([len(word) + 1 for word in words]).cumsum(0)
+    out, seen = torch.zeros(len(words)), 0
+    spans = tokenizer(text, truncation=True, return_offsets_mapping=True)["offset_mapping"]
+    for (start, end), r in zip(spans, method(text, target), strict=True):
+        if end > start:
+            place = int((ends <= start).sum())
+            out[place] += float(r)
+            seen = place + 1
+    return out[:seen]
+
+
 def agreement(method: Method, tokenizer: Any, sentences: list[dict]) -> tuple[float, float]:
     """Mean rank correlation with people's sentiment of each word, and the AUROC of positive against negative words."""
     correlations, positive, negative = [], [], []
     for sentence in sentences:
         words, human = sentence["tokens"], torch.tensor(sentence["leaf"], dtype=torch.float32)
-        e = tokenizer(" ".join(words), return_offsets_mapping=True)
-        scores = method(" ".join(words), 1)
-        ends = torch.tensor([len(" ".join(words[: i + 1])) for i in range(len(words))])
-        of_words = torch.zeros(len(words))
-        for (start, end), r in zip(e["offset_mapping"], scores, strict=True):
-            if end > start:
-                of_words[int((ends <= start).sum())] += float(r)
+        of_words = by_word(method, tokenizer, words, 1)
         correlations.append(spearman(of_words, human))
         unit = of_words / of_words.abs().max()
         positive.append(unit[human > 2])
         negative.append(unit[human < 2])
     return sum(correlations) / len(correlations), auroc(torch.cat(positive), torch.cat(negative))
+
+
+def read_eraser(folder: Path, split: str) -> list[tuple[list[str], Tensor]]:
+    """The words of each document of a split in ERASER's format, and which of them are evidence.
+
+    Raises FxlrpError for a folder without that split, or a document that isn't there.
+    """
+    file = folder / f"{split}.jsonl"
+    if not file.is_file():
+        raise FxlrpError(f"There is no {file}; give a folder of the ERASER benchmark, with docs/ and {split}.jsonl.")
+    out = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        spans = [span for group in entry["evidences"] for span in group]
+        for name in dict.fromkeys(span["docid"] for span in spans):
+            if not (document := folder / "docs" / name).is_file():
+                raise FxlrpError(f"{file} speaks of {document}, which is not there.")
+            words = document.read_text(encoding="utf-8").split()
+            evidence = torch.zeros(len(words), dtype=torch.bool)
+            for span in spans:
+                if span["docid"] == name:
+                    evidence[span["start_token"] : span["end_token"]] = True
+            out.append((words, evidence))
+    return out
+
+
+def auprc(scores: Tensor, truth: Tensor) -> float:
+    """The area under the precision-recall curve, by trapezoids from (0, 1), as ERASER's (scikit-learn's `auc`)."""
+    order = scores.argsort(descending=True)
+    ranked, hits = scores[order], truth[order].double().cumsum(0)
+    steps = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])]).nonzero()[:, 0]  # equal scores are one step
+    precision = torch.cat([torch.ones(1).double(), hits[steps] / (steps + 1)])
+    recall = torch.cat([torch.zeros(1).double(), hits[steps] / hits[-1]])
+    return float(torch.trapezoid(precision, recall))
+
+
+def rationales(
+    method: Method, model: Any, tokenizer: Any, documents: Sequence[tuple[list[str], Tensor]]
+) -> list[float]:
+    """AUPRC of each document for the class the model predicts, over the words it sees; without evidence among these it
+    is left out."""
+    areas = []
+    for words, evidence in documents:
+        with torch.no_grad():
+            target = int(model(**tokenizer(" ".join(words), truncation=True, return_tensors="pt")).logits.argmax())
+        scores = by_word(method, tokenizer, words, target)
+        if evidence[: len(scores)].any():
+            areas.append(auprc(scores, evidence[: len(scores)]))
+    return areas
 
 
 def main() -> None:
@@ -122,14 +183,27 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--words", type=int, default=200)
     parser.add_argument("--methods", nargs="*", default=[*RULEBOOKS, "integrated-gradients", "random"])
+    parser.add_argument("--eraser", type=Path, help="a data set of ERASER's, as its movie reviews")
+    parser.add_argument("--split", default="val", choices=("train", "val", "test"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load(args.kit)
+    others = {"integrated-gradients": integrated_gradients, "random": random}
+
+    def named(name: str) -> Method:
+        return others[name](model, tokenizer) if name in others else by_rulebook(model, tokenizer, name)
+
+    if args.eraser:
+        documents = read_eraser(args.eraser, args.split)[: args.sentences]
+        print("| method | AUPRC ↑ | documents |\n|---|---|---|")
+        for name in args.methods:
+            areas = rationales(named(name), model, tokenizer, documents)
+            print(f"| `{name}` | {sum(areas) / len(areas):.3f} | {len(areas)} |", flush=True)
+        return
     rows = [line.split("\t") for line in (args.kit / "text" / "sst2_dev.tsv").read_text().splitlines()]
     texts = [r[0] for r in rows][: args.sentences]
     trees = [json.loads(line) for line in (args.kit / "text" / "word_sentiment.jsonl").read_text().splitlines()]
     trees = [t for t in trees if len(set(t["leaf"])) > 1][: args.words]
-    others = {"integrated-gradients": integrated_gradients, "random": random}
     print(f"{date.today()}, torch {torch.__version__}, one thread of {platform.machine()}: {len(texts)} sentences for")
     print(f"removal in {STEPS} steps, {len(trees)} for agreement\n")
     print("| method | MoRF ↓ | LeRF ↑ | area between ↑ | rank correlation ↑ | AUROC ↑ | ms a sentence |")
@@ -137,7 +211,7 @@ def main() -> None:
     with torch.no_grad():
         targets = [int(model(**tokenizer(t, return_tensors="pt")).logits.argmax()) for t in texts]
     for name in args.methods:
-        method = others[name](model, tokenizer) if name in others else by_rulebook(model, tokenizer, name)
+        method = named(name)
         curves, spent = [], 0.0
         for i, (text, target) in enumerate(zip(texts, targets, strict=True)):
             begin = time.perf_counter()

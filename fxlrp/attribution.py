@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,12 @@ class Attribution:
     inputs: tuple[Tensor, ...] = field(default=(), repr=False)
     latent: dict[str, Tensor] = field(default_factory=dict, repr=False)
     trace: Report | None = field(default=None, repr=False)
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """Relevance by the name of the argument it was read at, as "pixel_values"; "0" for the first positional one."""
+        every = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
+        return {".".join(re.findall(r"\w+", name)[1:]): r for name, r in zip(self.names, every, strict=True)}
 
     def conservation(self) -> Conservation:
         """Where relevance was lost or made, node by node, from the output to the input.

@@ -128,10 +128,13 @@ def _batched(t: Tensor, batch: int) -> bool:
     return t.ndim > 0 and t.shape[0] == batch
 
 
+SHORTEST = 2
+
+
 def _has_length(t: Tensor) -> bool:
     """Whether a tensor may be token ids, their mask or kinds [B, T]; export fixes lengths of 0 and 1, and can't tell
     one of 2 from the batch."""
-    return t.ndim == 2 and t.shape[1] > 2 and not t.is_floating_point() and not t.is_complex()
+    return t.ndim == 2 and t.shape[1] > SHORTEST and not t.is_floating_point() and not t.is_complex()
 
 
 @dataclass
@@ -291,9 +294,11 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False,
 
 
 def _any_length(gm: fx.GraphModule) -> bool:
-    """Whether all integer inputs [B, T] have a symbol of their own, apart from the batch's, for T."""
+    """Whether all integer inputs [B, T] have a symbol of their own, apart from the batch's, for T, but for those too
+    short for one (a decoder's first token), whose length calls have to share."""
     values = [n.meta["val"] for n in gm.graph.find_nodes(op="placeholder")]
-    lengths = [t for t in values if isinstance(t, Tensor) and t.ndim == 2 and not t.is_floating_point()]
+    texts = [t for t in values if isinstance(t, Tensor) and t.ndim == 2 and not t.is_floating_point()]
+    lengths = [t for t in texts if isinstance(t.shape[1], torch.SymInt) or t.shape[1] > SHORTEST]
     batch = {symbol for t in lengths for symbol in free_symbols(t.shape[0])}
     return bool(lengths) and all(free_symbols(t.shape[1]) - batch for t in lengths)
 

@@ -155,7 +155,9 @@ def _annotate(captured: Capture, rulebook: Rulebook, output: str | int | None) -
     active = _activity(captured, outputs[logits], rulebook)[1]
     for node in captured.graph.graph.nodes:
         node.meta["active"] = node in active
-        node.meta["entry"] = rulebook.lookup(node.target, _active_positions(node, active))
+        entry = rulebook.lookup(node.target, _active_positions(node, active))
+        unknown = isinstance(entry, Derivative) and entry is rulebook.unknown  # to be taken apart, if it can be
+        node.meta["entry"] = None if unknown else entry
 
 
 def _activity(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[int, list[fx.Node]], set[fx.Node]]:

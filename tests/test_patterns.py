@@ -28,10 +28,10 @@ class Written(nn.Module):
         return self.b(self.body(self, self.a(x)).mean(1))
 
 
-def explain(body: Body) -> Tensor:
+def explain(body: Body, rules: str = "abslrp") -> Tensor:
     torch.manual_seed(3)
     model, x = Written(body).double().eval(), torch.randn(3, 5, 4).double()
-    explainer = fxlrp.convert(model, x, strict=True)
+    explainer = fxlrp.convert(model, x, rules=rules, strict=True)
     a = explainer(x)
     torch.testing.assert_close(a.output, model(x), rtol=1e-10, atol=1e-12)
     assert a.relevance.isfinite().all()
@@ -116,9 +116,10 @@ SAME: dict[str, tuple[Body, Body]] = {
 }
 
 
+@pytest.mark.parametrize("rules", ["abslrp", "attnlrp"])
 @pytest.mark.parametrize("name", SAME)
-def test_written_out_equals_the_op(name: str) -> None:
-    written, op = map(explain, SAME[name])
+def test_written_out_equals_the_op(name: str, rules: str) -> None:
+    written, op = (explain(body, rules) for body in SAME[name])
     torch.testing.assert_close(written, op, rtol=1e-9, atol=1e-12)
 
 
@@ -190,3 +191,20 @@ def test_masked_entries_carry_nothing() -> None:
     r = fxlrp.convert(first)(torch.randn(2, 5, 4).double(), contrast=None).relevance
     assert r[:, 0].any()
     assert not r[:, 1:].any()
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+def test_a_query_that_may_see_nothing(boolean: bool) -> None:
+    """As a padded one whose window is all padding: it gives 0, by torch too, and carries nothing."""
+    mask = torch.ones(5, 5).tril(1).triu(-1) * torch.tensor([1, 1, 0, 0, 0])
+    mask = mask.bool() if boolean else torch.zeros(5, 5).masked_fill(mask == 0, float("-inf")).double()
+
+    def body(m: Written, x: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], mask.clone())[:, 0]
+        return torch.cat([y[:, :4], x[:, 4:]], 1)
+
+    def shorter(m: Written, x: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(x[:, None, :4], x[:, None], x[:, None], mask[:4].clone())[:, 0]
+        return torch.cat([y[:, :3], 0 * y[:, :1], x[:, 4:]], 1)
+
+    torch.testing.assert_close(explain(body), explain(shorter), rtol=1e-9, atol=1e-12)

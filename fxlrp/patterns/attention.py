@@ -41,9 +41,22 @@ def _attention(
         rows, columns = (call(aten.sym_size.int, scores, d) for d in (-2, -1))
         ones = call(aten.ones.default, [rows, columns], dtype=torch.bool, device=value.device)
         mask = call(aten.tril.default, ones)
-    if mask is not None and mask.meta["val"].dtype == torch.bool:
-        scores = call(aten.masked_fill.Scalar, scores, call(aten.logical_not.default, mask), float("-inf"))
-    elif mask is not None:
-        scores = call(aten.add.Tensor, scores, mask)
-    weights = call(aten.dropout.default, call(aten.softmax.int, scores, -1), dropout_p, False)
-    return call(aten.matmul.default, weights, v)
+    weights = _softmax(call, scores, mask, fixed=is_causal)
+    return call(aten.matmul.default, call(aten.dropout.default, weights, dropout_p, False), v)
+
+
+def _softmax(call: Any, scores: fx.Node, mask: fx.Node | None, *, fixed: bool) -> fx.Node:
+    """softmax(scores + mask), 0 where a mask (unless it is `fixed`, as the causal one) shuts out every key, as a window
+    over nothing but padding does."""
+    if mask is None:
+        return call(aten.softmax.int, scores, -1)
+    boolean = mask.meta["val"].dtype == torch.bool
+    shut = call(aten.logical_not.default, mask) if boolean else call(aten.eq.Scalar, mask, float("-inf"))
+    none = None if fixed else call(aten.all.dim, shut, -1, True)
+    if boolean:
+        shut = shut if none is None else call(aten.logical_and.default, shut, call(aten.logical_not.default, none))
+        scores = call(aten.masked_fill.Scalar, scores, shut, float("-inf"))
+    else:
+        scores = call(aten.add.Tensor, scores, call(aten.masked_fill.Scalar, mask, none, 0.0))
+    weights = call(aten.softmax.int, scores, -1)
+    return weights if none is None else call(aten.masked_fill.Scalar, weights, none, 0.0)

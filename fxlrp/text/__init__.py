@@ -2,5 +2,6 @@
 
 from fxlrp.text.ask import explain, generate
 from fxlrp.text.attribution import Asked, TextAttribution
+from fxlrp.text.readout import of_tokens
 
-__all__ = ["Asked", "TextAttribution", "explain", "generate"]
+__all__ = ["Asked", "TextAttribution", "explain", "generate", "of_tokens"]

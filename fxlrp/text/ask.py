@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.attribution import Attribution
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.rules.registry import Rulebook
@@ -113,6 +112,8 @@ def _explain_all(
         """As many texts at once as can be."""
         inputs = batched(plain, tokenizer, encoded)
         task, inputs, found = probe(plain, tokenizer, inputs, explainer.output)
+        if not _padding_is_ignored(explainer, tokenizer, encoded, found):
+            return [a for e in encoded for a in some([e])]
         rows = [
             _rows(task, plain, tokenizer, e, {n: t[i] for n, t in found.items()}, target, contrast, position)
             for i, e in enumerate(encoded)
@@ -135,6 +136,20 @@ def _explain_all(
     return out
 
 
+def _padding_is_ignored(
+    explainer: Explainer, tokenizer: Any, texts: Sequence[Encoded], found: Mapping[str, Tensor]
+) -> bool:
+    """Whether the model says the same of the shortest text alone as among the others, where it is padded."""
+    lengths = [len(text.ids) for text in texts]
+    i = lengths.index(min(lengths))
+    if lengths[i] == max(lengths):
+        return True
+    inputs = batched(explainer.model, tokenizer, [texts[i]])
+    alone = probe(explainer.model, tokenizer, inputs, explainer.output)[2]
+    said = [(t[0], found[name][i][: len(t[0])]) for name, t in alone.items() if "logits" in name]
+    return all(bool((a - b).abs().max() <= 1e-3 * a.abs().max()) for a, b in said)
+
+
 def _answers(
     explainer: Explainer, inputs: Mapping[str, Tensor], texts: Sequence[Encoded], rows: Sequence[Sequence[Row]]
 ) -> list[TextAttribution]:
@@ -146,7 +161,7 @@ def _answers(
         questions = [_question([r[k] for r in rows], device) for k in places]
         answers = explainer.of(output or explainer.output).ask(questions, **inputs)
         for k, answer in zip(places, answers, strict=True):
-            relevance = _read(answer)
+            relevance = answer.named
             sides = (relevance.get(name, torch.zeros_like(inputs[name])) for name in IDS if name in inputs)
             found[k] = torch.cat([side.detach().float().cpu() for side in sides], 1)
     every = torch.stack(found, 1)  # [B, R, T (+ U)]
@@ -169,12 +184,6 @@ def _question(rows: Sequence[Row], device: torch.device) -> Question:
     target = first.target if callable(first.target) else torch.tensor([r.target for r in rows], device=device)
     at = None if first.at is None else torch.tensor([r.at for r in rows], device=device)
     return Question(target, None if callable(first.target) else first.contrast, at)
-
-
-def _read(a: Attribution) -> dict[str, Tensor]:
-    """Relevance by the name of the argument it was read at."""
-    every = a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
-    return {name.split("'")[-2]: r for name, r in zip(a.names, every, strict=True)}
 
 
 def _rows(

@@ -201,7 +201,8 @@ def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str
             continue
         text = segments[segment]
         start = max(p.start, at)
-        out.append((gap + text[at:start], text[start : p.end], p))
+        gap += text[at:start] or (" " if not at and out and not gap else "")  # behind a token that was added
+        out.append((gap, text[start : p.end].replace("\n", "↵\n"), p))
         at = max(at, p.end)
     return out
 

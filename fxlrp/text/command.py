@@ -17,6 +17,8 @@ from fxlrp.inputs.models import loading
 from fxlrp.text.ask import RULES, explain, generate
 from fxlrp.text.attribution import TextAttribution, write_html
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+
 
 def load_tokenizer(spec: str) -> Any:
     """The tokenizer beside a Hugging Face model: of a folder, or of hf:NAME.  It runs no code of its own.
@@ -26,10 +28,13 @@ def load_tokenizer(spec: str) -> Any:
     from transformers import AutoTokenizer
 
     name = spec.removeprefix("hf:")
+    none = FxlrpError(f"There is no tokenizer beside {spec}; save it there, tokenizer.save_pretrained(…).")
+    if Path(name).is_dir() and not any(f for kind in TOKENIZER_FILES for f in Path(name).glob(kind)):
+        raise none
     with loading(f"the tokenizer of {spec}", not Path(name).is_dir()):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made of the config alone: it would know no word
-        raise FxlrpError(f"There is no tokenizer beside {spec}; save it there, tokenizer.save_pretrained(…).")
+        raise none
     return tokenizer
 
 

@@ -61,10 +61,12 @@ class Encoded:
         )
 
     def text_of(self, token: int) -> str:
-        """The characters a token stands for, or the token as the tokenizer writes it where there are none."""
+        """The characters a token stands for, or the token as the tokenizer writes it where there are none to see."""
         p = self.pieces[token]
-        text = self.segments[p.segment][p.start : p.end].strip()
-        return text if text.isprintable() and text else p.token
+        text = self.segments[p.segment][p.start : p.end]
+        if text.isspace():
+            return "↵" if "\n" in text else "␣"
+        return text.strip() if text.strip().isprintable() and text else p.token
 
 
 def spell(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> tuple[list[Piece], str]:

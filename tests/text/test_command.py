@@ -44,7 +44,7 @@ def test_explain(folder: Path, tmp_path: Path) -> None:
     assert "a gripping film" in said
     assert "rulebook abslrp-hybrid" in said
     page = (tmp_path / "out.html").read_text()
-    assert page.count("<button") == 3
+    assert page.count("why <b>good, not bad") == 3
     assert not re.search(r"https?:", page)
 
 

@@ -1,0 +1,111 @@
+"""Pages in a real browser: nothing is fetched, tokens are coloured, scores show, questions switch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fxlrp.text import Asked, TextAttribution
+from fxlrp.text.words import Piece
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+TEXT = "not a dull film"
+PIECES = [Piece("[CLS]", 0, 0, 0), *[Piece(TEXT[i:j].strip(), 0, i, j) for i, j in ((0, 3), (4, 5), (6, 10), (11, 15))]]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("there is no chromium (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=path,
+            chromium_sandbox=os.geteuid() != 0,  # it refuses to sandbox root
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path: Path):
+    """Write an attribution's page and open it; whatever goes wrong there fails the test."""
+    wrong: list[str] = []
+    page = browser.new_page()
+
+    def visit(a: TextAttribution):
+        address = a.to_html(tmp_path / "page.html").as_uri()
+        page.on("request", lambda r: None if r.url == address else wrong.append(r.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda message: wrong.append(message.text))
+        page.goto(address)
+        return page
+
+    yield visit
+    page.close()
+    assert not wrong
+
+
+def colours(page) -> list[tuple[float, ...]]:
+    """Red, green, blue and opacity of each token's background, as the browser paints it."""
+    found = page.locator(".t").evaluate_all("all => all.map(t => getComputedStyle(t).backgroundColor)")
+    values = [[float(v) for v in c[c.index("(") + 1 : -1].split(",")] for c in found]
+    return [tuple([*v, 1.0][:4]) for v in values]
+
+
+def assert_shown(page, scores: torch.Tensor) -> None:
+    """Every token is red if it spoke for, blue if against, in the order of strength."""
+    shown = colours(page)
+    for (red, _, blue, opacity), r in zip(shown, scores.tolist(), strict=True):
+        assert (red > blue) == (r > 0) or not opacity
+    strength = torch.tensor([opacity for *_, opacity in shown])
+    assert strength.argsort(stable=True).equal(scores.abs().argsort(stable=True))
+    assert strength.max() > 0.5
+
+
+def test_classes(visit) -> None:
+    matrix = torch.tensor([[0.0, -0.5, 0.1, 0.9, -0.2], [0.0, 0.4, -0.1, -0.8, 0.3]])
+    page = visit(TextAttribution([TEXT], PIECES, matrix, [Asked("bad", None, 0.8), Asked("good", None, 0.2)]))
+    assert page.locator(".text").inner_text() == f"[CLS] {TEXT}"
+    assert_shown(page, matrix[0])
+    page.get_by_role("button", name="good").click()
+    assert_shown(page, matrix[1])
+    assert page.locator("button[aria-pressed=true]").inner_text() == "good (20.0%)"
+    dull = page.locator(".t").nth(3)
+    dull.hover()
+    assert dull.evaluate("t => getComputedStyle(t, '::after').content") == '"-0.800"'
+    assert page.locator(".t").nth(2).evaluate("t => getComputedStyle(t, '::after').content") == "none"
+    page.get_by_text("all rows").click()
+    cells = page.locator("table tr").nth(1).locator("td")
+    assert cells.all_inner_texts()[0] == "bad (80.0%)"
+    cells.first.click()
+    assert_shown(page, matrix[0])
+
+
+def test_generation(visit) -> None:
+    """A click on a token that was written colours what it was written from."""
+    matrix = torch.tensor([[0.0, 0.3, -0.1, 0.0, 0.0], [0.0, -0.2, 0.6, 0.4, 0.0]])
+    page = visit(TextAttribution([TEXT], PIECES, matrix, [Asked("dull", token=3), Asked("film", token=4)]))
+    assert page.locator(".can").all_inner_texts() == ["dull", "film"]
+    page.locator(".can").nth(1).click()
+    assert_shown(page, matrix[1])
+    assert page.locator(".asked").inner_text() == "film"
+    page.locator(".can").first.click()
+    assert_shown(page, matrix[0])
+    assert page.locator(".asked").inner_text() == "dull"
+
+
+def test_one_question_and_markup(visit) -> None:
+    text = "</script><img src=x onerror=fail()>"
+    piece = Piece(text, 0, 0, len(text))
+    page = visit(TextAttribution([text], [piece], torch.tensor([[-1.0]]), [Asked("<b>", "'\"&")]))
+    assert page.locator(".t").inner_text() == text
+    assert page.locator("b").inner_text() == "<b>, not '\"&"
+    assert_shown(page, torch.tensor([-1.0]))
+    assert page.locator("button, table").count() == 0
