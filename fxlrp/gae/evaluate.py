@@ -71,8 +71,8 @@ def evaluate(
         batch_size is a part of the metric (docs/evaluation.md).
     batch_size: inputs in one call of the model or method.
     device: where to move the model to; without it, where it is.
-    quantus: also measure sparseness and max-sensitivity with Quantus if it is installed, which takes half as long
-        again; if it is not, `report.notes` says so.
+    quantus: also measure sparseness, max-sensitivity and randomization with Quantus if it is installed, which takes a
+        third as long again; if it is not, `report.notes` says so.
     out: a folder; results are kept there as they come, a run that was killed goes on, and results.parquet, report.json
         and report.html are written at the end.  Under torchrun (RANK, WORLD_SIZE) the chunks are shared out and every
         process returns the same report.
@@ -100,7 +100,10 @@ def evaluate(
     manifest = plan.manifest()
     notes = []
     if quantus and plan.quantus is None:
-        notes.append("Sparseness and max-sensitivity are left out: Quantus is not installed (pip install quantus).")
+        notes.append(
+            "Sparseness, max-sensitivity and randomization are left out: Quantus is not installed "
+            "(pip install quantus)."
+        )
     store = Store(None if out is None else Path(out), manifest, rank)
     try:
         _fill(store, plan, named, range(rank, plan.chunks, world), progress)
@@ -151,7 +154,7 @@ class _Plan:
     definition: str
     batch_size: int
     quantus: str | None = None
-    made: dict[str, Explain] = field(default_factory=dict)
+    made: dict[tuple[str, bool], Explain] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -193,11 +196,12 @@ class _Plan:
             "quantus": self.quantus,
         }
 
-    def explain(self, name: str, method: Method) -> Explain:
-        """A method, made once."""
-        if name not in self.made:
-            self.made[name] = explain_by(method, self.model, self.seed)
-        return self.made[name]
+    def explain(self, name: str, method: Method, randomized: nn.Module | None = None) -> Explain:
+        """A method, made once; also on the model with random weights, which are the same whenever they are drawn."""
+        key = (name, randomized is not None)
+        if key not in self.made:
+            self.made[key] = explain_by(method, randomized or self.model, self.seed)
+        return self.made[key]
 
     def members(self, chunk: int) -> list[int]:
         """The samples of a chunk."""
@@ -273,7 +277,7 @@ def _fill(
                 views = views or trial.views()
                 try:
                     explain = plan.explain(name, named[name])
-                    rows = _rows(plan, trial, run(explain, views, plan.batch_size), explain)
+                    rows = _rows(plan, trial, run(explain, views, plan.batch_size), name, named[name])
                 except torch.OutOfMemoryError as error:
                     raise FxlrpError(f"There is no memory left for {name}; give a smaller batch_size.") from error
                 except Exception as error:  # whatever a method raises is its own result
@@ -287,20 +291,21 @@ def _fill(
                 progress(done, every)
 
 
-def _rows(plan: _Plan, trial: Trial, relevance: Tensor, explain: Explain) -> list[dict[str, Any]]:
+def _rows(plan: _Plan, trial: Trial, relevance: Tensor, name: str, method: Method) -> list[dict[str, Any]]:
     """A row for each sample of a trial: every measure of one method."""
     n = len(trial.ids)
     heat = relevance[:n].sum(1)
-    columns: dict[str, list] = {name: value.tolist() for name, value in score(trial, relevance).items()}
+    columns: dict[str, list] = {key: value.tolist() for key, value in score(trial, relevance).items()}
     columns |= curves(plan.model, trial.x, trial.target, heat, steps=plan.steps, batch_size=plan.batch_size)
     if plan.quantus is not None:
-        columns |= quantus_measures.measure(plan.model, trial, heat, explain, plan.seed)
+        explain, elsewhere = plan.explain(name, method), functools.partial(plan.explain, name, method)
+        columns |= quantus_measures.measure(plan.model, trial, heat, explain, elsewhere, plan.seed, plan.batch_size)
     rows = []
     for j, i in enumerate(trial.ids):
         sample, predicted = plan.sample(i), int(trial.target[j])
         mask = sample.shown(predicted, predicted)
         row: dict[str, Any] = {"sample": i, "label": sample.label, "predicted": predicted}
-        row |= {name: values[j] for name, values in columns.items()}
+        row |= {key: values[j] for key, values in columns.items()}
         row |= {} if mask is None else localisation(heat[j], mask.to(heat.device))
         rows.append(row)
     return rows

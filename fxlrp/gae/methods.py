@@ -57,7 +57,8 @@ def explain_by(method: Method, model: nn.Module, seed: int = 0) -> Explain:
     if isinstance(method, Rulebook):
         return _explainer(convert(model, rules=method))
     if isinstance(method, Explainer):
-        return _explainer(method)
+        same = model is method.model
+        return _explainer(method if same else convert(model, rules=method.rulebook, output=method.output))
     return lambda views: method(model, views.x.clone(), views.target)
 
 

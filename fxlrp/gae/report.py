@@ -29,6 +29,7 @@ MEASURES = {  # with their headings in a table
     "rank_accuracy": "rank",
     "sparseness": "sparse",
     "max_sensitivity": "sensitive",
+    "randomization": "randomized",
 }
 Examples = Callable[[str, Sequence[int]], tuple[Tensor, Tensor]]
 RESAMPLES = 2000
