@@ -200,7 +200,7 @@ class _Plan:
         """A method, made once; also on the model with random weights, which are the same whenever they are drawn."""
         key = (name, randomized is not None)
         if key not in self.made:
-            self.made[key] = explain_by(method, randomized or self.model, self.seed)
+            self.made[key] = explain_by(method, randomized or self.model, self.seed, self.definition)
         return self.made[key]
 
     def members(self, chunk: int) -> list[int]:
