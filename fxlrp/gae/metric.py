@@ -217,12 +217,21 @@ def published_trial(
     mosaic's scores for their predicted classes.  A group is samples 4i to 4i + 3, though mosaic i consists of samples
     i, n + i, 2n + i and 3n + i, and the labels, not the predictions, name the quadrants: so it was published.
 
-    Raises FxlrpError unless the batch is a multiple of four.
+    Raises FxlrpError unless the batch is a multiple of four, sides are even and labels are classes of the model.
     """
     count, n = len(x), len(x) // 4
     if count % 4 or not n:
         raise FxlrpError(f"Definition {PUBLISHED} scores batches of a multiple of four; this one has {count}.")
+    if x.shape[-2] % 2 or x.shape[-1] % 2:
+        raise FxlrpError(
+            f"Definition {PUBLISHED} halves pictures, and these are {x.shape[-2]} × {x.shape[-1]}; give even sides, or "
+            f"take definition {FIXED!r}."
+        )
     logits = predict(model, x, count)
+    if not ((labels >= 0) & (labels < logits.shape[1])).all():
+        raise FxlrpError(
+            f"Labels are {labels.min()} to {labels.max()}; the model has classes 0 to {logits.shape[1] - 1}."
+        )
     mosaics = tile(halve(x).view(4, n, *halve(x).shape[1:]))
     predicted = logits.argmax(1)
     if positives is None:

@@ -148,9 +148,40 @@ def test_a_picture_of_odd_sides() -> None:
     assert t.score.shape[-2:] == x.shape[-2:]
 
 
-def test_a_batch_that_is_no_multiple_of_four(model: nn.Module) -> None:
-    with pytest.raises(FxlrpError, match="multiple of four; this one has 6"):
-        published_trial(model, torch.randn(6, 3, 16, 16, dtype=torch.float64), torch.zeros(6, dtype=torch.long))
+@pytest.mark.parametrize(
+    ("count", "size", "label", "said"),
+    [
+        (6, (16, 16), 0, "multiple of four; this one has 6"),
+        (4, (15, 16), 0, "15 × 16; give even sides"),
+        (4, (16, 16), 5, "classes 0 to 4"),
+    ],
+)
+def test_what_the_published_definition_cannot_score(
+    model: nn.Module, count: int, size: tuple[int, int], label: int, said: str
+) -> None:
+    x = torch.randn(count, 3, *size, dtype=torch.float64)
+    with pytest.raises(FxlrpError, match=said):
+        published_trial(model, x, torch.full((count,), label))
+
+
+@pytest.mark.parametrize("count", [4, 12, 16])
+def test_published_batches_of_other_sizes(model: nn.Module, count: int) -> None:
+    """Mosaic i holds i, n + i, 2n + i, 3n + i, and scores of labels go where `split` puts them, as in their code."""
+    n, x = count // 4, torch.randn(count, 3, 16, 24, dtype=torch.float64)
+    labels, places = torch.arange(count) * 2 % 5, torch.arange(n) % 4
+    t = published_trial(model, x, labels, positives=places)
+    p = model(x).softmax(1)
+    worth = torch.stack(
+        [
+            2 * p[4 * g + k, labels[4 * g + i]] / p[4 * g + k, labels[4 * g + k]] - 1
+            for g, k in enumerate(places)
+            for i in range(4)
+        ]
+    )
+    for i in range(n):
+        for place in range(4):
+            torch.testing.assert_close(quarter(t.mosaics[i], place), halve(x)[place * n + i])
+            torch.testing.assert_close(quarter(t.score[i], place)[0, 2, 2], worth[place * n + i])
 
 
 def test_masking_needs_no_gradient_of_the_weights(model: nn.Module) -> None:
