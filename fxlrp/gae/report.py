@@ -96,8 +96,10 @@ class Report:
         return np.array([row[order] for row in self.rows if row["method"] == method]).mean(0)
 
     def extremes(self, method: str, count: int = 5) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """A method's rows of highest and of lowest GAE, the best and the worst first."""
-        ranked = sorted((r for r in self.rows if r["method"] == method), key=lambda r: (-r["gae"], r["sample"]))
+        """A method's rows of highest and of lowest GAE, the best and the worst first; those of equal GAE by what local
+        consistency is before it is cut off at 0."""
+        mine = [r for r in self.rows if r["method"] == method]
+        ranked = sorted(mine, key=lambda r: (-r["gae"], -r["robustness"] - r["faithfulness"], r["sample"]))
         return ranked[:count], ranked[::-1][:count]
 
     def table(self) -> Any:
