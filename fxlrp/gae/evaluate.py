@@ -102,7 +102,7 @@ def evaluate(
     if quantus and plan.quantus is None:
         notes.append(
             "Sparseness, max-sensitivity and randomization are left out: Quantus is not installed "
-            "(pip install quantus)."
+            "(pip install 'fxlrp[eval]')."
         )
     store = Store(None if out is None else Path(out), manifest, rank)
     try:

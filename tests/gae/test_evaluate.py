@@ -266,15 +266,42 @@ def test_the_command_takes_a_factory_and_says_what_is_wrong(tmp_path: Path) -> N
     assert "There is no folder nowhere" in command(EXAMPLES / "model.pt", "nowhere", code=2)
     masks = ("--masks", tmp_path)
     assert "There is no mask for" in command(EXAMPLES / "model.pt", EXAMPLES / "pictures", *masks, code=2)
+    assert "has its own" in command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:data", *masks, code=2)
 
 
-def test_quantus_measures_or_a_note(model: nn.Module) -> None:
-    """Where Quantus is installed, its measures are the same in batches of any size."""
-    a, b = (evaluate(model, ["input-x-gradient", "random"], pictures(4), steps=2, batch_size=size) for size in (2, 8))
-    if a.notes:
-        assert "Quantus is not installed" in a.notes[0]
-        assert "sparseness" not in a.measures
-    else:
-        assert 0 < a.means("sparseness")["input-x-gradient"].mean < 1
-        assert a.means("max_sensitivity")["random"].mean > a.means("max_sensitivity")["input-x-gradient"].mean > 0
-        assert_close(a, b, 1e-6)
+def test_quantus_measures(model: nn.Module) -> None:
+    pytest.importorskip("quantus", reason="Quantus is not installed (extra `eval`)")
+
+    def picture(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return x
+
+    methods = ["input-x-gradient", "random", "abslrp", fxlrp.convert(model, rules="epsilon"), picture]
+    a, b = (evaluate(model, methods, pictures(4), steps=2, batch_size=size) for size in (2, 8))
+    assert_close(a, b, 1e-6)
+    assert a.settings["quantus"]
+    assert 0 < a.means("sparseness")["input-x-gradient"].mean < 1
+    sensitive, randomized = a.means("max_sensitivity"), a.means("randomization")
+    assert sensitive["random"].mean > sensitive["input-x-gradient"].mean > sensitive["picture"].mean > 0
+    assert randomized["picture"].mean == pytest.approx(1)  # it is the same whatever the weights
+    assert abs(randomized["random"].mean) < 0.1
+    assert all(randomized[m].mean < 0.9 for m in ("input-x-gradient", "abslrp", "epsilon"))
+
+
+def test_without_quantus_a_note(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxlrp.gae.quantus.version", lambda: None)
+    report = evaluate(model, "random", pictures(4), steps=2)
+    assert "Quantus is not installed" in report.notes[0]
+    assert "sparseness" not in report.measures
+    assert not evaluate(model, "random", pictures(4), steps=2, quantus=False).notes
+
+
+def test_a_data_set_of_hugging_faces(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
+    files = sorted(str(p) for p in (EXAMPLES / "pictures").glob("*.png"))[:5]
+    columns = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    made = datasets.Dataset.from_dict({"image": files, "label": [0, 1, 2, 3, 4]}, features=columns)
+    made.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"test": made}).save_to_disk(tmp_path / "many")
+    command(EXAMPLES / "model.pt", tmp_path / "one", "--methods", "random", "--steps", 2, "-o", tmp_path / "out")
+    assert [row["label"] for row in json.loads((tmp_path / "out/part-0000.jsonl").read_text().splitlines()[0])["rows"]]
+    assert "has splits test" in command(EXAMPLES / "model.pt", tmp_path / "many", "--methods", "random", code=2)
