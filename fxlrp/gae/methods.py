@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
-from fxlrp.gae.metric import FIXED, PUBLISHED, Explain, Views, logits_of
+from fxlrp.gae.definitions import FIXED, PUBLISHED
+from fxlrp.gae.masking import logits_of
+from fxlrp.gae.metric import Explain, Views
 from fxlrp.rules.registry import Rulebook, rulebooks
 
 Method = str | Explainer | Rulebook | Callable[[nn.Module, Tensor, Tensor], Tensor]

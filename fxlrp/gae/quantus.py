@@ -65,7 +65,7 @@ def measure(
         return arr + np.stack([rng.uniform(-RADIUS, RADIUS, arr.shape[1]) for rng in rngs]).astype(arr.dtype)
 
     plain = {"disable_warnings": True, "display_progressbar": False, "normalise": False}  # by the batch's largest value
-    given = {
+    given: dict[str, Any] = {
         "model": model,
         "x_batch": trial.x.cpu().numpy(),
         "y_batch": trial.target.cpu().numpy(),
