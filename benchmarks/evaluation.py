@@ -33,7 +33,15 @@ from fxlrp.gae.report import MEASURES
 sys.path.insert(0, str(Path(__file__).parent))
 import localization
 
-OURS = ("abslrp", "abslrp-2024-04", "abslrp-2024-12", "abslrp-hybrid")
+OURS = ("abslrp", "abslrp-2024-12", "abslrp-hybrid")
+RANKED = {
+    "gae": True,
+    "lc": True,
+    "contrastiveness": True,
+    "abpc": True,
+    "rank_accuracy": True,
+    "max_sensitivity": False,
+}
 OPEN, CLOSE = "<!-- benchmarks/evaluation.py writes from here -->\n", "<!-- to here -->\n"
 Network = tuple[str, nn.Module, list[Any]]
 
@@ -78,24 +86,28 @@ def kit(path: Path, photos: int, count: int) -> Iterator[Network]:
     yield "MobileNetV2", model, list(zip(preprocess(rgb), labels, masks, strict=True))
 
 
-def verdict(report: Report, method: str, measure: str) -> str:
-    """Whom a method beats, and to whom it loses, by paired intervals that leave out 0."""
-    better, worse = [], []
-    for pair, e in report.differences(measure).items():
-        if method in pair and (e.low > 0 or e.high < 0):
-            other = pair[1 - pair.index(method)]
-            (better if (e.mean > 0) == (pair[0] == method) else worse).append(f"`{other}`")
-    level = len(report.methods) - 1 - len(better) - len(worse)
-    said = [f"above {', '.join(better)}"] * bool(better) + [f"**below {', '.join(worse)}**"] * bool(worse)
-    return f"- {MEASURES[measure]}, `{method}`: {'; '.join([*said, f'level with the other {level}'])}."
+def verdict(report: Report, method: str) -> str:
+    """How many methods one is above, level with and below, by paired intervals that leave out 0, the last by name."""
+    said = []
+    for measure in (m for m in RANKED if m in report.measures):
+        above, below = 0, []
+        for pair, e in report.differences(measure).items():
+            if method in pair and (e.low > 0 or e.high < 0):
+                better = ((e.mean > 0) == (pair[0] == method)) == RANKED[measure]
+                above += better
+                below += [] if better else [f"`{pair[1 - pair.index(method)]}`"]
+        level = len(report.methods) - 1 - above - len(below)
+        names = f" ({', '.join(below)})" if below else ""
+        said.append(f"{MEASURES[measure]} {above}/{level}/{len(below)}{names}")
+    return f"- `{method}`: {'; '.join(said)}."
 
 
 def section(name: str, report: Report) -> str:
     """A network's table, what could not run, and how absLRP fares."""
     lines = [f"### {name}, {report.settings['samples']} pictures", "", report.markdown(), ""]
-    lines += [f"- `{method}` is left out: {error}" for method, error in report.errors.items()]
-    ours = [m for m in OURS if m in report.methods]
-    lines += [verdict(report, method, measure) for measure in ("gae", "abpc") for method in ours]
+    lines += [f"`{method}` is left out: {error}\n" for method, error in report.errors.items()]
+    lines += ["Better than, level with and worse than so many others (the last by name):", ""]
+    lines += [verdict(report, method) for method in OURS if method in report.methods]
     return "\n".join(lines)
 
 
