@@ -88,6 +88,8 @@ def measure(
             "max_sensitivity": sensitivity(
                 **given, explain_func=lambda model, inputs, targets, **_: ask(explain, inputs, next(said))
             ),
-            "randomization": randomization(**given, explain_func=explain_at),
+            "randomization": [math.nan] * len(trial.ids),
         }
+        if any(hasattr(module, "reset_parameters") for module in model.modules()):  # which is how Quantus draws them
+            found["randomization"] = randomization(**given, explain_func=explain_at)
     return {m: [float(v) if math.isfinite(v) else None for v in found[m]] for m in MEASURES}

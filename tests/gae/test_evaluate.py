@@ -288,6 +288,22 @@ def test_quantus_measures(model: nn.Module) -> None:
     assert all(randomized[m].mean < 0.9 for m in ("input-x-gradient", "abslrp", "epsilon"))
 
 
+def test_randomization_needs_layers_that_can_be_drawn_anew() -> None:
+    pytest.importorskip("quantus", reason="Quantus is not installed (extra `eval`)")
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(768, 5, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) @ self.weight
+
+    report = evaluate(Bare().eval(), "input-x-gradient", pictures(4), steps=2)
+    assert "max_sensitivity" in report.measures
+    assert "randomization" not in report.measures
+
+
 def test_without_quantus_a_note(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxlrp.gae.quantus.version", lambda: None)
     report = evaluate(model, "random", pictures(4), steps=2)
