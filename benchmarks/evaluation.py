@@ -132,8 +132,9 @@ def main() -> None:
         methods = args.methods.split(",") if args.methods else list(dict.fromkeys([*fxlrp.rulebooks(), *BASELINES]))
         methods = [m for m in methods if len(data[0]) == 3 or m != "ground-truth"]
         out = args.out and args.out / name.replace(" ", "-")
-        size = 4 if data[0][0].shape[-1] > 64 else 8  # small chunks, so that processes end together
-        report = evaluate(model, methods, data, out=out, batch_size=size, device="cpu")
+        big = data[0][0].shape[-1] > 64
+        how = {"steps": 5, "batch_size": 4} if big else {"batch_size": 8}  # small chunks: processes end together
+        report = evaluate(model, methods, data, out=out, device="cpu", **how)
         sections.append(section(name, report))
         if first:
             print(f"\n{sections[-1]}\n\n{time.perf_counter() - start:.0f} s so far", flush=True)
