@@ -104,7 +104,8 @@ def verdict(report: Report, method: str) -> str:
 
 def section(name: str, report: Report) -> str:
     """A network's table, what could not run, and how absLRP fares."""
-    lines = [f"### {name}, {report.settings['samples']} pictures", "", report.markdown(), ""]
+    made = report.settings
+    lines = [f"### {name}, {made['samples']} pictures, {made['steps']} steps", "", report.markdown(), ""]
     lines += [f"`{method}` is left out: {error}\n" for method, error in report.errors.items()]
     lines += ["Better than, level with and worse than so many others (the last by name):", ""]
     lines += [verdict(report, method) for method in OURS if method in report.methods]
