@@ -140,7 +140,7 @@ def main() -> None:
         if first:
             print(f"\n{sections[-1]}\n\n{time.perf_counter() - start:.0f} s so far", flush=True)
     if first and args.docs:
-        made = f"{date.today()}, {world} processes of one thread each on a {platform.machine()} CPU, torch "
+        made = f"{date.today()}, {world} processes of one thread each on {platform.machine()}, torch "
         made += f"{torch.__version__}, captum {version('captum')}, Quantus {quantus.version()}.\n\n"
         before, rest = args.docs.read_text().split(OPEN)
         args.docs.write_text(before + OPEN + made + "\n\n".join(sections) + "\n" + CLOSE + rest.split(CLOSE)[1])

@@ -23,7 +23,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem aut
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; white-space: nowrap }
 .wide { overflow-x: auto } td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
 td:first-child, th:first-child { text-align: left } .soft { color: var(--soft) } td .soft { font-size: 11px }
-.pairs td { text-align: center; padding: .1rem .4rem } .pairs th { vertical-align: bottom }
+.pairs td + td { text-align: center; padding: .1rem .4rem } .pairs th { vertical-align: bottom }
 .pairs th + th { writing-mode: vertical-rl; padding: .4rem .1rem; text-align: left }
 .up { color: var(--up) } .down { color: var(--down) }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .soft { fill: var(--soft) }
