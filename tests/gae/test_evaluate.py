@@ -192,6 +192,25 @@ def test_published_definition_runs(model: nn.Module) -> None:
     assert len(report.rows) == 2 * 2  # two whole batches, one of four in each
 
 
+def test_published_definition_takes_the_published_method_with_its_leak() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.inner = tiny(), nn.Conv2d(3, 3, 3, padding=1).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x + self.inner(x).relu())
+
+    torch.manual_seed(0)
+    model = Residual().eval()
+    kept = fxlrp.convert(model, rules="abslrp-2024-12")
+    methods = {"name": "abslrp-2024-12", "leak": "abslrp-2024-12:leak=1", "kept": kept}
+    report = evaluate(model, methods, pictures(8), definition="2024-12", batch_size=8, steps=3, quantus=False)
+    name, leak, without = report.values("faithfulness")
+    assert name.tolist() == leak.tolist()
+    assert abs(name - without).min() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["cnn", "vit"])
 def test_truth_beats_random_which_scores_nothing(name: str) -> None:
     pytest.importorskip("timm")
