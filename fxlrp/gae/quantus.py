@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -57,39 +58,47 @@ def measure(
         views = Views(x, trial.target, [f"{i}:{said}" for i in trial.ids], trial.truth)
         return run(how, views, batch_size).sum(1, keepdim=True).cpu().numpy()
 
-    draws, said = itertools.count(), (f"noise{k}" for k in itertools.count())
+    draws, calls = itertools.count(), itertools.count()
 
     def noisy(arr: Any, **_: Any) -> Any:
         draw = next(draws)
         rngs = [np.random.default_rng([seed, i, draw]) for i in trial.ids]
         return arr + np.stack([rng.uniform(-RADIUS, RADIUS, arr.shape[1]) for rng in rngs]).astype(arr.dtype)
 
-    plain = {"disable_warnings": True, "display_progressbar": False, "normalise": False}  # by the batch's largest value
-    given: dict[str, Any] = {
-        "model": model,
-        "x_batch": trial.x.cpu().numpy(),
-        "y_batch": trial.target.cpu().numpy(),
-        "a_batch": heat[:, None].cpu().numpy(),
-        "device": str(trial.x.device),
-        "batch_size": len(trial.ids),
-    }
-    sensitivity = quantus.MaxSensitivity(nr_samples=DRAWS, perturb_func=noisy, **plain)
-    randomization = quantus.MPRT(
-        layer_order="top_down", seed=seed, skip_layers=True, return_last_correlation=True, **plain
-    )
+    def metric(kind: Any, answer: Callable[[nn.Module, Any], Any], **options: Any) -> list[float]:
+        """A Quantus metric that takes all its maps from answer(model, x): its own way refuses whole batches of maps
+        that are all negative, or all alike."""
 
-    def explain_at(model: nn.Module, inputs: Any, targets: Any, **_: Any) -> Any:
-        return given["a_batch"] if model is given["model"] else ask(elsewhere(model), inputs, "randomized")
+        class Asking(kind):
+            def explain_batch(self, net: Any, x_batch: Any, y_batch: Any) -> Any:
+                return answer(net.get_model() if hasattr(net, "get_model") else net, x_batch)
 
-    units = given["a_batch"] / np.abs(given["a_batch"]).max((1, 2, 3), keepdims=True).clip(1e-30)
-    with torch.random.fork_rng():
-        found = {
-            "sparseness": quantus.Sparseness(**plain)(**{**given, "a_batch": units}),
-            "max_sensitivity": sensitivity(
-                **given, explain_func=lambda model, inputs, targets, **_: ask(explain, inputs, next(said))
-            ),
-            "randomization": [math.nan] * len(trial.ids),
-        }
+            def generate_a_batches(self, a_full_dataset: Any) -> Any:
+                yield answer(model, x)
+
+        options |= {"disable_warnings": True, "display_progressbar": False, "normalise": False}
+        how = {"explain_func": lambda **_: None, "device": str(trial.x.device), "batch_size": len(x)}
+        return Asking(**options)(model=model, x_batch=x, y_batch=trial.target.cpu().numpy(), **how)
+
+    def under_noise(_: nn.Module, inputs: Any) -> Any:
+        call = next(calls)
+        return maps if call == 0 else ask(explain, inputs, f"noise{call - 1}")
+
+    def of_weights(net: nn.Module, inputs: Any) -> Any:
+        return np.abs(maps if net is model else ask(elsewhere(net), inputs, "randomized"))
+
+    def correlation(a: Any, b: Any, **_: Any) -> Any:
+        rank = quantus.similarity_func.correlation_spearman
+        return np.array([rank(p, q) if np.ptp(p) and np.ptp(q) else math.nan for p, q in zip(a, b, strict=True)])
+
+    x, maps = trial.x.cpu().numpy(), heat[:, None].cpu().numpy()
+    units = np.abs(maps) / np.abs(maps).max((1, 2, 3), keepdims=True).clip(1e-30)  # Quantus divides by the batch's
+    found = dict.fromkeys(MEASURES, [math.nan] * len(x))
+    with torch.random.fork_rng(), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # about maps of zeros, which have no value
+        found["sparseness"] = metric(quantus.Sparseness, lambda *_: units)
+        found["max_sensitivity"] = metric(quantus.MaxSensitivity, under_noise, nr_samples=DRAWS, perturb_func=noisy)
         if any(hasattr(module, "reset_parameters") for module in model.modules()):  # which is how Quantus draws them
-            found["randomization"] = randomization(**given, explain_func=explain_at)
+            drawn = {"layer_order": "top_down", "seed": seed, "skip_layers": True, "return_last_correlation": True}
+            found["randomization"] = metric(quantus.MPRT, of_weights, similarity_func=correlation, **drawn)
     return {m: [float(v) if math.isfinite(v) else None for v in found[m]] for m in MEASURES}

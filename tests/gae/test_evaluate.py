@@ -44,7 +44,7 @@ def assert_close(a: Report, b: Report, tolerance: float) -> None:
     for one, other in zip(rows(a), rows(b), strict=True):
         assert one.keys() == other.keys()
         for key, value in one.items():
-            assert other[key] == (value if isinstance(value, str) else pytest.approx(value, abs=tolerance)), key
+            assert other[key] == (value if isinstance(value, str | None) else pytest.approx(value, abs=tolerance)), key
 
 
 METHODS = ["random", "input-x-gradient", "smoothgrad", "abslrp"]
@@ -295,10 +295,19 @@ def test_quantus_measures(model: nn.Module) -> None:
     def picture(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         return x
 
-    methods = ["input-x-gradient", "random", "abslrp", fxlrp.convert(model, rules="epsilon"), picture]
+    def negative(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return -x.abs()
+
+    def nothing(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return 0 * x
+
+    epsilon = fxlrp.convert(model, rules="epsilon")
+    methods = ["input-x-gradient", "random", "abslrp", epsilon, picture, negative, nothing]
     a, b = (evaluate(model, methods, pictures(4), steps=2, batch_size=size) for size in (2, 8))
     assert_close(a, b, 1e-6)
     assert a.settings["quantus"]
+    assert not a.errors
+    assert {row["max_sensitivity"] for row in a.rows if row["method"] == "nothing"} == {None}
     assert 0 < a.means("sparseness")["input-x-gradient"].mean < 1
     sensitive, randomized = a.means("max_sensitivity"), a.means("randomization")
     assert sensitive["random"].mean > sensitive["input-x-gradient"].mean > sensitive["picture"].mean > 0
