@@ -54,6 +54,10 @@ CASES = [
     ("2024-12", "micro_resnet_basic", "neg"),
     ("2024-12", "micro_vit", "pos"),
     ("2024-12", "micro_vit", "neg"),
+    ("2024-12:leak=1", "micro_resnet_basic", "pos"),
+    ("2024-12:leak=1", "micro_resnet_basic", "neg"),
+    ("2024-12:leak=1", "micro_vit", "pos"),
+    ("2024-12:leak=1", "micro_vit", "neg"),
     ("2024-12", "vgg11", "pos"),
     ("2024-12", "resnet18", "pos"),
     ("2024-12", "resnet18", "neg"),
@@ -66,7 +70,7 @@ CASES = [
 def test_published(version: str, name: str, seed: str) -> None:
     model, x = build(name)
     noleak = version == "2024-12" and "vgg" not in name
-    maps = oracle(f"{version}/{name}{'_noleak' if noleak else ''}.npz")
+    maps = oracle(f"{version.partition(':')[0]}/{name}{'_noleak' if noleak else ''}.npz")
     stem = seed + ("_noleak" if noleak else "_b1" if version == "2024-04" and "vit" in name else "")
     key = next(k for k in (f"{stem}_f64", f"{stem}_f64_chsum", f"{stem}_chsum") if k in maps)
     explainer = fxlrp.convert(model, rules=f"abslrp-{version}")

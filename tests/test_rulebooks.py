@@ -90,6 +90,32 @@ def test_conservation_names_the_layer_that_loses() -> None:
         convert(model)(x).conservation()
 
 
+def test_december_leaks_through_a_residual_sum_when_asked() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(5), nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.linear(self.norm(x)).tanh()
+
+    torch.manual_seed(0)
+    model, x = Net().double().eval(), torch.randn(3, 5).double()
+    kept, leaky = (convert(model, rules=f"abslrp-2024-12{p}")(x, target=2, contrast=None) for p in ("", ":leak=1"))
+    torch.testing.assert_close(kept.output, leaky.output)
+    leaf = x.clone().requires_grad_()
+    mean, std = x.mean(1, keepdim=True), (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()  # constants of theirs
+    branch = model.linear((leaf - mean) / std).tanh()
+    s = nn.functional.one_hot(torch.tensor([2]), 5) / kept.output.abs()
+    (back,) = torch.autograd.grad(branch, leaf, (1 + branch.sign()) * s)
+    own = x * (1 + x.sign()) * s
+
+    def unit(r: Tensor) -> Tensor:
+        return r / (r.abs().sum(1, keepdim=True) + 1e-9)
+
+    torch.testing.assert_close(leaky.relevance - kept.relevance, unit(own + x * back) - unit(own), rtol=1e-6, atol=1e-8)
+
+
 def dense(x: Tensor, w: Tensor, b: Tensor, r: Tensor, rule: str) -> Tensor:
     """R_i of one linear layer, contribution by contribution."""
     out = torch.zeros_like(x)

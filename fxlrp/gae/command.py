@@ -17,7 +17,7 @@ from fxlrp.gae.evaluate import Progress as Callback
 from fxlrp.gae.evaluate import evaluate
 from fxlrp.gae.report import Report
 
-METHODS = "abslrp,abslrp-2024-12,input-x-gradient,integrated-gradients,smoothgrad,gradcam,random"
+METHODS = "abslrp-hybrid,abslrp,abslrp-2024-12,input-x-gradient,integrated-gradients,smoothgrad,gradcam,random"
 
 
 def run(

@@ -143,11 +143,16 @@ def open_data(spec: str, preprocess: Any, masks: Path | None = None) -> Any:
     """The data set that `spec` names: a folder of pictures, one that Hugging Face's `datasets` saved, or
     `module:factory` (also path/to/file.py:factory), a function that returns one.
 
-    Raises FxlrpError if there is none such.
+    Raises FxlrpError if there is none such, and for masks beside a data set that is no folder of pictures.
     """
     path = Path(spec)
+    saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    if masks is not None and (saved or (":" in spec and not path.is_dir())):
+        raise FxlrpError(
+            f"A folder of masks goes with a folder of pictures; {spec} has its own: items (x, label, mask)."
+        )
     if path.is_dir():
-        if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        if saved:
             if importlib.util.find_spec("datasets") is None:
                 raise FxlrpError(
                     f"{spec} was saved by Hugging Face's datasets, which is not installed: pip install datasets."

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +14,12 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.gae import quantus as quantus_measures
-from fxlrp.gae.data import Data, Sample, ring
+from fxlrp.gae.data import Data
+from fxlrp.gae.definitions import DEFINITIONS, FIXED, PUBLISHED
 from fxlrp.gae.measures import curves, localisation
-from fxlrp.gae.methods import Method, explain_by, name_methods, run
-from fxlrp.gae.metric import (
-    DEFINITIONS,
-    FIXED,
-    PUBLISHED,
-    Explain,
-    Trial,
-    Views,
-    fixed_trial,
-    predict,
-    published_trial,
-    score,
-)
+from fxlrp.gae.methods import Method, name_methods, run
+from fxlrp.gae.metric import Trial, score
+from fxlrp.gae.plan import Plan
 from fxlrp.gae.report import Report
 from fxlrp.gae.store import Store
 
@@ -71,8 +59,8 @@ def evaluate(
         batch_size is a part of the metric (docs/evaluation.md).
     batch_size: inputs in one call of the model or method.
     device: where to move the model to; without it, where it is.
-    quantus: also measure sparseness and max-sensitivity with Quantus if it is installed, which takes half as long
-        again; if it is not, `report.notes` says so.
+    quantus: also measure sparseness, max-sensitivity and randomization with Quantus if it is installed, which takes a
+        third as long again; if it is not, `report.notes` says so.
     out: a folder; results are kept there as they come, a run that was killed goes on, and results.parquet, report.json
         and report.html are written at the end.  Under torchrun (RANK, WORLD_SIZE) the chunks are shared out and every
         process returns the same report.
@@ -94,13 +82,16 @@ def evaluate(
         raise FxlrpError("results.parquet needs pyarrow: pip install 'fxlrp[eval]'.")
     if device is not None:
         model.to(device)
-    plan = _Plan(
+    plan = Plan(
         model, data, steps, mosaics, seed, definition, batch_size, quantus_measures.version() if quantus else None
     )
     manifest = plan.manifest()
     notes = []
     if quantus and plan.quantus is None:
-        notes.append("Sparseness and max-sensitivity are left out: Quantus is not installed (pip install quantus).")
+        notes.append(
+            "Sparseness, max-sensitivity and randomization are left out: Quantus is not installed "
+            "(pip install 'fxlrp[eval]')."
+        )
     store = Store(None if out is None else Path(out), manifest, rank)
     try:
         _fill(store, plan, named, range(rank, plan.chunks, world), progress)
@@ -139,126 +130,8 @@ def _check(
         raise FxlrpError(f"There are {len(data)} samples; this evaluation needs {least} to make mosaics of.")
 
 
-@dataclass
-class _Plan:
-    """Which samples make up a chunk, and its trial."""
-
-    model: nn.Module
-    data: Data
-    steps: int
-    mosaics: int
-    seed: int
-    definition: str
-    batch_size: int
-    quantus: str | None = None
-    made: dict[str, Explain] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
-        self.device, self.dtype = weight.device, weight.dtype
-        self.sample: Callable[[int], Sample] = functools.lru_cache(8 * self.batch_size)(self.data.__getitem__)
-        count = len(self.data)
-        if self.definition == PUBLISHED:
-            self.size, self.chunks = self.batch_size, count // self.batch_size
-            generator = torch.Generator().manual_seed(self.seed)
-            self.rings = [torch.randperm(count, generator=generator).tolist()]
-        else:
-            self.size = max(1, self.batch_size // 2)
-            self.chunks = -(-count // self.size)
-            self.rings = [ring(count, self.seed, turn) for turn in range(self.mosaics)]
-            self.where = [{i: p for p, i in enumerate(r)} for r in self.rings]
-
-    def manifest(self) -> dict[str, Any]:
-        """All that makes one run's results another's: they go on in one folder only where it is the same."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.model.state_dict().items()):
-            if isinstance(value, Tensor):
-                digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        names = getattr(self.data.dataset, "files", None)
-        return {
-            "definition": self.definition,
-            "steps": self.steps,
-            "mosaics": self.mosaics,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "samples": len(self.data),
-            "files": None
-            if names is None
-            else hashlib.sha256(json.dumps([f.name for f in names]).encode()).hexdigest(),
-            "model": digest.hexdigest(),
-            "dtype": str(self.dtype),
-            "device": self.device.type,
-            "torch": torch.__version__,
-            "quantus": self.quantus,
-        }
-
-    def explain(self, name: str, method: Method) -> Explain:
-        """A method, made once."""
-        if name not in self.made:
-            self.made[name] = explain_by(method, self.model, self.seed)
-        return self.made[name]
-
-    def members(self, chunk: int) -> list[int]:
-        """The samples of a chunk."""
-        return self.rings[0][chunk * self.size : (chunk + 1) * self.size]
-
-    def stack(self, indices: Sequence[int]) -> Tensor:
-        """Samples [n, C, H, W] where the model is."""
-        xs = [self.sample(i).x for i in indices]
-        if other := next((i for i, x in zip(indices, xs, strict=True) if x.shape != xs[0].shape), None):
-            raise FxlrpError(
-                f"Sample {other} has shape {list(self.sample(other).x.shape)} and sample {indices[0]} "
-                f"{list(xs[0].shape)}; mosaics need pictures of one size."
-            )
-        return torch.stack(xs).to(self.device, self.dtype)
-
-    def trial(self, chunk: int) -> Trial:
-        """What a chunk's samples go through, before any method."""
-        ids = self.members(chunk)
-        if self.definition == PUBLISHED:
-            labels = [self.sample(i).label for i in ids]
-            if None in labels:
-                raise FxlrpError(
-                    f"Definition {PUBLISHED} scores mosaics by labels, and sample {ids[labels.index(None)]} has none."
-                )
-            generator = torch.Generator().manual_seed(self.seed + 1 + chunk)
-            return published_trial(
-                self.model, self.stack(ids), torch.tensor(labels), ids=ids, steps=self.steps, generator=generator
-            )
-        rows = list(ids)
-        beside = torch.empty(self.mosaics, len(ids), 3, dtype=torch.long)
-        places = torch.empty(self.mosaics, len(ids), dtype=torch.long)
-        for turn, (order, where) in enumerate(zip(self.rings, self.where, strict=True)):
-            for j, i in enumerate(ids):
-                near = [order[(where[i] + step) % len(order)] for step in (1, 2, 3)]
-                rows += [r for r in near if r not in rows]
-                beside[turn, j] = torch.tensor([rows.index(r) for r in near])
-                places[turn, j] = hashlib.sha256(f"place:{self.seed}:{turn}:{i}".encode()).digest()[0] % 4
-        return fixed_trial(
-            self.model,
-            self.stack(rows),
-            beside,
-            ids=ids,
-            places=places,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            mask_of=lambda row, predicted, cls: self.sample(rows[row]).shown(cls, predicted),
-        )
-
-    def example(self, named: Mapping[str, Method], method: str, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Samples and a method's relevance of them, for pictures: two of [m, C, H, W]."""
-        x = self.stack(samples)
-        target = predict(self.model, x, self.batch_size).argmax(1)
-        shown = [self.sample(i).shown(t, t) for i, t in zip(samples, target.tolist(), strict=True)]
-        truth = None if any(s is None for s in shown) else torch.stack([s for s in shown if s is not None])[:, None]
-        views = Views(x, target, [f"{i}:x" for i in samples], None if truth is None else truth.to(x))
-        found = run(self.explain(method, named[method]), views, self.batch_size)
-        return x, found
-
-
 def _fill(
-    store: Store, plan: _Plan, named: Mapping[str, Method], chunks: Sequence[int], progress: Progress | None
+    store: Store, plan: Plan, named: Mapping[str, Method], chunks: Sequence[int], progress: Progress | None
 ) -> None:
     """Compute the pieces of these chunks that are not in the store."""
     failed: dict[str, str] = {}
@@ -273,7 +146,7 @@ def _fill(
                 views = views or trial.views()
                 try:
                     explain = plan.explain(name, named[name])
-                    rows = _rows(plan, trial, run(explain, views, plan.batch_size), explain)
+                    rows = _rows(plan, trial, run(explain, views, plan.batch_size), name, named[name])
                 except torch.OutOfMemoryError as error:
                     raise FxlrpError(f"There is no memory left for {name}; give a smaller batch_size.") from error
                 except Exception as error:  # whatever a method raises is its own result
@@ -287,26 +160,27 @@ def _fill(
                 progress(done, every)
 
 
-def _rows(plan: _Plan, trial: Trial, relevance: Tensor, explain: Explain) -> list[dict[str, Any]]:
+def _rows(plan: Plan, trial: Trial, relevance: Tensor, name: str, method: Method) -> list[dict[str, Any]]:
     """A row for each sample of a trial: every measure of one method."""
     n = len(trial.ids)
     heat = relevance[:n].sum(1)
-    columns: dict[str, list] = {name: value.tolist() for name, value in score(trial, relevance).items()}
+    columns: dict[str, list] = {key: value.tolist() for key, value in score(trial, relevance).items()}
     columns |= curves(plan.model, trial.x, trial.target, heat, steps=plan.steps, batch_size=plan.batch_size)
     if plan.quantus is not None:
-        columns |= quantus_measures.measure(plan.model, trial, heat, explain, plan.seed)
+        explain, elsewhere = plan.explain(name, method), functools.partial(plan.explain, name, method)
+        columns |= quantus_measures.measure(plan.model, trial, heat, explain, elsewhere, plan.seed, plan.batch_size)
     rows = []
     for j, i in enumerate(trial.ids):
         sample, predicted = plan.sample(i), int(trial.target[j])
         mask = sample.shown(predicted, predicted)
         row: dict[str, Any] = {"sample": i, "label": sample.label, "predicted": predicted}
-        row |= {name: values[j] for name, values in columns.items()}
+        row |= {key: values[j] for key, values in columns.items()}
         row |= {} if mask is None else localisation(heat[j], mask.to(heat.device))
         rows.append(row)
     return rows
 
 
-def _gather(store: Store, plan: _Plan, methods: Sequence[str], manifest: dict[str, Any], notes: list[str]) -> Report:
+def _gather(store: Store, plan: Plan, methods: Sequence[str], manifest: dict[str, Any], notes: list[str]) -> Report:
     rows, errors = [], {}
     for method in methods:
         pieces = [store.kept[k, method] for k in range(plan.chunks)]

@@ -6,35 +6,41 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fxlrp.attribution import Attribution
-
-if TYPE_CHECKING:
-    from fxlrp.gae.report import Estimate, Examples, Report
+from fxlrp.gae.report import MEASURES, Estimate, Examples, Report
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #667; --line: #d8dbe0; --bar: #3b6fb6; --other: #c4572e }
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #667; --line: #d8dbe0; --bar: #8fb3e0; --up: #3b6fb6;
+  --down: #c4572e }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e8eaed; --soft: #9aa4b0; --line: #3a4048; --bar: #7aa7e6; --other: #ef9470 }
+  :root { --ink: #e8eaed; --soft: #9aa4b0; --line: #3a4048; --bar: #3d618f; --up: #7aa7e6; --down: #ef9470 }
 }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: var(--ink) }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-.wide { overflow-x: auto } td, th { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right }
-td:first-child, th:first-child { text-align: left } .soft { color: var(--soft) }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: var(--ink) }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; white-space: nowrap }
+.wide { overflow-x: auto } td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
+td:first-child, th:first-child { text-align: left } .soft { color: var(--soft) } td .soft { font-size: 11px }
+.pairs td + td { text-align: center; padding: .1rem .4rem } .pairs th { vertical-align: bottom }
+.pairs th + th { writing-mode: vertical-rl; padding: .4rem .1rem; text-align: left }
+.up { color: var(--up) } .down { color: var(--down) }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .soft { fill: var(--soft) }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 0 2rem }
+.charts svg { width: 100% } h2 { margin-bottom: .3rem }
 .panels, .shots { display: flex; flex-wrap: wrap; gap: .8rem } figure { margin: 0; font-size: 12px }
-figure img { display: block; width: 190px; image-rendering: pixelated } summary { cursor: pointer }
+figure img { display: block; width: 190px; image-rendering: pixelated }
 """
-SAID = {
-    "gae": "GAE, local consistency times contrastiveness",
-    "lc": "Local consistency",
-    "contrastiveness": "Contrastiveness",
-    "abpc": "ABPC, area between the LeRF and MoRF curves",
-    "pointing": "Pointing game",
-    "relevance_mass": "Relevance inside the mask",
+SAID = {  # and whether more of it is better
+    "gae": ("GAE, local consistency × contrastiveness", True),
+    "lc": ("Local consistency", True),
+    "contrastiveness": ("Contrastiveness", True),
+    "abpc": ("ABPC, between the LeRF and MoRF curves", True),
+    "pointing": ("Pointing game", True),
+    "relevance_mass": ("Relevance inside the mask", True),
+    "max_sensitivity": ("Max-sensitivity to noise", False),
+    "randomization": ("Correlation with the map of random weights", False),
 }
 
 
@@ -46,13 +52,17 @@ def page(report: Report, examples: Examples | None = None) -> str:
     body = ["<h1>Evaluation of explanations</h1>", f"<p class=soft>{escape(how)}</p>"]
     body += [f"<p>{escape(note)}</p>" for note in report.notes]
     body += [f"<p><b>{escape(m)}</b> was not evaluated: {escape(e)}</p>" for m, e in report.errors.items()]
-    body += ["<p>Bars are means, whiskers their 95 % bootstrap intervals.</p>"]
-    body += [f"<h2>{SAID[k]}</h2>{_bars({m: means[k][m] for m in ranked})}" for k in SAID if k in means]
-    body += ["<h2>All measures</h2>", _table(report, means, ranked)]
-    body += ["<h2>Masking curves</h2><p>The class's probability as patches are masked, most relevant first (low is "
-             "good) and least relevant first (high is good).</p><div class=panels>"]  # fmt: skip
-    body += [_panel(m, report.curve(m, "morf"), report.curve(m, "lerf")) for m in ranked]
-    body += ["</div><h2>Differences in GAE on the same samples</h2>", _differences(report)]
+    body += ["<p>Bars are means, whiskers their 95 % bootstrap intervals; methods stand in the order of their GAE.</p>"]
+    body += ["<div class=charts>"]
+    for k in (k for k in SAID if k in means):
+        said = f"{SAID[k][0]} <span class=soft>{'' if SAID[k][1] else '(low is good)'}</span>"
+        body += [f"<div><h2>{said}</h2>{_bars({m: means[k][m] for m in ranked})}</div>"]
+    body += ["</div><h2>All measures</h2>", _table(means, ranked)]
+    body += ["<h2>Masking curves</h2><p>The class's probability, 0 to 1, as 0 to 100 % of the patches are masked: "
+             "<span class=down>most relevant first</span> (low is good) and <span class=up>least relevant first</span> "
+             "(high is good); between them lies ABPC.</p><div class=panels>"]  # fmt: skip
+    body += [_panel(m, report.curve(m, "morf"), report.curve(m, "lerf"), means["abpc"][m].mean) for m in ranked]
+    body += ["</div><h2>Differences in GAE on the same samples</h2>", _differences(report, ranked)]
     if examples is not None:
         body += ["<h2>Best and worst samples by GAE</h2>"]
         body += [_shots(report, m, examples) for m in ranked]
@@ -66,28 +76,29 @@ def _bars(means: dict[str, Estimate]) -> str:
     """Horizontal bars with whiskers, on an axis that has 0 in it."""
     low = min(0.0, *(e.low for e in means.values()))
     high = max(1e-6, *(e.high for e in means.values()))
-    left, wide, row = 190, 620, 24
+    left, wide, row = 150, 340, 20
 
     def at(v: float) -> float:
         return left + wide * (v - low) / (high - low)
 
     out = []
     for i, (name, e) in enumerate(means.items()):
-        y = i * row + 4
+        y = i * row + 10
         a, b = sorted((at(0), at(e.mean)))
+        ends = "".join(f"M{at(v):.1f} {y - 4}v8" for v in (e.low, e.high))
         out.append(
-            f"<text x={left - 8} y={y + 13} text-anchor=end>{escape(name)}</text>"
-            f"<rect x={a:.1f} y={y} width={max(b - a, 0.5):.1f} height={row - 8} rx=2 fill='var(--bar)'/>"
-            f"<path d='M{at(e.low):.1f} {y + 8}H{at(e.high):.1f}' stroke='var(--ink)' stroke-width=1.5 />"
-            f"<text x={max(at(e.high), b) + 8:.1f} y={y + 13} class=soft>{e.mean:.3f}</text>"
-            f"<title>{escape(name)} {e}</title>"
+            f"<g><title>{escape(name)} {e}, {e.n} samples</title>"
+            f"<text x={left - 8} y={y + 4} text-anchor=end>{escape(name)}</text>"
+            f"<rect x={a:.1f} y={y - 7} width={max(b - a, 0.5):.1f} height=14 rx=2 fill='var(--bar)'/>"
+            f"<path d='M{at(e.low):.1f} {y}H{at(e.high):.1f}{ends}' stroke='var(--ink)'/>"
+            f"<text x={max(at(e.high), b) + 8:.1f} y={y + 4} class=soft>{e.mean:.3f}</text></g>"
         )
     height = len(means) * row + 4
     zero = f"<path d='M{at(0):.1f} 0V{height}' stroke='var(--line)'/>"
-    return f"<svg width={left + wide + 70} height={height} style='max-width:100%'>{zero}{''.join(out)}</svg>"
+    return f"<svg viewBox='0 0 {left + wide + 60} {height}'>{zero}{''.join(out)}</svg>"
 
 
-def _panel(name: str, morf: np.ndarray, lerf: np.ndarray) -> str:
+def _panel(name: str, morf: np.ndarray, lerf: np.ndarray, abpc: float) -> str:
     """Both curves of a method, the area between them shaded."""
     w, h = 190, 110
 
@@ -97,30 +108,42 @@ def _panel(name: str, morf: np.ndarray, lerf: np.ndarray) -> str:
     down, up = points(list(morf)), points(list(lerf))
     lines = "".join(
         f"<polyline points='{' '.join(p)}' fill=none stroke='var(--{colour})' stroke-width=2 />"
-        for p, colour in ((down, "other"), (up, "bar"))
+        for p, colour in ((down, "down"), (up, "up"))
     )
     return (
-        f"<figure><svg width={w} height={h} style='border:1px solid var(--line);overflow:visible'>"
-        f"<polygon points='{' '.join(down + up[::-1])}' fill='var(--bar)' opacity=.12 />{lines}</svg>"
-        f"<figcaption>{escape(name)}<br><span style='color:var(--other)'>most first</span> "
-        "<span style='color:var(--bar)'>least first</span></figcaption></figure>"
+        f"<figure><svg width={w} height={h} style='border:1px solid var(--line)'>"
+        f"<polygon points='{' '.join(down + up[::-1])}' fill='var(--bar)' opacity=.25 />{lines}</svg>"
+        f"<figcaption>{escape(name)} <span class=soft>{abpc:.3f}</span></figcaption></figure>"
     )
 
 
-def _table(report: Report, means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> str:
-    head = "".join(f"<th>{measure}" for measure in ["method", *means])
-    rows = "".join(f"<tr><td>{escape(m)}" + "".join(f"<td>{means[k][m]}" for k in means) for m in ranked)
-    return f"<div class=wide><table><tr>{head}{rows}</table></div>"
+def _table(means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> str:
+    head = "".join(f"<th title='{measure}'>{MEASURES[measure]}" for measure in means)
+
+    def cell(e: Estimate) -> str:
+        return f"<td title='{e}, {e.n} samples'>{e.mean:.3f} <span class=soft>±{(e.high - e.low) / 2:.3f}</span>"
+
+    rows = "".join(f"<tr><td>{escape(m)}" + "".join(cell(means[k][m]) for k in means) for m in ranked)
+    return f"<div class=wide><table><tr><th>method{head}{rows}</table></div>"
 
 
-def _differences(report: Report) -> str:
-    rows = []
-    for (a, b), e in report.differences().items():
-        sure = "<b>" if e.low > 0 or e.high < 0 else ""
-        rows.append(f"<tr><td>{escape(a)} − {escape(b)}<td>{sure}{e}")
+def _differences(report: Report, ranked: Sequence[str]) -> str:
+    """Each method against each, in the order of their means."""
+    found = report.differences()
+
+    def cell(a: str, b: str) -> str:
+        if a == b:
+            return "<td>"
+        e, sign = (found[a, b], 1) if (a, b) in found else (found[b, a], -1)
+        low, mean, high = sorted((sign * e.low, sign * e.mean, sign * e.high))
+        mark = "<span class=up>▲</span>" if low > 0 else "<span class=down>▼</span>" if high < 0 else "·"
+        return f"<td title='{escape(a)} − {escape(b)}: {mean:.3f} [{low:.3f}, {high:.3f}]'>{mark}"
+
+    head = "".join(f"<th>{escape(b)}" for b in ranked)
+    rows = "".join(f"<tr><td>{escape(a)}{''.join(cell(a, b) for b in ranked)}" for a in ranked)
     return (
-        "<details><summary>All pairs; bold where the interval leaves out 0</summary>"
-        f"<table><tr><th>pair<th>difference{''.join(rows)}</table></details>"
+        "<p>▲ the row is above the column and the interval of the difference leaves out 0, ▼ below, · neither.</p>"
+        f"<div class=wide><table class=pairs><tr><th>{head}{rows}</table></div>"
     )
 
 

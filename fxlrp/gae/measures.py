@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from fxlrp.gae.metric import predict
+from fxlrp.gae.masking import predict
 
 
 def curves(

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
-from fxlrp.gae.metric import Explain, Views, logits_of
+from fxlrp.gae.definitions import FIXED, PUBLISHED
+from fxlrp.gae.masking import logits_of
+from fxlrp.gae.metric import Explain, Views
 from fxlrp.rules.registry import Rulebook, rulebooks
 
 Method = str | Explainer | Rulebook | Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -47,17 +49,21 @@ def _name(method: Method) -> str:
     return str(getattr(method, "name", None) or getattr(method, "__name__", type(method).__name__))
 
 
-def explain_by(method: Method, model: nn.Module, seed: int = 0) -> Explain:
+def explain_by(method: Method, model: nn.Module, seed: int = 0, definition: str = FIXED) -> Explain:
     """A method as a function from views to relevance [m, C or 1, H, W].
+
+    In definition 2024-12, `abslrp-2024-12` by name is what the authors' code computes, the leak of its sums included.
 
     Raises FxlrpError for a baseline that the model or the installation can't have.
     """
     if isinstance(method, str):
+        method = "abslrp-2024-12:leak=1" if (method, definition) == ("abslrp-2024-12", PUBLISHED) else method
         return BASELINES[method](model, seed) if method in BASELINES else _explainer(convert(model, rules=method))
     if isinstance(method, Rulebook):
         return _explainer(convert(model, rules=method))
     if isinstance(method, Explainer):
-        return _explainer(method)
+        same = model is method.model
+        return _explainer(method if same else convert(model, rules=method.rulebook, output=method.output))
     return lambda views: method(model, views.x.clone(), views.target)
 
 

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from fxlrp.errors import FxlrpError
-
-PUBLISHED, FIXED = "2024-12", "fixed"
-DEFINITIONS = (FIXED, PUBLISHED)
-MOST, LEAST = 0, 1  # most and least relevant first
+from fxlrp.gae.definitions import FIXED, PUBLISHED, over
+from fxlrp.gae.masking import LEAST, MOST, predict, stepwise
+from fxlrp.gae.mosaics import cross, fill, halve, quadrant_scores, tile
 
 Explain = Callable[["Views"], Tensor]
 
@@ -82,123 +80,15 @@ class Trial:
         return Views(x, self.target.repeat(len(stages)), keys, truth)
 
 
-def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's class scores [n, K].  Raises FxlrpError if that is not what it returns."""
-    found = model(x)
-    found = getattr(found, "logits", found)
-    if isinstance(found, dict):
-        found = found.get("logits", next(iter(found.values()), None))
-    if isinstance(found, tuple | list):
-        found = found[0]
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise FxlrpError(
-            f"The model returns {shape} where GAE needs class scores [batch, classes]; evaluate a classifier."
-        )
-    return found
-
-
-def predict(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    """Class scores [n, K] of x [n, C, H, W], in batches."""
-    with torch.no_grad():
-        return torch.cat([logits_of(model, part) for part in x.split(batch_size)])
-
-
-def stepwise(model: nn.Module, x: Tensor, target: Tensor, steps: int, definition: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Masking by the model's own |input × gradient|, taken anew at every step, most and least relevant first.
-
-    x [n, C, H, W], target [n] → masked [2, steps − 1, n, C, H, W], outputs [2, steps, n], impact [n, C, H, W].
-    Entries, not pixels, are set to 0.  Fixed: after k steps k/steps of them are masked either way.  2024-12: step k
-    takes k/steps more of all entries most relevant first, but least relevant first takes the masked ones again.
-    """
-    pick = _published_pick if definition == PUBLISHED else _pick
-    shut = torch.zeros(2, *x.shape, dtype=torch.bool, device=x.device)
-    over = len(x) if definition == PUBLISHED else 1  # a mean over the batch, which its 1e-9 sees
-    inputs, outputs, sums = [], [], torch.zeros_like(x).expand(2, *x.shape)
-    for k in range(steps):
-        now = x.detach().masked_fill(shut, 0)
-        rows = now[0] if k == 0 else now.flatten(0, 1)  # the first step is the same for both
-        rows = rows.clone().requires_grad_()
-        with torch.enable_grad():
-            value = logits_of(model, rows).gather(1, target.repeat(len(rows) // len(x))[:, None])[:, 0]
-            gradient = torch.autograd.grad(value.abs().sum() / over, rows)[0]
-        relevance = _share((gradient * rows.detach()).abs(), definition).view(-1, *x.shape).expand(2, *x.shape)
-        sums = sums + relevance
-        inputs.append(now)
-        outputs.append(value.detach().view(-1, len(x)).expand(2, -1))
-        if k < steps - 1:
-            shut = torch.stack([pick(relevance[o], shut[o], k + 1, steps, o == MOST) for o in (MOST, LEAST)])
-    most, least = (_share(s, definition) for s in sums)
-    return torch.stack(inputs[1:], 1), torch.stack(outputs, 1), (least - most).sign()
-
-
-def _pick(relevance: Tensor, shut: Tensor, k: int, steps: int, most: bool) -> Tensor:
-    """k/steps of all entries: those shut already, then the most (least) relevant of the others, ties by place."""
-    flat = relevance.masked_fill(shut, float("inf" if most else "-inf")).flatten(1)
-    chosen = flat.sort(dim=1, descending=most, stable=True).indices[:, : round(k * flat.shape[1] / steps)]
-    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, chosen, True).view_as(shut)
-
-
-def _published_pick(relevance: Tensor, shut: Tensor, k: int, steps: int, most: bool) -> Tensor:
-    flat = relevance.flatten(1)
-    fraction = torch.linspace(1 / steps, 1, steps)[k - 1]  # in float32, as published
-    chosen = flat.topk(int(fraction * flat.shape[1]), 1, largest=most).indices
-    return shut.flatten(1).scatter(1, chosen, True).view_as(shut)
-
-
-def _share(r: Tensor, definition: str) -> Tensor:
-    """r over Σ|r| per sample."""
-    return _over(r, r.abs().flatten(1).sum(1).view(-1, 1, 1, 1), definition)
-
-
-def _over(a: Tensor, b: Tensor, definition: str) -> Tensor:
-    """a / b for b ≥ 0; 2024-12 adds 1e-9 to every denominator, which makes scores depend on the scale of a map."""
-    return a / (b + 1e-9) if definition == PUBLISHED else a / b.clamp(min=torch.finfo(b.dtype).tiny)
-
-
 def dice(a: Tensor, b: Tensor, definition: str = FIXED) -> Tensor:
     """Σ|a − b| / (Σ|a| + Σ|b|) per row, in 0…1: 0 where equal."""
     a, b = a.flatten(1), b.flatten(1)
-    return _over((a - b).abs().sum(1), a.abs().sum(1) + b.abs().sum(1), definition)
+    return over((a - b).abs().sum(1), a.abs().sum(1) + b.abs().sum(1), definition)
 
 
 def overlap(relevance: Tensor, worth: Tensor, definition: str = FIXED) -> Tensor:
     """Σ worth · R / Σ R per row, for R ≥ 0: what a unit of relevance is worth where the map puts it."""
-    return _over((worth * relevance).flatten(1).sum(1), relevance.flatten(1).sum(1), definition)
-
-
-def tile(quarters: Tensor) -> Tensor:
-    """[4, n, C, h, w], top left, top right, bottom left, bottom right → [n, C, 2h, 2w]."""
-    return torch.cat([torch.cat([*quarters[:2]], -1), torch.cat([*quarters[2:]], -1)], -2)
-
-
-def halve(x: Tensor) -> Tensor:
-    """Pictures at half their sides, by nearest neighbours as published."""
-    return interpolate(x, (x.shape[-2] // 2, x.shape[-1] // 2))
-
-
-def quadrant_scores(probability: Tensor, classes: Tensor, own: Tensor) -> Tensor:
-    """2 p_c / p_own − 1 [n, 4]: what relevance in a quadrant is worth, where p [n, K] are the scored picture's own
-    probabilities, c [n, 4] the classes of the quadrants and own [n] that of the scored picture.
-
-    In −1…1 if `own` is the predicted class.
-    """
-    return 2 * probability.gather(1, classes) / probability.gather(1, own[:, None]) - 1
-
-
-def cross(score: Tensor, definition: str) -> Tensor:
-    """The two pixels either side of the mosaic's seams are worth 1, since nobody can say whose they are.
-
-    2024-12 reaches only the square of 2 × 2 in the middle.
-    """
-    h, w = score.shape[-2] // 2, score.shape[-1] // 2
-    score = score.clone()
-    if definition == PUBLISHED:
-        score[..., h - 1 : h + 1, w - 1 : w + 1] = 1
-    else:
-        score[..., h - 1 : h + 1, :] = 1
-        score[..., w - 1 : w + 1] = 1
-    return score
+    return over((worth * relevance).flatten(1).sum(1), relevance.flatten(1).sum(1), definition)
 
 
 def published_trial(
@@ -217,12 +107,21 @@ def published_trial(
     mosaic's scores for their predicted classes.  A group is samples 4i to 4i + 3, though mosaic i consists of samples
     i, n + i, 2n + i and 3n + i, and the labels, not the predictions, name the quadrants: so it was published.
 
-    Raises FxlrpError unless the batch is a multiple of four.
+    Raises FxlrpError unless the batch is a multiple of four, sides are even and labels are classes of the model.
     """
     count, n = len(x), len(x) // 4
     if count % 4 or not n:
         raise FxlrpError(f"Definition {PUBLISHED} scores batches of a multiple of four; this one has {count}.")
+    if x.shape[-2] % 2 or x.shape[-1] % 2:
+        raise FxlrpError(
+            f"Definition {PUBLISHED} halves pictures, and these are {x.shape[-2]} × {x.shape[-1]}; give even sides, or "
+            f"take definition {FIXED!r}."
+        )
     logits = predict(model, x, count)
+    if not ((labels >= 0) & (labels < logits.shape[1])).all():
+        raise FxlrpError(
+            f"Labels are {labels.min()} to {labels.max()}; the model has classes 0 to {logits.shape[1] - 1}."
+        )
     mosaics = tile(halve(x).view(4, n, *halve(x).shape[1:]))
     predicted = logits.argmax(1)
     if positives is None:
@@ -277,7 +176,7 @@ def fixed_trial(
     rows = rows.gather(1, turn)  # … turned to its place
     worth = quadrant_scores(probability.repeat(m, 1), predicted[rows], predicted[:n].repeat(m))
     small = halve(x)
-    mosaics = _fill(tile(small[rows.T]), x)
+    mosaics = fill(tile(small[rows.T]), x)
     flat = worth.T[..., None, None, None].expand(4, m * n, 1, *small.shape[-2:])
     truth = mosaic_truth = None
     if mask_of is not None:
@@ -295,9 +194,9 @@ def fixed_trial(
                 [t if (t := shown(r, known[i % n])) is not None else nothing for i, r in enumerate(column)]
                 for column in rows.T.tolist()
             ]
-            mosaic_truth = _fill(tile(torch.stack([halve(torch.stack(q)[:, None]) for q in quarters])), x)
+            mosaic_truth = fill(tile(torch.stack([halve(torch.stack(q)[:, None]) for q in quarters])), x)
     masked, outputs, impact = stepwise(model, x[:n], predicted[:n], steps, FIXED)
-    score = _fill(cross(tile(flat), FIXED), x)
+    score = fill(cross(tile(flat), FIXED), x)
     return Trial(
         FIXED,
         tuple(ids),
@@ -314,18 +213,12 @@ def fixed_trial(
     )
 
 
-def _fill(mosaic: Tensor, x: Tensor) -> Tensor:
-    """A mosaic as large as the pictures were: of an odd side, the last line is repeated."""
-    bottom, right = x.shape[-2] - mosaic.shape[-2], x.shape[-1] - mosaic.shape[-1]
-    return nn.functional.pad(mosaic, (0, right, 0, bottom), "replicate") if bottom or right else mosaic
-
-
 def positive(relevance: Tensor, definition: str = FIXED) -> Tensor:
     """Relevance [m, C or 1, H, W] in units of its largest value, what is negative left out."""
     r = relevance
     for cut in (False, True):
         r = r.relu() if cut else r
-        r = _over(r, r.abs().flatten(1).amax(1).view(-1, 1, 1, 1), definition)
+        r = over(r, r.abs().flatten(1).amax(1).view(-1, 1, 1, 1), definition)
     return r
 
 

@@ -1,22 +1,30 @@
 """Measures from Quantus (Hedström et al. 2023, 2202.06861), where it is installed.
 
 Sparseness: the Gini index of |R| over pixels (Chalasani et al. 2020, 1810.06583).  Max-sensitivity: the largest
-relative change of a map when uniform noise of up to 0.2 is added to the input, 10 times (Yeh et al. 2019, 1901.09392).
+relative change of a map when uniform noise of up to 0.2 is added to the input, 5 times (Yeh et al. 2019, 1901.09392).
+Randomization: Spearman's correlation of |R| with that of the model once all its layers are drawn anew, the end of the
+cascade from the top (Adebayo et al. 2018, 1810.03292): 0 for a map that depends on what was learned, 1 for one that
+does not.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxlrp.gae.methods import run
 from fxlrp.gae.metric import Explain, Trial, Views
 
-MEASURES = ("sparseness", "max_sensitivity")
-DRAWS = 10
+MEASURES = ("sparseness", "max_sensitivity", "randomization")
+DRAWS, RADIUS = 5, 0.2
 
 
 def version() -> str | None:
@@ -29,38 +37,68 @@ def version() -> str | None:
     return str(quantus.__version__)
 
 
-def measure(model: nn.Module, trial: Trial, heat: Tensor, explain: Explain, seed: int) -> dict[str, list[float]]:
-    """Both measures per sample, for maps heat [n, H, W] of a trial's samples; noise derives from seed and sample."""
+def measure(
+    model: nn.Module,
+    trial: Trial,
+    heat: Tensor,
+    explain: Explain,
+    elsewhere: Callable[[nn.Module], Explain],
+    seed: int,
+    batch_size: int,
+) -> dict[str, list[float | None]]:
+    """All measures per sample, None where one has no value, for maps heat [n, H, W] of a trial's samples.
+
+    elsewhere(model) is the method on a model of other weights.  Noise derives from seed and sample, the weights drawn
+    from seed.
+    """
     import quantus
 
-    sparseness = quantus.Sparseness(disable_warnings=True, display_progressbar=False)
-    sensitivity = quantus.MaxSensitivity(nr_samples=DRAWS, disable_warnings=True, display_progressbar=False)
-    found: dict[str, list[float]] = {name: [] for name in MEASURES}
-    for j, i in enumerate(trial.ids):
-        truth = None if trial.truth is None else trial.truth[j : j + 1]
-        draws = iter(range(10 * DRAWS))
+    def ask(how: Explain, inputs: Any, said: str) -> Any:
+        x = torch.as_tensor(np.asarray(inputs)).to(trial.x).view_as(trial.x)
+        views = Views(x, trial.target, [f"{i}:{said}" for i in trial.ids], trial.truth)
+        return run(how, views, batch_size).sum(1, keepdim=True).cpu().numpy()
 
-        def again(
-            model: Any, inputs: Any, targets: Any, i: int = i, truth: Any = truth, draws: Any = draws, **_: Any
-        ) -> Any:
-            x = torch.as_tensor(np.asarray(inputs)).to(trial.x).view(-1, *trial.x.shape[1:])
-            views = Views(x, torch.as_tensor(np.asarray(targets)).to(trial.target), [f"{i}:noise{next(draws)}"], truth)
-            with torch.enable_grad():
-                r = explain(views).detach()
-            return (r if r.ndim == 3 else r.sum(1))[:, None].cpu().numpy()
+    draws, calls = itertools.count(), itertools.count()
 
-        given = {
-            "model": model,
-            "x_batch": trial.x[j : j + 1].cpu().numpy(),
-            "y_batch": trial.target[j : j + 1].cpu().numpy(),
-            "a_batch": heat[j : j + 1, None].cpu().numpy(),
-            "device": str(trial.x.device),
-        }
-        state = np.random.get_state()  # noqa: NPY002  Quantus draws from NumPy's global generator
-        np.random.seed((seed * 1_000_003 + i) % 2**32)  # noqa: NPY002
-        try:
-            found["sparseness"].append(float(sparseness(**given)[0]))
-            found["max_sensitivity"].append(float(sensitivity(**given, explain_func=again)[0]))
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
-    return found
+    def noisy(arr: Any, **_: Any) -> Any:
+        draw = next(draws)
+        rngs = [np.random.default_rng([seed, i, draw]) for i in trial.ids]
+        return arr + np.stack([rng.uniform(-RADIUS, RADIUS, arr.shape[1]) for rng in rngs]).astype(arr.dtype)
+
+    def metric(kind: Any, answer: Callable[[nn.Module, Any], Any], **options: Any) -> list[float]:
+        """A Quantus metric that takes all its maps from answer(model, x): its own way refuses whole batches of maps
+        that are all negative, or all alike."""
+
+        class Asking(kind):
+            def explain_batch(self, net: Any, x_batch: Any, y_batch: Any) -> Any:
+                return answer(net.get_model() if hasattr(net, "get_model") else net, x_batch)
+
+            def generate_a_batches(self, a_full_dataset: Any) -> Any:
+                yield answer(model, x)
+
+        options |= {"disable_warnings": True, "display_progressbar": False, "normalise": False}
+        how = {"explain_func": lambda **_: None, "device": str(trial.x.device), "batch_size": len(x)}
+        return Asking(**options)(model=model, x_batch=x, y_batch=trial.target.cpu().numpy(), **how)
+
+    def under_noise(_: nn.Module, inputs: Any) -> Any:
+        call = next(calls)
+        return maps if call == 0 else ask(explain, inputs, f"noise{call - 1}")
+
+    def of_weights(net: nn.Module, inputs: Any) -> Any:
+        return np.abs(maps if net is model else ask(elsewhere(net), inputs, "randomized"))
+
+    def correlation(a: Any, b: Any, **_: Any) -> Any:
+        rank = quantus.similarity_func.correlation_spearman
+        return np.array([rank(p, q) if np.ptp(p) and np.ptp(q) else math.nan for p, q in zip(a, b, strict=True)])
+
+    x, maps = trial.x.cpu().numpy(), heat[:, None].cpu().numpy()
+    units = np.abs(maps) / np.abs(maps).max((1, 2, 3), keepdims=True).clip(1e-30)  # Quantus divides by the batch's
+    found = dict.fromkeys(MEASURES, [math.nan] * len(x))
+    with torch.random.fork_rng(), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # about maps of zeros, which have no value
+        found["sparseness"] = metric(quantus.Sparseness, lambda *_: units)
+        found["max_sensitivity"] = metric(quantus.MaxSensitivity, under_noise, nr_samples=DRAWS, perturb_func=noisy)
+        if any(hasattr(module, "reset_parameters") for module in model.modules()):  # which is how Quantus draws them
+            drawn = {"layer_order": "top_down", "seed": seed, "skip_layers": True, "return_last_correlation": True}
+            found["randomization"] = metric(quantus.MPRT, of_weights, similarity_func=correlation, **drawn)
+    return {m: [float(v) if math.isfinite(v) else None for v in found[m]] for m in MEASURES}

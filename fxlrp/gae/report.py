@@ -29,7 +29,13 @@ MEASURES = {  # with their headings in a table
     "rank_accuracy": "rank",
     "sparseness": "sparse",
     "max_sensitivity": "sensitive",
+    "randomization": "randomized",
 }
+BLOCKS = (
+    ("gae", "lc", "contrastiveness", "robustness", "faithfulness"),
+    ("abpc", "morf_auc", "lerf_auc", "pointing", "relevance_mass", "rank_accuracy"),
+    ("sparseness", "max_sensitivity", "randomization"),
+)
 Examples = Callable[[str, Sequence[int]], tuple[Tensor, Tensor]]
 RESAMPLES = 2000
 
@@ -95,23 +101,33 @@ class Report:
         return np.array([row[order] for row in self.rows if row["method"] == method]).mean(0)
 
     def extremes(self, method: str, count: int = 5) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """A method's rows of highest and of lowest GAE, the best and the worst first."""
-        ranked = sorted((r for r in self.rows if r["method"] == method), key=lambda r: (-r["gae"], r["sample"]))
+        """A method's rows of highest and of lowest GAE, the best and the worst first; those of equal GAE by what local
+        consistency is before it is cut off at 0."""
+        mine = [r for r in self.rows if r["method"] == method]
+        ranked = sorted(mine, key=lambda r: (-r["gae"], -r["robustness"] - r["faithfulness"], r["sample"]))
         return ranked[:count], ranked[::-1][:count]
 
     def table(self) -> Any:
-        """Means as a rich table, the highest GAE first; ± is half its interval's width."""
+        """Means as rich tables that fit 80 columns, the highest GAE first; ± is half its interval's width."""
+        from rich.console import Group
         from rich.table import Table
 
-        table = Table("method", box=None)
-        for measure in self.measures:
-            table.add_column(MEASURES[measure], justify="right")
         means = {measure: self.means(measure) for measure in self.measures}
-        for method in sorted(self.methods, key=lambda m: -means["gae"][m].mean):
-            found = [means[measure][method] for measure in self.measures]
-            spread = f" ±{(found[0].high - found[0].low) / 2:.3f}"
-            table.add_row(method, f"{found[0].mean:.3f}{spread}", *(f"{e.mean:.3f}" for e in found[1:]))
-        return table
+        ranked = sorted(self.methods, key=lambda m: -means["gae"][m].mean)
+        tables: list[Any] = []
+        for block in BLOCKS:
+            shown = [m for m in block if m in means]
+            table = Table("method", box=None)
+            for measure in shown:
+                table.add_column(MEASURES[measure], justify="right", no_wrap=True)
+            for method in ranked:
+                cells = [f"{means[measure][method].mean:.3f}" for measure in shown]
+                if shown[:1] == ["gae"]:
+                    e = means["gae"][method]
+                    cells[0] += f" ±{(e.high - e.low) / 2:.3f}"
+                table.add_row(method, *cells)
+            tables += [table, ""] if shown else []
+        return Group(*tables)
 
     def markdown(self, measures: Sequence[str] | None = None) -> str:
         """The same as Markdown."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.patterns.emit import emit
+from fxlrp.patterns.emit import cut_out, emit
 from fxlrp.rules.propagate import is_pointwise
 
 aten = torch.ops.aten
@@ -67,12 +67,7 @@ def _cone(top: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, list[fx.Nod
 
 
 def _fuse(top: fx.Node, x: fx.Node, inside: list[fx.Node]) -> fx.Node:
-    constants = list(dict.fromkeys(n for m in inside for n in m.all_input_nodes if n is not x and n not in inside))
-    body = fx.Graph()
-    copies = {n: body.placeholder(f"t{i}") for i, n in enumerate([x, *constants])}
-    for node in inside:
-        copies[node] = body.node_copy(node, copies.__getitem__)
-    body.output(copies[top])
+    body, constants = cut_out(top, inside, x)
     kind = Gate if _is_gate(top, x) else Elementwise
     with top.graph.inserting_before(top):
         fused = emit(top.graph, top, kind(body), x, *constants)

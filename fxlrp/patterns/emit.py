@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -29,3 +29,18 @@ def replace(node: fx.Node, write: Callable[..., fx.Node]) -> fx.Node:
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
     return new
+
+
+def cut_out(
+    top: fx.Node, inside: Sequence[fx.Node], *inputs: fx.Node, instead: Mapping[Any, Callable] | None = None
+) -> tuple[fx.Graph, list[fx.Node]]:
+    """What computes `top` from `inputs` by way of the nodes `inside`, in order, as a graph of its own, and what else it
+    takes, after these.  instead: ops to write in the place of others."""
+    given = list(dict.fromkeys(n for m in inside for n in m.all_input_nodes if n not in inputs and n not in inside))
+    body = fx.Graph()
+    copies = {n: body.placeholder(f"t{i}") for i, n in enumerate([*inputs, *given])}
+    for node in inside:
+        copies[node] = body.node_copy(node, copies.__getitem__)
+        copies[node].target = (instead or {}).get(node.target, node.target)
+    body.output(copies[top])
+    return body, given

@@ -2,7 +2,7 @@
 
 from fxlrp.rules import classic, gradients, hybrid, transformers
 from fxlrp.rules.abslrp import ABSLRP
-from fxlrp.rules.published import APRIL, DECEMBER
+from fxlrp.rules.published import APRIL, abslrp_2024_12
 from fxlrp.rules.registry import (
     ABSOLUTE,
     STRUCTURAL,
@@ -20,11 +20,11 @@ __all__ = [
     "ABSLRP",
     "ABSOLUTE",
     "APRIL",
-    "DECEMBER",
     "STRUCTURAL",
     "Derivative",
     "Rule",
     "Rulebook",
+    "abslrp_2024_12",
     "classic",
     "gradients",
     "hybrid",

@@ -5,6 +5,7 @@ What their modules do on the side, at reshapes, dropouts and class-token picks, 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from fxlrp.patterns.attention import expand_attention
 from fxlrp.patterns.batch_norm import split_batch_norm
 from fxlrp.patterns.dropout import skip_position_dropout
 from fxlrp.patterns.projections import split_projections
+from fxlrp.patterns.residual import Residual, join_branches
 from fxlrp.rules import elementwise
 from fxlrp.rules.abslrp import ABSLRP
 from fxlrp.rules.generic import by_definition, vjp
 from fxlrp.rules.propagate import UNIT, over_abs
-from fxlrp.rules.registry import ABSOLUTE, Rule, publish, table
+from fxlrp.rules.registry import ABSOLUTE, Rule, Rulebook, publish, table
 
 aten = torch.ops.aten
 
@@ -51,7 +53,8 @@ def _layer_norm(
     dims = list(range(-len(shape), 0))
     variance, mean = torch.var_mean(x.detach(), dims, correction=0, keepdim=True)
     u = (x - mean) / (variance + eps).sqrt()
-    return u if w is None else u * w
+    u = u if w is None else u * w
+    return u if b is None else u + b
 
 
 def _layer_norm_abs(x: Tensor, shape: list[int], w: Tensor | None = None, *rest: Any) -> Tensor:
@@ -79,20 +82,30 @@ def max_pool_december(g: Tensor, z: Tensor, x: Tensor, kernel: list[int], stride
     return vjp(pool, [x], s)[0] + x.sign() * vjp(pool, [x.abs()], s)[0]
 
 
-DECEMBER = publish(
-    ABSLRP.extend(
+def residual_december(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *given: Any, op: Any) -> tuple[Tensor, Tensor]:
+    """A sum x + y whose share for y leaks: x = f(y) hangs together with y in autograd, so y also gets, through the
+    ordinary Jacobian of f, what is meant for x."""
+    s = over_abs(g, z)
+    own = (1 + x.sign()) * s
+    return own, (1 + y.sign()) * s + vjp(lambda t: op.body(t, *given), [y], own)[0]
+
+
+@publish
+def abslrp_2024_12(leak: float = 0) -> Rulebook:
+    """absLRP as in the authors' code of December 2024: every input of every rule normalised to Σ|R| = 1; leak=1: to the
+    letter, what their residual sums leak into the shortcut included"""
+    join = partial(join_branches, instead={aten.layer_norm.default: _layer_norm, aten.softmax.int: _softmax})
+    return ABSLRP.extend(
         table(
             # their dropouts, flattens, class-token picks and identities have the default rule
             (ABSOLUTE, aten.gelu.default, aten.dropout, aten.flatten, aten.select, aten.alias),
             (by_definition(_layer_norm, _layer_norm_abs), aten.layer_norm.default),
             (by_definition(_softmax, _softmax_abs), aten.softmax.int),
             (max_pool_december, aten.max_pool2d.default),
+            (Rule(residual_december, shares=(0, 1)), None, Residual),
         ),
-        name="abslrp-2024-12",
-        doc="absLRP as in the authors' code of December 2024: every input of every rule normalised to Σ|R| = 1",
         normalise=UNIT,
-        passes=(expand_attention, skip_position_dropout),
+        passes=(expand_attention, skip_position_dropout, *([join] if leak else [])),
         seed="relevance",
         contrast="apart",
     )
-)

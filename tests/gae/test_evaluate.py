@@ -44,7 +44,7 @@ def assert_close(a: Report, b: Report, tolerance: float) -> None:
     for one, other in zip(rows(a), rows(b), strict=True):
         assert one.keys() == other.keys()
         for key, value in one.items():
-            assert other[key] == (value if isinstance(value, str) else pytest.approx(value, abs=tolerance)), key
+            assert other[key] == (value if isinstance(value, str | None) else pytest.approx(value, abs=tolerance)), key
 
 
 METHODS = ["random", "input-x-gradient", "smoothgrad", "abslrp"]
@@ -192,6 +192,25 @@ def test_published_definition_runs(model: nn.Module) -> None:
     assert len(report.rows) == 2 * 2  # two whole batches, one of four in each
 
 
+def test_published_definition_takes_the_published_method_with_its_leak() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.inner = tiny(), nn.Conv2d(3, 3, 3, padding=1).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x + self.inner(x).relu())
+
+    torch.manual_seed(0)
+    model = Residual().eval()
+    kept = fxlrp.convert(model, rules="abslrp-2024-12")
+    methods = {"name": "abslrp-2024-12", "leak": "abslrp-2024-12:leak=1", "kept": kept}
+    report = evaluate(model, methods, pictures(8), definition="2024-12", batch_size=8, steps=3, quantus=False)
+    name, leak, without = report.values("faithfulness")
+    assert name.tolist() == leak.tolist()
+    assert abs(name - without).min() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["cnn", "vit"])
 def test_truth_beats_random_which_scores_nothing(name: str) -> None:
     pytest.importorskip("timm")
@@ -246,6 +265,7 @@ def test_the_command(tmp_path: Path) -> None:
     options = ("--masks", EXAMPLES / "masks", "--steps", 2, "--device", "cpu", "-o", tmp_path / "out")
     said = command(EXAMPLES / "model.pt", EXAMPLES / "pictures", "--methods", "abslrp,random", *options)
     assert "pointing" in said
+    assert "…" not in said  # cut off for want of columns
     table = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
     assert len(table) == 2 * 6
     assert {"method", "sample", "name", "gae", "lc", "morf", "abpc", "rank_accuracy"} <= table[0].keys()
@@ -266,15 +286,67 @@ def test_the_command_takes_a_factory_and_says_what_is_wrong(tmp_path: Path) -> N
     assert "There is no folder nowhere" in command(EXAMPLES / "model.pt", "nowhere", code=2)
     masks = ("--masks", tmp_path)
     assert "There is no mask for" in command(EXAMPLES / "model.pt", EXAMPLES / "pictures", *masks, code=2)
+    assert "has its own" in command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:data", *masks, code=2)
 
 
-def test_quantus_measures_or_a_note(model: nn.Module) -> None:
-    """Where Quantus is installed, its measures are the same in batches of any size."""
-    a, b = (evaluate(model, ["input-x-gradient", "random"], pictures(4), steps=2, batch_size=size) for size in (2, 8))
-    if a.notes:
-        assert "Quantus is not installed" in a.notes[0]
-        assert "sparseness" not in a.measures
-    else:
-        assert 0 < a.means("sparseness")["input-x-gradient"].mean < 1
-        assert a.means("max_sensitivity")["random"].mean > a.means("max_sensitivity")["input-x-gradient"].mean > 0
-        assert_close(a, b, 1e-6)
+def test_quantus_measures(model: nn.Module) -> None:
+    pytest.importorskip("quantus", reason="Quantus is not installed (extra `eval`)")
+
+    def picture(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return x
+
+    def negative(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return -x.abs()
+
+    def nothing(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return 0 * x
+
+    epsilon = fxlrp.convert(model, rules="epsilon")
+    methods = ["input-x-gradient", "random", "abslrp", epsilon, picture, negative, nothing]
+    a, b = (evaluate(model, methods, pictures(4), steps=2, batch_size=size) for size in (2, 8))
+    assert_close(a, b, 1e-6)
+    assert a.settings["quantus"]
+    assert not a.errors
+    assert {row["max_sensitivity"] for row in a.rows if row["method"] == "nothing"} == {None}
+    assert 0 < a.means("sparseness")["input-x-gradient"].mean < 1
+    sensitive, randomized = a.means("max_sensitivity"), a.means("randomization")
+    assert sensitive["random"].mean > sensitive["input-x-gradient"].mean > sensitive["picture"].mean > 0
+    assert randomized["picture"].mean == pytest.approx(1)  # it is the same whatever the weights
+    assert abs(randomized["random"].mean) < 0.1
+    assert all(randomized[m].mean < 0.9 for m in ("input-x-gradient", "abslrp", "epsilon"))
+
+
+def test_randomization_needs_layers_that_can_be_drawn_anew() -> None:
+    pytest.importorskip("quantus", reason="Quantus is not installed (extra `eval`)")
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(768, 5, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) @ self.weight
+
+    report = evaluate(Bare().eval(), "input-x-gradient", pictures(4), steps=2)
+    assert "max_sensitivity" in report.measures
+    assert "randomization" not in report.measures
+
+
+def test_without_quantus_a_note(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxlrp.gae.quantus.version", lambda: None)
+    report = evaluate(model, "random", pictures(4), steps=2)
+    assert "Quantus is not installed" in report.notes[0]
+    assert "sparseness" not in report.measures
+    assert not evaluate(model, "random", pictures(4), steps=2, quantus=False).notes
+
+
+def test_a_data_set_of_hugging_faces(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
+    files = sorted(str(p) for p in (EXAMPLES / "pictures").glob("*.png"))[:5]
+    columns = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    made = datasets.Dataset.from_dict({"image": files, "label": [0, 1, 2, 3, 4]}, features=columns)
+    made.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"test": made}).save_to_disk(tmp_path / "many")
+    command(EXAMPLES / "model.pt", tmp_path / "one", "--methods", "random", "--steps", 2, "-o", tmp_path / "out")
+    assert [row["label"] for row in json.loads((tmp_path / "out/part-0000.jsonl").read_text().splitlines()[0])["rows"]]
+    assert "has splits test" in command(EXAMPLES / "model.pt", tmp_path / "many", "--methods", "random", code=2)

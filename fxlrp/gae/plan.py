@@ -1,0 +1,139 @@
+"""Which samples make up a chunk of an evaluation, and what they go through before any method."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.errors import FxlrpError
+from fxlrp.gae.data import Data, Sample, ring
+from fxlrp.gae.definitions import PUBLISHED
+from fxlrp.gae.masking import predict
+from fxlrp.gae.methods import Method, explain_by, run
+from fxlrp.gae.metric import Explain, Trial, Views, fixed_trial, published_trial
+
+
+@dataclass
+class Plan:
+    """Which samples make up a chunk, and its trial."""
+
+    model: nn.Module
+    data: Data
+    steps: int
+    mosaics: int
+    seed: int
+    definition: str
+    batch_size: int
+    quantus: str | None = None
+    made: dict[tuple[str, bool], Explain] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        self.device, self.dtype = weight.device, weight.dtype
+        self.sample: Callable[[int], Sample] = functools.lru_cache(8 * self.batch_size)(self.data.__getitem__)
+        count = len(self.data)
+        if self.definition == PUBLISHED:
+            self.size, self.chunks = self.batch_size, count // self.batch_size
+            generator = torch.Generator().manual_seed(self.seed)
+            self.rings = [torch.randperm(count, generator=generator).tolist()]
+        else:
+            self.size = max(1, self.batch_size // 2)
+            self.chunks = -(-count // self.size)
+            self.rings = [ring(count, self.seed, turn) for turn in range(self.mosaics)]
+            self.where = [{i: p for p, i in enumerate(r)} for r in self.rings]
+
+    def manifest(self) -> dict[str, Any]:
+        """All that makes one run's results another's: they go on in one folder only where it is the same."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.model.state_dict().items()):
+            if isinstance(value, Tensor):
+                digest.update(key.encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        names = getattr(self.data.dataset, "files", None)
+        return {
+            "definition": self.definition,
+            "steps": self.steps,
+            "mosaics": self.mosaics,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "samples": len(self.data),
+            "files": None
+            if names is None
+            else hashlib.sha256(json.dumps([f.name for f in names]).encode()).hexdigest(),
+            "model": digest.hexdigest(),
+            "dtype": str(self.dtype),
+            "device": self.device.type,
+            "torch": torch.__version__,
+            "quantus": self.quantus,
+        }
+
+    def explain(self, name: str, method: Method, randomized: nn.Module | None = None) -> Explain:
+        """A method, made once; also on the model with random weights, which are the same whenever they are drawn."""
+        key = (name, randomized is not None)
+        if key not in self.made:
+            self.made[key] = explain_by(method, randomized or self.model, self.seed, self.definition)
+        return self.made[key]
+
+    def members(self, chunk: int) -> list[int]:
+        """The samples of a chunk."""
+        return self.rings[0][chunk * self.size : (chunk + 1) * self.size]
+
+    def stack(self, indices: Sequence[int]) -> Tensor:
+        """Samples [n, C, H, W] where the model is."""
+        xs = [self.sample(i).x for i in indices]
+        if other := next((i for i, x in zip(indices, xs, strict=True) if x.shape != xs[0].shape), None):
+            raise FxlrpError(
+                f"Sample {other} has shape {list(self.sample(other).x.shape)} and sample {indices[0]} "
+                f"{list(xs[0].shape)}; mosaics need pictures of one size."
+            )
+        return torch.stack(xs).to(self.device, self.dtype)
+
+    def trial(self, chunk: int) -> Trial:
+        """What a chunk's samples go through, before any method."""
+        ids = self.members(chunk)
+        if self.definition == PUBLISHED:
+            labels = [self.sample(i).label for i in ids]
+            if None in labels:
+                raise FxlrpError(
+                    f"Definition {PUBLISHED} scores mosaics by labels, and sample {ids[labels.index(None)]} has none."
+                )
+            generator = torch.Generator().manual_seed(self.seed + 1 + chunk)
+            return published_trial(
+                self.model, self.stack(ids), torch.tensor(labels), ids=ids, steps=self.steps, generator=generator
+            )
+        rows = list(ids)
+        beside = torch.empty(self.mosaics, len(ids), 3, dtype=torch.long)
+        places = torch.empty(self.mosaics, len(ids), dtype=torch.long)
+        for turn, (order, where) in enumerate(zip(self.rings, self.where, strict=True)):
+            for j, i in enumerate(ids):
+                near = [order[(where[i] + step) % len(order)] for step in (1, 2, 3)]
+                rows += [r for r in near if r not in rows]
+                beside[turn, j] = torch.tensor([rows.index(r) for r in near])
+                places[turn, j] = hashlib.sha256(f"place:{self.seed}:{turn}:{i}".encode()).digest()[0] % 4
+        return fixed_trial(
+            self.model,
+            self.stack(rows),
+            beside,
+            ids=ids,
+            places=places,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            mask_of=lambda row, predicted, cls: self.sample(rows[row]).shown(cls, predicted),
+        )
+
+    def example(self, named: Mapping[str, Method], method: str, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Samples and a method's relevance of them, for pictures: two of [m, C, H, W]."""
+        x = self.stack(samples)
+        target = predict(self.model, x, self.batch_size).argmax(1)
+        shown = [self.sample(i).shown(t, t) for i, t in zip(samples, target.tolist(), strict=True)]
+        truth = None if any(s is None for s in shown) else torch.stack([s for s in shown if s is not None])[:, None]
+        views = Views(x, target, [f"{i}:x" for i in samples], None if truth is None else truth.to(x))
+        found = run(self.explain(method, named[method]), views, self.batch_size)
+        return x, found

@@ -1,0 +1,51 @@
+"""Residual sums as one published method sees them: together with the branch that leads from the shortcut to the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.patterns.emit import cut_out, replace
+
+aten = torch.ops.aten
+
+
+class Residual:
+    """branch + shortcut, where branch = body(shortcut, …)."""
+
+    def __init__(self, body: fx.Graph) -> None:
+        self.body = fx.GraphModule({}, body)
+        self.__name__ = self.__qualname__ = "residual"
+        self.__module__ = __name__
+
+    def __call__(self, branch: Tensor, shortcut: Tensor, *given: Any) -> Tensor:
+        return branch + shortcut
+
+
+def join_branches(gm: fx.GraphModule, instead: Mapping[Any, Callable]) -> None:
+    """f(x) + x → one op of f(x), x and what else f takes; `instead`: the ops in f that have another derivative."""
+    for node in [n for n in gm.graph.nodes if n.target is aten.add.Tensor and n.meta["active"] and not n.kwargs]:
+        for branch, shortcut in (node.args, node.args[::-1]):
+            pair = all(isinstance(n, fx.Node) and n.meta["active"] for n in (branch, shortcut))
+            inside = _between(shortcut, branch) if pair else []
+            if inside and branch.meta["val"].shape == shortcut.meta["val"].shape:
+                body, given = cut_out(branch, inside, shortcut, instead=instead)
+                args = (branch, shortcut, *given)
+                replace(node, lambda call, *_, body=body, args=args: call(Residual(body), *args))
+                break
+
+
+def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """The nodes by way of which `last` depends on `first`, `last` included, in order."""
+    behind, ahead, nodes = {first}, {last}, list(first.graph.nodes)
+    nodes = nodes[nodes.index(first) + 1 :]
+    for node in nodes:
+        if behind.intersection(node.all_input_nodes):
+            behind.add(node)
+    for node in reversed(nodes):
+        if ahead.intersection(node.users):
+            ahead.add(node)
+    return [n for n in nodes if n in behind and n in ahead]
