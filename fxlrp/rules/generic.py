@@ -14,8 +14,13 @@ from fxlrp.rules.propagate import by_parts, over_abs, traits, where_positive
 
 def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
     """J_f(xs)ᵀ g, zero where f does not depend on an x."""
-    _, pull = torch.func.vjp(f, *xs)
-    return [d.resolve_conj() for d in pull(g)]
+    return [d.resolve_conj() for d in pullback(f, *xs)[1](g)]
+
+
+def pullback(f: Callable[..., Tensor], *xs: Tensor) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
+    """f(xs), and g ↦ J_f(xs)ᵀ g, which may be batched by torch.vmap."""
+    value, pull, *_ = torch.func.vjp(f, *xs)
+    return value, pull
 
 
 def differentiable(t: Any) -> bool:

@@ -147,7 +147,8 @@ groups) of aten.convolution; and where x stands in what was padded."""
 
 
 def _plain(n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Plain:
-    stride, dilation, inside = _tuple(stride, n), _tuple(dilation, n), ()
+    stride, dilation = _tuple(stride, n), _tuple(dilation, n)
+    inside: tuple[slice, ...] = ()
     if isinstance(padding, str):
         total = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, w.shape[2:], strict=True)]
         odd = [p % 2 for p in total]

@@ -38,7 +38,7 @@ WHOLE = Batch(-1)
 class Call:
     """A rule at its op, as a normalisation calls it: from g at the output to raw g at each input it shares with.
 
-    What is known of the rule spares calls (`traits`); one_sided: whether all relevance that comes here is ≥ 0 and stays.
+    What is known of the rule spares calls (`traits`); one_sided: whether all relevance that comes is ≥ 0 and stays.
     """
 
     rule: Callable[[Tensor], Sequence[Tensor]]
@@ -292,9 +292,9 @@ class Site(InPlace):
         self.one_sided, self.rectified = one_sided, rectified
         super().__init__(name, book, op, rule, normalise, shares, active, where, extras, one_sided, rectified)
 
-    def but(self, **changes: bool) -> Site:
-        """The same with more known about its place: one_sided, rectified."""
-        return Site(*self._made, **{"one_sided": self.one_sided, "rectified": self.rectified, **changes})
+    def but(self, one_sided: bool = False, rectified: bool = False) -> Site:
+        """The same with more known about its place."""
+        return Site(*self._made, one_sided=one_sided or self.one_sided, rectified=rectified or self.rectified)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -305,7 +305,9 @@ class Site(InPlace):
         return _Propagation.apply(self, leaves, spec, places, *tensors)
 
 
-def _scale_pairs(site: Site, call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
+def _scale_pairs(
+    site: Site, call: Callable[[Tensor], Sequence[Tensor]], g: Tensor, z: Tensor, xs: Sequence[Tensor]
+) -> list[Tensor]:
     def like(t: Tensor, a: Tensor) -> Tensor:
         return torch.view_as_complex(t.contiguous()) if a.is_complex() else t
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.rules.generic import vjp
+from fxlrp.rules.generic import pullback, vjp
 from fxlrp.rules.propagate import Given, ratio
 
 aten = torch.ops.aten
@@ -90,7 +90,7 @@ def contributions(f: Product, sign: int) -> Contributions:
         found = [f(*operands) for operands in zip(parts, weights, biases, strict=True)]
         return sum(found[1:], found[0])
 
-    value, transposed = torch.func.vjp(total, *(part for _, part in halves))
+    value, transposed = pullback(total, *(part for _, part in halves))
 
     def pull(s: Tensor) -> Tensor:
         grads: Sequence[Tensor] = transposed(s)
@@ -127,7 +127,7 @@ def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) 
     """
     x, w, b = f.operands
     h, none = gamma / 2, None if b is None else torch.zeros_like(b)
-    total, transposed = torch.func.vjp(lambda t: f(t, w.abs(), None if b is None else b.abs()), x.abs())
+    total, transposed = pullback(lambda t: f(t, w.abs(), None if b is None else b.abs()), x.abs())
     sign = torch.where(z < 0, -1, 1)
     s = ratio(z * g, stabilized((1 + h) * z + h * sign * total, stabilizer))
     (absolute,) = transposed(s * sign)
