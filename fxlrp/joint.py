@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rewrite import Plan
+from fxlrp.rules.propagate import InPlace
 from fxlrp.rules.registry import Rulebook
 from fxlrp.seeds import Contrast, sides
 
@@ -45,7 +48,7 @@ def trace_joint(
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         *tensors, target = inputs
         with torch.enable_grad():
-            out = plan.specialized(contrast is None)(*tensors)
+            out = Tracing(plan.specialized(contrast is None)).run(*tensors)
             logits = out[plan.logits].detach()
             columns = target.unbind(1) if several else (target,)
             indices = [torch.where(column < 0, logits.argmax(1), column) for column in columns]
@@ -60,10 +63,26 @@ def trace_joint(
     mode.allow_non_fake_inputs = True
     with mode:
         target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
-        graph = make_fx(run)(*values, target)
+        with fx_traceback.preserve_node_meta():
+            graph = make_fx(run)(*values, target)
     for graph_pass in (remove_copies, join_equal, *([fold_constants] if fold else [])):
         graph_pass(graph)
     return Joint(graph)
+
+
+class Tracing(fx.Interpreter):
+    """Runs a rewritten graph; what is traced of it, and then of its relevance pass, says which node it comes from and
+    by which rule.  `print_readable()` prints that."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        rule = n.target.__name__ if isinstance(n.target, InPlace) else "derivative"
+        n.meta["custom"] = {"of": n.name}
+        value = super().run_node(n)
+        for t in pytree.tree_leaves(value):
+            if isinstance(t, Tensor) and t.grad_fn is not None:
+                about = {**n.meta, "custom": {"relevance_of": n.name, "rule": rule}}
+                t.grad_fn.register_prehook(lambda grads, about=about: setattr(fx_traceback, "current_meta", about))
+        return value
 
 
 def remove_copies(gm: fx.GraphModule) -> None:

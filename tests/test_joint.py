@@ -149,3 +149,19 @@ def test_what_has_no_joint_graph_is_said(cnn: nn.Module, tmp_path: Path) -> None
         explainer.export(tmp_path / "e.txt")
     with pytest.raises(FxlrpError, match="Nothing is captured"):
         fxlrp.convert(cnn).export(tmp_path / "e.pt2")
+
+
+def test_nodes_of_the_joint_graph_say_where_they_come_from(cnn: nn.Module) -> None:
+    text = convert(cnn, pictures(2)).joint(contrast=None).traced.print_readable(print_output=False)
+    assert "'of': 'conv2d_2'" in text
+    assert "'relevance_of': 'conv2d_2', 'rule': 'conv2d'" in text
+    assert "'relevance_of': 'cat', 'rule': 'derivative'" in text
+
+
+def test_what_is_written_to_is_not_joined() -> None:
+    def forward(x: Tensor) -> Tensor:
+        return x.abs().mul_(2) + x.abs().add_(1)
+
+    gm = graph(forward)
+    join_equal(gm)
+    torch.testing.assert_close(gm(torch.ones(3)), torch.full((3,), 4.0))

@@ -328,6 +328,7 @@ class _Propagation(torch.autograd.Function):
         ctx.save_for_backward(z, *((None, *tensors[1:]) if given else tensors))
         ctx.site, ctx.spec, ctx.places = site, spec, places
         ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        ctx.cast = z.dtype if torch.is_autocast_enabled(z.device.type) else None
         return z
 
     @staticmethod
@@ -336,7 +337,8 @@ class _Propagation(torch.autograd.Function):
         z, *tensors = ctx.saved_tensors
         leaves = list(ctx.leaves)
         for i, t in zip(ctx.places, tensors, strict=True):
-            leaves[i] = t
+            autocast = ctx.cast is not None and t is not None and t.is_floating_point()
+            leaves[i] = t.to(ctx.cast) if autocast else t  # as the op itself was run
         args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
         args = site.op.operands(*args) if isinstance(site.op, Given) else args
         xs = [leaves[i] for i in site.shares]

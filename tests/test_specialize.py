@@ -1,0 +1,98 @@
+"""What makes an explanation faster or smaller leaves it as it is: signs known beforehand, joined ReLUs, batched passes,
+checkpoints, autocast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxlrp import convert
+from fxlrp.checkpoint import Segment
+from fxlrp.explainer import Explainer
+from fxlrp.rules.propagate import Site
+
+BOOKS = ["abslrp", "abslrp-hybrid", "abslrp-2024-04", "abslrp-2024-12", "attnlrp", "epsilon-plus-flat"]
+
+
+def pictures(count: int) -> Tensor:
+    return torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+
+
+def sites(explainer: Explainer, one_sided: bool) -> list[Site]:
+    graph = explainer._known().specialized(one_sided).graph
+    return [n.target for n in graph.nodes if isinstance(n.target, Site)]
+
+
+def test_signs_are_known_without_a_contrast(cnn: nn.Module) -> None:
+    explainer = convert(cnn, pictures(2))
+    assert all(s.one_sided for s in sites(explainer, True))
+    assert not any(s.one_sided for s in sites(explainer, False))
+    x = pictures(3)
+    weights = torch.eye(5, dtype=torch.float64)[[1, 2, 3]]  # a target of weights: what is known of its sign is nothing
+    a, b = explainer(x, target=torch.tensor([1, 2, 3]), contrast=None), explainer(x, target=weights)
+    torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-9, atol=1e-14)
+
+
+def test_a_norm_may_turn_the_sign() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    explainer = convert(model, x)
+    assert [s.one_sided for s in sites(explainer, True)] == [
+        False,
+        True,
+        True,
+        True,
+    ]  # the norm gets one sign, not gives
+    weights = torch.eye(3, dtype=torch.float64)[[0, 0, 0, 0]]
+    a, b = explainer(x, target=0, contrast=None), explainer(x, target=weights)
+    torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-9, atol=1e-14)
+
+
+def test_relu_joins_the_product_before_it(cnn: nn.Module) -> None:
+    explainer = convert(cnn, pictures(2))
+    plan, x = explainer._known(), pictures(3)
+    fast = plan.specialized(False)
+    relu = torch.ops.aten.relu.default
+    assert plan.graph.graph.find_nodes(op="call_function", target=relu)
+    assert not fast.graph.find_nodes(op="call_function", target=relu)
+    a, b = explainer(x), explainer(x, at=["act"])  # what names a module runs the graph that has it
+    torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_several_targets_by_one_batched_pass(cnn: nn.Module, rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    explainer, x = convert(cnn, pictures(2), rules=rules), pictures(3)
+    batched = explainer(x, target=[0, 3, 4], contrast="others")
+    monkeypatch.setattr("fxlrp.relevance_pass.AT_ONCE", 1)
+    monkeypatch.setattr(torch, "vmap", None)
+    torch.testing.assert_close(batched.relevance, explainer(x, target=[0, 3, 4], contrast="others").relevance)
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_checkpoints_leave_relevance_as_it_is(rules: str) -> None:
+    torch.manual_seed(0)
+    blocks = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(6)]
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(40, 3)).double().eval()
+    for block in blocks:
+        block.self_attn.batch_first = True
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    plain, small = convert(model, x, rules=rules), convert(model, x, rules=rules, checkpoint=True)
+    a, b = plain(x, target=[0, 1]), small(x, target=[0, 1])
+    torch.testing.assert_close(a.relevance, b.relevance)
+    split = small._known().specialized(False).meta["checkpointed"]
+    assert sum(isinstance(m, Segment) for m in split.modules()) > 2
+
+
+def test_autocast_around_the_call(cnn: nn.Module) -> None:
+    model = cnn.float()
+    x = pictures(2).float()
+    for rules in BOOKS:
+        full = convert(model, x, rules=rules)(x, target=1).relevance
+        with torch.autocast("cpu", torch.bfloat16):
+            half = convert(model, x, rules=rules)(x, target=1)
+        assert half.output.dtype == torch.bfloat16
+        assert half.relevance.dtype == torch.float32
+        assert half.relevance.isfinite().all()
+        assert torch.corrcoef(torch.stack([full.flatten(), half.relevance.flatten()]))[0, 1] > 0.95, rules
