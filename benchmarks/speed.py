@@ -1,9 +1,11 @@
 """What explanations cost: ratios to forward + input-gradient backward of the untouched model, in one process.
 
-    python -m benchmarks.speed [--models timm:resnet50,timm:vit_base_patch16_224] [--batch 1] [--device cuda]
+    python -m benchmarks.speed [--models timm:resnet50,config:bert] [--batch 1] [--device cuda] [--memory]
     python -m benchmarks.speed --compiled --out docs/performance.md
+    python -m benchmarks.speed --growth docs/images/growth.png
 
 Medians of interleaved runs on one thread; every ratio is the median of ratios taken side by side.  Weights are random.
+`config:TYPE` is a text model of that type in transformers, 128 tokens long, whose gradient is that of its embeddings.
 Methods of zennit and captum are measured where these are installed (extra `bench`).
 """
 
@@ -21,6 +23,7 @@ from datetime import date
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +31,22 @@ from torch import Tensor, nn
 import fxlrp
 from fxlrp.inputs.models import load_model
 
-MODELS = "timm:resnet50,torchvision:vgg16,timm:vit_base_patch16_224,timm:mobilenetv2_100"
+MODELS = (
+    "timm:resnet50,torchvision:vgg16,timm:vit_base_patch16_224,torchvision:swin_t,torchvision:convnext_tiny,"
+    "config:bert,config:llama"
+)
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "llama": {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "vocab_size": 8000,
+        "pad_token_id": 0,
+    },
+}
+TOKENS = 128
 RULES = "gradient-input,attnlrp,epsilon-plus,abslrp,abslrp-hybrid"
 BASE = "forward + gradient"
 Runs = dict[str, Callable[[], object]]
@@ -40,8 +58,26 @@ def forward(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def gradient(model: nn.Module, x: Tensor) -> Tensor:
-    leaf = x.clone().requires_grad_()
+    leaf = x.clone().requires_grad_() if x.is_floating_point() else model.embed(x).detach().requires_grad_()
     return torch.autograd.grad(model(leaf).max(1).values.sum(), leaf)[0]
+
+
+class Text(nn.Module):
+    """A classifier of texts as a function of ids, or of the embeddings in their place."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        import transformers
+
+        config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind])
+        self.model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def forward(self, x: Tensor) -> Tensor:
+        name = "inputs_embeds" if x.is_floating_point() else "input_ids"
+        return self.model(**{name: x, "attention_mask": x.new_ones(x.shape[:2], dtype=torch.long)}).logits
 
 
 def with_zennit(model: nn.Module, x: Tensor) -> Tensor:
@@ -63,14 +99,18 @@ def runs(model: nn.Module, x: Tensor, rules: list[str], compiled: bool, peers: b
     for name in rules:
         explainer = fxlrp.convert(model, x, rules=name)
         out[f"`{name}`, no contrast"] = partial(explainer, x, contrast=None)
-        if name not in ("gradient-input", "attnlrp", "epsilon-plus"):
-            out[f"`{name}`, contrast others"] = partial(explainer, x, contrast="others")
-        if name == "abslrp":
-            out["`abslrp`, 10 targets, no contrast"] = partial(explainer, x, target=list(range(10)), contrast=None)
-        if compiled:
-            fast = fxlrp.convert(model, x, rules=name).compile()
+        fast = fxlrp.convert(model, x, rules=name).compile() if compiled else None
+        if fast is not None:
             out[f"`{name}`, no contrast, compiled"] = partial(fast, x, contrast=None)
-    if peers:
+        if name in ("abslrp", "abslrp-hybrid"):
+            out[f"`{name}`, contrast others"] = partial(explainer, x, contrast="others")
+            if fast is not None:
+                out[f"`{name}`, contrast others, compiled"] = partial(fast, x, contrast="others")
+        if name == "abslrp" and explainer(x, contrast=None).logits.shape[1] >= 10:
+            out["`abslrp`, 10 targets, no contrast"] = partial(explainer, x, target=list(range(10)), contrast=None)
+            small = fxlrp.convert(model, x, rules=name, checkpoint=True)
+            out["`abslrp`, no contrast, checkpoint"] = partial(small, x, contrast=None)
+    if peers and x.is_floating_point():
         with suppress(ImportError):
             import zennit  # noqa: F401
 
@@ -94,10 +134,16 @@ def timed(run: Callable[[], object], device: str) -> float:
 
 def prepared(spec: str, batch: int, device: str) -> tuple[nn.Module, Tensor]:
     torch.set_num_threads(1)
-    loaded = load_model(spec, pretrained=False)
-    for p in loaded.module.parameters():
+    kind, _, name = spec.partition(":")
+    if kind == "config":
+        module: nn.Module = Text(name)
+        x = torch.randint(1, 1000, (batch, TOKENS), device=device)
+    else:
+        loaded = load_model(spec, pretrained=False)
+        module, x = loaded.module, torch.randn(batch, 3, *loaded.preprocess.size, device=device)
+    for p in module.parameters():
         p.requires_grad_(False)  # the baseline computes no gradient of the weights
-    return loaded.module.to(device), torch.randn(batch, 3, *loaded.preprocess.size, device=device)
+    return module.to(device).eval(), x
 
 
 def peak(spec: str, batch: int, rules: list[str], name: str) -> float:
@@ -126,7 +172,10 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--memory", action="store_true", help="peak memory as well (CPU: each in a process of its own)")
     parser.add_argument("--out", type=Path, help="append the tables to this file")
+    parser.add_argument("--growth", type=Path, help="plot how the cost grows with batch, depth and length instead")
     args = parser.parse_args()
+    if args.growth:
+        return plot_growth(args.growth, args.device, args.repeats)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, 1 thread"
     lines = [
         f"\n{date.today()}, torch {torch.__version__}, {machine}, batch {args.batch}, medians of {args.repeats}.\n"
@@ -154,6 +203,44 @@ def main() -> None:
     if args.out:
         args.out.write_text((args.out.read_text() if args.out.exists() else "") + text)
     print(text)
+
+
+def plot_growth(path: Path, device: str, repeats: int) -> None:
+    """Seconds of `abslrp` and of a gradient by the size of the batch, the depth and the length of a text."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    axes: dict[str, list[int]] = {"batch": [1, 2, 4, 8, 16], "layers": [2, 4, 8, 16], "tokens": [64, 128, 256, 512]}
+    figure, plots = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    for plot, (axis, sizes) in zip(plots, axes.items(), strict=True):
+        seconds: dict[str, list[float]] = {"forward + gradient": [], "abslrp": [], "abslrp, no contrast": []}
+        for size in sizes:
+            shape = {"batch": 1, "layers": 4, "tokens": 128, axis: size}
+            CONFIGS["llama"]["num_hidden_layers"] = shape["layers"]
+            model, _ = prepared("config:llama", 1, device)
+            x = torch.randint(1, 1000, (shape["batch"], shape["tokens"]), device=device)
+            explainer = fxlrp.convert(model, x, rules="abslrp")
+            cases = (
+                partial(gradient, model, x),
+                partial(explainer, x, contrast="others"),
+                partial(explainer, x, contrast=None),
+            )
+            for name, run in zip(seconds, cases, strict=True):
+                run()
+                seconds[name].append(statistics.median(timed(run, device) for _ in range(repeats)))
+            print(
+                axis, size, {name: round(taken[-1], 4) for name, taken in seconds.items()}, file=sys.stderr, flush=True
+            )
+        for name, taken in seconds.items():
+            plot.plot(sizes, taken, marker="o", label=name)
+        plot.set(xlabel=axis, xlim=(0, None), ylim=(0, None))
+        plot.grid(alpha=0.3)
+    plots[0].set_ylabel("seconds")
+    plots[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def _memory(name: str, run: Callable[[], object], spec: str, args: argparse.Namespace, rules: list[str]) -> float:

@@ -3,6 +3,8 @@ checkpoints, autocast."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,10 +66,33 @@ def test_relu_joins_the_product_before_it(cnn: nn.Module) -> None:
 @pytest.mark.parametrize("rules", BOOKS)
 def test_several_targets_by_one_batched_pass(cnn: nn.Module, rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
     explainer, x = convert(cnn, pictures(2), rules=rules), pictures(3)
+    passes, grad = [], torch.autograd.grad
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("is_grads_batched"):
+            passes.append(len(args[2]))
+        return grad(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
     batched = explainer(x, target=[0, 3, 4], contrast="others")
+    assert passes
     monkeypatch.setattr("fxlrp.relevance_pass.AT_ONCE", 1)
-    monkeypatch.setattr(torch, "vmap", None)
     torch.testing.assert_close(batched.relevance, explainer(x, target=[0, 3, 4], contrast="others").relevance)
+
+
+def test_an_op_that_cannot_be_batched_takes_a_pass_for_each_target() -> None:
+    op = torch.library.custom_op("fxlrp_tests::once", lambda x: x * 2, mutates_args=(), schema="(Tensor x) -> Tensor")
+    op.register_fake(lambda x: torch.empty_like(x))
+    op.register_autograd(lambda ctx, g: g * 2 if bool(g.isfinite().all()) else g)
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return op(x.relu())
+
+    explainer, x = convert(Model().eval()), torch.rand(2, 4)
+    a = explainer(x, target=[0, 1], contrast=None)
+    for k in (0, 1):
+        torch.testing.assert_close(a.of(k).relevance, explainer(x, target=k, contrast=None).relevance)
 
 
 @pytest.mark.parametrize("rules", BOOKS)

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxlrp.errors import FxlrpError
 from fxlrp.rules.propagate import by_parts, over_abs, traits, where_positive
 
 
 def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
     """J_f(xs)ᵀ g, zero where f does not depend on an x."""
-    return [d.resolve_conj() for d in pullback(f, *xs)[1](g)]
+    return pullback(f, *xs)[1](g)
 
 
-def pullback(f: Callable[..., Tensor], *xs: Tensor) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
-    """f(xs), and g ↦ J_f(xs)ᵀ g, which may be batched by torch.vmap."""
-    value, pull, *_ = torch.func.vjp(f, *xs)
-    return value, pull
+def pullback(f: Callable[..., Tensor], *xs: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+    """f(xs), and g ↦ J_f(xs)ᵀ g, to be called once."""
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in xs]
+        value = f(*leaves)
+
+    def pull(g: Tensor) -> list[Tensor]:
+        if not value.requires_grad:
+            raise FxlrpError(
+                f"{getattr(getattr(f, 'func', f), '__name__', f)} has no derivative in torch {torch.__version__}, so relevance can't pass "
+                "it: give it a rule by @fxlrp.rule(op)."
+            )
+        grads = torch.autograd.grad(value, leaves, g, allow_unused=True)
+        return [torch.zeros_like(x) if d is None else d.resolve_conj() for x, d in zip(xs, grads, strict=True)]
+
+    return value.detach(), pull
 
 
 def differentiable(t: Any) -> bool:
@@ -46,6 +60,7 @@ def generic(op: Callable[..., Tensor], shares: tuple[int, ...]) -> Callable[...,
             a, k = pytree.tree_unflatten(new, spec)
             return op(*a, **k)
 
+        call.__name__ = str(op)
         xs = [leaves[i] for i in shares]
         s = over_abs(g, z)
         plain = vjp(lambda *t: call(*t, absolute=False), xs, s)

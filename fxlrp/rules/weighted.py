@@ -9,7 +9,7 @@ Every rule here is R_i = Σ_j (contribution of i to j) / (sum of contributions t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ def contributions(f: Product, sign: int) -> Contributions:
     value, transposed = pullback(total, *(part for _, part in halves))
 
     def pull(s: Tensor) -> Tensor:
-        grads: Sequence[Tensor] = transposed(s)
+        grads = transposed(s)
         return grads[0] if f.nonneg else torch.where(x > 0, grads[0], grads[1])
 
     return value, pull
