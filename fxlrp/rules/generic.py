@@ -27,10 +27,8 @@ def pullback(f: Callable[..., Tensor], *xs: Tensor) -> tuple[Tensor, Callable[[T
 
     def pull(g: Tensor) -> list[Tensor]:
         if not value.requires_grad:
-            raise FxlrpError(
-                f"{getattr(getattr(f, 'func', f), '__name__', f)} has no derivative in torch {torch.__version__}, so relevance can't pass "
-                "it: give it a rule by @fxlrp.rule(op)."
-            )
+            name = getattr(getattr(f, "func", f), "__name__", f)
+            raise FxlrpError(f"{name} has no derivative in torch {torch.__version__}: give it a rule, @fxlrp.rule(op).")
         grads = torch.autograd.grad(value, leaves, g, allow_unused=True)
         return [torch.zeros_like(x) if d is None else d.resolve_conj() for x, d in zip(xs, grads, strict=True)]
 
@@ -63,8 +61,8 @@ def generic(op: Callable[..., Tensor], shares: tuple[int, ...]) -> Callable[...,
         call.__name__ = str(op)
         xs = [leaves[i] for i in shares]
         s = over_abs(g, z)
-        plain = vjp(lambda *t: call(*t, absolute=False), xs, s)
-        absolute = vjp(lambda *t: call(*t, absolute=True), [by_parts(torch.abs, x) for x in xs], s)
+        plain = vjp(partial(call, absolute=False), xs, s)
+        absolute = vjp(partial(call, absolute=True), [by_parts(torch.abs, x) for x in xs], s)
 
         def both(p: Tensor, a: Tensor, x: Tensor) -> Tensor:
             # at a = 0, R = a g is 0 whatever the derivative, which may be infinite there
