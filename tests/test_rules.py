@@ -459,3 +459,11 @@ def test_extend_leaves_the_original_alone() -> None:
 def test_unknown_rulebook_is_named() -> None:
     with pytest.raises(fxlrp.FxlrpError, match="abslrp-2024-04"):
         fxlrp.convert(torch.nn.Linear(2, 2).eval(), rules="nope")
+
+
+def test_an_op_without_a_derivative_is_named() -> None:
+    def cut_off(x: Tensor) -> Tensor:
+        return x.detach()
+
+    with pytest.raises(fxlrp.FxlrpError, match="cut_off.* has no derivative"):
+        generic(cut_off, (0,))(c, c, c)
