@@ -12,6 +12,8 @@ Methods of zennit and captum are measured where these are installed (extra `benc
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import platform
 import resource
 import statistics
@@ -150,7 +152,9 @@ def peak(spec: str, batch: int, rules: list[str], name: str) -> float:
     """MiB of resident memory that one run takes at most beyond what model and graph hold, in a process of its own."""
     model, x = prepared(spec, batch, "cpu")
     run = runs(model, x, rules, False, True)[name]
-    forward(model, x[:1])
+    run()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed is not held
     with open("/proc/self/statm") as statm:
         held = int(statm.read().split()[1]) * resource.getpagesize()
     with open("/proc/self/clear_refs", "w") as refs:

@@ -465,5 +465,5 @@ def test_an_op_without_a_derivative_is_named() -> None:
     def cut_off(x: Tensor) -> Tensor:
         return x.detach()
 
-    with pytest.raises(fxlrp.FxlrpError, match="cut_off.* has no derivative"):
+    with pytest.raises(fxlrp.FxlrpError, match=r"cut_off.* has no derivative"):
         generic(cut_off, (0,))(c, c, c)

@@ -11,7 +11,7 @@ from fxlrp.rules.propagate import over_abs, traits, where_positive
 
 
 def _total_add(z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Tensor:
-    return 2 * (x.clamp(min=0) + (alpha * y).clamp(min=0))
+    return x.clamp(min=0).add_((y if alpha == 1 else alpha * y).clamp(min=0)).mul_(2)
 
 
 def _total_sub(z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Tensor:
@@ -25,8 +25,10 @@ def _total_mul(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
 @traits(total=_total_add)
 def add(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> tuple[Tensor, Tensor]:
     """A sum: relevance goes to the positive summands, R_x = 2 x⁺ s and R_y = 2 (αy)⁺ s."""
-    s = 2 * over_abs(g, z)
-    return where_positive(s, x), alpha * where_positive(s, y * alpha)
+    s = over_abs(g, z).mul_(2)
+    if alpha == 1:
+        return where_positive(s, x), where_positive(s, y)
+    return where_positive(s, x), where_positive(s, y * alpha).mul_(alpha)
 
 
 @traits(total=_total_sub)

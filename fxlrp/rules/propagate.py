@@ -8,7 +8,7 @@ sample, undoing broadcasts, leaving out what carries nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -54,6 +54,8 @@ def traits(
     *, total: Callable[..., Tensor] | None = None, entrywise: bool = False, keeps_sign: bool = False
 ) -> Callable[[F], F]:
     """What a rule says of itself, so that relevance of both signs takes one call of it instead of two.
+
+    A rule with traits returns tensors of its own, none that it was given.
 
     total: total(z, *args, **kwargs), called as the rule but for g, is Σ_i R_i that s = 1 at each entry of the output
         gives to all inputs, ≥ 0: relevance keeps its sign, and its mass is known before it is propagated.
@@ -102,7 +104,18 @@ def by_parts(f: Callable[..., Tensor], *ts: Tensor) -> Tensor:
 
 def over_abs(g: Tensor, z: Tensor) -> Tensor:
     """s = R / |z| = sign(z) g, with s = 0 where z = 0."""
-    return by_parts(lambda g, z: z.sign() * g, g, z)
+    return by_parts(lambda g, z: times(z.sign(), g), g, z)
+
+
+def times(own: Tensor, t: Tensor) -> Tensor:
+    """own · t, in the memory of `own`, which nobody else has, where a pass is run and not traced or batched: new memory
+    costs a CPU more than the product does."""
+    return own.mul_(t) if _plain(own) and _plain(t) and own.shape == t.shape else own * t
+
+
+def _plain(t: Tensor) -> bool:
+    batched = torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+    return type(t) is Tensor and t.device.type == "cpu" and not batched
 
 
 def where_positive(g: Tensor, x: Tensor) -> Tensor:
@@ -121,12 +134,22 @@ def sample_sum(t: Tensor, batch: Batch) -> Tensor:
     return t.sum([d for d in range(t.ndim) if d != axis], dtype=dtype) if t.ndim > 1 else t.to(dtype)
 
 
-def sample_scale(t: Tensor, v: Tensor, batch: Batch) -> Tensor:
-    """t with each sample multiplied by its entry of v [B]."""
-    if batch == WHOLE:
-        return t * v.to(t.dtype)
-    v = v.to(t.dtype).view(1, -1, 1).expand(batch.before, -1, batch.after).reshape(-1)
-    return t * v.view([-1 if d == batch.axis else 1 for d in range(t.ndim)])
+def sample_dot(a: Tensor, b: Tensor, batch: Batch, masked: bool = False) -> Tensor:
+    """Σ a b over everything but the samples: [B], in at least float32; as `relevance` where masked."""
+    simple = not masked and batch in (WHOLE, (0, 1, 1)) and a.dtype in (torch.float32, torch.float64)
+    if simple and _plain(a) and _plain(b) and a.is_contiguous() and b.is_contiguous():  # in no memory of its own
+        count = 1 if batch == WHOLE else len(a)
+        return torch.bmm(a.view(count, 1, -1), b.view(count, -1, 1)).view(count)
+    return sample_sum(relevance(a, b, masked), batch)
+
+
+def sample_scale(t: Tensor, v: Tensor, batch: Batch, own: bool = False) -> Tensor:
+    """t with each sample multiplied by its entry of v [B]; in the memory of t, if it is our `own` and that can be."""
+    v = v.to(t.dtype)
+    if batch != WHOLE:
+        v = v.view(1, -1, 1).expand(batch.before, -1, batch.after).reshape(-1)
+        v = v.view([-1 if d == batch.axis else 1 for d in range(t.ndim)])
+    return t.mul_(v) if own and _plain(t) and _plain(v) else t * v
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
@@ -149,19 +172,19 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
     """
     if call.one_sided:
         return _mass_of_one_side(call, g, z, xs, where)
-    r = relevance(z, g, where.masked)
-    mass = [sample_sum(side, where.output).abs() for side in (r.clamp(min=0), r.clamp(max=0))]
+    above, below = _sides(g, relevance(z, g, where.masked))
+    mass = [sample_dot(z, side, where.output, where.masked).abs() for side in (above, below)]
     if call.total is not None:  # R_i has the sign of r: A_i / Σ|r_i| = ±1, and one factor does for all inputs
-        size = call.total() * over_abs(g, z)
-        sizes = [sample_sum(side, where.output).abs() for side in (size.clamp(min=0), size.clamp(max=0))]
-        return list(call(_scale_sides(g, r, map(ratio, mass, sizes), where.output)))
+        per = times(call.total(), z.sign())
+        sizes = [sample_dot(per, side, where.output, where.masked).abs() for side in (above, below)]
+        return list(call(_scaled(above, below, mass, sizes, where.output)))
     if call.entrywise:
         (raw,) = call(g)
-        size = relevance(xs[0], raw, where.masked).abs_()
-        sizes = [sample_sum(side, where.output) for side in _sides(size, r)]
-        return [_scale_sides(raw, r, map(ratio, mass, sizes), where.output)]
+        r = relevance(z, g, where.masked)
+        sizes = [sample_sum(side, where.output) for side in _sides(relevance(xs[0], raw, where.masked).abs_(), r)]
+        return [_scaled(*_sides(raw, r), mass, sizes, where.output)]
     total: list[Tensor] = []
-    for part, of in zip(_sides(g, r), mass, strict=True):
+    for part, of in zip((above, below), mass, strict=True):
         raws = call(part)
         shares = [relevance(x, c, where.masked) for x, c in zip(xs, raws, strict=True)]
         factors = [of]
@@ -180,9 +203,9 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
 def _mass_of_one_side(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     """As `_mass`, where all relevance is ≥ 0 and stays: one factor brings what the rule gives to the mass there was."""
     raw = call(g)
-    sums = [sample_sum(relevance(x, c, where.masked), b) for x, c, b in zip(xs, raw, where.inputs, strict=True)]
-    factor = ratio(sample_sum(relevance(z, g, where.masked), where.output), sum(sums[1:], sums[0]))
-    return [sample_scale(c, factor, b) for c, b in zip(raw, where.inputs, strict=True)]
+    sums = [sample_dot(x, c, b, where.masked) for x, c, b in zip(xs, raw, where.inputs, strict=True)]
+    factor = ratio(sample_dot(z, g, where.output, where.masked), sum(sums[1:], sums[0]))
+    return [sample_scale(c, factor, b, own=True) for c, b in zip(raw, where.inputs, strict=True)]
 
 
 def _sides(t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,10 +214,10 @@ def _sides(t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     return above, t - above
 
 
-def _scale_sides(t: Tensor, r: Tensor, factors: Iterable[Tensor], batch: Batch) -> Tensor:
-    """t with one factor per sample where r > 0 and another elsewhere."""
-    above, below = (sample_scale(side, f, batch) for side, f in zip(_sides(t, r), factors, strict=True))
-    return above.add_(below)
+def _scaled(above: Tensor, below: Tensor, mass: Sequence[Tensor], sizes: Sequence[Tensor], batch: Batch) -> Tensor:
+    """The sum of both sides, each brought from its size to its mass for each sample."""
+    both = [sample_scale(t, ratio(m, n), batch, own=True) for t, m, n in zip((above, below), mass, sizes, strict=True)]
+    return both[0].add_(both[1])
 
 
 def _unit(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
