@@ -14,7 +14,7 @@ from fxlrp.lookups import find_lookups
 from fxlrp.patterns.centring import offset
 from fxlrp.patterns.masks import masked
 from fxlrp.rules.movement import MOVEMENT, SHAPE_ARGUMENT, SHAPE_ONLY
-from fxlrp.rules.propagate import WHOLE, Batch, is_pointwise
+from fxlrp.rules.quantities import WHOLE, Batch, is_pointwise
 from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten

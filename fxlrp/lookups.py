@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from fxlrp.patterns.emit import emit
 from fxlrp.rules.movement import MOVEMENT, SHAPE_ONLY
-from fxlrp.rules.propagate import is_pointwise
+from fxlrp.rules.quantities import is_pointwise
 
 aten = torch.ops.aten
 NOWHERE = -1  # the position of an entry that is no entry of the input

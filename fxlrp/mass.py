@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 
-from fxlrp.rules.propagate import as_pair, relevance
+from fxlrp.rules.quantities import as_pair, relevance
 
 
 class Mass(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.rewrite import Plan, at_positions
-from fxlrp.rules.propagate import relevance
+from fxlrp.rules.quantities import relevance
 from fxlrp.rules.registry import Rulebook
 from fxlrp.seeds import relevance_at_output
 

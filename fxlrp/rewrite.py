@@ -18,7 +18,9 @@ from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
-from fxlrp.rules.propagate import LEADING, NONE, WHOLE, Adjusted, Given, Placement, Site, is_pointwise
+from fxlrp.rules.normalise import NONE
+from fxlrp.rules.propagate import LEADING, Adjusted, Given, Site
+from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
 from fxlrp.rules.registry import Absolute, Derivative, Rule, Rulebook, Structural
 from fxlrp.specialize import specialize
 

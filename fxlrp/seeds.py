@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from fxlrp.errors import FxlrpError
-from fxlrp.rules.propagate import Batch, ratio, sample_scale, sample_sum
+from fxlrp.rules.quantities import Batch, ratio, sample_scale, sample_sum
 
 Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
 Contrast = None | int | str

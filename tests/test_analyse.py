@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxlrp
 from fxlrp.analyse import find_nonnegative, locate
 from fxlrp.capture import capture
-from fxlrp.rules.propagate import Batch
+from fxlrp.rules.quantities import Batch
 
 aten = torch.ops.aten
 

@@ -22,7 +22,8 @@ import fxlrp.capture
 from fxlrp import convert
 from fxlrp.explainer import Explainer
 from fxlrp.rules import ABSLRP, ABSOLUTE, elementwise, products
-from fxlrp.rules.propagate import MASS, Call, Normalise, Placement, relevance, sample_sum
+from fxlrp.rules.normalise import MASS, Call, Normalise
+from fxlrp.rules.quantities import Placement, relevance, sample_sum
 from fxlrp.rules.registry import Rule, Rulebook
 
 PHASES = (Phase.generate, Phase.shrink)  # explaining a failure traces every line of torch

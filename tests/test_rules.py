@@ -16,7 +16,9 @@ from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products
 from fxlrp.rules.generic import by_definition, generic
-from fxlrp.rules.propagate import MASS, NONE, Batch, Placement, Site, over_abs
+from fxlrp.rules.normalise import MASS, NONE
+from fxlrp.rules.propagate import Site
+from fxlrp.rules.quantities import Batch, Placement, over_abs
 from fxlrp.rules.registry import Rule
 
 aten = torch.ops.aten

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.patterns.emit import cut_out, emit
-from fxlrp.rules.propagate import is_pointwise
+from fxlrp.rules.quantities import is_pointwise
 
 aten = torch.ops.aten
 CASTS = (aten.to, aten.type_as, aten.alias, aten.clone, aten.dropout, aten.contiguous)

@@ -10,7 +10,8 @@ from torch import fx
 
 from fxlrp.patterns.emit import emit
 from fxlrp.rules.movement import MOVEMENT
-from fxlrp.rules.propagate import LEADING, Given, is_pointwise
+from fxlrp.rules.propagate import LEADING, Given
+from fxlrp.rules.quantities import is_pointwise
 from fxlrp.rules.registry import overloads
 from fxlrp.rules.weighted import CONVOLVING, DENSE, FirstLayer, ones_for
 

@@ -16,7 +16,7 @@ from fxlrp.rules import elementwise, norms, products
 from fxlrp.rules.generic import activation
 from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS, POSITIVE_SUMS
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
-from fxlrp.rules.propagate import MASS
+from fxlrp.rules.normalise import MASS
 from fxlrp.rules.registry import ABSOLUTE, STRUCTURAL, Rule, Rulebook, publish, table
 
 aten = torch.ops.aten

@@ -21,7 +21,7 @@ from fxlrp.patterns.plain_form import PLAIN_FORM
 from fxlrp.rules import elementwise, norms, signed, weighted
 from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
-from fxlrp.rules.propagate import NONE
+from fxlrp.rules.normalise import NONE
 from fxlrp.rules.registry import STRUCTURAL, Derivative, Entry, Key, Rule, Rulebook, publish, table
 from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Weighted
 

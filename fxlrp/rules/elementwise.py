@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fxlrp.rules.generic import activation, vjp
-from fxlrp.rules.propagate import over_abs, traits, where_positive
+from fxlrp.rules.normalise import traits
+from fxlrp.rules.quantities import over_abs, where_positive
 
 
 def _total_add(z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
-from fxlrp.rules.propagate import by_parts, over_abs, traits, where_positive
+from fxlrp.rules.normalise import traits
+from fxlrp.rules.quantities import by_parts, over_abs, where_positive
 
 
 def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:

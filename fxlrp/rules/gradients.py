@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxlrp.rules.propagate import NONE
+from fxlrp.rules.normalise import NONE
 from fxlrp.rules.registry import STRUCTURAL, Rulebook, publish
 
 GRADIENT_INPUT = publish(

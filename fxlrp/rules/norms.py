@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.rules.normalise import traits
 from fxlrp.rules.products import positive_contributions
-from fxlrp.rules.propagate import over_abs, traits, where_positive
+from fxlrp.rules.quantities import over_abs, where_positive
 
 
 def standardized(g: Tensor, z: Tensor, centred: Tensor, sigma: Tensor, w: Tensor | None) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.propagate import over_abs, traits, where_positive
+from fxlrp.rules.normalise import traits
+from fxlrp.rules.quantities import over_abs, where_positive
 
 aten = torch.ops.aten
 

@@ -19,7 +19,8 @@ from fxlrp.patterns.residual import Residual, join_branches
 from fxlrp.rules import elementwise
 from fxlrp.rules.abslrp import ABSLRP
 from fxlrp.rules.generic import by_definition, vjp
-from fxlrp.rules.propagate import UNIT, over_abs
+from fxlrp.rules.normalise import UNIT
+from fxlrp.rules.quantities import over_abs
 from fxlrp.rules.registry import ABSOLUTE, Rule, Rulebook, publish, table
 
 aten = torch.ops.aten

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import FxlrpError
-from fxlrp.rules.propagate import LEADING, MASS, Given, Normalise
+from fxlrp.rules.normalise import MASS, Normalise
+from fxlrp.rules.propagate import LEADING, Given
 
 Op = Callable[..., Any]
 Key = tuple["Op | str", "tuple[int, ...] | None"]
@@ -101,7 +102,7 @@ class Rulebook:
 
     entries: (op, positions that carry relevance, or None for any) → Rule, STRUCTURAL or ABSOLUTE.  A class stands for
         the ops that are its instances, "namespace::name" for the op of a library that need not be there.
-    normalise: MASS, UNIT or NONE (fxlrp.rules.propagate).
+    normalise: MASS, UNIT or NONE (fxlrp.rules.normalise).
     passes: graph passes that put the graph into the form the table speaks of, run in order; each finds in a node's
         meta whether it is "active" and the "entry" it has here, and in the graph's the "example" inputs.
     unknown: the entry of an op that stands nowhere; None is the generic rule.

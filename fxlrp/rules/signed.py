@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.propagate import by_parts
+from fxlrp.rules.quantities import by_parts
 from fxlrp.rules.weighted import stabilized
 
 aten = torch.ops.aten

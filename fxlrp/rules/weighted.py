@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.generic import pullback, vjp
-from fxlrp.rules.propagate import Given, ratio
+from fxlrp.rules.propagate import Given
+from fxlrp.rules.quantities import ratio
 
 aten = torch.ops.aten
 

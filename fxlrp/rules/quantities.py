@@ -1,0 +1,107 @@
+"""Quantities rules and normalisations are made of: relevance at a tensor, its sums per sample, signs, ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Where the samples of a tensor are: its `axis` is laid out as [before, samples, after]."""
+
+    axis: int
+    before: int = 1
+    after: int = 1
+
+
+WHOLE = Batch(-1)
+"""A tensor of one sample, or whose samples can't be told apart (then a batch of one is all that may be explained)."""
+
+
+class Placement(NamedTuple):
+    """Where the samples of an op's output and inputs are, and whether masked (infinite) values may be among them."""
+
+    output: Batch
+    inputs: tuple[Batch, ...]
+    masked: bool = False
+
+
+def is_pointwise(op: Any) -> bool:
+    """Whether an op works entry by entry, broadcasting its tensors, as ATen tags it."""
+    return torch.Tag.pointwise in getattr(op, "tags", ())
+
+
+def as_pair(t: Tensor) -> Tensor:
+    """A complex tensor as the real one it is made of, with one more axis of two; a real one as it is."""
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def by_parts(f: Callable[..., Tensor], *ts: Tensor) -> Tensor:
+    """f of the real and the imaginary parts of complex tensors, each apart; f itself of real ones."""
+    out = f(*map(as_pair, ts))
+    return torch.view_as_complex(out) if ts[0].is_complex() else out
+
+
+def over_abs(g: Tensor, z: Tensor) -> Tensor:
+    """s = R / |z| = sign(z) g, with s = 0 where z = 0."""
+    return by_parts(lambda g, z: times(z.sign(), g), g, z)
+
+
+def times(own: Tensor, t: Tensor) -> Tensor:
+    """own · t, in the memory of `own`, which nobody else has, where a pass is run and not traced or batched: new memory
+    costs a CPU more than the product does."""
+    return own.mul_(t) if _plain(own) and _plain(t) and own.shape == t.shape else own * t
+
+
+def _plain(t: Tensor) -> bool:
+    batched = torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+    return type(t) is Tensor and t.device.type == "cpu" and not batched
+
+
+def where_positive(g: Tensor, x: Tensor) -> Tensor:
+    """g where x > 0, else 0: the backward pass of a ReLU, which is one pass over memory."""
+    return torch.ops.aten.threshold_backward.default(g, x, 0)
+
+
+def sample_sum(t: Tensor, batch: Batch) -> Tensor:
+    """Sum over everything but the samples: [B], in at least float32."""
+    dtype = torch.promote_types(t.dtype, torch.float32)
+    if batch == WHOLE:
+        return t.sum(dtype=dtype).view(1)
+    axis, before, after = batch
+    if before * after > 1:
+        t, axis = t.reshape(*t.shape[:axis], before, -1, after, *t.shape[axis + 1 :]), axis + 1
+    return t.sum([d for d in range(t.ndim) if d != axis], dtype=dtype) if t.ndim > 1 else t.to(dtype)
+
+
+def sample_dot(a: Tensor, b: Tensor, batch: Batch, masked: bool = False) -> Tensor:
+    """Σ a b over everything but the samples: [B], in at least float32; as `relevance` where masked."""
+    simple = not masked and batch in (WHOLE, (0, 1, 1)) and a.dtype in (torch.float32, torch.float64)
+    if simple and _plain(a) and _plain(b) and a.is_contiguous() and b.is_contiguous():  # in no memory of its own
+        count = 1 if batch == WHOLE else len(a)
+        return torch.bmm(a.view(count, 1, -1), b.view(count, -1, 1)).view(count)
+    return sample_sum(relevance(a, b, masked), batch)
+
+
+def sample_scale(t: Tensor, v: Tensor, batch: Batch, own: bool = False) -> Tensor:
+    """t with each sample multiplied by its entry of v [B]; in the memory of t, if it is our `own` and that can be."""
+    v = v.to(t.dtype)
+    if batch != WHOLE:
+        v = v.view(1, -1, 1).expand(batch.before, -1, batch.after).reshape(-1)
+        v = v.view([-1 if d == batch.axis else 1 for d in range(t.ndim)])
+    return t.mul_(v) if own and _plain(t) and _plain(v) else t * v
+
+
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0 or all but: relevance that nothing can take is dropped."""
+    none = b.abs() < 1e8 * torch.finfo(b.dtype).tiny  # below it, a / b may overflow
+    return torch.where(none, 0, a / torch.where(none, 1, b))
+
+
+def relevance(a: Tensor, g: Tensor, masked: bool = False) -> Tensor:
+    """R = a ⊙ g; where `masked`, a may be infinite (a masked logit) and R is 0 wherever g is."""
+    r = a * g
+    return r.masked_fill_(g == 0, 0) if masked else r
