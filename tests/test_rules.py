@@ -18,7 +18,7 @@ from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products
 from fxlrp.rules.generic import by_definition, generic
 from fxlrp.rules.normalise import MASS, NONE
 from fxlrp.rules.propagate import Site
-from fxlrp.rules.quantities import Batch, Placement, over_abs
+from fxlrp.rules.quantities import Batch, Placement, over_abs, ratio
 from fxlrp.rules.registry import Rule
 
 aten = torch.ops.aten
@@ -469,3 +469,9 @@ def test_an_op_without_a_derivative_is_named() -> None:
 
     with pytest.raises(fxlrp.FxlrpError, match=r"cut_off.* has no derivative"):
         generic(cut_off, (0,))(c, c, c)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_ratio_drops_what_divides_by_nothing(dtype: torch.dtype) -> None:
+    a, b = torch.tensor([1, 2, 3, 0, 5], dtype=dtype), torch.tensor([2, -4, 0, 0, 0.25], dtype=dtype)
+    assert torch.equal(ratio(a, b), torch.tensor([0.5, -0.5, 0, 0, 20], dtype=dtype))

@@ -97,8 +97,8 @@ def sample_scale(t: Tensor, v: Tensor, batch: Batch, own: bool = False) -> Tenso
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0 or all but: relevance that nothing can take is dropped."""
-    none = b.abs() < 1e8 * torch.finfo(b.dtype).tiny  # below it, a / b may overflow
-    return torch.where(none, 0, a / torch.where(none, 1, b))
+    least = torch.finfo(b.dtype).tiny * (1 if b.dtype == torch.float16 else 1e8)  # below it, a / b may overflow
+    return torch.ops.aten.threshold_backward.default(a / b, b.abs(), least)
 
 
 def relevance(a: Tensor, g: Tensor, masked: bool = False) -> Tensor:
