@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -475,3 +476,17 @@ def test_an_op_without_a_derivative_is_named() -> None:
 def test_ratio_drops_what_divides_by_nothing(dtype: torch.dtype) -> None:
     a, b = torch.tensor([1, 2, 3, 0, 5], dtype=dtype), torch.tensor([2, -4, 0, 0, 0.25], dtype=dtype)
     assert torch.equal(ratio(a, b), torch.tensor([0.5, -0.5, 0, 0, 20], dtype=dtype))
+
+
+def test_a_large_weight_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, g, x, w, b = rand(2, 7), rand(2, 7, seed=1), rand(2, 5, seed=2), rand(7, 5, seed=3), rand(7, seed=4)
+    rule = ABSLRP.lookup(aten.linear.default, (0,)).fn
+    whole = [
+        f(nonneg=n) for n in (False, True) for f in (partial(rule, g, z, x, w, b), partial(rule.total, z, x, w, b))
+    ]
+    monkeypatch.setattr(products, "LARGE", 10)
+    pieces = [
+        f(nonneg=n) for n in (False, True) for f in (partial(rule, g, z, x, w, b), partial(rule.total, z, x, w, b))
+    ]
+    for a, c in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-12)

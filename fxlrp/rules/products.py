@@ -9,7 +9,7 @@ so an input known to be ≥ 0 needs one product instead of two.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,25 +33,43 @@ def positive_contributions(
 
 
 def all_contributions(
-    z: Tensor, x: Tensor, w: Tensor, product: Callable[[Tensor, Tensor], Tensor], nonneg: bool = False, bias: Any = 0
+    z: Tensor,
+    x: Tensor,
+    w: Tensor,
+    product: Callable[[Tensor, Tensor], Tensor],
+    nonneg: bool = False,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Twice the positive contributions to each output, all the relevance that s = 1 there gives: those of
     z − b = product(x, w) and those of product(|x|, |w|); 0 where rounding alone says that there are any."""
     if nonneg:
         return product(x, w.clamp(min=0)).mul_(2)
     size = product(x.abs(), w.abs())
-    total = size + z - bias
+    total = size + z if bias is None else size + z - bias
     return where_positive(total, total - 16 * torch.finfo(size.dtype).eps * size)
 
 
+LARGE = 2**22
+"""How many entries of a weight W⁺ or |W| is made of at once: more are taken in pieces of the outputs they belong to."""
+
+
+def _pieces(w: Tensor, *along: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces of a weight [K, C], and of tensors [..., K] with them."""
+    rows = max(LARGE // w.shape[1], 1)
+    return zip(w.split(rows), *(t.split(rows, -1) for t in along), strict=True)
+
+
 def _total_linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Tensor:
-    return all_contributions(z, x, w, torch.nn.functional.linear, nonneg, 0 if b is None else b)
+    pieces = _pieces(w, z) if b is None else _pieces(w, z, b)
+    f = torch.nn.functional.linear
+    return torch.cat([all_contributions(z, x, w, f, nonneg, *bias) for w, z, *bias in pieces], -1)
 
 
 @traits(total=_total_linear)
 def linear(g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Tensor:
     """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
-    return positive_contributions(over_abs(g, z), x, w, torch.matmul, nonneg)
+    found = [positive_contributions(s, x, w, torch.matmul, nonneg) for w, s in _pieces(w, over_abs(g, z))]
+    return sum(found[1:], found[0])
 
 
 def right(s: Tensor, x: Tensor, w: Tensor, nonneg: bool = False) -> Tensor:
@@ -172,7 +190,7 @@ def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple
 
     def total(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False) -> Tensor:
         x, arguments, _ = plain(n, x, w, *rest, *defaults[len(rest) :])
-        bias = 0 if b is None else b.view(-1, *[1] * n)
+        bias = None if b is None else b.view(-1, *[1] * n)
         return all_contributions(z, x, w, lambda x, w: aten.convolution(x, w, None, *arguments), nonneg, bias)
 
     @traits(total=total)
