@@ -10,6 +10,7 @@ so an input known to be ≥ 0 needs one product instead of two.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -68,8 +69,8 @@ def _total_linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, n
 @traits(total=_total_linear)
 def linear(g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Tensor:
     """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
-    found = [positive_contributions(s, x, w, torch.matmul, nonneg) for w, s in _pieces(w, over_abs(g, z))]
-    return sum(found[1:], found[0])
+    pieces = _pieces(w, over_abs(g, z))
+    return reduce(Tensor.add_, (positive_contributions(s, x, w, torch.matmul, nonneg) for w, s in pieces))
 
 
 def right(s: Tensor, x: Tensor, w: Tensor, nonneg: bool = False) -> Tensor:
