@@ -110,8 +110,12 @@ class ExportedExplainer(nn.Module):
         if not by_classes(target):
             raise FxlrpError("An exported explainer is asked by classes: target is None, a class or a tensor of them.")
         given = torch.as_tensor(-1 if target is None else target, device=args[0].device)
-        with torch.no_grad():
-            logits, *found = self.module(*args, given.expand(len(args[0])).contiguous())
+        try:
+            with torch.no_grad():
+                logits, *found = self.module(*args, given.expand(len(args[0])).contiguous())
+        except RuntimeError as error:  # what it was exported for is checked by torch
+            said = str(error).strip().split("\n")[0].split(". If you meant")[0]
+            raise FxlrpError(f"{said}: the explainer was exported for inputs of another shape (--size).") from error
         if target is not None:
             directions(logits, target, None)  # says what does not fit
         names = tuple(self.about["inputs"][i] for i in self.about["explained"])

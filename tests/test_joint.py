@@ -88,6 +88,8 @@ def test_exported_explainer_runs_without_fxlrp(cnn: nn.Module, tmp_path: Path) -
         loaded(x, contrast="others")
     with pytest.raises(FxlrpError, match="out of range"):
         loaded(x, target=9)
+    with pytest.raises(FxlrpError, match="inputs of another shape"):
+        loaded(torch.randn(1, 3, 9, 9, dtype=torch.float64))
 
 
 def test_compiled_equals_eager(cnn: nn.Module) -> None:
