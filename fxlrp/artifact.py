@@ -114,6 +114,8 @@ class ExportedExplainer(nn.Module):
             with torch.no_grad():
                 logits, *found = self.module(*args, given.expand(len(args[0])).contiguous())
         except RuntimeError as error:  # what it was exported for is checked by torch
+            if "Expected input" not in str(error):
+                raise
             said = str(error).strip().split("\n")[0].split(". If you meant")[0]
             raise FxlrpError(f"{said}: the explainer was exported for inputs of another shape (--size).") from error
         if target is not None:

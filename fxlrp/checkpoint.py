@@ -49,13 +49,13 @@ def _parts(gm: fx.GraphModule, leaves: list[fx.Node]) -> dict[fx.Node, int]:
         if any(u in first for u in node.users):
             first.add(node)
     rest = [n for n in nodes if n not in first and n.op == "call_function"]
-    place = {n: i for i, n in enumerate(rest)}
+    place, sizes = {n: i for i, n in enumerate(rest)}, {n: _bytes(n) for n in rest}
     alive = [0.0] * (len(rest) + 1)  # bytes kept by a cut in front of each place
     for node in rest:
         last = max((place.get(u, 0) for u in node.users), default=0)
         for i in range(place[node] + 1, last + 1):
-            alive[i] += _bytes(node)
-    sums = list(accumulate(map(_bytes, rest)))
+            alive[i] += sizes[node]
+    sums = list(accumulate(sizes.values()))
     narrow = sorted(alive)[len(alive) // 10]
     count = max(1, round(math.sqrt(sums[-1] / max(narrow, 1)))) if rest else 1
     reach = len(rest) // (2 * count)

@@ -53,7 +53,7 @@ def trace_joint(
             columns = target.unbind(1) if several else (target,)
             indices = [torch.where(column < 0, logits.argmax(1), column) for column in columns]
             asked = [Direction(out[plan.logits], *sides(logits, index, contrast)) for index in indices]
-            # torch.vmap would fix the size of the batch
+            # one by one: batched gradients can't be traced for batches of any size
             found = [read.inputs for read in propagate(plan, book, out, tensors, asked, at_once=1)]
         maps = [torch.stack(parts, 1) if several else parts[0] for parts in zip(*found, strict=True)]
         return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)

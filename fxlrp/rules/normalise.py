@@ -75,7 +75,8 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
     """
     if call.one_sided:
         return _mass_of_one_side(call, g, z, xs, where)
-    above, below = _sides(g, relevance(z, g, where.masked))
+    r = relevance(z, g, where.masked)
+    above, below = _sides(g, r)
     mass = [sample_dot(z, side, where.output, where.masked).abs() for side in (above, below)]
     if call.total is not None:  # R_i has the sign of r: A_i / Σ|r_i| = ±1, and one factor does for all inputs
         per = times(call.total(), z.sign())
@@ -83,7 +84,6 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
         return list(call(_scaled(above, below, mass, sizes, where.output)))
     if call.entrywise:
         (raw,) = call(g)
-        r = relevance(z, g, where.masked)
         sizes = [sample_sum(side, where.output) for side in _sides(relevance(xs[0], raw, where.masked).abs_(), r)]
         return [_scaled(*_sides(raw, r), mass, sizes, where.output)]
     total: list[Tensor] = []
