@@ -13,8 +13,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
+from torch.fx.passes.utils.fuser_utils import fuse_by_partitions, validate_partition
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
+
+from fxlrp.rules.kinds import SOFTMAXES
+from fxlrp.rules.propagate import Site
 
 
 class Segment(nn.Module):
@@ -39,6 +43,43 @@ def checkpointed(gm: fx.GraphModule, leaves: list[fx.Node]) -> fx.GraphModule:
                 setattr(split, name, Segment(part))
         gm.meta["checkpointed"] = split
     return gm.meta["checkpointed"]
+
+
+def recompute_squares(gm: fx.GraphModule) -> fx.GraphModule:
+    """The graph with attention, from queries and keys to what its weights make of the values, as segments: weights of
+    tokens × tokens are not kept, but those of one layer while relevance passes it."""
+    if "recomputing" not in gm.meta:
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(gm.graph, {}))
+        copy = fx.GraphModule(gm, graph)
+        parts = [part for node in graph.nodes if _is_softmax(node) and (part := _around(node))]
+        fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
+        for name, part in list(copy.named_children()):
+            if name.startswith("attention_"):
+                setattr(copy, name, Segment(part))
+        copy.recompile()
+        gm.meta["recomputing"] = copy
+    return gm.meta["recomputing"]
+
+
+def _is_softmax(node: fx.Node) -> bool:
+    return (node.target.op if isinstance(node.target, Site) else node.target) in SOFTMAXES
+
+
+def _around(softmax: fx.Node) -> list[fx.Node]:
+    """What is as large as a softmax around it, and what makes it small again; nothing if little is saved."""
+    size = _bytes(softmax)
+    part, edge = {softmax}, [softmax]
+    while edge:
+        node = edge.pop()
+        large = [n for n in (*node.all_input_nodes, *node.users) if n.op == "call_function" and _bytes(n) >= size]
+        edge += [n for n in large if n not in part]
+        part.update(large)
+    ends = {u for n in part for u in n.users if u.op == "call_function"}
+    inputs = {n for m in part | ends for n in m.all_input_nodes} - part
+    saved = sum(map(_bytes, part)) > sum(map(_bytes, inputs))
+    whole = [n for n in softmax.graph.nodes if n in part | ends]
+    return whole if saved and validate_partition(whole) else []
 
 
 def _parts(gm: fx.GraphModule, leaves: list[fx.Node]) -> dict[fx.Node, int]:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
 from fxlrp.capture import Signature, Way, batch_size, capture, open_output, split_tensors
-from fxlrp.checkpoint import checkpointed
+from fxlrp.checkpoint import checkpointed, recompute_squares
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
@@ -122,8 +122,8 @@ class Explainer(nn.Module):
             return [self._run_joint(plan, tensors, q.target, q.contrast) for q in questions]
         one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
         graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
-        if self.checkpoint and run is None:
-            graph = checkpointed(graph, plan.starts(graph))
+        if run is None:
+            graph = checkpointed(graph, plan.starts(graph)) if self.checkpoint else recompute_squares(graph)
         out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
         asked = [self._directions(plan, out, q) for q in questions]

@@ -18,6 +18,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
+from fxlrp.rules.kinds import SOFTMAXES
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.propagate import LEADING, Adjusted, Given, Site
 from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
@@ -220,7 +221,7 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
     masked = op in SOFTMAXES or node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]
     known: dict[str, Any] = {"nonneg": bool(shares) and leaves[shares[0]] in facts.nonnegative}
-    known["op"] = op.op if isinstance(op, Given) else op
+    known |= {"op": op.op, "fresh": True} if isinstance(op, Given) else {"op": op, "fresh": False}
     extras = tuple((k, v) for k, v in known.items() if rule and rule.wants(k))
     node.target = Site(
         op,
@@ -303,7 +304,6 @@ def _explained_output(captured: Capture, outputs: list, asked: str | int | None)
     return (found or [i for i in floats if "logits" in names[i]] or floats)[0]
 
 
-SOFTMAXES = (aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default)
 COPIES = (aten.alias.default, aten.clone.default, aten.to.dtype, aten.contiguous.default)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from fxlrp.analyse import differentiable
+from fxlrp.rules.contributions import ByContributions
 from fxlrp.rules.propagate import Site
 
 aten = torch.ops.aten
@@ -51,11 +52,11 @@ def _keeps_sign(node: fx.Node) -> bool:
 
 
 def join_relu(gm: fx.GraphModule) -> None:
-    """A product or sum and the ReLU behind it → one node: z⁺ has the sign of z wherever relevance is, and is kept
-    anyway, where z itself would have to be."""
+    """What shares by contributions and the ReLU behind it → one node: z⁺ has the sign of z wherever relevance is, and
+    is kept anyway, where z itself would have to be."""
     for node in list(gm.graph.nodes):
         site = node.args[0].target if node.target is aten.relu.default else None
-        if isinstance(site, Site) and getattr(site.rule, "total", None) and len(node.args[0].users) == 1:
+        if isinstance(site, Site) and isinstance(site.rule, ByContributions) and len(node.args[0].users) == 1:
             product = node.args[0]
             product.target = site.but(rectified=True)
             node.replace_all_uses_with(product)

@@ -6,73 +6,69 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fxlrp.rules.contributions import ByContributions, Contributions, diagonal, keeps_relevance, keeps_sign
 from fxlrp.rules.generic import activation, vjp
-from fxlrp.rules.normalise import traits
-from fxlrp.rules.quantities import over_abs, where_positive
+from fxlrp.rules.quantities import over_abs, times, where_positive
 
 
-def _total_add(z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Tensor:
-    return x.clamp(min=0).add_((y if alpha == 1 else alpha * y).clamp(min=0)).mul_(2)
-
-
-def _total_sub(z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Tensor:
-    return _total_add(z, x, y, alpha=-alpha)
-
-
-def _total_mul(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return 4 * z.clamp(min=0)
-
-
-@traits(total=_total_add)
-def add(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> tuple[Tensor, Tensor]:
+@ByContributions
+def add(z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Contributions:
     """A sum: relevance goes to the positive summands, R_x = 2 x⁺ s and R_y = 2 (αy)⁺ s."""
-    s = over_abs(g, z).mul_(2)
-    if alpha == 1:
-        return where_positive(s, x), where_positive(s, y)
-    return where_positive(s, x), where_positive(s, y * alpha).mul_(alpha)
+    to_x, to_y = shift.of(z, x, y), shift_right.of(z, x, y, alpha=alpha)
+    return Contributions(lambda s: (*to_x.give(s), *to_y.give(s)), lambda: to_x.total().add_(to_y.total()), 2)
 
 
-@traits(total=_total_sub)
-def sub(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> tuple[Tensor, Tensor]:
+@ByContributions
+def sub(z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Contributions:
     """A difference is the sum of x and −y."""
-    return add(g, z, x, y, alpha=-alpha)
+    return add.of(z, x, y, alpha=-alpha)
 
 
-@traits(entrywise=True, keeps_sign=True)
-def shift(g: Tensor, z: Tensor, x: Tensor, y: Tensor | float, *, alpha: float = 1) -> Tensor:
+@ByContributions
+def shift(z: Tensor, x: Tensor, y: Tensor | float, *, alpha: float = 1) -> Contributions:
     """A sum with a constant: as a bias does, the constant takes part in |z| only, R_x = 2 x⁺ s."""
-    return where_positive(2 * over_abs(g, z), x)
+    return Contributions(lambda s: (where_positive(s, x),), lambda: x.clamp(min=0), 2)
 
 
-@traits(entrywise=True, keeps_sign=True)
-def shift_right(g: Tensor, z: Tensor, x: Tensor | float, y: Tensor, *, alpha: float = 1) -> Tensor:
+@ByContributions
+def shift_right(z: Tensor, x: Tensor | float, y: Tensor, *, alpha: float = 1) -> Contributions:
     """A constant plus α y: as `shift`."""
-    return where_positive(2 * alpha * over_abs(g, z), alpha * y)
+    scaled = y if alpha == 1 else y * alpha
+
+    def give(s: Tensor) -> tuple[Tensor]:
+        own = where_positive(s, scaled)
+        return (own if alpha == 1 else own.mul_(alpha),)
+
+    return Contributions(give, lambda: scaled.clamp(min=0), 2)
 
 
-@traits(entrywise=True, keeps_sign=True)
-def shift_minus(g: Tensor, z: Tensor, x: Tensor | float, y: Tensor, *, alpha: float = 1) -> Tensor:
+@ByContributions
+def shift_minus(z: Tensor, x: Tensor | float, y: Tensor, *, alpha: float = 1) -> Contributions:
     """A constant minus α y: as `shift`."""
-    return shift_right(g, z, x, y, alpha=-alpha)
+    return shift_right.of(z, x, y, alpha=-alpha)
 
 
-@traits(total=_total_mul)
-def mul(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+@ByContributions
+def rsub(z: Tensor, x: Tensor, y: Tensor | float, alpha: float = 1) -> Contributions:
+    """A constant y minus α x: as `shift`."""
+    return shift_right.of(z, y, x, alpha=-alpha)
+
+
+@ByContributions
+def mul(z: Tensor, x: Tensor, y: Tensor) -> Contributions:
     """A product of two activations (a gate): both factors of a positive product share alike, R_x = R_y = 2 (xy)⁺ s."""
-    s = where_positive(2 * over_abs(g, z), z)
-    return y * s, x * s
+
+    def give(s: Tensor) -> tuple[Tensor, Tensor]:
+        own = where_positive(s, z)
+        return y * own, times(own, x)
+
+    return Contributions(give, lambda: z.clamp(min=0).mul_(2), 2)
 
 
-@traits(entrywise=True, keeps_sign=True)
+@keeps_relevance
 def div(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """A quotient of two activations: the denominator is a normaliser and takes nothing, as in a layer norm."""
     return g / y
-
-
-@traits(entrywise=True, keeps_sign=True)
-def rsub(g: Tensor, z: Tensor, x: Tensor, y: Tensor | float, alpha: float = 1) -> Tensor:
-    """A constant y minus α x: as `shift`."""
-    return shift_right(g, z, y, x, alpha=-alpha)
 
 
 def normaliser(g: Tensor, z: Tensor, x: Tensor) -> tuple[()]:
@@ -80,19 +76,19 @@ def normaliser(g: Tensor, z: Tensor, x: Tensor) -> tuple[()]:
     return ()
 
 
-@traits(entrywise=True)
-def gate(g: Tensor, z: Tensor, x: Tensor, *constants: Tensor, op: Callable[..., Tensor]) -> Tensor:
+@ByContributions
+def gate(z: Tensor, x: Tensor, *constants: Tensor, op: Callable[..., Tensor]) -> Contributions:
     """x · gate(x) written out: the rule of an activation, as for the fused ops."""
-    return activation(op)(g, z, x, *constants)
+    return activation(op).of(z, x, *constants)
 
 
-@traits(entrywise=True, keeps_sign=True)
-def exp(g: Tensor, z: Tensor, x: Tensor) -> Tensor:
+@ByContributions
+def exp(z: Tensor, x: Tensor) -> Contributions:
     """An exponential keeps the sign of relevance, R_x = 2 |x| z s: the exponent takes it by its distance from 0."""
-    return 2 * x.sign() * z * over_abs(g, z)
+    return diagonal(x, x.sign().mul_(z), 2)
 
 
-@traits(keeps_sign=True)
+@keeps_sign
 def logsumexp(g: Tensor, z: Tensor, x: Tensor, dim: list[int], keepdim: bool = False) -> Tensor:
     """log Σ exp(x): by its derivative, the softmax, which keeps the sign of relevance as `exp` does."""
     return 2 * x.sign() * vjp(lambda t: t.logsumexp(dim, keepdim), [x], over_abs(g, z))[0]

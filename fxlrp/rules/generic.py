@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
-from fxlrp.rules.normalise import traits
+from fxlrp.rules.contributions import ByContributions, Contributions, diagonal
 from fxlrp.rules.quantities import by_parts, over_abs, where_positive
+
+aten = torch.ops.aten
 
 
 def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tensor]:
@@ -89,18 +91,25 @@ def by_definition(h: Callable[..., Tensor], h_abs: Callable[..., Tensor]) -> Cal
     return rule
 
 
-def activation(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def activation(f: Callable[..., Tensor]) -> ByContributions:
     """An elementwise non-linearity: relevance goes to positive inputs, R_x = 2 x⁺ f'(x) s.
 
     The absLRP rule with companion f_abs whose derivative is sign(x) f'(x): |x|·gate(x) for gated units such as GELU,
     f(|x|) for odd functions such as tanh.  f must not fall where x > 0.
     """
 
-    @traits(entrywise=True, keeps_sign=True)
-    def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        (d,) = vjp(lambda t: f(t, *args, **kwargs), [x], over_abs(g, z))
-        return where_positive(2 * d, x)
+    def rule(z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Contributions:
+        ones = x.new_ones(()).expand_as(x)
+        if f in SLOPES:
+            slope = SLOPES[f](ones, x, *args, **kwargs)
+        else:
+            (slope,) = vjp(lambda t: f(t, *args, **kwargs), [x], ones)
+        return diagonal(x, where_positive(slope, x), 2)
 
     rule.__name__ = f.__name__.split(".")[0]
     rule.__doc__ = activation.__doc__
-    return rule
+    return ByContributions(rule)
+
+
+SLOPES = {aten.gelu.default: aten.gelu_backward.default, aten.silu.default: aten.silu_backward.default}
+"""Derivatives of what is dear to compute once more."""

@@ -33,6 +33,7 @@ ACTIVATIONS = (
     aten.hardshrink.default,
     aten.log_sigmoid.default,
 )
+SOFTMAXES = (aten.softmax.int, aten.log_softmax.int, aten._softmax.default, aten._log_softmax.default)
 POSITIVE_SUMS = (
     aten.mean.default,
     aten.mean.dim,

@@ -1,62 +1,43 @@
-"""Normalisations: how a rulebook rescales what its rules return, and what a rule says of itself to make that cheap."""
+"""Normalisations: how a rulebook rescales what its rules return."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from torch import Tensor
 
+from fxlrp.rules.contributions import Contributions
 from fxlrp.rules.quantities import (
-    Batch,
     Placement,
+    less,
+    over_abs,
     ratio,
     relevance,
     sample_dot,
     sample_scale,
     sample_sum,
-    times,
+    size_of,
     where_positive,
 )
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Call:
     """A rule at its op, as a normalisation calls it: from g at the output to raw g at each input it shares with.
 
-    What is known of the rule spares calls (`traits`); one_sided: whether all relevance that comes is ≥ 0 and stays.
+    What is known of it spares calls.  contributions: those it is made of, if it is; keeps_relevance: whether what it
+    gives is relevance as it came; one_sided: whether all relevance that comes is ≥ 0 and stays; positive: whether z is.
     """
 
     rule: Callable[[Tensor], Sequence[Tensor]]
-    total: Callable[[], Tensor] | None = None
-    entrywise: bool = False
+    contributions: Callable[[], Contributions] | None = None
+    keeps_relevance: bool = False
     one_sided: bool = False
+    positive: bool = False
 
     def __call__(self, g: Tensor) -> Sequence[Tensor]:
         return self.rule(g)
-
-
-def traits(
-    *, total: Callable[..., Tensor] | None = None, entrywise: bool = False, keeps_sign: bool = False
-) -> Callable[[F], F]:
-    """What a rule says of itself, so that relevance of both signs takes one call of it instead of two.
-
-    A rule with traits returns tensors of its own, none that it was given.
-
-    total: total(z, *args, **kwargs), called as the rule but for g, is Σ_i R_i that s = 1 at each entry of the output
-        gives to all inputs, ≥ 0: relevance keeps its sign, and its mass is known before it is propagated.
-    entrywise: each entry of the output gives relevance to the same entry of its one input, in proportion to g.
-    keeps_sign: relevance ≥ 0 stays so, total or not.
-    """
-
-    def mark(rule: F) -> F:
-        vars(rule).update(total=total, entrywise=entrywise, keeps_sign=keeps_sign or total is not None)
-        return rule
-
-    return mark
 
 
 @dataclass(frozen=True)
@@ -73,21 +54,15 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
     R_i = P (A_i / Σ_k A_k) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i,
     as in the authors' code of April 2024.
     """
+    if call.keeps_relevance:
+        return list(call(g))
+    if call.contributions is not None:
+        return _mass_by_contributions(call, call.contributions(), g, z, xs, where)
     if call.one_sided:
-        return _mass_of_one_side(call, g, z, xs, where)
-    r = relevance(z, g, where.masked)
-    above, below = _sides(g, r)
-    mass = [sample_dot(z, side, where.output, where.masked).abs() for side in (above, below)]
-    if call.total is not None:  # R_i has the sign of r: A_i / Σ|r_i| = ±1, and one factor does for all inputs
-        per = times(call.total(), z.sign())
-        sizes = [sample_dot(per, side, where.output, where.masked).abs() for side in (above, below)]
-        return list(call(_scaled(above, below, mass, sizes, where.output)))
-    if call.entrywise:
-        (raw,) = call(g)
-        sizes = [sample_sum(side, where.output) for side in _sides(relevance(xs[0], raw, where.masked).abs_(), r)]
-        return [_scaled(*_sides(raw, r), mass, sizes, where.output)]
+        return _to_mass(call(g), sample_dot(z, g, where.output, where.masked), xs, where)
     total: list[Tensor] = []
-    for part, of in zip((above, below), mass, strict=True):
+    for part in _sides(g, relevance(z, g, where.masked)):
+        of = sample_dot(z, part, where.output, where.masked).abs()
         raws = call(part)
         shares = [relevance(x, c, where.masked) for x, c in zip(xs, raws, strict=True)]
         factors = [of]
@@ -103,11 +78,26 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
     return total
 
 
-def _mass_of_one_side(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
-    """As `_mass`, where all relevance is ≥ 0 and stays: one factor brings what the rule gives to the mass there was."""
-    raw = call(g)
+def _mass_by_contributions(
+    call: Call, by: Contributions, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement
+) -> list[Tensor]:
+    """As `_mass`: what a side gives is known from its s, and A_i / Σ|r_i| = ±1, so one factor does for all inputs."""
+    s = where_positive(g, z) if call.positive else over_abs(g, z)
+    size = z if call.positive else size_of(z, where.masked)
+    if call.one_sided:
+        mass = sample_dot(size, s, where.output)
+        return _to_mass(by.give(s), mass, xs, where)
+    above = s.clamp(min=0)
+    sides, whole = (above, less(s, above)), by.total()
+    factors = [ratio(sample_dot(size, t, where.output), sample_dot(whole, t, where.output)) for t in sides]
+    scaled = [sample_scale(t, f, where.output, own=True) for t, f in zip(sides, factors, strict=True)]
+    return list(by.give(scaled[0].add_(scaled[1])))
+
+
+def _to_mass(raw: Sequence[Tensor], mass: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
+    """Where all relevance is ≥ 0: one factor brings what a rule gives to the mass there was."""
     sums = [sample_dot(x, c, b, where.masked) for x, c, b in zip(xs, raw, where.inputs, strict=True)]
-    factor = ratio(sample_dot(z, g, where.output, where.masked), sum(sums[1:], sums[0]))
+    factor = ratio(mass, sum(sums[1:], sums[0]))
     return [sample_scale(c, factor, b, own=True) for c, b in zip(raw, where.inputs, strict=True)]
 
 
@@ -115,12 +105,6 @@ def _sides(t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """t where r > 0, and the rest of it."""
     above = where_positive(t, r)
     return above, t - above
-
-
-def _scaled(above: Tensor, below: Tensor, mass: Sequence[Tensor], sizes: Sequence[Tensor], batch: Batch) -> Tensor:
-    """The sum of both sides, each brought from its size to its mass for each sample."""
-    both = [sample_scale(t, ratio(m, n), batch, own=True) for t, m, n in zip((above, below), mass, sizes, strict=True)]
-    return both[0].add_(both[1])
 
 
 def _unit(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:

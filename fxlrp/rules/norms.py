@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxlrp.rules.normalise import traits
-from fxlrp.rules.products import positive_contributions
-from fxlrp.rules.quantities import over_abs, where_positive
+from fxlrp.rules.contributions import ByContributions, Contributions, diagonal, keeps_relevance
+from fxlrp.rules.quantities import times, where_positive
+
+mixes_signs = partial(ByContributions, keeps_sign=False)
+"""For rules by which relevance may change its sign: an x above its mean may be negative."""
 
 
-def standardized(g: Tensor, z: Tensor, centred: Tensor, sigma: Tensor, w: Tensor | None) -> Tensor:
+def standardized(x: Tensor, centred: Tensor, sigma: Tensor, w: Tensor | None) -> Contributions:
     """z = w u + b with u = centred / σ, mean and σ constants: R_x = x ⊙ (w + sign(u) |w|) s / σ   (2024-04)."""
-    s = over_abs(g, z)
-    w = torch.ones_like(centred) if w is None else w
-    return (w + centred.sign() * w.abs()) * s / sigma
+    w = centred.new_ones(()) if w is None else w
+    return diagonal(x, _doubled(w, centred).div_(sigma))
+
+
+def _doubled(w: Tensor, u: Tensor) -> Tensor:
+    """w + sign(u) |w|."""
+    return (u.sign() * w.abs()).add_(w)
 
 
 def _deviation(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor]:
@@ -25,9 +32,8 @@ def _deviation(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor]:
     return x - mean, (variance + eps).sqrt()
 
 
-@traits(entrywise=True)
+@mixes_signs
 def layer_norm(
-    g: Tensor,
     z: Tensor,
     x: Tensor,
     shape: list[int],
@@ -35,24 +41,23 @@ def layer_norm(
     b: Any = None,
     eps: float = 1e-5,
     *_: Any,
-) -> Tensor:
+) -> Contributions:
     """Layer norm with mean and deviation as constants: R_x = x ⊙ (w + sign(u) |w|) s / σ."""
-    return standardized(g, z, *_deviation(x, list(range(-len(shape), 0)), eps), w)
+    return standardized(x, *_deviation(x, list(range(-len(shape), 0)), eps), w)
 
 
-@traits(entrywise=True)
+@mixes_signs
 def group_norm(
-    g: Tensor, z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
-) -> Tensor:
+    z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+) -> Contributions:
     """Group norm: as layer norm, over each group of channels."""
     centred, sigma = _deviation(x.unflatten(1, (groups, -1)), list(range(2, x.ndim + 1)), eps)
     sigma = sigma.expand_as(centred).flatten(1, 2)
-    return standardized(g, z, centred.flatten(1, 2), sigma, _per_channel(w, x))
+    return standardized(x, centred.flatten(1, 2), sigma, _per_channel(w, x))
 
 
-@traits(entrywise=True)
+@mixes_signs
 def instance_norm(
-    g: Tensor,
     z: Tensor,
     x: Tensor,
     w: Tensor | None,
@@ -63,14 +68,14 @@ def instance_norm(
     momentum: float,
     eps: float,
     *_: Any,
-) -> Tensor:
+) -> Contributions:
     """Instance norm: as layer norm, over each channel."""
     if not use_input_stats and var is not None:
-        return batch_norm(g, z, x, w, b, mean, var, False, momentum, eps)
-    return standardized(g, z, *_deviation(x, list(range(2, x.ndim)), eps), _per_channel(w, x))
+        return _affine(x, norm_scale(w, var, eps))
+    return standardized(x, *_deviation(x, list(range(2, x.ndim)), eps), _per_channel(w, x))
 
 
-@traits(entrywise=True, keeps_sign=True)
+@keeps_relevance
 def rms_norm(
     g: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
@@ -81,21 +86,19 @@ def rms_norm(
     return g if w is None else g * w
 
 
-@traits(entrywise=True)
-def centred(g: Tensor, z: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+@mixes_signs
+def centred(z: Tensor, x: Tensor, mean: Tensor) -> Contributions:
     """x − mean(x) with the mean as a constant, as in a layer norm with γ > 0: R_x = 2 x u⁺ s / u, u = x − mean."""
-    return where_positive(2 * g, z)
+    return Contributions(lambda s: (where_positive(s, z),), lambda: where_positive(x.abs(), z), 2)
 
 
-@traits(entrywise=True)
 def offset(g: Tensor, z: Tensor, x: Tensor, top: Tensor) -> Tensor:
     """x − max(x): what shifts the logits of a softmax cancels from it, R_x = x g."""
     return g
 
 
-@traits(entrywise=True, keeps_sign=True)
+@ByContributions
 def batch_norm(
-    g: Tensor,
     z: Tensor,
     x: Tensor,
     w: Tensor | None,
@@ -106,10 +109,13 @@ def batch_norm(
     momentum: float,
     eps: float,
     *_: Any,
-) -> Tensor:
+) -> Contributions:
     """A batch norm with no product before it to fold into: one affine op, R_x = 2 (γx)⁺ s / √(v + ε)."""
-    scale = _per_channel(norm_scale(w, var, eps), x)
-    return positive_contributions(over_abs(g, z), x, scale, torch.mul)
+    return _affine(x, norm_scale(w, var, eps))
+
+
+def _affine(x: Tensor, scale: Tensor) -> Contributions:
+    return diagonal(x, _doubled(_per_channel(scale, x), x))
 
 
 def norm_scale(w: Tensor | None, var: Tensor, eps: float) -> Tensor:
@@ -122,7 +128,8 @@ def _per_channel(w: Tensor | None, x: Tensor) -> Any:
     return None if w is None else w.view(-1, *[1] * (x.ndim - 2))
 
 
-@traits(entrywise=True)
-def softmax(g: Tensor, z: Tensor, x: Tensor, dim: int, dtype: Any = None, *_: Any) -> Tensor:
+@mixes_signs
+def softmax(z: Tensor, x: Tensor, dim: int, dtype: Any = None, *_: Any) -> Contributions:
     """Softmax with the denominator as a constant: R_x = 2 x z s, with the sign of the logit."""
-    return 2 * z * over_abs(g, z)
+    least = torch.finfo(x.dtype).min  # of a masked logit, −∞, nothing comes
+    return Contributions(lambda s: (times(s, z),), lambda: (x.clamp(min=least) * z).abs_(), 2)

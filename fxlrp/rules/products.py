@@ -9,156 +9,165 @@ so an input known to be ≥ 0 needs one product instead of two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import reduce
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxlrp.rules.contributions import ByContributions, Contributions
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.normalise import traits
-from fxlrp.rules.quantities import over_abs, where_positive
+from fxlrp.rules.quantities import add_product, is_eager, where_positive
 
 aten = torch.ops.aten
+Two = Callable[[Tensor, Tensor], Tensor]
 
 
-def positive_contributions(
-    s: Tensor, x: Tensor, w: Tensor, transposed: Callable[[Tensor, Tensor], Tensor], nonneg: bool = False
-) -> Tensor:
-    """Wᵀs + sign(x) ⊙ |W|ᵀs, which is 2 W⁺ᵀs where x > 0 and 2 W⁻ᵀs where x < 0; `transposed(s, w)` is Wᵀs, `nonneg`
-    says that x ≥ 0."""
-    if nonneg:
-        return transposed(s, w.clamp(min=0)).mul_(2)
-    return torch.addcmul(transposed(s, w), x.sign(), transposed(s, w.abs()))
-
-
-def all_contributions(
+def product(
     z: Tensor,
     x: Tensor,
     w: Tensor,
-    product: Callable[[Tensor, Tensor], Tensor],
+    forward: Two,
+    transposed: Two,
     nonneg: bool = False,
     bias: Tensor | None = None,
-) -> Tensor:
-    """Twice the positive contributions to each output, all the relevance that s = 1 there gives: those of
-    z − b = product(x, w) and those of product(|x|, |w|); 0 where rounding alone says that there are any."""
-    if nonneg:
-        return product(x, w.clamp(min=0)).mul_(2)
-    size = product(x.abs(), w.abs())
-    total = size + z if bias is None else size + z - bias
-    return where_positive(total, total - 16 * torch.finfo(size.dtype).eps * size)
+    into: Tensor | None = None,
+    fresh: bool = False,
+) -> Contributions:
+    """The positive contributions to z = forward(x, w) + bias, whose `transposed(s, w)` is Wᵀs.
+
+    nonneg says that x ≥ 0: W⁺ᵀs.  Else Wᵀs + sign(x) ⊙ |W|ᵀs, which is 2 W⁺ᵀs where x > 0 and 2 W⁻ᵀs where x < 0; their
+    sum is z − b + |W||x|, 0 where rounding alone says that there are any.
+    into: where W⁺ or |W| is written to, anew at each use; without it, it is kept from one use to the next.
+    fresh: whether nobody else has w.
+    """
+
+    def made() -> Tensor:
+        out = None if into is None else into[: len(w)]
+        if nonneg and fresh and is_eager(w):
+            return w.clamp_(min=0)
+        return torch.clamp(w, min=0, out=out) if nonneg else torch.abs(w, out=out)
+
+    magnitude = cache(made) if into is None else made
+
+    def give(s: Tensor) -> tuple[Tensor]:
+        if nonneg:
+            return (transposed(s, magnitude()),)
+        return (add_product(transposed(s, w), x.sign(), transposed(s, magnitude())),)
+
+    def total() -> Tensor:
+        if nonneg:
+            return forward(x, magnitude())
+        size = forward(x.abs(), magnitude())
+        both = size + z if bias is None else (size + z).sub_(bias)
+        return where_positive(both, both.sub(size, alpha=16 * torch.finfo(size.dtype).eps))
+
+    return Contributions(give, total, 2 if nonneg else 1)
 
 
 LARGE = 2**22
 """How many entries of a weight W⁺ or |W| is made of at once: more are taken in pieces of the outputs they belong to."""
 
 
-def _pieces(w: Tensor, *along: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces of a weight [K, C], and of tensors [..., K] with them."""
-    rows = max(LARGE // w.shape[1], 1)
-    return zip(w.split(rows), *(t.split(rows, -1) for t in along), strict=True)
-
-
-def _total_linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Tensor:
-    pieces = _pieces(w, z) if b is None else _pieces(w, z, b)
-    f = torch.nn.functional.linear
-    return torch.cat([all_contributions(z, x, w, f, nonneg, *bias) for w, z, *bias in pieces], -1)
-
-
-@traits(total=_total_linear)
-def linear(g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Tensor:
+@ByContributions
+def linear(
+    z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False, fresh: bool = False
+) -> Contributions:
     """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
-    pieces = _pieces(w, over_abs(g, z))
-    return reduce(Tensor.add_, (positive_contributions(s, x, w, torch.matmul, nonneg) for w, s in pieces))
+    rows = max(LARGE // w.shape[1], 1)
+    f = torch.nn.functional.linear
+    if len(w) <= rows or not is_eager(z):
+        return product(z, x, w, f, torch.matmul, nonneg, b, fresh=fresh)
+    into = torch.empty_like(w[:rows])
+    parts = (w.split(rows), z.split(rows, -1), [None] * len(w) if b is None else b.split(rows))
+    pieces = [product(z, x, w, f, torch.matmul, nonneg, b, into) for w, z, b in zip(*parts, strict=False)]
+
+    def give(s: Tensor) -> tuple[Tensor]:
+        found = (p.give(t)[0] for p, t in zip(pieces, s.split(rows, -1), strict=True))
+        return (reduce(Tensor.add_, found),)
+
+    return Contributions(give, lambda: torch.cat([p.total() for p in pieces], -1), pieces[0].factor)
 
 
-def right(s: Tensor, x: Tensor, w: Tensor, nonneg: bool = False) -> Tensor:
-    """x's part of x @ w, summed over what x was broadcast along."""
+def _before(x: Tensor) -> Two:
+    """(s, w) ↦ x's part of x @ w, summed over what x was broadcast along."""
 
     def transposed(s: Tensor, w: Tensor) -> Tensor:
         if w.ndim == 1:
             return s.unsqueeze(-1) * w
         return (s @ w.mT).sum_to_size(x.shape) if x.ndim > 1 else (s.unsqueeze(-2) @ w.mT).squeeze(-2)
 
-    return positive_contributions(s, x, w, transposed, nonneg)
+    return transposed
 
 
-def left(s: Tensor, w: Tensor, x: Tensor, nonneg: bool = False) -> Tensor:
-    """x's part of w @ x, summed over what x was broadcast along."""
+def _after(x: Tensor) -> Two:
+    """(s, w) ↦ x's part of w @ x, summed over what x was broadcast along."""
 
     def transposed(s: Tensor, w: Tensor) -> Tensor:
         if x.ndim == 1:
             return (w.mT @ s.unsqueeze(-1)).squeeze(-1).sum_to_size(x.shape)
         return (w.mT @ s if w.ndim > 1 else w.unsqueeze(-1) * s.unsqueeze(-2)).sum_to_size(x.shape)
 
-    return positive_contributions(s, x, w, transposed, nonneg)
+    return transposed
 
 
-def _total_matmul(z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Tensor:
-    return all_contributions(z, x, w, torch.matmul, nonneg)
-
-
-def _total_left(z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Tensor:
-    return all_contributions(z, x, w, lambda x, w: w @ x, nonneg)
-
-
-def _total_both(z: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return 2 * _total_matmul(z, x, y)
-
-
-@traits(total=_total_matmul)
-def right_weight(g: Tensor, z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Tensor:
+@ByContributions
+def right_weight(z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Contributions:
     """x @ w with a constant w: as `linear`."""
-    return right(over_abs(g, z), x, w, nonneg)
+    return product(z, x, w, torch.matmul, _before(x), nonneg)
 
 
-@traits(total=_total_left)
-def left_weight(g: Tensor, z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Tensor:
+@ByContributions
+def left_weight(z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Contributions:
     """w @ x with a constant w: as `linear`."""
-    return left(over_abs(g, z), w, x, nonneg)
+    return product(z, x, w, lambda x, w: w @ x, _after(x), nonneg)
 
 
-def _total_addmm(z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Tensor:
-    return _total_matmul(x @ w, x, w, nonneg=nonneg)
-
-
-@traits(total=_total_addmm)
-def addmm(g: Tensor, z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Tensor:
+@ByContributions
+def addmm(z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Contributions:
     """b + x @ w with constant b, w: as `linear`."""
-    return right_weight(g, z, x, w, nonneg=nonneg)
+    return product(z if nonneg else x @ w, x, w, torch.matmul, _before(x), nonneg)
 
 
-@traits(total=_total_both)
-def matmul(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """A product of two activations: each gets the positive contributions, with the other as its weight."""
-    s = over_abs(g, z)
-    return right(s, x, y), left(s, x, y)
+@ByContributions
+def matmul(z: Tensor, x: Tensor, y: Tensor, *, nonneg: bool = False) -> Contributions:
+    """A product of two activations: each gets the positive contributions, with the other as its weight; nonneg says
+    that x ≥ 0, as attention weights are."""
+    if nonneg:  # and so is y's weight: y⁺ alone contributes
+        positive = y.clamp(min=0)
+
+        def give(s: Tensor) -> tuple[Tensor, Tensor]:
+            return _before(x)(s, positive), where_positive(_after(y)(s, x), y)
+
+        return Contributions(give, lambda: (x @ positive).mul_(2), 2)
+    to_x = product(z, x, y, torch.matmul, _before(x))
+    to_y = product(z, y, x, lambda y, x: x @ y, _after(y))
+    return Contributions(lambda s: (*to_x.give(s), *to_y.give(s)), lambda: to_x.total().mul_(2))
 
 
-def _total_grouped(
-    z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
-) -> Tensor:
-    return all_contributions(z, x, w, lambda x, w: op(x, w, offs, *rest, **kwargs))
-
-
-@traits(total=_total_grouped)
+@ByContributions
 def grouped_mm(
-    g: Tensor, z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
-) -> Tensor:
+    z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
+) -> Contributions:
     """Rows of x in groups, each with a weight of its own (experts): as `linear` for every group."""
-    return positive_contributions(over_abs(g, z), x, w, lambda s, w: op(s, w.mT, offs, *rest, **kwargs))
+
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return op(x, w, offs, *rest, **kwargs)
+
+    return product(z, x, w, forward, lambda s, w: forward(s, w.mT))
 
 
-def _total_sum(z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
-    return 2 * op(x.clamp(min=0), *rest, **kwargs)
-
-
-@traits(total=_total_sum)
-def positive_sum(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+@ByContributions
+def positive_sum(z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Contributions:
     """A sum with weights ≥ 0 (a mean, a value read between pixels), R_x = 2 x⁺ ⊙ Jᵀs; what says where takes nothing."""
-    (d,) = vjp(lambda t: op(t, *rest, **kwargs), [x], over_abs(g, z))
-    return where_positive(2 * d, x)
+
+    def give(s: Tensor) -> tuple[Tensor]:
+        (d,) = vjp(lambda t: op(t, *rest, **kwargs), [x], s)
+        return (where_positive(d, x),)
+
+    return Contributions(give, lambda: op(x.clamp(min=0), *rest, **kwargs), 2)
 
 
 Plain = tuple[Tensor, tuple, tuple[slice, ...]]
@@ -186,29 +195,27 @@ def _plain_transposed(
     return x, (*shape, True, _tuple(output_padding, n), groups), ()
 
 
-def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple) -> Callable[..., Tensor]:
+def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple) -> Callable[..., Any]:
     """The rule of a convolution whose further arguments `plain` reads, `defaults` if they are left out."""
 
-    def total(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False) -> Tensor:
-        x, arguments, _ = plain(n, x, w, *rest, *defaults[len(rest) :])
-        bias = None if b is None else b.view(-1, *[1] * n)
-        return all_contributions(z, x, w, lambda x, w: aten.convolution(x, w, None, *arguments), nonneg, bias)
-
-    @traits(total=total)
     def rule(
-        g: Tensor, z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False
-    ) -> Tensor:
+        z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False, fresh: bool = False
+    ) -> Contributions:
         """A convolution: relevance goes to the positive contributions x_i w_ij > 0."""
         x, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
 
         def transposed(s: Tensor, w: Tensor) -> Tensor:
             return aten.convolution_backward(s, x, w, None, *arguments, [True, False, False])[0]
 
-        found = positive_contributions(over_abs(g, z), x, w, transposed, nonneg)
-        return found[inside] if inside else found
+        def forward(x: Tensor, w: Tensor) -> Tensor:
+            return aten.convolution(x, w, None, *arguments)
+
+        bias = None if b is None else b.view(-1, *[1] * n)
+        whole = product(z, x, w, forward, transposed, nonneg, bias, fresh=fresh)
+        return replace(whole, give=lambda s: (whole.give(s)[0][inside],)) if inside else whole
 
     rule.__name__ = name
-    return rule
+    return ByContributions(rule)
 
 
 def _tuple(v: Any, n: int) -> list[int]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
+from fxlrp.rules.contributions import ByContributions
 from fxlrp.rules.normalise import Call, Normalise
 from fxlrp.rules.quantities import Placement, as_pair, is_pointwise
 
@@ -163,10 +164,12 @@ class _Propagation(torch.autograd.Function):
         if any(t.is_complex() for t in (z, *xs)):  # relevance stands at the real and the imaginary part
             scaled = _scale_pairs(site, call, g, z, xs)
         else:
-            total = getattr(site.rule, "total", None)
-            known = None if total is None else partial(total, z, *args, **kwargs, **dict(site.extras))
-            called = Call(call, known, getattr(site.rule, "entrywise", False), site.one_sided)
-            scaled = site.normalise.scale(called, g, z, xs, site.where)
+            of = site.rule.of if isinstance(site.rule, ByContributions) else None
+            known = None if of is None else partial(of, z, *args, **kwargs, **dict(site.extras))
+            exact = getattr(site.rule, "keeps_relevance", False)
+            scaled = site.normalise.scale(
+                Call(call, known, exact, site.one_sided, site.rectified), g, z, xs, site.where
+            )
         grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}
         return None, None, None, None, *(grads.get(i) for i in ctx.places)
 

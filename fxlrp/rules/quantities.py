@@ -56,14 +56,34 @@ def times(own: Tensor, t: Tensor) -> Tensor:
     return own.mul_(t) if _plain(own) and _plain(t) and own.shape == t.shape else own * t
 
 
-def _plain(t: Tensor) -> bool:
+def less(own: Tensor, t: Tensor) -> Tensor:
+    """own − t, as `times`."""
+    return own.sub_(t) if _plain(own) and _plain(t) else own - t
+
+
+def add_product(own: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """own + a · b, as `times`."""
+    return own.addcmul_(a, b) if _plain(own) and _plain(b) else torch.addcmul(own, a, b)
+
+
+def is_eager(t: Tensor) -> bool:
+    """Whether t is computed now, for itself: neither traced nor one of a batch of passes."""
     batched = torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
-    return type(t) is Tensor and t.device.type == "cpu" and not batched
+    return type(t) is Tensor and not batched
+
+
+def _plain(t: Tensor) -> bool:
+    return is_eager(t) and t.device.type == "cpu"
 
 
 def where_positive(g: Tensor, x: Tensor) -> Tensor:
     """g where x > 0, else 0: the backward pass of a ReLU, which is one pass over memory."""
     return torch.ops.aten.threshold_backward.default(g, x, 0)
+
+
+def size_of(z: Tensor, masked: bool = False) -> Tensor:
+    """|z|; where `masked`, what is infinite is the largest finite number, which gives nothing where s = 0."""
+    return z.abs().clamp_(max=torch.finfo(z.dtype).max) if masked else z.abs()
 
 
 def sample_sum(t: Tensor, batch: Batch) -> Tensor:
