@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxlrp.rewrite import Plan, at_positions
-from fxlrp.rules.quantities import relevance
+from fxlrp.rules.quantities import is_eager, relevance
 from fxlrp.rules.registry import Rulebook
+from fxlrp.rules.scratch import scratch
 from fxlrp.seeds import relevance_at_output
 
 
@@ -72,7 +73,8 @@ def propagate(
         return [cotangents(g, keep or g is not at_end[-1]) for g in at_end]
 
     starts = range(0, len(seeds), at_once)
-    grads = [g for i in starts for g in pull(seeds[i : i + at_once], keep=i + at_once < len(seeds))]
+    with scratch() if is_eager(out[plan.logits]) else nullcontext():
+        grads = [g for i in starts for g in pull(seeds[i : i + at_once], keep=i + at_once < len(seeds))]
     reads = []
     for direction in asked:
         found = grads.pop(0)

@@ -221,7 +221,7 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
     masked = op in SOFTMAXES or node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]
     known: dict[str, Any] = {"nonneg": bool(shares) and leaves[shares[0]] in facts.nonnegative}
-    known |= {"op": op.op, "fresh": True} if isinstance(op, Given) else {"op": op, "fresh": False}
+    known["op"] = op.op if isinstance(op, Given) else op
     extras = tuple((k, v) for k, v in known.items() if rule and rule.wants(k))
     node.target = Site(
         op,

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fxlrp.rules.contributions import ByContributions, Contributions
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.quantities import add_product, is_eager, where_positive
+from fxlrp.rules.quantities import add_product, where_positive
+from fxlrp.rules.scratch import borrow
 
 aten = torch.ops.aten
 Two = Callable[[Tensor, Tensor], Tensor]
@@ -33,24 +34,22 @@ def product(
     transposed: Two,
     nonneg: bool = False,
     bias: Tensor | None = None,
-    into: Tensor | None = None,
-    fresh: bool = False,
+    keep: bool = True,
+    constant: bool = False,
 ) -> Contributions:
     """The positive contributions to z = forward(x, w) + bias, whose `transposed(s, w)` is Wᵀs.
 
     nonneg says that x ≥ 0: W⁺ᵀs.  Else Wᵀs + sign(x) ⊙ |W|ᵀs, which is 2 W⁺ᵀs where x > 0 and 2 W⁻ᵀs where x < 0; their
     sum is z − b + |W||x|, 0 where rounding alone says that there are any.
-    into: where W⁺ or |W| is written to, anew at each use; without it, it is kept from one use to the next.
-    fresh: whether nobody else has w.
+    keep: whether W⁺ or |W| is kept from one use to the next.
+    constant: whether w is a constant, so that this is in scratch memory.
     """
 
     def made() -> Tensor:
-        out = None if into is None else into[: len(w)]
-        if nonneg and fresh and is_eager(w):
-            return w.clamp_(min=0)
+        out = borrow("magnitude", w) if constant else None
         return torch.clamp(w, min=0, out=out) if nonneg else torch.abs(w, out=out)
 
-    magnitude = cache(made) if into is None else made
+    magnitude = cache(made) if keep else made
 
     def give(s: Tensor) -> tuple[Tensor]:
         if nonneg:
@@ -72,17 +71,16 @@ LARGE = 2**22
 
 
 @ByContributions
-def linear(
-    z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False, fresh: bool = False
-) -> Contributions:
+def linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Contributions:
     """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
     rows = max(LARGE // w.shape[1], 1)
-    f = torch.nn.functional.linear
-    if len(w) <= rows or not is_eager(z):
-        return product(z, x, w, f, torch.matmul, nonneg, b, fresh=fresh)
-    into = torch.empty_like(w[:rows])
+    f, whole = torch.nn.functional.linear, len(w) <= rows
     parts = (w.split(rows), z.split(rows, -1), [None] * len(w) if b is None else b.split(rows))
-    pieces = [product(z, x, w, f, torch.matmul, nonneg, b, into) for w, z, b in zip(*parts, strict=False)]
+    pieces = [
+        product(z, x, w, f, torch.matmul, nonneg, b, keep=whole, constant=True) for w, z, b in zip(*parts, strict=False)
+    ]
+    if whole:
+        return pieces[0]
 
     def give(s: Tensor) -> tuple[Tensor]:
         found = (p.give(t)[0] for p, t in zip(pieces, s.split(rows, -1), strict=True))
@@ -199,7 +197,7 @@ def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple
     """The rule of a convolution whose further arguments `plain` reads, `defaults` if they are left out."""
 
     def rule(
-        z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False, fresh: bool = False
+        z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False
     ) -> Contributions:
         """A convolution: relevance goes to the positive contributions x_i w_ij > 0."""
         x, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
@@ -211,7 +209,7 @@ def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple
             return aten.convolution(x, w, None, *arguments)
 
         bias = None if b is None else b.view(-1, *[1] * n)
-        whole = product(z, x, w, forward, transposed, nonneg, bias, fresh=fresh)
+        whole = product(z, x, w, forward, transposed, nonneg, bias, constant=True)
         return replace(whole, give=lambda s: (whole.give(s)[0][inside],)) if inside else whole
 
     rule.__name__ = name

@@ -21,6 +21,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.rules.contributions import ByContributions
 from fxlrp.rules.normalise import Call, Normalise
 from fxlrp.rules.quantities import Placement, as_pair, is_pointwise
+from fxlrp.rules.scratch import borrow
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Given:
 
     def operands(self, z: Tensor | None, scale: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Any, ...]:
         """The arguments of the product it is."""
-        return x, w * scale.view([-1 if d == self.channels else 1 for d in range(w.ndim)]), *rest
+        scale = scale.view([-1 if d == self.channels else 1 for d in range(w.ndim)])
+        return x, torch.mul(w, scale, out=borrow("weight", w)), *rest
 
 
 LEADING = 2

@@ -51,29 +51,34 @@ def over_abs(g: Tensor, z: Tensor) -> Tensor:
 
 
 def times(own: Tensor, t: Tensor) -> Tensor:
-    """own · t, in the memory of `own`, which nobody else has, where a pass is run and not traced or batched: new memory
-    costs a CPU more than the product does."""
-    return own.mul_(t) if _plain(own) and _plain(t) and own.shape == t.shape else own * t
+    """own · t, in the memory of `own`, which nobody else has, where a pass is run on a CPU and not traced: new memory
+    costs it more than the product does."""
+    return own.mul_(t) if _may_write(own, t) and own.shape == t.shape else own * t
 
 
 def less(own: Tensor, t: Tensor) -> Tensor:
     """own − t, as `times`."""
-    return own.sub_(t) if _plain(own) and _plain(t) else own - t
+    return own.sub_(t) if _may_write(own, t) else own - t
 
 
 def add_product(own: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """own + a · b, as `times`."""
-    return own.addcmul_(a, b) if _plain(own) and _plain(b) else torch.addcmul(own, a, b)
+    return own.addcmul_(a, b) if _may_write(own, a, b) else torch.addcmul(own, a, b)
 
 
 def is_eager(t: Tensor) -> bool:
     """Whether t is computed now, for itself: neither traced nor one of a batch of passes."""
-    batched = torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
-    return type(t) is Tensor and not batched
+    return type(t) is Tensor and not _is_batched(t)
 
 
-def _plain(t: Tensor) -> bool:
-    return is_eager(t) and t.device.type == "cpu"
+def _is_batched(t: Tensor) -> bool:
+    return torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+
+
+def _may_write(own: Tensor, *ts: Tensor) -> bool:
+    """Whether what is computed of `own` and ts can be written to own."""
+    here = own.device.type == "cpu" and all(type(t) is Tensor for t in (own, *ts))
+    return here and (_is_batched(own) or not any(map(_is_batched, ts)))
 
 
 def where_positive(g: Tensor, x: Tensor) -> Tensor:
@@ -100,9 +105,12 @@ def sample_sum(t: Tensor, batch: Batch) -> Tensor:
 def sample_dot(a: Tensor, b: Tensor, batch: Batch, masked: bool = False) -> Tensor:
     """Σ a b over everything but the samples: [B], in at least float32; as `relevance` where masked."""
     simple = not masked and batch in (WHOLE, (0, 1, 1)) and a.dtype in (torch.float32, torch.float64)
-    if simple and _plain(a) and _plain(b) and a.is_contiguous() and b.is_contiguous():  # in no memory of its own
+    if simple and _may_write(b, a) and a.is_contiguous() and b.is_contiguous():  # in no memory of its own
         count = 1 if batch == WHOLE else len(a)
-        return torch.bmm(a.view(count, 1, -1), b.view(count, -1, 1)).view(count)
+        if count == 1:
+            return torch.dot(a.view(-1), b.view(-1)).view(1)
+        if not _is_batched(b):
+            return torch.bmm(a.view(count, 1, -1), b.view(count, -1, 1)).view(count)
     return sample_sum(relevance(a, b, masked), batch)
 
 
@@ -112,7 +120,7 @@ def sample_scale(t: Tensor, v: Tensor, batch: Batch, own: bool = False) -> Tenso
     if batch != WHOLE:
         v = v.view(1, -1, 1).expand(batch.before, -1, batch.after).reshape(-1)
         v = v.view([-1 if d == batch.axis else 1 for d in range(t.ndim)])
-    return t.mul_(v) if own and _plain(t) and _plain(v) else t * v
+    return t.mul_(v) if own and _may_write(t, v) else t * v
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fxlrp.rules.generic import pullback, vjp
 from fxlrp.rules.propagate import Given
 from fxlrp.rules.quantities import ratio, where_positive
+from fxlrp.rules.scratch import borrow
 
 aten = torch.ops.aten
 
@@ -90,7 +91,7 @@ def contributions(f: Product, sign: int) -> Contributions:
     halves = [(1, x)] if f.nonneg else [(1, x.clamp(min=0)), (-1, x.clamp(max=0))]
     none = None if b is None else torch.zeros_like(b)
     biases = [none if b is None or half < 0 else clamped(b, sign) for half, _ in halves]
-    weights = [clamped(w, sign * half) for half, _ in halves]
+    weights = [clamped(w.detach(), sign * half, borrow(f"part{half}", w)) for half, _ in halves]
 
     def total(*parts: Tensor) -> Tensor:
         found = [f(*operands) for operands in zip(parts, weights, biases, strict=True)]
@@ -107,9 +108,9 @@ def contributions(f: Product, sign: int) -> Contributions:
     return value, pull
 
 
-def clamped(t: Tensor, sign: int) -> Tensor:
+def clamped(t: Tensor, sign: int, out: Tensor | None = None) -> Tensor:
     """t⁺ or t⁻."""
-    return t.clamp(min=0) if sign > 0 else t.clamp(max=0)
+    return torch.clamp(t, min=0, out=out) if sign > 0 else torch.clamp(t, max=0, out=out)
 
 
 def alpha_beta(g: Tensor, z: Tensor, f: Product, *, alpha: float, beta: float, stabilizer: float) -> Tensor:
@@ -135,7 +136,8 @@ def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) 
     """
     x, w, b = f.operands
     h, none = gamma / 2, None if b is None else torch.zeros_like(b)
-    total, transposed = pullback(lambda t: f(t, w.abs(), None if b is None else b.abs()), x if f.nonneg else x.abs())
+    size = torch.abs(w.detach(), out=borrow("magnitude", w))
+    total, transposed = pullback(lambda t: f(t, size, None if b is None else b.abs()), x if f.nonneg else x.abs())
     sign = signs(z)
     s = ratio(z * g, stabilized((1 + h) * z + h * sign * total, stabilizer))
     (absolute,) = transposed(s * sign)
