@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from fxlrp.analyse import differentiable
 from fxlrp.rules.contributions import ByContributions
@@ -27,6 +30,8 @@ def specialize(gm: fx.GraphModule, logits: int, one_sided: bool) -> fx.GraphModu
         if one_sided:
             mark_one_sided(copy, outputs[logits])
         join_relu(copy)
+        if one_sided:
+            tell_masses(copy)
         copy.recompile()
     return known[one_sided]
 
@@ -61,3 +66,40 @@ def join_relu(gm: fx.GraphModule) -> None:
             product.target = site.but(rectified=True)
             node.replace_all_uses_with(product)
             gm.graph.erase_node(node)
+
+
+def tell_masses(gm: fx.GraphModule) -> None:
+    """Between rules at which all relevance is ≥ 0, its mass goes along with it: what one rule has rescaled, the next
+    needs not measure, and where it goes to that one alone, needs not be rescaled."""
+    for node in list(gm.graph.nodes):
+        users = [u for u in node.users if u.meta.get("active")]
+        if not (_measures(node) and users and all(_measures(u) and node in _shared(u) for u in users)):
+            continue
+        node.target = node.target.but(tells=True)
+        with gm.graph.inserting_after(node):
+            handle = gm.graph.call_function(operator.getitem, (node, 1))
+        with gm.graph.inserting_after(node):
+            value = gm.graph.call_function(operator.getitem, (node, 0))
+        value.meta = dict(node.meta)
+        node.replace_all_uses_with(value, delete_user_cb=lambda u, ours=(value, handle): u not in ours)
+        for user in users:
+            shared = _shared(user)
+            before = user.kwargs.get("handles", (None,) * len(shared))
+            told = tuple(handle if n is value else h for n, h in zip(shared, before, strict=True))
+            user.kwargs = {**user.kwargs, "handles": told}
+            if len(users) == 1 and shared.count(value) == 1:
+                user.target = user.target.but(loose=(*user.target.loose, shared.index(value)))
+
+
+def _measures(node: fx.Node) -> bool:
+    """Whether a node is a rule that measures mass to rescale by, of relevance ≥ 0 of real numbers."""
+    site = node.target
+    if not isinstance(site, Site) or not site.one_sided or site.normalise.one_sided is None:
+        return False
+    return not any(n.meta["val"].is_complex() for n in (node, *_shared(node)))
+
+
+def _shared(node: fx.Node) -> list[fx.Node]:
+    """The nodes a rule shares with."""
+    leaves = pytree.tree_leaves((node.args, {k: v for k, v in node.kwargs.items() if k != "handles"}))
+    return [leaves[i] for i in node.target.shares]

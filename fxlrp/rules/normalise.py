@@ -27,25 +27,37 @@ class Call:
     """A rule at its op, as a normalisation calls it: from g at the output to raw g at each input it shares with.
 
     What is known of it spares calls.  contributions: those it is made of, if it is; keeps_relevance: whether what it
-    gives is relevance as it came; one_sided: whether all relevance that comes is ≥ 0 and stays; positive: whether z is.
+    gives is relevance as it came; positive: whether z ≥ 0.
     """
 
     rule: Callable[[Tensor], Sequence[Tensor]]
     contributions: Callable[[], Contributions] | None = None
     keeps_relevance: bool = False
-    one_sided: bool = False
     positive: bool = False
 
     def __call__(self, g: Tensor) -> Sequence[Tensor]:
         return self.rule(g)
 
+    def s(self, g: Tensor, z: Tensor) -> Tensor:
+        """R / |z|."""
+        return where_positive(g, z) if self.positive else over_abs(g, z)
+
+    def size(self, z: Tensor, masked: bool) -> Tensor:
+        """|z|."""
+        return z if self.positive else size_of(z, masked)
+
 
 @dataclass(frozen=True)
 class Normalise:
-    """How a rulebook rescales what its rules return.  `scale(call, g, z, xs, where)` gives one g for each x in xs."""
+    """How a rulebook rescales what its rules return.  `scale(call, g, z, xs, where)` gives one g for each x in xs.
+
+    one_sided: the same where all relevance that comes is ≥ 0 and stays; it may be told the mass that comes, and gives
+        the mass of each input too (see `Site`).
+    """
 
     name: str
     scale: Callable[[Call, Tensor, Tensor, Sequence[Tensor], Placement], list[Tensor]]
+    one_sided: Callable[..., tuple[list[Tensor], list[Tensor]]] | None = None
 
 
 def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
@@ -57,9 +69,7 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
     if call.keeps_relevance:
         return list(call(g))
     if call.contributions is not None:
-        return _mass_by_contributions(call, call.contributions(), g, z, xs, where)
-    if call.one_sided:
-        return _to_mass(call(g), sample_dot(z, g, where.output, where.masked), xs, where)
+        return _mass_by_contributions(call, call.contributions(), g, z, where)
     total: list[Tensor] = []
     for part in _sides(g, relevance(z, g, where.masked)):
         of = sample_dot(z, part, where.output, where.masked).abs()
@@ -78,15 +88,9 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
     return total
 
 
-def _mass_by_contributions(
-    call: Call, by: Contributions, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement
-) -> list[Tensor]:
+def _mass_by_contributions(call: Call, by: Contributions, g: Tensor, z: Tensor, where: Placement) -> list[Tensor]:
     """As `_mass`: what a side gives is known from its s, and A_i / Σ|r_i| = ±1, so one factor does for all inputs."""
-    s = where_positive(g, z) if call.positive else over_abs(g, z)
-    size = z if call.positive else size_of(z, where.masked)
-    if call.one_sided:
-        mass = sample_dot(size, s, where.output)
-        return _to_mass(by.give(s), mass, xs, where)
+    s, size = call.s(g, z), call.size(z, where.masked)
     above = s.clamp(min=0)
     sides, whole = (above, less(s, above)), by.total()
     factors = [ratio(sample_dot(size, t, where.output), sample_dot(whole, t, where.output)) for t in sides]
@@ -94,11 +98,33 @@ def _mass_by_contributions(
     return list(by.give(scaled[0].add_(scaled[1])))
 
 
-def _to_mass(raw: Sequence[Tensor], mass: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
-    """Where all relevance is ≥ 0: one factor brings what a rule gives to the mass there was."""
+def _mass_of_one_side(
+    call: Call,
+    g: Tensor,
+    z: Tensor,
+    xs: Sequence[Tensor],
+    where: Placement,
+    mass: Tensor | None = None,
+    loose: Sequence[int] = (),
+) -> tuple[list[Tensor], list[Tensor]]:
+    """As `_mass`: one factor brings what a rule gives to the mass there was, and A_i is the mass of an input.
+
+    mass: the mass of relevance that comes, if it is known; then g may have any scale.
+    loose: the inputs whose g may have any scale, since their mass is asked for.
+    """
+    s = call.s(g, z)
+    if mass is None:
+        mass = sample_dot(call.size(z, where.masked), s, where.output)
+    raw = call(g) if call.contributions is None else call.contributions().give(s)
+    if len(xs) == len(loose) == 1:
+        return list(raw), [mass]
     sums = [sample_dot(x, c, b, where.masked) for x, c, b in zip(xs, raw, where.inputs, strict=True)]
     factor = ratio(mass, sum(sums[1:], sums[0]))
-    return [sample_scale(c, factor, b, own=True) for c, b in zip(raw, where.inputs, strict=True)]
+    scaled = [
+        c if i in loose else sample_scale(c, factor, b, own=True)
+        for i, (c, b) in enumerate(zip(raw, where.inputs, strict=True))
+    ]
+    return scaled, [total * factor for total in sums]
 
 
 def _sides(t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,6 +147,6 @@ def _as_it_is(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Pla
     return list(call(g))
 
 
-MASS = Normalise("mass", _mass)
+MASS = Normalise("mass", _mass, _mass_of_one_side)
 UNIT = Normalise("unit", _unit)
 NONE = Normalise("none", _as_it_is)

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.errors import FxlrpError
 from fxlrp.rules.contributions import ByContributions
 from fxlrp.rules.normalise import Call, Normalise
-from fxlrp.rules.quantities import Placement, as_pair, is_pointwise
+from fxlrp.rules.quantities import Placement, as_pair, is_pointwise, sample_count
 from fxlrp.rules.scratch import borrow
 
 
@@ -77,6 +77,8 @@ class Site(InPlace):
     where: where the samples are, in the output and in each tensor of `shares`.
     one_sided: whether all relevance that comes here is ≥ 0.
     rectified: whether a ReLU follows, whose value is this one's.
+    tells: whether it returns (z, handle), where the handle's cotangent is the mass of relevance at z [B].
+    loose: which of `shares` come from one that tells, and to nobody else: what scale their g has is no matter.
     """
 
     def __init__(
@@ -93,25 +95,30 @@ class Site(InPlace):
         *,
         one_sided: bool = False,
         rectified: bool = False,
+        tells: bool = False,
+        loose: tuple[int, ...] = (),
     ) -> None:
         self._made = (op, rule, name, book, normalise, shares, active, where, extras)
+        self._known = {"one_sided": one_sided, "rectified": rectified, "tells": tells, "loose": loose}
         self.op, self.rule, self.normalise = op, rule, normalise
         self.pointwise = is_pointwise(op)
         self.shares, self.active, self.where, self.extras = shares, active, where, extras
-        self.one_sided, self.rectified = one_sided, rectified
-        super().__init__(name, book, op, rule, normalise, shares, active, where, extras, one_sided, rectified)
+        self.one_sided, self.rectified, self.tells, self.loose = one_sided, rectified, tells, loose
+        super().__init__(name, book, *self._made, *self._known.values())
 
-    def but(self, one_sided: bool = False, rectified: bool = False) -> Site:
+    def but(self, **known: Any) -> Site:
         """The same with more known about its place."""
-        return Site(*self._made, one_sided=one_sided or self.one_sided, rectified=rectified or self.rectified)
+        return Site(*self._made, **{**self._known, **known})
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, handles: Sequence[Tensor | None] = (), **kwargs: Any) -> Any:
+        """The op's value, and its handle if it tells; handles: those of the tensors of `shares` that have one."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors: Sequence[Tensor] = [leaves[i] for i in places]
         if self.pointwise:  # a broadcast operand takes part as the full tensor it acts as; autograd sums it up again
             tensors = torch.broadcast_tensors(*tensors)
-        return _Propagation.apply(self, leaves, spec, places, *tensors)
+        told = [h is not None for h in handles]
+        return _Propagation.apply(self, leaves, spec, places, told, *handles, *tensors)
 
 
 def _scale_pairs(
@@ -129,19 +136,22 @@ def _scale_pairs(
 
 class _Propagation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, site: Site, leaves: list, spec: Any, places: list[int], *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, site: Site, leaves: list, spec: Any, places: list[int], told: list[bool], *tensors: Tensor
+    ) -> Any:
+        tensors = tensors[len(told) :]
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         z = site.op(*args, **kwargs)
         z = z.relu() if site.rectified else z
         given = isinstance(site.op, Given)  # then a tensor of the call is the value
         ctx.save_for_backward(z, *((None, *tensors[1:]) if given else tensors))
-        ctx.site, ctx.spec, ctx.places = site, spec, places
+        ctx.site, ctx.spec, ctx.places, ctx.told = site, spec, places, told
         ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.cast = z.dtype if torch.is_autocast_enabled(z.device.type) else None
-        return z
+        return (z, z.new_empty(sample_count(z, site.where.output))) if site.tells else z
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple:
+    def backward(ctx: Any, g: Tensor, mass: Tensor | None = None) -> tuple:
         site: Site = ctx.site
         z, *tensors = ctx.saved_tensors
         leaves = list(ctx.leaves)
@@ -163,17 +173,21 @@ class _Propagation(torch.autograd.Function):
                 )
             return found
 
+        masses: Sequence[Tensor | None] = [None] * len(xs)
         if any(t.is_complex() for t in (z, *xs)):  # relevance stands at the real and the imaginary part
             scaled = _scale_pairs(site, call, g, z, xs)
         else:
             of = site.rule.of if isinstance(site.rule, ByContributions) else None
             known = None if of is None else partial(of, z, *args, **kwargs, **dict(site.extras))
             exact = getattr(site.rule, "keeps_relevance", False)
-            scaled = site.normalise.scale(
-                Call(call, known, exact, site.one_sided, site.rectified), g, z, xs, site.where
-            )
+            called = Call(call, known, exact, site.rectified)
+            if site.one_sided and site.normalise.one_sided is not None:
+                scaled, masses = site.normalise.one_sided(called, g, z, xs, site.where, mass, site.loose)
+            else:
+                scaled = site.normalise.scale(called, g, z, xs, site.where)
         grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}
-        return None, None, None, None, *(grads.get(i) for i in ctx.places)
+        told = [m if asked else None for m, asked in zip(masses, ctx.told, strict=False)]
+        return None, None, None, None, None, *told, *(grads.get(i) for i in ctx.places)
 
 
 class Adjusted(InPlace):

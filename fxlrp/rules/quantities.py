@@ -91,6 +91,11 @@ def size_of(z: Tensor, masked: bool = False) -> Tensor:
     return z.abs().clamp_(max=torch.finfo(z.dtype).max) if masked else z.abs()
 
 
+def sample_count(t: Tensor, batch: Batch) -> int:
+    """How many samples a tensor has."""
+    return 1 if batch == WHOLE else t.shape[batch.axis] // (batch.before * batch.after)
+
+
 def sample_sum(t: Tensor, batch: Batch) -> Tensor:
     """Sum over everything but the samples: [B], in at least float32."""
     dtype = torch.promote_types(t.dtype, torch.float32)
