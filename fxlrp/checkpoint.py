@@ -11,6 +11,7 @@ from bisect import bisect
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions, validate_partition
@@ -18,7 +19,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from fxlrp.rules.kinds import SOFTMAXES
-from fxlrp.rules.propagate import Site
+
+aten = torch.ops.aten
 
 
 class Segment(nn.Module):
@@ -52,7 +54,7 @@ def recompute_squares(gm: fx.GraphModule) -> fx.GraphModule:
         graph = fx.Graph()
         graph.output(graph.graph_copy(gm.graph, {}))
         copy = fx.GraphModule(gm, graph)
-        parts = [part for node in graph.nodes if _is_softmax(node) and (part := _around(node))]
+        parts = [part for node in graph.nodes if _op(node) in SOFTMAXES and (part := _around(node))]
         fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
         for name, part in list(copy.named_children()):
             if name.startswith("attention_"):
@@ -62,18 +64,21 @@ def recompute_squares(gm: fx.GraphModule) -> fx.GraphModule:
     return gm.meta["recomputing"]
 
 
-def _is_softmax(node: fx.Node) -> bool:
-    return (node.target.op if isinstance(node.target, Site) else node.target) in SOFTMAXES
+PRODUCTS = (aten.matmul, aten.mm, aten.bmm, aten.baddbmm, aten.linear, aten.addmm, aten.einsum)
+
+
+def _op(node: fx.Node) -> Any:
+    return getattr(node.target, "op", node.target)
 
 
 def _around(softmax: fx.Node) -> list[fx.Node]:
-    """What is as large as a softmax around it, and what makes it small again; nothing if little is saved."""
+    """What is as large as a softmax, from the product before it to the one behind it; nothing if little is saved."""
     size = _bytes(softmax)
     part, edge = {softmax}, [softmax]
     while edge:
         node = edge.pop()
-        large = [n for n in (*node.all_input_nodes, *node.users) if n.op == "call_function" and _bytes(n) >= size]
-        edge += [n for n in large if n not in part]
+        large = [n for n in (*node.all_input_nodes, *node.users) if n.op == "call_function" and _bytes(n) == size]
+        edge += [n for n in large if n not in part and getattr(_op(n), "overloadpacket", None) not in PRODUCTS]
         part.update(large)
     ends = {u for n in part for u in n.users if u.op == "call_function"}
     inputs = {n for m in part | ends for n in m.all_input_nodes} - part

@@ -78,7 +78,7 @@ class Tracing(fx.Interpreter):
         rule = n.target.__name__ if isinstance(n.target, InPlace) else "derivative"
         n.meta["custom"] = {"of": n.name}
         value = super().run_node(n)
-        for t in pytree.tree_leaves(value):
+        for t in [] if n.target is operator.getitem else pytree.tree_leaves(value):
             if isinstance(t, Tensor) and t.grad_fn is not None:
                 about = {**n.meta, "custom": {"relevance_of": n.name, "rule": rule}}
                 t.grad_fn.register_prehook(lambda grads, about=about: setattr(fx_traceback, "current_meta", about))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxlrp.rules.quantities import over_abs, times
@@ -64,5 +65,6 @@ def keeps_relevance(rule: Callable) -> Callable:
 
 
 def diagonal(x: Tensor, d: Tensor, factor: float = 1) -> Contributions:
-    """Of an op that works entry by entry: g = d s."""
-    return Contributions(lambda s: (times(s, d),), lambda: (x * d).abs_(), factor)
+    """Of an op that works entry by entry, g = d s; x may be −∞ where d is 0."""
+    least = torch.finfo(x.dtype).min
+    return Contributions(lambda s: (times(s, d),), lambda: times(x.clamp(min=least), d).abs_(), factor)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.contributions import ByContributions, Contributions, diagonal, keeps_relevance
-from fxlrp.rules.quantities import times, where_positive
+from fxlrp.rules.quantities import where_positive
 
 mixes_signs = partial(ByContributions, keeps_sign=False)
 """For rules by which relevance may change its sign: an x above its mean may be negative."""
@@ -131,5 +131,4 @@ def _per_channel(w: Tensor | None, x: Tensor) -> Any:
 @mixes_signs
 def softmax(z: Tensor, x: Tensor, dim: int, dtype: Any = None, *_: Any) -> Contributions:
     """Softmax with the denominator as a constant: R_x = 2 x z s, with the sign of the logit."""
-    least = torch.finfo(x.dtype).min  # of a masked logit, −∞, nothing comes
-    return Contributions(lambda s: (times(s, z),), lambda: (x.clamp(min=least) * z).abs_(), 2)
+    return diagonal(x, z, 2)

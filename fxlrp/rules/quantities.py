@@ -109,12 +109,12 @@ def sample_sum(t: Tensor, batch: Batch) -> Tensor:
 
 def sample_dot(a: Tensor, b: Tensor, batch: Batch, masked: bool = False) -> Tensor:
     """Σ a b over everything but the samples: [B], in at least float32; as `relevance` where masked."""
-    simple = not masked and batch in (WHOLE, (0, 1, 1)) and a.dtype in (torch.float32, torch.float64)
-    if simple and _may_write(b, a) and a.is_contiguous() and b.is_contiguous():  # in no memory of its own
-        count = 1 if batch == WHOLE else len(a)
+    simple = not masked and a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64) and _may_write(b, a)
+    if simple and a.is_contiguous() and b.is_contiguous():  # in no memory of its own
+        count = sample_count(a, batch)
         if count == 1:
             return torch.dot(a.view(-1), b.view(-1)).view(1)
-        if not _is_batched(b):
+        if batch[:2] == (0, 1) and not _is_batched(b):
             return torch.bmm(a.view(count, 1, -1), b.view(count, -1, 1)).view(count)
     return sample_sum(relevance(a, b, masked), batch)
 
@@ -122,7 +122,7 @@ def sample_dot(a: Tensor, b: Tensor, batch: Batch, masked: bool = False) -> Tens
 def sample_scale(t: Tensor, v: Tensor, batch: Batch, own: bool = False) -> Tensor:
     """t with each sample multiplied by its entry of v [B]; in the memory of t, if it is our `own` and that can be."""
     v = v.to(t.dtype)
-    if batch != WHOLE:
+    if sample_count(t, batch) != 1:
         v = v.view(1, -1, 1).expand(batch.before, -1, batch.after).reshape(-1)
         v = v.view([-1 if d == batch.axis else 1 for d in range(t.ndim)])
     return t.mul_(v) if own and _may_write(t, v) else t * v
