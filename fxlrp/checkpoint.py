@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from fxlrp.rules.kinds import SOFTMAXES
+from fxlrp.rules.propagate import Adjusted, Site
 
 aten = torch.ops.aten
 
@@ -68,7 +69,7 @@ PRODUCTS = (aten.matmul, aten.mm, aten.bmm, aten.baddbmm, aten.linear, aten.addm
 
 
 def _op(node: fx.Node) -> Any:
-    return getattr(node.target, "op", node.target)
+    return node.target.op if isinstance(node.target, Site | Adjusted) else node.target
 
 
 def _around(softmax: fx.Node) -> list[fx.Node]:

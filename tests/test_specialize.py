@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp import convert
-from fxlrp.checkpoint import Segment
+from fxlrp.checkpoint import Segment, recompute_squares
 from fxlrp.explainer import Explainer
 from fxlrp.rules.propagate import Site
+from fxlrp.rules.scratch import borrow, scratch
 
 BOOKS = ["abslrp", "abslrp-hybrid", "abslrp-2024-04", "abslrp-2024-12", "attnlrp", "epsilon-plus-flat"]
 
@@ -61,6 +62,75 @@ def test_relu_joins_the_product_before_it(cnn: nn.Module) -> None:
     assert not fast.graph.find_nodes(op="call_function", target=relu)
     a, b = explainer(x), explainer(x, at=["act"])  # what names a module runs the graph that has it
     torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-9, atol=1e-14)
+
+
+class Residual(nn.Module):
+    """Values that go to one rule alone, to two, and to what is no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = (nn.Conv2d(i, 4, 3, padding=1) for i in (3, 4, 4))
+        self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = (x + self.norm(self.second(self.first(x).relu()))).relu()
+        x = nn.functional.max_pool2d(x, 2)
+        return self.head((x + x).mean((2, 3)))
+
+
+def test_masses_go_along_with_relevance_of_one_sign() -> None:
+    torch.manual_seed(0)
+    model, x = Residual().double().eval(), pictures(3)
+    nn.init.uniform_(model.norm.running_mean)
+    explainer = convert(model, pictures(2))
+    known = {s.__name__: s for s in sites(explainer, True)}
+    assert {s.tells for s in known.values()} == {True, False}
+    assert any(s.loose for s in known.values())
+    assert not any(s.tells or s.loose for s in sites(explainer, False))
+    a = explainer(x, contrast=None)
+    b = explainer(x, contrast=None, at=["stem"])  # what names a module runs the graph in which each rule measures
+    torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(a.relevance.flatten(1).sum(1), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_weights_of_attention_are_not_kept(rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    blocks = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(3)]
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(160, 3)).double().eval()
+    x = torch.randn(2, 20, 8, dtype=torch.float64)
+    explainer = convert(model, x, rules=rules)
+
+    graph = explainer._known().specialized(False)
+
+    def keeps_squares(graph: nn.Module) -> bool:
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+            graph(x)
+        return any(t.shape[-2:] == (20, 20) for t in kept)
+
+    assert keeps_squares(graph)
+    assert not keeps_squares(recompute_squares(graph))
+    a = explainer(x, target=[0, 1]).relevance
+    monkeypatch.setattr("fxlrp.explainer.recompute_squares", lambda graph: graph)
+    b = explainer(x, target=[0, 1]).relevance
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_scratch_memory_is_lent_and_taken_back() -> None:
+    w = torch.ones(3, 2)
+    assert borrow("w", w) is None
+    with scratch():
+        first = borrow("w", w)
+        assert first is not None
+        assert first.shape == (3, 2)
+        smaller = borrow("w", w[:1])
+        assert smaller is not None
+        assert smaller.data_ptr() == first.data_ptr()
+        assert borrow("other", w).data_ptr() != first.data_ptr()  # type: ignore[union-attr]
+        assert borrow("w", w.T) is None  # an op would write it in another order
+    assert borrow("w", w) is None
 
 
 @pytest.mark.parametrize("rules", BOOKS)
