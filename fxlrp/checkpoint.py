@@ -6,7 +6,9 @@ O(√n) for one more forward pass.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from bisect import bisect
 from itertools import accumulate
 from typing import Any
@@ -32,7 +34,24 @@ class Segment(nn.Module):
         self.part = part
 
     def forward(self, *args: Any) -> Any:
-        return checkpoint(self.part, *args, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(self.run, *args, use_reentrant=False, preserve_rng_state=False)
+
+    def run(self, *args: Any) -> Any:
+        return self.part(*args)
+
+
+class Tidy(Segment):
+    """A segment after which memory that was freed goes back to the system: glibc keeps most of it in holes that are too
+    small for what comes next."""
+
+    def run(self, *args: Any) -> Any:
+        out = self.part(*args)
+        if _trim is not None:
+            _trim(0)
+        return out
+
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def checkpointed(gm: fx.GraphModule, leaves: list[fx.Node]) -> fx.GraphModule:
@@ -43,7 +62,7 @@ def checkpointed(gm: fx.GraphModule, leaves: list[fx.Node]) -> fx.GraphModule:
         split = split_module(gm, nn.Module(), parts.__getitem__, keep_original_order=False)
         for name, part in list(split.named_children()):
             if name.startswith("submod_") and name != "submod_0":
-                setattr(split, name, Segment(part))
+                setattr(split, name, Tidy(part))
         gm.meta["checkpointed"] = split
     return gm.meta["checkpointed"]
 
@@ -88,14 +107,17 @@ def _around(softmax: fx.Node) -> list[fx.Node]:
     return whole if saved and validate_partition(whole) else []
 
 
+CALLS = ("call_function", "call_module")
+
+
 def _parts(gm: fx.GraphModule, leaves: list[fx.Node]) -> dict[fx.Node, int]:
     """The segment of each node: 0 for what comes before the leaves, then in order, cut where little is alive."""
-    nodes = [n for n in gm.graph.nodes if n.op in ("call_function", "get_attr")]
+    nodes = [n for n in gm.graph.nodes if n.op in (*CALLS, "get_attr")]
     first = set(leaves)
     for node in reversed(nodes):
         if any(u in first for u in node.users):
             first.add(node)
-    rest = [n for n in nodes if n not in first and n.op == "call_function"]
+    rest = [n for n in nodes if n not in first and n.op in CALLS]
     place, sizes = {n: i for i, n in enumerate(rest)}, {n: _bytes(n) for n in rest}
     alive = [0.0] * (len(rest) + 1)  # bytes kept by a cut in front of each place
     for node in rest:

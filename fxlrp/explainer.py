@@ -123,7 +123,8 @@ class Explainer(nn.Module):
         one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
         graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
         if run is None:
-            graph = checkpointed(graph, plan.starts(graph)) if self.checkpoint else recompute_squares(graph)
+            graph = recompute_squares(graph)
+            graph = checkpointed(graph, plan.starts(graph)) if self.checkpoint else graph
         out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
         asked = [self._directions(plan, out, q) for q in questions]
