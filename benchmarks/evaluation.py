@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=24)
     parser.add_argument("--kit", type=Path)
-    parser.add_argument("--photos", type=int, default=16)
+    parser.add_argument("--photos", type=int, default=12)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--methods")
     parser.add_argument("--only", help="one network by name")

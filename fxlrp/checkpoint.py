@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from fxlrp.rules.kinds import SOFTMAXES
-from fxlrp.rules.propagate import Adjusted, Site
+from fxlrp.rules.propagate import Adjusted, InPlace, Site
 
 aten = torch.ops.aten
 
@@ -104,7 +104,8 @@ def _around(softmax: fx.Node) -> list[fx.Node]:
     inputs = {n for m in part | ends for n in m.all_input_nodes} - part
     saved = sum(map(_bytes, part)) > sum(map(_bytes, inputs))
     whole = [n for n in softmax.graph.nodes if n in part | ends]
-    return whole if saved and validate_partition(whole) else []
+    ours = any(isinstance(n.target, InPlace) for n in whole)  # else it keeps no more than the model itself does
+    return whole if saved and ours and validate_partition(whole) else []
 
 
 CALLS = ("call_function", "call_module")
