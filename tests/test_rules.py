@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 import fxlrp
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
-from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products
+from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products, scratch
 from fxlrp.rules.generic import by_definition, generic
 from fxlrp.rules.normalise import MASS, NONE
 from fxlrp.rules.propagate import Site
@@ -487,7 +487,16 @@ def test_a_large_weight_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
         return [t for by in made for t in (*by.rule(g, z), by.total())]
 
     whole = both()
-    monkeypatch.setattr(products, "LARGE", 10)
+    monkeypatch.setattr(scratch, "LARGE", 10)
     pieces = both()
     for a, c in zip(whole, pieces, strict=True):
         torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["zplus", "alpha-beta", "gamma"])
+def test_classic_rules_take_a_large_weight_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, g, x, w, b = rand(2, 7), rand(2, 7, seed=1), rand(2, 5, seed=2), rand(7, 5, seed=3), rand(7, seed=4)
+    rule = fxlrp.rulebook(name).lookup(aten.linear.default, (0,)).fn
+    whole = rule(g, z, x, w, b, op=aten.linear.default, nonneg=False)
+    monkeypatch.setattr(scratch, "LARGE", 10)
+    torch.testing.assert_close(rule(g, z, x, w, b, op=aten.linear.default, nonneg=False), whole, rtol=1e-12, atol=1e-12)

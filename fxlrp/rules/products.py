@@ -20,7 +20,7 @@ from torch import Tensor
 from fxlrp.rules.contributions import ByContributions, Contributions
 from fxlrp.rules.generic import vjp
 from fxlrp.rules.quantities import add_product, where_positive
-from fxlrp.rules.scratch import borrow
+from fxlrp.rules.scratch import borrow, rows_at_once
 
 aten = torch.ops.aten
 Two = Callable[[Tensor, Tensor], Tensor]
@@ -66,14 +66,10 @@ def product(
     return Contributions(give, total, 2 if nonneg else 1)
 
 
-LARGE = 2**22
-"""How many entries of a weight W⁺ or |W| is made of at once: more are taken in pieces of the outputs they belong to."""
-
-
 @ByContributions
 def linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Contributions:
     """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
-    rows = max(LARGE // w.shape[1], 1)
+    rows = rows_at_once(w)
     f, whole = torch.nn.functional.linear, len(w) <= rows
     parts = (w.split(rows), z.split(rows, -1), [None] * len(w) if b is None else b.split(rows))
     pieces = [

@@ -11,6 +11,14 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+LARGE = 2**22
+"""How many entries of a weight something is made of at once: more are taken in pieces of the outputs they belong to."""
+
+
+def rows_at_once(w: Tensor) -> int:
+    """How many rows of a weight [K, C] are one piece."""
+    return max(LARGE // w.shape[1], 1)
+
 
 class _Places(threading.local):
     def __init__(self) -> None:

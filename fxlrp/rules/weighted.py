@@ -9,8 +9,9 @@ Every rule here is R_i = Σ_j (contribution of i to j) / (sum of contributions t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from fxlrp.rules.generic import pullback, vjp
 from fxlrp.rules.propagate import Given
 from fxlrp.rules.quantities import ratio, where_positive
-from fxlrp.rules.scratch import borrow
+from fxlrp.rules.scratch import borrow, rows_at_once
 
 aten = torch.ops.aten
 
@@ -79,6 +80,18 @@ class Product:
         assert x is not None
         assert w is not None
         return x, w, b
+
+    def pieces(self, g: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor, Product]]:
+        """The product with g and z of its outputs, in pieces of the outputs where a dense layer's weight is large."""
+        x, w, b = self.operands
+        rows = rows_at_once(w) if self.op is aten.linear.default else len(w)
+        if len(w) <= rows:
+            yield g, z, self
+            return
+        for i in range(0, len(w), rows):
+            cut = slice(i, i + rows)
+            args = (x, w[cut], None if b is None else b[cut])
+            yield g[..., cut], z[..., cut], replace(self, args=args)
 
 
 Contributions = tuple[Tensor, Callable[[Tensor], Tensor]]
@@ -186,7 +199,8 @@ class Weighted:
     def __call__(
         self, g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], nonneg: bool, **kwargs: Any
     ) -> Tensor:
-        return self.rule(g, z, Product(op, args, kwargs, self.places, nonneg), **dict(self.parameters))
+        parts = Product(op, args, kwargs, self.places, nonneg).pieces(g, z)
+        return reduce(Tensor.add_, (self.rule(*part, **dict(self.parameters)) for part in parts))
 
 
 def ones_for(x: Tensor) -> Tensor:
