@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.errors import FxlrpError
 from fxlrp.rules.contributions import ByContributions
 from fxlrp.rules.normalise import Call, Normalise
-from fxlrp.rules.quantities import Placement, as_pair, is_pointwise, sample_count
+from fxlrp.rules.quantities import Placement, as_pair, is_eager, is_pointwise, sample_count
 from fxlrp.rules.scratch import borrow
 
 
@@ -142,8 +142,9 @@ class _Propagation(torch.autograd.Function):
         tensors = tensors[len(told) :]
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         z = site.op(*args, **kwargs)
-        z = z.relu() if site.rectified else z
         given = isinstance(site.op, Given)  # then a tensor of the call is the value
+        if site.rectified:
+            z = z.relu_() if is_eager(z) and not given else z.relu()
         ctx.save_for_backward(z, *((None, *tensors[1:]) if given else tensors))
         ctx.site, ctx.spec, ctx.places, ctx.told = site, spec, places, told
         ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
