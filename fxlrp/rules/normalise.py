@@ -69,7 +69,8 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
     if call.keeps_relevance:
         return list(call(g))
     if call.contributions is not None:
-        return _mass_by_contributions(call, call.contributions(), g, z, where)
+        by = call.contributions()
+        return list(by.give(_at_mass(call, by, g, z, where)))
     total: list[Tensor] = []
     for part in _sides(g, relevance(z, g, where.masked)):
         of = sample_dot(z, part, where.output, where.masked).abs()
@@ -88,14 +89,15 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
     return total
 
 
-def _mass_by_contributions(call: Call, by: Contributions, g: Tensor, z: Tensor, where: Placement) -> list[Tensor]:
-    """As `_mass`: what a side gives is known from its s, and A_i / Σ|r_i| = ±1, so one factor does for all inputs."""
+def _at_mass(call: Call, by: Contributions, g: Tensor, z: Tensor, where: Placement) -> Tensor:
+    """The s by which contributions give `_mass`: what a side gives is known beforehand, and A_i / Σ|r_i| = ±1, so that
+    one factor does for all inputs.  All it is made of is freed before anything is given."""
     s, size = call.s(g, z), call.size(z, where.masked)
     above = s.clamp(min=0)
     sides, whole = (above, less(s, above)), by.total()
     factors = [ratio(sample_dot(size, t, where.output), sample_dot(whole, t, where.output)) for t in sides]
     scaled = [sample_scale(t, f, where.output, own=True) for t, f in zip(sides, factors, strict=True)]
-    return list(by.give(scaled[0].add_(scaled[1])))
+    return scaled[0].add_(scaled[1])
 
 
 def _mass_of_one_side(
