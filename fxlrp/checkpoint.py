@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fxlrp.rules.kinds import SOFTMAXES
 from fxlrp.rules.propagate import Adjusted, InPlace, Site
+from fxlrp.specialize import copied
 
 aten = torch.ops.aten
 
@@ -71,10 +72,8 @@ def recompute_squares(gm: fx.GraphModule) -> fx.GraphModule:
     """The graph with attention, from queries and keys to what its weights make of the values, as segments: weights of
     tokens × tokens are not kept, but those of one layer while relevance passes it."""
     if "recomputing" not in gm.meta:
-        graph = fx.Graph()
-        graph.output(graph.graph_copy(gm.graph, {}))
-        copy = fx.GraphModule(gm, graph)
-        parts = [part for node in graph.nodes if _op(node) in SOFTMAXES and (part := _around(node))]
+        copy, _ = copied(gm)
+        parts = [part for node in copy.graph.nodes if _op(node) in SOFTMAXES and (part := _around(node))]
         fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
         for name, part in list(copy.named_children()):
             if name.startswith("attention_"):

@@ -23,7 +23,7 @@ from fxlrp.rules.normalise import NONE
 from fxlrp.rules.propagate import LEADING, Adjusted, Given, Site
 from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
 from fxlrp.rules.registry import Absolute, Derivative, Rule, Rulebook, Structural
-from fxlrp.specialize import specialize
+from fxlrp.specialize import copied, specialize
 
 aten = torch.ops.aten
 
@@ -369,12 +369,11 @@ def expose(gm: fx.GraphModule, names: Sequence[str]) -> tuple[fx.GraphModule, li
         return gm, []
     known = gm.meta.setdefault("exposed", {})
     if tuple(names) not in known:
-        graph = fx.Graph()
-        nodes: dict[fx.Node, fx.Node] = {}
-        outputs = graph.graph_copy(gm.graph, nodes)
-        first = len(outputs)
-        graph.output((*outputs, *(nodes[_named(gm, name)] for name in names)))
-        copy = fx.GraphModule(gm, graph)
+        copy, nodes = copied(gm)
+        end = copy.graph.output_node()
+        first = len(end.args[0])
+        end.args = ((*end.args[0], *(nodes[_named(gm, name)] for name in names)),)
+        copy.recompile()
         known[tuple(names)] = copy, list(range(first, first + len(names)))
     return known[tuple(names)]
 

@@ -23,17 +23,22 @@ def specialize(gm: fx.GraphModule, logits: int, one_sided: bool) -> fx.GraphModu
     """
     known = gm.meta.setdefault("specialized", {})
     if one_sided not in known:
-        graph = fx.Graph()
-        outputs = graph.graph_copy(gm.graph, {})
-        graph.output(outputs)
-        copy = known[one_sided] = fx.GraphModule(gm, graph)
+        copy = known[one_sided] = copied(gm)[0]
         if one_sided:
-            mark_one_sided(copy, outputs[logits])
+            mark_one_sided(copy, copy.graph.output_node().args[0][logits])
         join_relu(copy)
         if one_sided:
             tell_masses(copy)
         copy.recompile()
     return known[one_sided]
+
+
+def copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A copy of a graph over the same modules, and what each node is in it."""
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(gm.graph, nodes))
+    return fx.GraphModule(gm, graph), nodes
 
 
 def mark_one_sided(gm: fx.GraphModule, logits: fx.Node) -> None:
