@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fxlrp.rules.kinds import SOFTMAXES
 from fxlrp.rules.propagate import Adjusted, InPlace, Site
+from fxlrp.rules.quantities import outside_vmap
 from fxlrp.specialize import copied
 
 aten = torch.ops.aten
@@ -38,7 +39,8 @@ class Segment(nn.Module):
         return checkpoint(self.run, *args, use_reentrant=False, preserve_rng_state=False)
 
     def run(self, *args: Any) -> Any:
-        return self.part(*args)
+        with outside_vmap():
+            return self.part(*args)
 
 
 class Tidy(Segment):
@@ -46,7 +48,7 @@ class Tidy(Segment):
     small for what comes next."""
 
     def run(self, *args: Any) -> Any:
-        out = self.part(*args)
+        out = super().run(*args)
         if _trim is not None:
             _trim(0)
         return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -62,14 +63,14 @@ def propagate(
             g if logits is end else torch.autograd.grad(logits, end, g, retain_graph=True)[0] for logits, g in some
         ]
 
-        def cotangents(g: Tensor, keep: bool, batched: bool = False) -> list[Tensor]:
-            found = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True, is_grads_batched=batched)
-            shape = g.shape[:1] if batched else ()
-            return [a.new_zeros((*shape, *a.shape)) if d is None else d for a, d in zip(values, found, strict=True)]
+        def cotangents(g: Tensor, keep: bool) -> list[Tensor]:
+            found = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
+            return [torch.zeros_like(a) if d is None else d for a, d in zip(values, found, strict=True)]
 
         if len(some) > 1:
             with suppress(RuntimeError):  # an op that torch can't batch: its own error comes again below, if it has one
-                return [list(gs) for gs in zip(*cotangents(torch.stack(at_end), keep=True, batched=True), strict=True)]
+                batched = torch.vmap(partial(cotangents, keep=True))(torch.stack(at_end))
+                return [list(gs) for gs in zip(*batched, strict=True)]
         return [cotangents(g, keep or g is not at_end[-1]) for g in at_end]
 
     starts = range(0, len(seeds), at_once)

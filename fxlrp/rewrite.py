@@ -220,7 +220,8 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
     output, *inputs = (b or WHOLE for b in batches)
     masked = op in SOFTMAXES or node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]
-    known: dict[str, Any] = {"nonneg": bool(shares) and leaves[shares[0]] in facts.nonnegative}
+    nonnegs = tuple(leaves[i] in facts.nonnegative for i in shares)
+    known: dict[str, Any] = {"nonneg": nonnegs[:1] == (True,), "nonnegs": nonnegs}
     known["op"] = op.op if isinstance(op, Given) else op
     extras = tuple((k, v) for k, v in known.items() if rule and rule.wants(k))
     node.target = Site(

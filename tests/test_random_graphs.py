@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import fxlrp.capture
 from fxlrp import convert
 from fxlrp.explainer import Explainer
-from fxlrp.rules import ABSLRP, ABSOLUTE, elementwise, products
+from fxlrp.rules import ABSLRP, ABSOLUTE, convolutions, elementwise, products
 from fxlrp.rules.normalise import MASS, Call, Normalise
 from fxlrp.rules.quantities import Placement, relevance, sample_sum
 from fxlrp.rules.registry import Rule, Rulebook
@@ -181,7 +181,14 @@ PROGRAMS = st.builds(
 )
 
 # fast rules whose definition is the generic rule
-FAST = {products.linear, products.conv1d, products.conv2d, products.conv_transpose1d, products.addmm, products.matmul}
+FAST = {
+    products.linear,
+    convolutions.conv1d,
+    convolutions.conv2d,
+    convolutions.conv_transpose1d,
+    products.addmm,
+    products.matmul,
+}
 FAST |= {products.left_weight, products.right_weight}
 FAST |= {elementwise.add, elementwise.mul, elementwise.shift, elementwise.shift_right}
 SLOW = {k: ABSOLUTE if isinstance(e, Rule) and e.fn in FAST else e for k, e in ABSLRP.entries.items()}

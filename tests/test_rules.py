@@ -152,6 +152,9 @@ ROWS = [
     Row(aten.conv2d.default, (x4, rand(6, 2, 3, 3, seed=1), rand(6, seed=2), [2, 1], [1, 0], [1, 1], 2)),
     Row(aten.conv2d.padding, (x4, rand(6, 4, 3, 3, seed=1), None, [1, 1], "same", [2, 2])),
     Row(aten.conv2d.padding, (x4, rand(6, 4, 2, 3, seed=1), None, [1, 1], "same")),
+    Row(aten.conv2d.default, (x4, rand(6, 4, 1, 1, seed=1), None, [2, 3])),
+    Row(aten.conv2d.default, (x4, rand(6, 4, 2, 3, seed=1), rand(6, seed=2), [2, 3])),
+    Row(aten.conv2d.default, (x4, rand(6, 4, 5, 3, seed=1), rand(6, seed=2), [2, 2], [2, 1])),
     Row(aten.conv3d.default, (rand(2, 2, 4, 4, 4), rand(3, 2, 3, 3, 3, seed=1))),
     Row(aten.conv3d.padding, (rand(2, 2, 4, 4, 4), rand(3, 2, 3, 3, 3, seed=1), None, [1] * 3, "valid")),
     Row(aten.conv_transpose1d.default, (x3, rand(3, 4, 3, seed=1), None, [2])),
@@ -309,6 +312,17 @@ def test_nonnegative_shortcut(row: Row) -> None:
     fn, xs = rule_of(row).fn, [leaves[i] for i in row.shares]
     for x, a, b in zip(xs, fn(g, z, *args, nonneg=True), fn(g, z, *args, nonneg=False), strict=True):
         torch.testing.assert_close(x * a, x * b, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("at", [(0,), (1,), (0, 1)])
+def test_a_summand_known_to_be_nonnegative(at: tuple[int, ...]) -> None:
+    xs = [x4.clone().clamp(min=0) if i in at else rand(*x4.shape, seed=i + 3) for i in (0, 1)]
+    z = xs[0] + xs[1]
+    g, add = rand(*z.shape, seed=9), ABSLRP.lookup(aten.add.Tensor, (0, 1)).fn
+    known = add(g, z, *xs, nonnegs=(0 in at, 1 in at))
+    assert known[0].data_ptr() != known[1].data_ptr()  # each is somebody's own
+    for x, a, b in zip(xs, known, add(g, z, *xs), strict=True):
+        torch.testing.assert_close(x * a, x * b, rtol=0, atol=0)
 
 
 def site(row: Row, normalise: Any) -> Callable[..., Tensor]:

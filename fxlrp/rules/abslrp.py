@@ -12,7 +12,7 @@ from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.patterns.masks import masked
 from fxlrp.patterns.plain_form import PLAIN_FORM
-from fxlrp.rules import elementwise, norms, products
+from fxlrp.rules import convolutions, elementwise, norms, products
 from fxlrp.rules.generic import activation
 from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS, POSITIVE_SUMS
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
@@ -30,12 +30,12 @@ ABSLRP = publish(
             **STRUCTURAL_ENTRIES,
             **table(
                 (products.linear, aten.linear.default),
-                (products.conv1d, aten.conv1d),
-                (products.conv2d, aten.conv2d),
-                (products.conv3d, aten.conv3d),
-                (products.conv_transpose1d, aten.conv_transpose1d),
-                (products.conv_transpose2d, aten.conv_transpose2d),
-                (products.conv_transpose3d, aten.conv_transpose3d),
+                (convolutions.conv1d, aten.conv1d),
+                (convolutions.conv2d, aten.conv2d),
+                (convolutions.conv3d, aten.conv3d),
+                (convolutions.conv_transpose1d, aten.conv_transpose1d),
+                (convolutions.conv_transpose2d, aten.conv_transpose2d),
+                (convolutions.conv_transpose3d, aten.conv_transpose3d),
                 (products.right_weight, aten.matmul.default, aten.mm.default, aten.bmm.default),
                 (products.left_weight, (1,), aten.matmul.default, aten.mm.default, aten.bmm.default),
                 (products.matmul, (0, 1), aten.matmul.default, aten.mm.default, aten.bmm.default),

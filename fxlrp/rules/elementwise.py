@@ -12,10 +12,18 @@ from fxlrp.rules.quantities import over_abs, times, where_positive
 
 
 @ByContributions
-def add(z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Contributions:
+def add(
+    z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1, nonnegs: tuple[bool, bool] = (False, False)
+) -> Contributions:
     """A sum: relevance goes to the positive summands, R_x = 2 x⁺ s and R_y = 2 (αy)⁺ s."""
     to_x, to_y = shift.of(z, x, y), shift_right.of(z, x, y, alpha=alpha)
-    return Contributions(lambda s: (*to_x.give(s), *to_y.give(s)), lambda: to_x.total().add_(to_y.total()), 2)
+
+    def give(s: Tensor) -> tuple[Tensor, Tensor]:
+        if nonnegs[1] and alpha == 1:  # s itself is right where y ≥ 0
+            return to_x.give(s)[0], s
+        return s if nonnegs[0] else to_x.give(s)[0], to_y.give(s)[0]
+
+    return Contributions(give, lambda: to_x.total().add_(to_y.total()), 2)
 
 
 @ByContributions

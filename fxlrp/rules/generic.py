@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
 from fxlrp.rules.contributions import ByContributions, Contributions, diagonal
-from fxlrp.rules.quantities import by_parts, over_abs, where_positive
+from fxlrp.rules.quantities import by_parts, outside_vmap, over_abs, where_positive
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ def vjp(f: Callable[..., Tensor], xs: Sequence[Tensor], g: Tensor) -> list[Tenso
 
 def pullback(f: Callable[..., Tensor], *xs: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
     """f(xs), and g ↦ J_f(xs)ᵀ g, to be called once."""
-    with torch.enable_grad():
+    with torch.enable_grad(), outside_vmap():  # where xs may need a gradient
         leaves = [x.detach().requires_grad_() for x in xs]
         value = f(*leaves)
 

@@ -1,4 +1,4 @@
-"""absLRP rules for products with weights (linear, convolution) and of two activations (matmul).
+"""absLRP rules for products with weights (linear; rules/convolutions.py) and of two activations (matmul).
 
 The published rule R_x = x ⊙ (Wᵀs) + |x| ⊙ (|W|ᵀs), s = R/|z|, keeps the positive contributions x_i w_ij > 0 twice:
 
@@ -10,7 +10,6 @@ so an input known to be ≥ 0 needs one product instead of two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, reduce
 from typing import Any
 
@@ -162,62 +161,3 @@ def positive_sum(z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **
         return (where_positive(d, x),)
 
     return Contributions(give, lambda: op(x.clamp(min=0), *rest, **kwargs), 2)
-
-
-Plain = tuple[Tensor, tuple, tuple[slice, ...]]
-"""x, padded where torch pads one side more; the arguments (stride, padding, dilation, transposed, output_padding,
-groups) of aten.convolution; and where x stands in what was padded."""
-
-
-def _plain(n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Plain:
-    stride, dilation = _tuple(stride, n), _tuple(dilation, n)
-    inside: tuple[slice, ...] = ()
-    if isinstance(padding, str):
-        total = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, w.shape[2:], strict=True)]
-        odd = [p % 2 for p in total]
-        if any(odd):  # torch pads one more on the right
-            inside = tuple(slice(0, size) for size in x.shape)
-            x = torch.nn.functional.pad(x, tuple(side for p in reversed(odd) for side in (0, p)))
-        padding = [p // 2 for p in total]
-    return x, (stride, _tuple(padding, n), dilation, False, [0] * n, groups), inside
-
-
-def _plain_transposed(
-    n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
-) -> Plain:
-    shape = [_tuple(v, n) for v in (stride, padding, dilation)]
-    return x, (*shape, True, _tuple(output_padding, n), groups), ()
-
-
-def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple) -> Callable[..., Any]:
-    """The rule of a convolution whose further arguments `plain` reads, `defaults` if they are left out."""
-
-    def rule(
-        z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False
-    ) -> Contributions:
-        """A convolution: relevance goes to the positive contributions x_i w_ij > 0."""
-        x, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
-
-        def transposed(s: Tensor, w: Tensor) -> Tensor:
-            return aten.convolution_backward(s, x, w, None, *arguments, [True, False, False])[0]
-
-        def forward(x: Tensor, w: Tensor) -> Tensor:
-            return aten.convolution(x, w, None, *arguments)
-
-        bias = None if b is None else b.view(-1, *[1] * n)
-        whole = product(z, x, w, forward, transposed, nonneg, bias, constant=True)
-        return replace(whole, give=lambda s: (whole.give(s)[0][inside],)) if inside else whole
-
-    rule.__name__ = name
-    return ByContributions(rule)
-
-
-def _tuple(v: Any, n: int) -> list[int]:
-    values = [v] if isinstance(v, int) else list(v)
-    return values * n if len(values) == 1 else values
-
-
-conv1d, conv2d, conv3d = (_convolution(f"conv{n}d", n, _plain, (1, 0, 1, 1)) for n in (1, 2, 3))
-conv_transpose1d, conv_transpose2d, conv_transpose3d = (
-    _convolution(f"conv_transpose{n}d", n, _plain_transposed, (1, 0, 0, 1, 1)) for n in (1, 2, 3)
-)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch import pyfunctorch
 
 
 class Batch(NamedTuple):
@@ -63,22 +64,25 @@ def less(own: Tensor, t: Tensor) -> Tensor:
 
 def add_product(own: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """own + a · b, as `times`."""
+    if is_batched(own):  # torch can't batch addcmul_
+        return own.add_(a * b)
     return own.addcmul_(a, b) if _may_write(own, a, b) else torch.addcmul(own, a, b)
 
 
 def is_eager(t: Tensor) -> bool:
     """Whether t is computed now, for itself: neither traced nor one of a batch of passes."""
-    return type(t) is Tensor and not _is_batched(t)
+    return type(t) is Tensor and not is_batched(t)
 
 
-def _is_batched(t: Tensor) -> bool:
-    return torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor
+outside_vmap = pyfunctorch.temporarily_clear_interpreter_stack
+"""A context in which values that are the same for all passes of a batch are computed as for one."""
 
 
 def _may_write(own: Tensor, *ts: Tensor) -> bool:
     """Whether what is computed of `own` and ts can be written to own."""
     here = own.device.type == "cpu" and all(type(t) is Tensor for t in (own, *ts))
-    return here and (_is_batched(own) or not any(map(_is_batched, ts)))
+    return here and (is_batched(own) or not any(map(is_batched, ts)))
 
 
 def where_positive(g: Tensor, x: Tensor) -> Tensor:
@@ -114,7 +118,7 @@ def sample_dot(a: Tensor, b: Tensor, batch: Batch, masked: bool = False) -> Tens
         count = sample_count(a, batch)
         if count == 1:
             return torch.dot(a.view(-1), b.view(-1)).view(1)
-        if batch[:2] == (0, 1) and not _is_batched(b):
+        if batch[:2] == (0, 1) and not is_batched(b):
             return torch.bmm(a.view(count, 1, -1), b.view(count, -1, 1)).view(count)
     return sample_sum(relevance(a, b, masked), batch)
 

@@ -26,8 +26,8 @@ class Rule:
 
     fn(g, z, *args, **kwargs) gets the cotangent g and the value z of the op's output (R = z g) and the op's own
     arguments, and returns the cotangents of the arguments `shares` points at (default: the ones that carry relevance).
-    A rule that asks for the keyword `nonneg` is told whether the first of those arguments is known to be ≥ 0; one that
-    asks for `op` gets the op.
+    A rule that asks for the keyword `nonneg` is told whether the first of those arguments is known to be ≥ 0, for
+    `nonnegs` whether each is; one that asks for `op` gets the op.
     """
 
     fn: Callable[..., Any]

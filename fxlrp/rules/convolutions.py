@@ -1,0 +1,140 @@
+"""absLRP rules for convolutions: products with weights (rules/products.py) in their own layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules.contributions import ByContributions, Contributions
+from fxlrp.rules.products import product
+
+aten = torch.ops.aten
+
+Plain = tuple[Tensor, tuple, tuple[slice, ...]]
+"""x, padded where torch pads one side more; the arguments (stride, padding, dilation, transposed, output_padding,
+groups) of aten.convolution; and where x stands in what was padded."""
+
+
+def _plain(n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Plain:
+    stride, dilation = _tuple(stride, n), _tuple(dilation, n)
+    inside: tuple[slice, ...] = ()
+    if isinstance(padding, str):
+        total = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, w.shape[2:], strict=True)]
+        odd = [p % 2 for p in total]
+        if any(odd):  # torch pads one more on the right
+            inside = tuple(slice(0, size) for size in x.shape)
+            x = torch.nn.functional.pad(x, tuple(side for p in reversed(odd) for side in (0, p)))
+        padding = [p // 2 for p in total]
+    return x, (stride, _tuple(padding, n), dilation, False, [0] * n, groups), inside
+
+
+def _plain_transposed(
+    n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
+) -> Plain:
+    shape = [_tuple(v, n) for v in (stride, padding, dilation)]
+    return x, (*shape, True, _tuple(output_padding, n), groups), ()
+
+
+FEW = 16
+"""Fewer channels than this don't fill the vectors of a CPU."""
+
+
+def _pull(
+    s: Tensor,
+    x: Tensor,
+    w: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Tensor:
+    """Jᵀs of a convolution by x: torch's own derivative, but where that takes a CPU several times what its products do.
+    Windows that don't overlap are one product; a stride over few channels is an ordinary convolution to more."""
+    kernel = list(w.shape[2:])
+    plain = not transposed and groups == 1 and max(dilation) == 1 and s.ndim == w.ndim
+    if plain and not any(padding) and (kernel == stride or max(kernel) == 1):
+        g = (w.flatten(1).t() @ s.flatten(2)).unflatten(2, s.shape[2:])
+        return _fitted(_interleaved(g, kernel), x, padding) if kernel == stride else _apart(g, x, stride)
+    if plain and w.shape[1] < FEW and max(stride) > 1:
+        return _fitted(_interleaved(_phases(s, w, stride), stride), x, padding)
+    arguments = (stride, padding, dilation, transposed, output_padding, groups)
+    return aten.convolution_backward(s, x, w, None, *arguments, [True, False, False])[0]
+
+
+def _phases(s: Tensor, w: Tensor, stride: list[int]) -> Tensor:
+    """Jᵀs of a strided convolution, unpadded: every stride-th entry from the k-th on is the k-th of its channels."""
+    n = len(stride)
+    taps = [-(-k // d) for k, d in zip(w.shape[2:], stride, strict=True)]
+    room = [m * d - k for m, d, k in zip(taps, stride, w.shape[2:], strict=True)]
+    w = torch.nn.functional.pad(w, [side for r in reversed(room) for side in (0, r)])
+    for i, (m, d) in enumerate(zip(taps, stride, strict=True)):
+        w = w.unflatten(2 + 2 * i, (m, d))
+    w = w.permute(1, *range(3, 3 + 2 * n, 2), 0, *range(2, 2 + 2 * n, 2)).flatten(0, n)
+    ones = [1] * n
+    return aten.convolution(s, w.flip(*range(2, 2 + n)), None, ones, [m - 1 for m in taps], ones, False, [0] * n, 1)
+
+
+def _interleaved(t: Tensor, by: list[int]) -> Tensor:
+    """[B, C · Π by, *size] → [B, C, *(size · by)], a pixel shuffle of any dimension."""
+    n, size = len(by), t.shape[2:]
+    if max(by) == 1:
+        return t
+    t = t.unflatten(1, (-1, *by)).permute(0, 1, *(d for i in range(n) for d in (2 + n + i, 2 + i)))
+    return t.reshape(*t.shape[:2], *(a * b for a, b in zip(size, by, strict=True)))
+
+
+def _apart(t: Tensor, x: Tensor, stride: list[int]) -> Tensor:
+    """t at every stride-th entry of what is shaped like x, 0 at the others."""
+    for i, step in enumerate(stride, 2):
+        sizes = [*t.shape[:i], x.shape[i], *t.shape[i + 1 :]]
+        t = aten.slice_backward(t, sizes, i, 0, x.shape[i], step)
+    return t
+
+
+def _fitted(t: Tensor, x: Tensor, padding: list[int]) -> Tensor:
+    """What of t is at x, which was padded; windows may have left out the last of x."""
+    if t.shape[2:] == x.shape[2:] and not any(padding):
+        return t
+    after = [n + p - m for m, n, p in zip(t.shape[2:], x.shape[2:], padding, strict=True)]
+    sides = [side for p, a in zip(reversed(padding), reversed(after), strict=True) for side in (-p, a)]
+    return torch.nn.functional.pad(t, sides)
+
+
+def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple) -> Callable[..., Any]:
+    """The rule of a convolution whose further arguments `plain` reads, `defaults` if they are left out."""
+
+    def rule(
+        z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False
+    ) -> Contributions:
+        """A convolution: relevance goes to the positive contributions x_i w_ij > 0."""
+        x, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
+
+        def transposed(s: Tensor, w: Tensor) -> Tensor:
+            return _pull(s, x, w, *arguments)
+
+        def forward(x: Tensor, w: Tensor) -> Tensor:
+            return aten.convolution(x, w, None, *arguments)
+
+        bias = None if b is None else b.view(-1, *[1] * n)
+        whole = product(z, x, w, forward, transposed, nonneg, bias, constant=True)
+        return replace(whole, give=lambda s: (whole.give(s)[0][inside],)) if inside else whole
+
+    rule.__name__ = name
+    return ByContributions(rule)
+
+
+def _tuple(v: Any, n: int) -> list[int]:
+    values = [v] if isinstance(v, int) else list(v)
+    return values * n if len(values) == 1 else values
+
+
+conv1d, conv2d, conv3d = (_convolution(f"conv{n}d", n, _plain, (1, 0, 1, 1)) for n in (1, 2, 3))
+conv_transpose1d, conv_transpose2d, conv_transpose3d = (
+    _convolution(f"conv_transpose{n}d", n, _plain_transposed, (1, 0, 0, 1, 1)) for n in (1, 2, 3)
+)
