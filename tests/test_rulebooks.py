@@ -49,6 +49,25 @@ def test_samples_are_apart_and_nothing_is_generic(rules: str) -> None:
         torch.testing.assert_close(explainer(x[1:], target=3).relevance, both[1:], rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("rules", ["attnlrp", "cp-lrp"])
+@pytest.mark.parametrize("mask", ["none", "causal", "window"])
+def test_fused_attention_is_what_its_parts_are(rules: str, mask: str) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = x, x.sin(), x.tanh()
+            shown = torch.ones(4, 4, dtype=torch.bool).tril() & (torch.arange(4) > 0) if mask == "window" else None
+            fused = nn.functional.scaled_dot_product_attention(q, k, v, shown, is_causal=mask == "causal")
+            return (fused * torch.arange(1.0, 5.0)[:, None]).sum(1)
+
+    x = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)).double()
+    fused, apart = (convert(Model().eval(), x, rules=rules + epsilon) for epsilon in ("", ":epsilon=1e-30"))
+    whole, parts = ({n.op for n in e.report().nodes} for e in (fused, apart))
+    assert {"scaled_dot_product_attention"} == {op.split(".")[0] for op in whole - parts}
+    a, b = fused(x, target=3), apart(x, target=3)
+    assert b.relevance.isfinite().all()
+    torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-6, atol=1e-9)
+
+
 def test_gradients_are_autograds() -> None:
     torch.manual_seed(0)
     for model, x in ((network(), pictures()), (Attention().double().eval(), torch.randn(2, 4, 8).double())):

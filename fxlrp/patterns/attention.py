@@ -13,10 +13,14 @@ aten = torch.ops.aten
 
 
 def expand_attention(gm: fx.GraphModule) -> None:
-    """scaled_dot_product_attention(q, k, v) → dropout(softmax(q kᵀ · scale + mask)) v."""
+    """scaled_dot_product_attention(q, k, v) → dropout(softmax(q kᵀ · scale + mask)) v, unless it has a rule itself."""
     for node in list(gm.graph.nodes):
-        if node.target is aten.scaled_dot_product_attention.default:
+        if node.target is aten.scaled_dot_product_attention.default and (not node.meta["entry"] or _drops(*node.args)):
             replace(node, _attention)
+
+
+def _drops(q: fx.Node, k: fx.Node, v: fx.Node, mask: fx.Node | None = None, dropout_p: float = 0.0, *_: bool) -> bool:
+    return dropout_p != 0
 
 
 def _attention(

@@ -15,10 +15,10 @@ mixes_signs = partial(ByContributions, keeps_sign=False)
 """For rules by which relevance may change its sign: an x above its mean may be negative."""
 
 
-def standardized(x: Tensor, centred: Tensor, sigma: Tensor, w: Tensor | None) -> Contributions:
-    """z = w u + b with u = centred / σ, mean and σ constants: R_x = x ⊙ (w + sign(u) |w|) s / σ   (2024-04)."""
-    w = centred.new_ones(()) if w is None else w
-    return diagonal(x, _doubled(w, centred).div_(sigma))
+def standardized(x: Tensor, u: Tensor, by: Tensor, w: Tensor | None) -> Contributions:
+    """z = w u + b with u = (x − mean) by, mean and by = 1/σ constants: R_x = x ⊙ (w + sign(u) |w|) s by  (2024-04)."""
+    w = u.new_ones(()) if w is None else w
+    return diagonal(x, _doubled(w, u).mul_(by))
 
 
 def _doubled(w: Tensor, u: Tensor) -> Tensor:
@@ -26,10 +26,10 @@ def _doubled(w: Tensor, u: Tensor) -> Tensor:
     return (u.sign() * w.abs()).add_(w)
 
 
-def _deviation(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor]:
-    """x less its mean, and the standard deviation, over `dims`."""
-    variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-    return x - mean, (variance + eps).sqrt()
+def deviation(x: Tensor, first: int, eps: float) -> tuple[Tensor, Tensor]:
+    """u = (x − mean) / σ, and 1/σ, over the axes from `first` on."""
+    u, _, by = torch.native_layer_norm(x, x.shape[first:], None, None, eps)
+    return u, by.to(x.dtype)
 
 
 @mixes_signs
@@ -43,7 +43,7 @@ def layer_norm(
     *_: Any,
 ) -> Contributions:
     """Layer norm with mean and deviation as constants: R_x = x ⊙ (w + sign(u) |w|) s / σ."""
-    return standardized(x, *_deviation(x, list(range(-len(shape), 0)), eps), w)
+    return standardized(x, *deviation(x, x.ndim - len(shape), eps), w)
 
 
 @mixes_signs
@@ -51,9 +51,8 @@ def group_norm(
     z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
 ) -> Contributions:
     """Group norm: as layer norm, over each group of channels."""
-    centred, sigma = _deviation(x.unflatten(1, (groups, -1)), list(range(2, x.ndim + 1)), eps)
-    sigma = sigma.expand_as(centred).flatten(1, 2)
-    return standardized(x, centred.flatten(1, 2), sigma, _per_channel(w, x))
+    u, by = deviation(x.unflatten(1, (groups, -1)), 2, eps)
+    return standardized(x, u.flatten(1, 2), by.expand_as(u).flatten(1, 2), per_channel(w, x))
 
 
 @mixes_signs
@@ -72,7 +71,7 @@ def instance_norm(
     """Instance norm: as layer norm, over each channel."""
     if not use_input_stats and var is not None:
         return _affine(x, norm_scale(w, var, eps))
-    return standardized(x, *_deviation(x, list(range(2, x.ndim)), eps), _per_channel(w, x))
+    return standardized(x, *deviation(x, 2, eps), per_channel(w, x))
 
 
 @keeps_relevance
@@ -115,7 +114,7 @@ def batch_norm(
 
 
 def _affine(x: Tensor, scale: Tensor) -> Contributions:
-    return diagonal(x, _doubled(_per_channel(scale, x), x))
+    return diagonal(x, _doubled(per_channel(scale, x), x))
 
 
 def norm_scale(w: Tensor | None, var: Tensor, eps: float) -> Tensor:
@@ -124,7 +123,7 @@ def norm_scale(w: Tensor | None, var: Tensor, eps: float) -> Tensor:
     return scale if w is None else w * scale
 
 
-def _per_channel(w: Tensor | None, x: Tensor) -> Any:
+def per_channel(w: Tensor | None, x: Tensor) -> Any:
     return None if w is None else w.view(-1, *[1] * (x.ndim - 2))
 
 

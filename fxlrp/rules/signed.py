@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.quantities import by_parts
+from fxlrp.rules.norms import deviation, norm_scale, per_channel
+from fxlrp.rules.quantities import by_parts, less, times
 from fxlrp.rules.weighted import stabilized
 
 aten = torch.ops.aten
@@ -34,47 +35,62 @@ def generic(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
     return epsilon_rule(g, z, epsilon=epsilon)
 
 
+def attention(
+    g: Tensor, z: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
+) -> tuple[Tensor, ...]:
+    """softmax(q kᵀ) v by its derivative, which is the softmax's Taylor expansion, and the uniform rule for its two
+    products: half of it for v, and half of a half for each of q and k."""
+    to_q, to_k, to_v = vjp(lambda *qkv: op(*qkv, *rest, **kwargs), [q, k, v], g / 2)
+    return to_q / 2, to_k / 2, to_v
+
+
+def attention_to_values(
+    g: Tensor, z: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
+) -> Tensor:
+    """softmax(q kᵀ) v with constant weights."""
+    return vjp(lambda v: op(q, k, v, *rest, **kwargs), [v], g)[0]
+
+
 def identity(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
     """A non-linearity passes R on, R_x = R (1 − f(0)/f(x)): what it gives for nothing, f(0), counts as a bias."""
-    nothing = torch.zeros_like(x)
+    same = not any(isinstance(a, Tensor) for a in (*rest, *kwargs.values()))
+    nothing = x.new_zeros(()) if same else torch.zeros_like(x)  # f(0) is one number, or one for each entry
     f0 = op(nothing, *rest, **kwargs)
-    f0 = torch.where(f0.isfinite(), f0, 0)
-    (slope,) = vjp(lambda t: op(t, *rest, **kwargs), [nothing], g)
-    return torch.where(x == 0, slope, g * (z - f0) / torch.where(x == 0, 1, x))
+    (slope,) = vjp(lambda t: op(t, *rest, **kwargs), [nothing], torch.ones_like(nothing))
+    quotient = (z - torch.where(f0.isfinite(), f0, 0)) / x
+    return times(torch.where(x == 0, slope, quotient), g)
 
 
-def standardized(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    """(x − mean) / σ with σ a constant, which makes it linear in x."""
-    variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-    return (x - mean) / (variance.detach() + eps).sqrt()
+def standardized(g: Tensor, x: Tensor, first: int, eps: float) -> Tensor:
+    """Jᵀg of (x − mean) / σ over the axes from `first` on, with σ a constant, which makes it linear in x."""
+    g = g * deviation(x, first, eps)[1]
+    return less(g, g.mean(list(range(first, x.ndim)), keepdim=True))
 
 
-def constant_deviation(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The rule of a norm that is computed by f(x, …) with its deviation as a constant: R_x = x ⊙ Jᵀ g."""
-
-    def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any) -> Tensor:
-        return vjp(lambda t: f(t, *args), [x], g)[0]
-
-    rule.__name__ = f.__name__
-    return rule
-
-
-@constant_deviation
 def layer_norm(
-    x: Tensor, shape: list[int], w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+    g: Tensor,
+    z: Tensor,
+    x: Tensor,
+    shape: list[int],
+    w: Tensor | None = None,
+    b: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
 ) -> Tensor:
-    u = standardized(x, list(range(-len(shape), 0)), eps)
-    return u if w is None else u * w
+    """Layer norm with its deviation as a constant, R_x = x ⊙ Jᵀ g; the other norms likewise."""
+    return standardized(g if w is None else g * w, x, x.ndim - len(shape), eps)
 
 
-@constant_deviation
-def group_norm(x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
-    u = standardized(x.unflatten(1, (groups, -1)), list(range(2, x.ndim + 1)), eps).flatten(1, 2)
-    return u if w is None else u * w.view(-1, *[1] * (x.ndim - 2))
+def group_norm(
+    g: Tensor, z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    g, x = ((t.unflatten(1, (groups, -1))) for t in (g if w is None else g * per_channel(w, x), x))
+    return standardized(g, x, 2, eps).flatten(1, 2)
 
 
-@constant_deviation
 def instance_norm(
+    g: Tensor,
+    z: Tensor,
     x: Tensor,
     w: Tensor | None,
     b: Any,
@@ -86,6 +102,5 @@ def instance_norm(
     *_: Any,
 ) -> Tensor:
     if not use_input_stats and var is not None:
-        return torch.nn.functional.batch_norm(x, mean, var, w, b, False, momentum, eps)
-    u = standardized(x, list(range(2, x.ndim)), eps)
-    return u if w is None else u * w.view(-1, *[1] * (x.ndim - 2))
+        return g * per_channel(norm_scale(w, var, eps), x)
+    return standardized(g if w is None else g * per_channel(w, x), x, 2, eps)

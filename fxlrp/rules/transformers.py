@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 
 from fxlrp.patterns.gates import gate, mark_gates
-from fxlrp.rules import elementwise, weighted
+from fxlrp.rules import elementwise, signed, weighted
 from fxlrp.rules.classic import PRODUCTS, by_epsilon, by_rule, composite
 from fxlrp.rules.registry import Rule, Rulebook, publish
 
 aten = torch.ops.aten
+ATTENTION = aten.scaled_dot_product_attention.default
 
 
 @publish
@@ -21,7 +22,8 @@ def attnlrp(gamma: float = 0.0, epsilon: float = 0.0) -> Rulebook:
     """AttnLRP: softmax by its Taylor expansion, ½ for each factor of a product, norms and activations passed through,
     ε at layers or, with gamma > 0, γ."""
     layers = by_rule(PRODUCTS, weighted.gamma, gamma=gamma, stabilizer=epsilon or 1e-6)
-    return composite(*(layers if gamma else by_epsilon(PRODUCTS, epsilon)), epsilon=epsilon)
+    fused = () if epsilon else ((signed.attention, (0, 1, 2), ATTENTION),)
+    return composite(*(layers if gamma else by_epsilon(PRODUCTS, epsilon)), *fused, epsilon=epsilon)
 
 
 @publish
@@ -29,4 +31,5 @@ def cp_lrp(gamma: float = 0.0, epsilon: float = 0.0) -> Rulebook:
     """CP-LRP: attention weights and gates are constants, else as attnlrp."""
     constant = (Rule(elementwise.normaliser, shares=()), aten.softmax.int, aten._softmax.default, gate)
     book = attnlrp(gamma=gamma, epsilon=epsilon)
-    return book.extend([constant], passes=(*book.passes, mark_gates))
+    fused = () if epsilon else ((Rule(signed.attention_to_values, shares=(2,)), None, ATTENTION),)
+    return book.extend([constant, *fused], passes=(*book.passes, mark_gates))
