@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -61,7 +62,7 @@ def trace_joint(
     values = [n.meta["val"] for n in plan.graph.graph.find_nodes(op="placeholder")]
     mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
     mode.allow_non_fake_inputs = True
-    with mode:
+    with mode, enable_python_dispatcher():  # which knows more ops at sizes that are symbols
         target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)

@@ -38,6 +38,27 @@ def test_joint_graph_is_the_explainer(cnn: nn.Module, rules: str) -> None:
             torch.testing.assert_close(relevance, a.relevance, rtol=1e-9, atol=1e-14)
 
 
+def test_joint_graph_where_windows_stride_and_edges_are_padded() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.patches = nn.Conv2d(3, 6, 5, 2, 2), nn.Conv2d(6, 8, 2, 2)
+            self.down, self.head = nn.Conv2d(8, 20, 1, 2), nn.Linear(20, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(self.stem(x).relu()) - 0.1
+            for sides in ((0, 0), (0, 1, 2, 0)):
+                x = nn.functional.pad(x, sides)
+            return self.head(self.down(x).tanh().mean((2, 3)))
+
+    explainer, x = convert(Model().double().eval(), pictures(2)), pictures(3)
+    for contrast in (None, "others"):
+        a = explainer(x, target=[0, 4], contrast=contrast)
+        for k, target in enumerate((0, 4)):
+            _, relevance = explainer.joint(contrast=contrast)(x, torch.full((3,), target))
+            torch.testing.assert_close(relevance, a.relevance[:, k], rtol=1e-9, atol=1e-14)
+
+
 def test_joint_graph_of_several_targets(cnn: nn.Module) -> None:
     explainer = convert(cnn, pictures(2))
     x = pictures(3)

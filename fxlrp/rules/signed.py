@@ -57,8 +57,9 @@ def identity(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tens
     nothing = x.new_zeros(()) if same else torch.zeros_like(x)  # f(0) is one number, or one for each entry
     f0 = op(nothing, *rest, **kwargs)
     (slope,) = vjp(lambda t: op(t, *rest, **kwargs), [nothing], torch.ones_like(nothing))
-    quotient = (z - torch.where(f0.isfinite(), f0, 0)) / x
-    return times(torch.where(x == 0, slope, quotient), g)
+    quotient = (z - torch.where(f0.isfinite(), f0, 0)).div_(x)
+    none = x == 0
+    return times(quotient.masked_fill_(none, slope) if same else torch.where(none, slope, quotient), g)
 
 
 def standardized(g: Tensor, x: Tensor, first: int, eps: float) -> Tensor:
