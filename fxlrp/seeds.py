@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from fxlrp.errors import FxlrpError
 from fxlrp.rules.quantities import Batch, ratio, sample_scale, sample_sum
@@ -80,14 +79,15 @@ def by_classes(target: Target) -> bool:
 
 def sides(logits: Tensor, index: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor | None]:
     """One-hot(index) [B, K], and the weights of what the class is set against."""
-    onehot = one_hot(index, logits.shape[1]).to(logits.dtype)
+    classes = torch.arange(logits.shape[1], device=index.device)
+    onehot = (index[:, None] == classes).to(logits.dtype)  # F.one_hot checks the index, and leaves that in traces
     if contrast is None:
         return onehot, None
     if contrast == "others":  # CLRP: the mean of all other classes
         return onehot, (1 - onehot) / max(logits.shape[1] - 1, 1)
     if contrast == "softmax":  # SGLRP: all other classes by their probability
         return onehot, logits.masked_fill(onehot.bool(), float("-inf")).softmax(1).nan_to_num(0)
-    return onehot, one_hot(torch.full_like(index, int(contrast)), logits.shape[1]).to(logits.dtype)
+    return onehot, (classes == int(contrast)).to(logits.dtype).expand_as(onehot)
 
 
 def _index(logits: Tensor, target: int | Sequence[int] | Tensor | None) -> Tensor:

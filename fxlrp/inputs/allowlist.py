@@ -123,7 +123,8 @@ def _is_layer(cls: Any) -> bool:
         return False
     setstate: Any = getattr(cls, "__setstate__")  # noqa: B009  mypy knows it is there, and calling it is not the point
     own = any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in _SPECIAL)
-    return not own and setstate.__module__.startswith("torch.nn.modules.")
+    base: Any = getattr(nn.Module, "__setstate__")  # noqa: B009  once something was compiled, torch._dynamo's
+    return not own and (setstate is base or setstate.__module__.startswith("torch.nn.modules."))
 
 
 def _is_config(cls: Any) -> bool:

@@ -19,6 +19,7 @@ from timm.layers import Format
 from torch import nn
 
 from fxlrp import FxlrpError
+from fxlrp.inputs.allowlist import admit
 from fxlrp.inputs.pickles import load_pickle
 
 MODELS = {
@@ -247,3 +248,8 @@ def test_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(b"not a model")
     with pytest.raises(FxlrpError, match="not a model file fxlrp can read, or it is damaged; give a"):
         load_pickle(tmp_path / "m.pt")
+
+
+def test_layers_are_admitted_after_something_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Module, "__setstate__", lambda self, state: None)  # as torch._dynamo puts its own there
+    assert admit("torch.nn.modules.activation.ReLU") is nn.ReLU
