@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 
 import torch
 from torch import fx
@@ -10,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.analyse import differentiable
 from fxlrp.rules.contributions import ByContributions
-from fxlrp.rules.propagate import Site
+from fxlrp.rules.propagate import Given, Site
 
 aten = torch.ops.aten
 
@@ -29,6 +30,7 @@ def specialize(gm: fx.GraphModule, logits: int, one_sided: bool) -> fx.GraphModu
         join_relu(copy)
         if one_sided:
             tell_masses(copy)
+        recompute_functions(copy)
         copy.recompile()
     return known[one_sided]
 
@@ -96,6 +98,45 @@ def tell_masses(gm: fx.GraphModule) -> None:
                 user.target = user.target.but(loose=(*user.target.loose, shared.index(value)))
 
 
+def recompute_functions(gm: fx.GraphModule) -> None:
+    """A function of one tensor, entry by entry, is computed again from that tensor, which is kept anyway, wherever
+    rules ask for its value, which is not."""
+    for node in gm.graph.nodes:
+        users = list(_users(node)) if _is_function(node) else []
+        if not users or not all(_may_remake(user, value) for user, value in users):
+            continue
+        node.target = node.target.but(again=True)
+        for user, value in users:
+            at = [i for i, leaf in enumerate(_leaves(user)) if leaf is value]
+            user.target = user.target.but(remade=(*user.target.remade, *((i, node.target.op) for i in at)))
+            sources = (*user.kwargs.get("sources", ()), *((node.args, node.kwargs) for _ in at))
+            user.kwargs = {**user.kwargs, "sources": sources}
+
+
+def _users(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """A node's users, and what each has for it: itself, or the dropout behind it, which is the same tensor."""
+    for user in list(node.users):
+        if user.target is aten.dropout.default and user.args[2] is False:
+            yield from _users(user)
+        else:
+            yield user, node
+
+
+def _is_function(node: fx.Node) -> bool:
+    """Whether a node is a rule's, of one tensor, entry by entry, that is kept."""
+    site = node.target
+    plain = isinstance(site, Site) and site.pointwise and len(site.shares) == 1 and not site.rectified
+    return plain and not site.remade and not {"handles", "sources"} & node.kwargs.keys()
+
+
+def _may_remake(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a node's user is a rule's that can make the node's value."""
+    site = user.target
+    if not isinstance(site, Site) or isinstance(site.op, Given):
+        return False
+    return not site.pointwise or user.meta["val"].shape == node.meta["val"].shape
+
+
 def _measures(node: fx.Node) -> bool:
     """Whether a node is a rule that measures mass to rescale by, of relevance ≥ 0 of real numbers."""
     site = node.target
@@ -106,5 +147,10 @@ def _measures(node: fx.Node) -> bool:
 
 def _shared(node: fx.Node) -> list[fx.Node]:
     """The nodes a rule shares with."""
-    leaves = pytree.tree_leaves((node.args, {k: v for k, v in node.kwargs.items() if k != "handles"}))
+    leaves = _leaves(node)
     return [leaves[i] for i in node.target.shares]
+
+
+def _leaves(node: fx.Node) -> list:
+    """The leaves of what is the op's own among the arguments of a rule's node."""
+    return pytree.tree_leaves((node.args, {k: v for k, v in node.kwargs.items() if k not in ("handles", "sources")}))

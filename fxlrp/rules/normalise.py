@@ -92,9 +92,10 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
 def _at_mass(call: Call, by: Contributions, g: Tensor, z: Tensor, where: Placement) -> Tensor:
     """The s by which contributions give `_mass`: what a side gives is known beforehand, and A_i / Σ|r_i| = ±1, so that
     one factor does for all inputs.  All it is made of is freed before anything is given."""
+    whole = by.total()  # first, since products need the most memory
     s, size = call.s(g, z), call.size(z, where.masked)
     above = s.clamp(min=0)
-    sides, whole = (above, less(s, above)), by.total()
+    sides = (above, less(s, above))
     factors = [ratio(sample_dot(size, t, where.output), sample_dot(whole, t, where.output)) for t in sides]
     scaled = [sample_scale(t, f, where.output, own=True) for t, f in zip(sides, factors, strict=True)]
     return scaled[0].add_(scaled[1])

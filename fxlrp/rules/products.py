@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fxlrp.rules.contributions import ByContributions, Contributions
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.quantities import add_product, where_positive
+from fxlrp.rules.quantities import add_product, keep_positive, where_positive
 from fxlrp.rules.scratch import borrow, rows_at_once
 
 aten = torch.ops.aten
@@ -60,7 +60,7 @@ def product(
             return forward(x, magnitude())
         size = forward(x.abs(), magnitude())
         both = size + z if bias is None else (size + z).sub_(bias)
-        return where_positive(both, both.sub(size, alpha=16 * torch.finfo(size.dtype).eps))
+        return keep_positive(both, size.mul_(-16 * torch.finfo(size.dtype).eps).add_(both))
 
     return Contributions(give, total, 2 if nonneg else 1)
 

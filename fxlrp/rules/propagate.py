@@ -79,6 +79,8 @@ class Site(InPlace):
     rectified: whether a ReLU follows, whose value is this one's.
     tells: whether it returns (z, handle), where the handle's cotangent is the mass of relevance at z [B].
     loose: which of `shares` come from one that tells, and to nobody else: what scale their g has is no matter.
+    again: whether its value is computed again in the relevance pass instead of kept.
+    remade: the leaves that are not kept for it but computed again, and by which op.
     """
 
     def __init__(
@@ -97,28 +99,38 @@ class Site(InPlace):
         rectified: bool = False,
         tells: bool = False,
         loose: tuple[int, ...] = (),
+        again: bool = False,
+        remade: tuple[tuple[int, Callable], ...] = (),
     ) -> None:
         self._made = (op, rule, name, book, normalise, shares, active, where, extras)
         self._known = {"one_sided": one_sided, "rectified": rectified, "tells": tells, "loose": loose}
+        self._known |= {"again": again, "remade": remade}
         self.op, self.rule, self.normalise = op, rule, normalise
         self.pointwise = is_pointwise(op)
         self.shares, self.active, self.where, self.extras = shares, active, where, extras
         self.one_sided, self.rectified, self.tells, self.loose = one_sided, rectified, tells, loose
+        self.again, self.remade = again, remade
         super().__init__(name, book, *self._made, *self._known.values())
 
     def but(self, **known: Any) -> Site:
         """The same with more known about its place."""
         return Site(*self._made, **{**self._known, **known})
 
-    def __call__(self, *args: Any, handles: Sequence[Tensor | None] = (), **kwargs: Any) -> Any:
-        """The op's value, and its handle if it tells; handles: those of the tensors of `shares` that have one."""
+    def __call__(
+        self, *args: Any, handles: Sequence[Tensor | None] = (), sources: Sequence[Any] = (), **kwargs: Any
+    ) -> Any:
+        """The op's value, and its handle if it tells.
+
+        handles: those of the tensors of `shares` that have one; sources: the (args, kwargs) that `remade` is made of.
+        """
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors: Sequence[Tensor] = [leaves[i] for i in places]
         if self.pointwise:  # a broadcast operand takes part as the full tensor it acts as; autograd sums it up again
             tensors = torch.broadcast_tensors(*tensors)
         told = [h is not None for h in handles]
-        return _Propagation.apply(self, leaves, spec, places, told, *handles, *tensors)
+        more, made_of = pytree.tree_flatten(sources)
+        return _Propagation.apply(self, leaves, spec, places, told, made_of, len(more), *more, *handles, *tensors)
 
 
 def _scale_pairs(
@@ -137,16 +149,29 @@ def _scale_pairs(
 class _Propagation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, site: Site, leaves: list, spec: Any, places: list[int], told: list[bool], *tensors: Tensor
+        ctx: Any,
+        site: Site,
+        leaves: list,
+        spec: Any,
+        places: list[int],
+        told: list[bool],
+        made_of: Any,
+        count: int,
+        *tensors: Any,
     ) -> Any:
-        tensors = tensors[len(told) :]
+        sources, tensors = tensors[:count], tensors[count + len(told) :]
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         z = site.op(*args, **kwargs)
         given = isinstance(site.op, Given)  # then a tensor of the call is the value
         if site.rectified:
             z = z.relu_() if is_eager(z) and not given else z.relu()
-        ctx.save_for_backward(z, *((None, *tensors[1:]) if given else tensors))
+        skip = {i for i, _ in site.remade} | ({places[0]} if given else set())
+        kept = [None if i in skip else t for i, t in zip(places, tensors, strict=True)]
+        ctx.save_for_backward(
+            None if site.again else z, *kept, *(t if isinstance(t, Tensor) else None for t in sources)
+        )
         ctx.site, ctx.spec, ctx.places, ctx.told = site, spec, places, told
+        ctx.made_of, ctx.sources = made_of, [None if isinstance(t, Tensor) else t for t in sources]
         ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.cast = z.dtype if torch.is_autocast_enabled(z.device.type) else None
         return (z, z.new_empty(sample_count(z, site.where.output))) if site.tells else z
@@ -154,12 +179,17 @@ class _Propagation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, mass: Tensor | None = None) -> tuple:
         site: Site = ctx.site
-        z, *tensors = ctx.saved_tensors
+        z, *saved = ctx.saved_tensors
+        tensors, sources = saved[: len(ctx.places)], saved[len(ctx.places) :]
         leaves = list(ctx.leaves)
         for i, t in zip(ctx.places, tensors, strict=True):
             autocast = ctx.cast is not None and t is not None and t.is_floating_point()
             leaves[i] = t.to(ctx.cast) if autocast else t  # as the op itself was run
+        made_of = [c if t is None else t for c, t in zip(ctx.sources, sources, strict=True)]
+        for (i, op), (args, kwargs) in zip(site.remade, pytree.tree_unflatten(made_of, ctx.made_of), strict=True):
+            leaves[i] = op(*args, **kwargs)
         args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
+        z = site.op(*args, **kwargs) if site.again else z
         args = site.op.operands(*args) if isinstance(site.op, Given) else args
         xs = [leaves[i] for i in site.shares]
 
@@ -188,7 +218,7 @@ class _Propagation(torch.autograd.Function):
                 scaled = site.normalise.scale(called, g, z, xs, site.where)
         grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}
         told = [m if asked else None for m, asked in zip(masses, ctx.told, strict=False)]
-        return None, None, None, None, None, *told, *(grads.get(i) for i in ctx.places)
+        return *[None] * (7 + len(sources)), *told, *(grads.get(i) for i in ctx.places)
 
 
 class Adjusted(InPlace):

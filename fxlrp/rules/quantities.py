@@ -90,6 +90,13 @@ def where_positive(g: Tensor, x: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward.default(g, x, 0)
 
 
+def keep_positive(own: Tensor, x: Tensor) -> Tensor:
+    """`own` where x > 0, else 0, in its own memory as `times`."""
+    if _may_write(own, x):
+        return torch.ops.aten.threshold_backward.grad_input(own, x, 0, grad_input=own)
+    return where_positive(own, x)
+
+
 def size_of(z: Tensor, masked: bool = False) -> Tensor:
     """|z|; where `masked`, what is infinite is the largest finite number, which gives nothing where s = 0."""
     return z.abs().clamp_(max=torch.finfo(z.dtype).max) if masked else z.abs()

@@ -45,5 +45,6 @@ def borrow(name: str, like: Tensor) -> Tensor | None:
     if memory is None or like.device.type != "cpu" or not like.is_contiguous():
         return None
     if name not in memory or memory[name].dtype != like.dtype or memory[name].numel() < like.numel():
+        memory.pop(name, None)  # before there is more
         memory[name] = like.new_empty(like.numel())
     return memory[name][: like.numel()].view(like.shape)
