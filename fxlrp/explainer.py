@@ -183,8 +183,10 @@ class Explainer(nn.Module):
 
         mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Compiled is
         what is asked by classes; a target of weights or a callable, `at` and `trace` run as before.  Returns itself.
+
+        A graph that torch.compile would break into pieces is an error, unless fullgraph=False.
         """
-        self._compiling, self._joints = {"mode": mode, **options}, {}
+        self._compiling, self._joints = {"mode": mode, "fullgraph": True, **options}, {}
         return self
 
     def joint(

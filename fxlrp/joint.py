@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -66,7 +67,7 @@ def trace_joint(
         target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)
-    for graph_pass in (remove_copies, join_equal, *([fold_constants] if fold else [])):
+    for graph_pass in (remove_copies, spell_numel, join_equal, *([fold_constants] if fold else [])):
         graph_pass(graph)
     return Joint(graph)
 
@@ -93,6 +94,23 @@ def remove_copies(gm: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
+    gm.recompile()
+
+
+def spell_numel(gm: fx.GraphModule) -> None:
+    """aten.sym_numel, which torch.compile does not take → the product of the sizes."""
+    for node in list(gm.graph.find_nodes(op="call_function", target=aten.sym_numel.default)):
+        (x,) = node.args
+        with gm.graph.inserting_before(node):
+            sizes = [
+                n if isinstance(n, int) else gm.graph.call_function(aten.sym_size.int, (x, d))
+                for d, n in enumerate(x.meta["val"].shape)
+            ]
+            count: Any = math.prod(n for n in sizes if isinstance(n, int))
+            for size in (n for n in sizes if isinstance(n, fx.Node)):
+                count = gm.graph.call_function(operator.mul, (size, count))
+        node.replace_all_uses_with(count)
+        gm.graph.erase_node(node)
     gm.recompile()
 
 

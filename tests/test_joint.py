@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 import fxlrp
 from fxlrp import FxlrpError, convert
 from fxlrp.inputs import load_model
-from fxlrp.joint import fold_constants, join_equal, remove_copies
+from fxlrp.joint import fold_constants, join_equal, remove_copies, spell_numel
 
 aten = torch.ops.aten
 
@@ -57,6 +57,8 @@ def test_joint_graph_where_windows_stride_and_edges_are_padded() -> None:
         for k, target in enumerate((0, 4)):
             _, relevance = explainer.joint(contrast=contrast)(x, torch.full((3,), target))
             torch.testing.assert_close(relevance, a.relevance[:, k], rtol=1e-9, atol=1e-14)
+    compiled = explainer.compile(backend="aot_eager")(x, target=[0, 4])
+    torch.testing.assert_close(compiled.relevance, a.relevance, rtol=1e-9, atol=1e-14)
 
 
 def test_joint_graph_of_several_targets(cnn: nn.Module) -> None:
@@ -162,6 +164,17 @@ def test_passes_of_the_joint_graph() -> None:
     assert not gm.graph.find_nodes(op="call_function", target=aten.abs.default)
     assert len(gm.graph.nodes) < before
     torch.testing.assert_close(gm(torch.ones(3)), expected)
+
+
+def test_numbers_of_entries_are_spelt_by_sizes() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    gm = make_fx(lambda x: x + aten.sym_numel.default(x), tracing_mode="symbolic")(torch.randn(4, 3))
+    assert gm.graph.find_nodes(op="call_function", target=aten.sym_numel.default)
+    spell_numel(gm)
+    assert not gm.graph.find_nodes(op="call_function", target=aten.sym_numel.default)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(gm(x), x + 15)
 
 
 def test_what_has_no_joint_graph_is_said(cnn: nn.Module, tmp_path: Path) -> None:
