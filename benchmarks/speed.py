@@ -1,12 +1,13 @@
 """What explanations cost: ratios to forward + input-gradient backward of the untouched model, in one process.
 
     python -m benchmarks.speed [--models timm:resnet50,config:bert] [--batch 1] [--device cuda] [--memory]
-    python -m benchmarks.speed --compiled --out docs/performance.md
+    python -m benchmarks.speed --compiled abslrp,attnlrp --out docs/performance.md
     python -m benchmarks.speed --growth docs/images/growth.png
 
 Medians of interleaved runs on one thread; every ratio is the median of ratios taken side by side.  Weights are random.
 `config:TYPE` is a text model of that type in transformers, 128 tokens long, whose gradient is that of its embeddings.
-Methods of zennit and captum are measured where these are installed (extra `bench`).
+Methods of zennit and captum are measured where these are installed (extra `bench`), those of lxt, which patches
+transformers 4.52, where that one is.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import importlib
 import platform
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import date
 from functools import partial
@@ -67,12 +69,13 @@ def gradient(model: nn.Module, x: Tensor) -> Tensor:
 class Text(nn.Module):
     """A classifier of texts as a function of ids, or of the embeddings in their place."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, make: Callable[..., nn.Module] | None = None) -> None:
         super().__init__()
         import transformers
 
+        self.kind = kind
         config = transformers.AutoConfig.for_model(kind, **CONFIGS[kind])
-        self.model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        self.model = (make or transformers.AutoModelForSequenceClassification.from_config)(config).eval()
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
@@ -95,13 +98,44 @@ def with_captum(model: nn.Module, x: Tensor) -> Tensor:
     return IntegratedGradients(model).attribute(x, target=0, n_steps=50, internal_batch_size=max(8, len(x)))
 
 
-def runs(model: nn.Module, x: Tensor, rules: list[str], compiled: bool, peers: bool) -> Runs:
-    """What is measured, by name."""
+def with_lxt(model: nn.Module, kind: str, ids: Tensor) -> Callable[[], Tensor]:
+    """AttnLRP of a text model by lxt, whose patches of classes and modules are there while it runs alone."""
+    ours = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    patches = importlib.import_module(f"lxt.efficient.models.{kind}").attnLRP
+    before = {target: vars(target).copy() for target in patches}
+
+    def put(target: Any, attributes: Mapping[str, Any]) -> None:
+        for name in ("forward",) if isinstance(target, type) else attributes.keys() - {"__builtins__"}:
+            setattr(target, name, attributes[name])
+
+    for target, patch in patches.items():
+        patch(target)
+    there = {target: vars(target).copy() for target in patches}
+    patched = Text(kind, getattr(ours, type(model.model).__name__)).eval()
+    patched.load_state_dict(model.state_dict())
+    patched.requires_grad_(False)
+    for target in patches:
+        put(target, before[target])
+
+    def run() -> Tensor:
+        for target in patches:
+            put(target, there[target])
+        try:
+            return gradient(patched, ids)
+        finally:
+            for target in patches:
+                put(target, before[target])
+
+    return run
+
+
+def runs(model: nn.Module, x: Tensor, rules: list[str], compiled: Collection[str], peers: bool) -> Runs:
+    """What is measured, by name; `compiled` are the rulebooks that are compiled as well."""
     out: Runs = {"forward": partial(forward, model, x), BASE: partial(gradient, model, x)}
     for name in rules:
         explainer = fxlrp.convert(model, x, rules=name)
         out[f"`{name}`, no contrast"] = partial(explainer, x, contrast=None)
-        fast = fxlrp.convert(model, x, rules=name).compile() if compiled else None
+        fast = fxlrp.convert(model, x, rules=name).compile() if name in compiled else None
         if fast is not None:
             out[f"`{name}`, no contrast, compiled"] = partial(fast, x, contrast=None)
         if name in ("abslrp", "abslrp-hybrid"):
@@ -121,6 +155,9 @@ def runs(model: nn.Module, x: Tensor, rules: list[str], compiled: bool, peers: b
             import captum  # noqa: F401
 
             out["captum IntegratedGradients, 50 steps"] = partial(with_captum, model, x)
+    if peers and isinstance(model, Text):
+        with suppress(ImportError):
+            out["lxt AttnLRP"] = with_lxt(model, model.kind, x)
     return out
 
 
@@ -151,7 +188,7 @@ def prepared(spec: str, batch: int, device: str) -> tuple[nn.Module, Tensor]:
 def peak(spec: str, batch: int, rules: list[str], name: str) -> float:
     """MiB of resident memory that one run takes at most beyond what model and graph hold, in a process of its own."""
     model, x = prepared(spec, batch, "cpu")
-    run = runs(model, x, rules, False, True)[name]
+    run = runs(model, x, rules, (), True)[name]
     run()
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed is not held
@@ -172,7 +209,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile as well, which takes minutes")
+    parser.add_argument("--compiled", default="", help="rulebooks to torch.compile as well, which takes minutes each")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--memory", action="store_true", help="peak memory as well (CPU: each in a process of its own)")
     parser.add_argument("--out", type=Path, help="append the tables to this file")
@@ -187,7 +224,7 @@ def main() -> None:
     rules = args.rules.split(",")
     for spec in args.models.split(","):
         model, x = prepared(spec, args.batch, args.device)
-        every = runs(model, x, rules, args.compiled, not args.no_peers)
+        every = runs(model, x, rules, args.compiled.split(","), not args.no_peers)
         times: dict[str, list[float]] = {name: [] for name in every}
         for i in range(args.repeats + 1):
             for name, run in every.items():

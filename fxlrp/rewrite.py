@@ -20,9 +20,9 @@ from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
 from fxlrp.rules.kinds import SOFTMAXES
 from fxlrp.rules.normalise import NONE
-from fxlrp.rules.propagate import LEADING, Adjusted, Given, Site
+from fxlrp.rules.propagate import LEADING, Adjusted, Given, Parted, Site
 from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
-from fxlrp.rules.registry import Absolute, Derivative, Rule, Rulebook, Structural
+from fxlrp.rules.registry import Absolute, Derivative, Parts, Rule, Rulebook, Structural
 from fxlrp.specialize import copied, specialize
 
 aten = torch.ops.aten
@@ -123,6 +123,12 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
             rows.append(describe(node, "rule" if known else "generic", entry.name))
             apart &= not _merges(node, facts)
             node.target = Adjusted(node.target, entry.adjust, entry.parameters, rulebook.name)
+            continue
+        if isinstance(entry, Parts):
+            rows.append(describe(node, "rule", entry.name))
+            apart &= not _merges(node, facts)
+            parts = zip(_active_positions(node, facts.active), entry.parts, strict=bool(entry.parts))
+            node.target = Parted(node.target, entry.name, tuple(parts), rulebook.name)
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         apart &= _install(node, entry, facts, rulebook)

@@ -34,8 +34,7 @@ IMAGENET_LOW, IMAGENET_HIGH = -2.118, 2.640
 
 def common(epsilon: float) -> Mapping[Key, Entry]:
     """What all signed methods do with ops that have no weights."""
-    by_contribution = Derivative(signed.epsilon_rule, (("epsilon", epsilon),)) if epsilon else STRUCTURAL
-    half = Derivative(signed.uniform_rule, (("epsilon", epsilon),))
+    by_contribution, half = signed.by_contribution(epsilon), signed.halves(epsilon)
     return {
         **STRUCTURAL_ENTRIES,
         **table(
@@ -69,7 +68,7 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
 
 def by_epsilon(ops: Kind, epsilon: float) -> Iterator[tuple]:
     """Rows that give `ops` the ε-rule."""
-    yield (Derivative(signed.epsilon_rule, (("epsilon", epsilon),)), *(op for _, packets in ops for op in packets))
+    yield (signed.by_contribution(epsilon), *(op for _, packets in ops for op in packets))
 
 
 def by_rule(ops: Kind, rule: Callable[..., Any], **parameters: float) -> Iterator[tuple]:

@@ -243,3 +243,31 @@ class _Adjustment(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple:
         (z,) = ctx.saved_tensors
         return None, ctx.how.adjust(g, z, **dict(ctx.how.parameters))
+
+
+class Parted(InPlace):
+    """An op whose backward pass is its own, of which the leaves of a call in `parts` get that part."""
+
+    def __init__(self, op: Callable, name: str, parts: tuple[tuple[int, float], ...], book: str) -> None:
+        self.op, self.parts = op, parts
+        super().__init__(name, book, op, parts)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        most = max((part for _, part in self.parts), default=1)
+        for i, part in self.parts:
+            leaves[i] = _Part.apply(leaves[i], part / most) if part < most else leaves[i]
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        z = self.op(*args, **kwargs)
+        return _Part.apply(z, most) if most < 1 else z
+
+
+class _Part(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, part: float) -> Tensor:
+        ctx.part = part
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        return g * ctx.part, None

@@ -53,6 +53,15 @@ class Derivative:
         return self.adjust.__name__
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The op's ordinary vector-Jacobian product, of which each argument that carries relevance gets its part, if there
+    are parts."""
+
+    name: str
+    parts: tuple[float, ...] = ()
+
+
 class Structural:
     """The ordinary vector-Jacobian product moves relevance rightly: no rule needed."""
 
@@ -67,7 +76,7 @@ class Absolute:
 
 STRUCTURAL = Structural()
 ABSOLUTE = Absolute()
-Entry = Rule | Derivative | Structural | Absolute
+Entry = Rule | Derivative | Parts | Structural | Absolute
 
 
 def _name(op: Op) -> str | None:
@@ -81,7 +90,7 @@ def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
     """
     out: dict[Key, Entry] = {}
     for rule, *ops in rows:
-        args: tuple[int, ...] | None = None if isinstance(rule, Structural | Absolute | Derivative) else (0,)
+        args: tuple[int, ...] | None = None if isinstance(rule, Structural | Absolute | Derivative | Parts) else (0,)
         if ops and (ops[0] is None or isinstance(ops[0], tuple)):
             args, *ops = ops
         entry = rule if isinstance(rule, Entry) else Rule(rule)

@@ -15,6 +15,7 @@ from torch import Tensor
 from fxlrp.rules.generic import vjp
 from fxlrp.rules.norms import deviation, norm_scale, per_channel
 from fxlrp.rules.quantities import by_parts, less, times
+from fxlrp.rules.registry import Derivative, Parts
 from fxlrp.rules.weighted import stabilized
 
 aten = torch.ops.aten
@@ -30,18 +31,23 @@ def uniform_rule(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
     return epsilon_rule(g, z, epsilon=epsilon) / 2
 
 
+def by_contribution(epsilon: float) -> Derivative | Parts:
+    """The ε-rule."""
+    return Derivative(epsilon_rule, (("epsilon", epsilon),)) if epsilon else Parts("epsilon_rule")
+
+
+def halves(epsilon: float) -> Derivative | Parts:
+    """The uniform rule."""
+    return Derivative(uniform_rule, (("epsilon", epsilon),)) if epsilon else Parts("uniform_rule", (1 / 2, 1 / 2))
+
+
+ATTENTION = Parts("attention", (1 / 4, 1 / 4, 1 / 2))
+"""softmax(q kᵀ) v by its derivative, which is the softmax's Taylor expansion, and the uniform rule for two products."""
+
+
 def generic(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
     """The ε-rule for an op of which nothing is known but its derivative."""
     return epsilon_rule(g, z, epsilon=epsilon)
-
-
-def attention(
-    g: Tensor, z: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
-) -> tuple[Tensor, ...]:
-    """softmax(q kᵀ) v by its derivative, which is the softmax's Taylor expansion, and the uniform rule for its two
-    products: half of it for v, and half of a half for each of q and k."""
-    to_q, to_k, to_v = vjp(lambda *qkv: op(*qkv, *rest, **kwargs), [q, k, v], g / 2)
-    return to_q / 2, to_k / 2, to_v
 
 
 def attention_to_values(
