@@ -219,7 +219,7 @@ def trained_like(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_var += module.eps
-            module.eps = 0.0
+            module.eps = 1e-30  # 0 is refused by torch 2.11
     return model.eval()
 
 
