@@ -237,7 +237,7 @@ def main() -> None:
             ratio = statistics.median(t / b for t, b in zip(taken, times[BASE], strict=True))
             row = f"| {name} | {statistics.median(taken):.3f} | {ratio:.2f} |"
             if args.memory:
-                row += f" {_memory(name, every[name], spec, args, rules):.0f} |"
+                row += f" {_memory(name, every[name], spec, args, rules)} |"
             lines.append(row)
             print(row, file=sys.stderr, flush=True)
     text = "\n".join(lines) + "\n"
@@ -284,16 +284,16 @@ def plot_growth(path: Path, device: str, repeats: int) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _memory(name: str, run: Callable[[], object], spec: str, args: argparse.Namespace, rules: list[str]) -> float:
+def _memory(name: str, run: Callable[[], object], spec: str, args: argparse.Namespace, rules: list[str]) -> str:
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
         run()
-        return (torch.cuda.max_memory_allocated() - held) / 2**20
-    if "compiled" in name:
-        return float("nan")
+        return f"{(torch.cuda.max_memory_allocated() - held) / 2**20:.0f}"
+    if "compiled" in name:  # in a process of its own it would be compiled again
+        return "–"
     with get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak, (spec, args.batch, rules, name))
+        return f"{pool.apply(peak, (spec, args.batch, rules, name)):.0f}"
 
 
 if __name__ == "__main__":

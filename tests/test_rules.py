@@ -18,7 +18,7 @@ from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products, scratch
 from fxlrp.rules.generic import by_definition, generic
 from fxlrp.rules.normalise import MASS, NONE
 from fxlrp.rules.propagate import Site
-from fxlrp.rules.quantities import Batch, Placement, over_abs, ratio
+from fxlrp.rules.quantities import WHOLE, Batch, Placement, over_abs, ratio, sample_dot
 from fxlrp.rules.registry import Rule
 
 aten = torch.ops.aten
@@ -514,3 +514,12 @@ def test_classic_rules_take_a_large_weight_in_pieces(name: str, monkeypatch: pyt
     whole = rule(g, z, x, w, b, op=aten.linear.default, nonneg=False)
     monkeypatch.setattr(scratch, "LARGE", 10)
     torch.testing.assert_close(rule(g, z, x, w, b, op=aten.linear.default, nonneg=False), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+@pytest.mark.parametrize("batch", [Batch(0), Batch(1), Batch(0, 1, 3), WHOLE], ids=str)
+def test_products_per_sample(batch: Batch, size: int) -> None:
+    a, b = rand(6, 3, size), rand(6, 3, size, seed=1)
+    parts = {0: (a * b).sum((1, 2)), 1: (a * b).sum((0, 2)), -1: (a * b).sum()[None]}[batch.axis]
+    parts = parts.view(-1, batch.after).sum(1)
+    torch.testing.assert_close(sample_dot(a, b, batch), parts)
