@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxlrp.rules.generic import pullback, vjp
 from fxlrp.rules.propagate import Given
-from fxlrp.rules.quantities import ratio, where_positive
+from fxlrp.rules.quantities import ratio, times, where_positive
 from fxlrp.rules.scratch import borrow, rows_at_once
 
 aten = torch.ops.aten
@@ -152,10 +152,11 @@ def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) 
     size = torch.abs(w.detach(), out=borrow("magnitude", w))
     total, transposed = pullback(lambda t: f(t, size, None if b is None else b.abs()), x if f.nonneg else x.abs())
     sign = signs(z)
-    s = ratio(z * g, stabilized((1 + h) * z + h * sign * total, stabilizer))
-    (absolute,) = transposed(s * sign)
+    s = ratio(z * g, stabilized(((1 + h) * z).addcmul_(sign, total, value=h), stabilizer))
+    del total
     (signed,) = vjp(lambda t: f(t, w, none), [x], s)
-    return (1 + h) * signed + h * (absolute if f.nonneg else x.sign() * absolute)
+    (absolute,) = transposed(times(s, sign))
+    return signed.mul_(1 + h).add_(absolute if f.nonneg else times(absolute, x.sign()), alpha=h)
 
 
 def flat(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, stabilizer: float) -> Tensor:
