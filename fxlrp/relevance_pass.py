@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import NamedTuple
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from torch import Tensor
@@ -68,7 +69,9 @@ def propagate(
             return [torch.zeros_like(a) if d is None else d for a, d in zip(values, found, strict=True)]
 
         if len(some) > 1:
-            with suppress(RuntimeError):  # an op that torch can't batch: its own error comes again below, if it has one
+            # an op that torch can't batch is run for each; where that fails too, there is a pass for each
+            with suppress(RuntimeError), catch_warnings():
+                filterwarnings("ignore", "There is a performance drop")
                 batched = torch.vmap(partial(cotangents, keep=True))(torch.stack(at_end))
                 return [list(gs) for gs in zip(*batched, strict=True)]
         return [cotangents(g, keep or g is not at_end[-1]) for g in at_end]
