@@ -523,3 +523,5 @@ def test_products_per_sample(batch: Batch, size: int) -> None:
     parts = {0: (a * b).sum((1, 2)), 1: (a * b).sum((0, 2)), -1: (a * b).sum()[None]}[batch.axis]
     parts = parts.view(-1, batch.after).sum(1)
     torch.testing.assert_close(sample_dot(a, b, batch), parts)
+    twice = torch.vmap(lambda b: sample_dot(a, b, batch))(torch.stack([b, -2 * b]))
+    torch.testing.assert_close(twice, torch.stack([parts, -2 * parts]))

@@ -125,7 +125,7 @@ def sample_dot(a: Tensor, b: Tensor, batch: Batch, masked: bool = False) -> Tens
         count = sample_count(a, batch)
         if count == 1:
             return torch.dot(a.view(-1), b.view(-1)).view(1)
-        if batch[:2] == (0, 1) and not is_batched(b) and a.numel() > 4096 * count:  # fewer are faster in one call
+        if batch[:2] == (0, 1) and a.numel() > 4096 * count:  # fewer are faster in one call
             return torch.stack([torch.dot(*rows) for rows in zip(a.view(count, -1), b.view(count, -1), strict=True)])
     return sample_sum(relevance(a, b, masked), batch)
 
