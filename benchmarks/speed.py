@@ -98,33 +98,34 @@ def with_captum(model: nn.Module, x: Tensor) -> Tensor:
     return IntegratedGradients(model).attribute(x, target=0, n_steps=50, internal_batch_size=max(8, len(x)))
 
 
-def with_lxt(model: nn.Module, kind: str, ids: Tensor) -> Callable[[], Tensor]:
+def with_lxt(model: Text, ids: Tensor) -> Callable[[], Tensor]:
     """AttnLRP of a text model by lxt, whose patches of classes and modules are there while it runs alone."""
-    ours = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
-    patches = importlib.import_module(f"lxt.efficient.models.{kind}").attnLRP
-    before = {target: vars(target).copy() for target in patches}
+    ours = importlib.import_module(f"transformers.models.{model.kind}.modeling_{model.kind}")
+    patches = importlib.import_module(f"lxt.efficient.models.{model.kind}").attnLRP
 
-    def put(target: Any, attributes: Mapping[str, Any]) -> None:
-        for name in ("forward",) if isinstance(target, type) else attributes.keys() - {"__builtins__"}:
-            setattr(target, name, attributes[name])
+    def taken() -> dict[Any, dict[str, Any]]:
+        return {target: vars(target).copy() for target in patches}
 
+    def put(state: Mapping[Any, Mapping[str, Any]]) -> None:
+        for target, attributes in state.items():
+            for name in ("forward",) if isinstance(target, type) else attributes.keys() - {"__builtins__"}:
+                setattr(target, name, attributes[name])
+
+    before = taken()
     for target, patch in patches.items():
         patch(target)
-    there = {target: vars(target).copy() for target in patches}
-    patched = Text(kind, getattr(ours, type(model.model).__name__)).eval()
+    there = taken()
+    patched = Text(model.kind, getattr(ours, type(model.model).__name__)).eval()
     patched.load_state_dict(model.state_dict())
     patched.requires_grad_(False)
-    for target in patches:
-        put(target, before[target])
+    put(before)
 
     def run() -> Tensor:
-        for target in patches:
-            put(target, there[target])
+        put(there)
         try:
             return gradient(patched, ids)
         finally:
-            for target in patches:
-                put(target, before[target])
+            put(before)
 
     return run
 
@@ -157,7 +158,7 @@ def runs(model: nn.Module, x: Tensor, rules: list[str], compiled: Collection[str
             out["captum IntegratedGradients, 50 steps"] = partial(with_captum, model, x)
     if peers and isinstance(model, Text):
         with suppress(ImportError):
-            out["lxt AttnLRP"] = with_lxt(model, model.kind, x)
+            out["lxt AttnLRP"] = with_lxt(model, x)
     return out
 
 

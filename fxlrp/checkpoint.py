@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from fxlrp.rules.kinds import SOFTMAXES
-from fxlrp.rules.propagate import Adjusted, InPlace, Parted, Site
+from fxlrp.rules.propagate import InPlace
 from fxlrp.rules.quantities import outside_vmap
 from fxlrp.specialize import copied
 
@@ -89,7 +89,7 @@ PRODUCTS = (aten.matmul, aten.mm, aten.bmm, aten.baddbmm, aten.linear, aten.addm
 
 
 def _op(node: fx.Node) -> Any:
-    return node.target.op if isinstance(node.target, Site | Adjusted | Parted) else node.target
+    return node.target.op if isinstance(node.target, InPlace) else node.target
 
 
 def _around(softmax: fx.Node) -> list[fx.Node]:

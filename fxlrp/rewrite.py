@@ -118,17 +118,15 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
         if isinstance(entry, Structural):
             rows.append(describe(node, "structural", ""))
             continue
-        if isinstance(entry, Derivative):
+        if isinstance(entry, Derivative | Parts):
             known = entry is not rulebook.unknown
             rows.append(describe(node, "rule" if known else "generic", entry.name))
             apart &= not _merges(node, facts)
-            node.target = Adjusted(node.target, entry.adjust, entry.parameters, rulebook.name)
-            continue
-        if isinstance(entry, Parts):
-            rows.append(describe(node, "rule", entry.name))
-            apart &= not _merges(node, facts)
-            parts = zip(_active_positions(node, facts.active), entry.parts, strict=bool(entry.parts))
-            node.target = Parted(node.target, entry.name, tuple(parts), rulebook.name)
+            if isinstance(entry, Derivative):
+                node.target = Adjusted(node.target, entry.adjust, entry.parameters, rulebook.name)
+            else:
+                parts = zip(_active_positions(node, facts.active), entry.parts, strict=bool(entry.parts))
+                node.target = Parted(node.target, entry.name, tuple(parts), rulebook.name)
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         apart &= _install(node, entry, facts, rulebook)

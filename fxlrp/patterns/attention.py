@@ -14,13 +14,9 @@ aten = torch.ops.aten
 
 def expand_attention(gm: fx.GraphModule) -> None:
     """scaled_dot_product_attention(q, k, v) → dropout(softmax(q kᵀ · scale + mask)) v, unless it has a rule itself."""
-    for node in list(gm.graph.nodes):
-        if node.target is aten.scaled_dot_product_attention.default and (not node.meta["entry"] or _drops(*node.args)):
+    for node in list(gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)):
+        if not node.meta["entry"] or any(node.args[4:5]):  # its dropout_p
             replace(node, _attention)
-
-
-def _drops(q: fx.Node, k: fx.Node, v: fx.Node, mask: fx.Node | None = None, dropout_p: float = 0.0, *_: bool) -> bool:
-    return dropout_p != 0
 
 
 def _attention(
