@@ -1,0 +1,169 @@
+"""Loading the .pt2 of torch.export without letting it run code.
+
+Such an archive is a program in JSON, raw numbers, and some pickles.  torch.export.load evaluates expressions in the JSON
+as Python, looks any function up by its name in it, and unpickles freely.  So it is never given the archive: what a
+network of operators consists of is read from it here, strictly (`program`, `operators`, `expressions`), a clean archive
+is made of that, and torch loads the clean one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxlrp.artifact import RECORD, ExportedExplainer
+from fxlrp.errors import FxlrpError
+from fxlrp.inputs.archive import Archive
+from fxlrp.inputs.exported.bounds import check_bounds
+from fxlrp.inputs.exported.program import check_within, read_payload, read_program
+from fxlrp.inputs.pickled_program import check_program
+
+EXTRA = f"extra/{RECORD}"
+PROGRAM = "models/model.json"
+SAMPLE = "data/sample_inputs/model.pt"
+_FILES = re.compile(
+    rf"{PROGRAM}|{SAMPLE}|{EXTRA}|data/(weights/(model_weights_config\.json|weight_\d+)"
+    r"|constants/(model_constants_config\.json|tensor_\d+))"
+    r"|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version"
+)
+LONGEST = 2**25
+"""Bytes of a program in JSON; that of a network of a thousand operators takes one to two million."""
+
+
+def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
+    """The module in a .pt2 that torch.export.save wrote, or the explainer that `fxlrp export` did.
+
+    Raises FxlrpError, without having run anything of the file's, if it holds more than a network of aten operators.
+    """
+    if trust:
+        return _in_eval(_loaded_by_torch(path, path))
+    try:
+        with Archive(path) as archive:
+            about = _about(json.loads(archive.read(EXTRA, LONGEST))) if EXTRA in archive.names else None
+            clean = _clean_copy(archive)
+    except Exception as error:
+        why = (str(error).split("\n")[0] or type(error).__name__)[:200]
+        raise FxlrpError(
+            f"{path} holds more than a network of aten operators, or was not written by torch.export.save ({why}): "
+            "export it again with this version of torch, or pass --trust if you trust whoever made it."
+        ) from error
+    module = _in_eval(_loaded_by_torch(clean, path))
+    check_bounds(module, _example(module))
+    return module if about is None else ExportedExplainer(module, about).eval()
+
+
+def _loaded_by_torch(file: Path | io.BytesIO, path: Path) -> nn.Module:
+    from torch.export.pt2_archive._package import load_pt2
+
+    try:
+        program = load_pt2(file if isinstance(file, io.BytesIO) else str(file)).exported_programs["model"]
+        return program.module(check_guards=False)  # guards are Python code
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
+        raise FxlrpError(
+            f"{path} cannot be loaded by torch {torch.__version__}; export it again with this version ({said})."
+        ) from error
+
+
+def _clean_copy(archive: Archive) -> io.BytesIO:
+    """An archive with the network alone, made anew of what could be understood of this one."""
+    if archive.read("archive_format", 16) != b"pt2":
+        raise ValueError("another kind of archive")
+    version = archive.read("archive_version", 16)
+    if archive.read("byteorder", 16) != b"little":
+        raise ValueError("numbers in another order of bytes")
+    for name in archive.names:
+        if not _FILES.fullmatch(name):
+            raise ValueError(f"a record {name[:80]!r}")
+    _check_sample(archive)
+    copy = io.BytesIO()
+    with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as new:
+
+        def write(name: str, data: bytes | str) -> None:
+            new.writestr(f"model/{name}", data)
+
+        write("archive_format", "pt2")
+        write("archive_version", version)
+        write("byteorder", "little")
+        write(".data/version", "6\n")
+        write(PROGRAM, json.dumps(read_program(archive.read(PROGRAM, LONGEST))))
+        write(SAMPLE, b"")  # nobody needs it
+        for kind in ("weights", "constants"):
+            config = f"data/{kind}/model_{kind}_config.json"
+            payload = read_payload(archive.read(config, LONGEST))
+            for name in dict.fromkeys(meta["path_name"] for meta in payload.values()):
+                data = archive.read(f"data/{kind}/{name}")
+                for meta in payload.values():
+                    if meta["path_name"] == name:
+                        check_within(meta["tensor_meta"], len(data))
+                write(f"data/{kind}/{name}", data)
+            write(config, json.dumps({"config": payload}))
+    copy.seek(0)
+    return copy
+
+
+def _check_sample(archive: Archive) -> None:
+    """Raise ValueError if the inputs in the archive, which torch.export.load would unpickle, are more than tensors."""
+    data = archive.read(SAMPLE) if SAMPLE in archive.names else b""
+    if data:
+        with Archive(data) as sample:
+            sizes = {name: sample.size(name) for name in sample.names}
+            check_program(sample.read("data.pkl", LONGEST), {}, lambda key, count: sizes.get(f"data/{key}") == count)
+
+
+def _about(said: Any) -> dict[str, Any]:
+    """What an exported explainer says about itself, if it is of the kind it should be."""
+    names, places = said["inputs"], said["explained"]
+    if not all(isinstance(n, str) for n in names) or not all(
+        type(i) is int and 0 <= i < len(names) for i in places
+    ):
+        raise ValueError(f"a record {EXTRA!r} that names no inputs")
+    if not isinstance(said["contrast"], str | int | None) or not isinstance(said["rulebook"], str):
+        raise ValueError(f"a record {EXTRA!r} that names no rulebook")
+    labels = said.get("labels")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise ValueError(f"a record {EXTRA!r} with labels that are no names")
+    return said
+
+
+def _in_eval(module: nn.Module) -> nn.Module:
+    """In eval mode for those who ask; the mode it was exported in is in its operators, and its own eval() raises."""
+    for name in ("train", "eval"):
+        vars(module).pop(name, None)
+    return module.eval()
+
+
+def _example(module: nn.Module) -> list[Tensor]:
+    """The inputs that the network was exported with, as far as they are tensors; without storage."""
+    assert isinstance(module, torch.fx.GraphModule)
+    values = [n.meta.get("val") for n in module.graph.find_nodes(op="placeholder")]
+    return [v for v in values if isinstance(v, Tensor)]
+
+
+def check_inputs(module: nn.Module, *inputs: Tensor) -> None:
+    """Check that a network loaded from a .pt2 makes nothing out of proportion of these inputs.
+
+    Raises FxlrpError if it does; any other module is left alone.
+    """
+    if isinstance(module, ExportedExplainer):
+        target = torch.zeros(len(inputs[0]), dtype=torch.int64)
+        return check_inputs(module.module, *inputs, target)
+    if isinstance(module, torch.fx.GraphModule):
+        check_bounds(module, inputs)
+
+
+def input_shape(module: nn.Module) -> list[int] | None:
+    """The shape of an exported module's first input, 0 where any size will do; None if it is no exported module."""
+    module = module.module if isinstance(module, ExportedExplainer) else module
+    if isinstance(module, torch.fx.GraphModule):
+        for node in module.graph.nodes:
+            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
+                return [int(n) if isinstance(n, int) else 0 for n in node.meta["val"].shape]
+    return None

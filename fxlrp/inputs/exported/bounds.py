@@ -1,0 +1,73 @@
+"""How large the tensors of a network become, found before any of them is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fxlrp.errors import FxlrpError
+
+LEAST = 2**27
+"""Numbers that a network may always make in one pass: half a gigabyte."""
+FACTOR = 2**12
+"""How many times as many as its inputs and weights it may make; a network with skip connections makes some hundred."""
+LARGEST_SIZE = 2**40
+
+
+def check_bounds(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Run a loaded network on tensors without storage, of the shapes of `inputs`, and add up what it makes.
+
+    Raises FxlrpError if that is out of proportion to its inputs and weights, or its operators don't fit each other.
+    """
+    if not isinstance(module, fx.GraphModule):
+        return
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    shapes = [[n if isinstance(n, int) else n.node.hint for n in t.shape] for t in inputs]
+    weights = sum(t.numel() for t in (*module.parameters(), *module.buffers()))
+    allowed = max(LEAST, FACTOR * (weights + sum(map(math.prod, shapes))))
+    try:
+        with torch.no_grad(), mode:
+            given = [torch.empty(s, dtype=t.dtype, device=t.device) for s, t in zip(shapes, inputs, strict=True)]
+            _Adding(module, [allowed]).run(*given, enable_io_processing=False)
+    except FxlrpError:
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        named = " and ".join(map(str, shapes))
+        raise FxlrpError(f"The exported network does not run for inputs of shape {named} ({said}).") from error
+
+
+class _Adding(fx.Interpreter):
+    """Adds up the numbers in all tensors that a graph makes; `left` is how many more it may."""
+
+    def __init__(self, module: fx.GraphModule, left: list[int]) -> None:
+        super().__init__(module)
+        self.left = left
+
+    def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        place = next((i for i, arg in enumerate(args) if isinstance(arg, fx.GraphModule)), None)
+        if place is not None:  # the body of a `with` block
+            return _Adding(args[place], self.left).run(*args[place + 1 :], enable_io_processing=False)
+        return super().call_function(target, args, kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op != "call_function":
+            return value
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                self.left[0] -= int(leaf.numel())
+            if isinstance(leaf, int) and abs(leaf) > LARGEST_SIZE:
+                raise FxlrpError(f"The exported network computes a size of {leaf:.0e} at {n.name}; no network has that.")
+        if self.left[0] < 0:
+            raise FxlrpError(
+                f"The exported network makes tensors out of proportion to its inputs and weights at {n.name}: "
+                "give smaller inputs (--size), or --trust if you trust whoever made it."
+            )
+        return value
