@@ -94,7 +94,7 @@ def _load_old(path: Path) -> Any:
                 check_program(file, {}, fits)
         except Exception as error:
             if start != b"\x80\x02":
-                raise
+                raise ValueError("no pickle") from error
             raise FxlrpError(
                 f"{path} is a pickle in an old format that cannot be checked: save it again with torch.save, "
                 "or pass --trust if you trust whoever made it (it may run any code)."

@@ -7,9 +7,12 @@ result is as large as a value says.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
 
 _ATEN = """
 # entry by entry
@@ -76,6 +79,29 @@ eye.m fill.Scalar fill.Tensor full.default full_like.default linspace.default ne
 new_ones.default new_zeros.default ones.default ones_like.default scalar_tensor.default zeros.default
 zeros_like.default fft_fftn.default fft_fft.default fft_fft2.default fft_ifft2.default fft_rfft.default
 fft_irfft.default fft_rfft2.default fft_irfft2.default
+# relevance passes, as fxlrp exports them
+abs_.default addcmul_.default as_strided.default as_strided_.default copysign.Tensor avg_pool2d_backward.default
+avg_pool3d_backward.default _adaptive_avg_pool2d.default _adaptive_avg_pool3d.default
+_adaptive_avg_pool2d_backward.default _adaptive_avg_pool3d_backward.default convolution_backward.default
+elu_backward.default gelu_backward.default glu_backward.default hardsigmoid_backward.default
+hardswish_backward.default hardtanh_backward.default leaky_relu_backward.default log_sigmoid_backward.default
+log_sigmoid_forward.default mish_backward.default sigmoid_backward.default silu_backward.default
+softplus_backward.default tanh_backward.default threshold_backward.default _softmax_backward_data.default
+_log_softmax_backward_data.default select_backward.default slice_backward.default unfold_backward.default
+upsample_bicubic2d.default upsample_bilinear2d.default upsample_linear1d.default upsample_nearest1d.default
+upsample_nearest2d.default _upsample_bicubic2d_aa.default _upsample_bilinear2d_aa.default
+upsample_bicubic2d_backward.default upsample_bilinear2d_backward.default upsample_linear1d_backward.default
+upsample_nearest1d_backward.default upsample_nearest2d_backward.default
+_upsample_bicubic2d_aa_backward.default _upsample_bilinear2d_aa_backward.default
+embedding_dense_backward.default reflection_pad1d_backward.default reflection_pad2d_backward.default
+replication_pad1d_backward.default replication_pad2d_backward.default grid_sampler_2d_backward.default
+max_pool2d_with_indices_backward.default max_pool3d_with_indices_backward.default
+_scaled_dot_product_flash_attention_for_cpu.default _scaled_dot_product_flash_attention_for_cpu_backward.default
+# norms as functionalization writes them
+_native_batch_norm_legit.default _native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training.default
+native_batch_norm.default native_batch_norm_backward.default native_group_norm.default
+native_group_norm_backward.default native_layer_norm.default native_layer_norm_backward.default
+_fused_rms_norm.default _fused_rms_norm_backward.default
 # sizes and what is checked
 sym_size.int sym_numel.default sym_stride.int sym_storage_offset.default _assert_tensor_metadata.default
 _assert_scalar.default _assert_async.msg _assert_async.default sym_constrain_range_for_size.default
@@ -93,6 +119,97 @@ MODES = {  # at which place the submodule stands in the calls that stand for a m
     "torch.ops.higher_order.wrap_with_set_grad_enabled": 1,
     "torch.ops.higher_order.wrap_with_autocast": 4,
 }
+
+
+def _max_pool_backward(g: Tensor, x: Tensor, *args: Any) -> Tensor:
+    """The derivative of max pooling: scatter, unlike the kernel of its own, looks at the indices."""
+    *_, indices = args
+    axes = len(args[0])
+    zeros = g.new_zeros(x.shape).flatten(-axes)
+    return zeros.scatter_add(-1, indices.flatten(-axes), g.flatten(-axes)).view(x.shape)
+
+
+def _adaptive_pool_backward(axes: int, g: Tensor, x: Tensor) -> Tensor:
+    """The derivative of adaptive average pooling, by autograd, which looks at the sizes."""
+    pool = {2: torch.ops.aten._adaptive_avg_pool2d, 3: torch.ops.aten._adaptive_avg_pool3d}[axes]
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(pool(x, g.shape[-axes:]), x, g)[0]
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """v scaled to the norms g along an axis."""
+    others = [d for d in range(v.ndim) if d != dim % v.ndim]
+    return v * (g / v.square().sum(others, keepdim=True).sqrt())
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q kᵀ · scale + mask) v, and the logarithm of the softmax's denominators."""
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    if causal:
+        ahead = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(ahead, float("-inf"))
+    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
+def _attention_backward(
+    g: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    denominators: Tensor,
+    dropout: float,
+    causal: bool,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of attention by q, k and v."""
+    with torch.enable_grad():
+        qkv = [t.detach().requires_grad_() for t in (q, k, v)]
+        z = _attention(*qkv, dropout, causal, attn_mask=attn_mask, scale=scale)[0]
+        dq, dk, dv = torch.autograd.grad(z, qkv, g)
+    return dq, dk, dv
+
+
+# Kernels that trust what they are given: indices, counts, sizes of statistics.  What is run is made of ops that don't.
+_TRUSTING: dict[str, Callable[..., Any] | None] = {
+    "max_pool2d_with_indices_backward.default": _max_pool_backward,
+    "max_pool3d_with_indices_backward.default": _max_pool_backward,
+    "_scaled_dot_product_flash_attention_for_cpu.default": _attention,
+    "_scaled_dot_product_flash_attention_for_cpu_backward.default": _attention_backward,
+    "_weight_norm.default": _weight_norm,
+    "_adaptive_avg_pool2d_backward.default": functools.partial(_adaptive_pool_backward, 2),
+    "_adaptive_avg_pool3d_backward.default": functools.partial(_adaptive_pool_backward, 3),
+    **{name: None for name in _ATEN.split() if "batch_norm_" in name or name.startswith(("native_", "_fused_rms"))},
+    **{f"{name}.input": None for name in ("gru", "lstm", "rnn_relu", "rnn_tanh")},
+    **{f"{name}_backward.default": None for name in ("embedding_dense", "unfold")},
+    **{f"reflection_pad{n}d_backward.default": None for n in (1, 2)},
+    **{f"{name}_backward_data.default": None for name in ("_softmax", "_log_softmax")},
+}
+
+
+@functools.cache
+def replacements() -> dict[Any, Callable[..., Any]]:
+    """What is run in the place of operators whose kernels trust their arguments: torch's decompositions, and ours."""
+    found = {}
+    for name, ours in _TRUSTING.items():
+        op = operators().get(f"torch.ops.aten.{name}")
+        if op is not None:
+            found[op] = ours or decomposition_table[op]
+    return found
 
 
 @functools.cache
@@ -128,9 +245,38 @@ def check_call(node: dict[str, Any]) -> None:
     op = operators().get(target)
     if op is None:
         raise ValueError(f"an operator {target[:80]!r}")
-    names = {a.name for a in op._schema.arguments}
-    if unknown := {i["name"] for i in node["inputs"]} - names:
-        raise ValueError(f"{target} with {min(unknown)[:80]!r}")
+    takes = {a.name: str(a.real_type) for a in op._schema.arguments}
+    for given_as in node["inputs"]:
+        name, (kind, value) = given_as["name"], next(iter(given_as["arg"].items()))
+        if name not in takes:
+            raise ValueError(f"{target} with {name[:80]!r}")
+        if kind not in _kinds(takes[name]) and value != []:
+            raise ValueError(f"{target} with {name} {kind}")
 
 
 _SCALARS = frozenset(("as_int", "as_float", "as_bool", "as_sym_int", "as_sym_float", "as_sym_bool", "as_tensor"))
+_TAKES = {
+    "Tensor": ("as_tensor", "as_int", "as_float", "as_sym_int", "as_sym_float"),  # numbers, beside tensors
+    "int": ("as_int", "as_sym_int"),
+    "float": ("as_float", "as_int", "as_sym_float", "as_sym_int"),
+    "bool": ("as_bool", "as_sym_bool"),
+    "number": ("as_int", "as_float", "as_bool", "as_complex", "as_sym_int", "as_sym_float", "as_sym_bool"),
+    "str": ("as_string",),
+    "ScalarType": ("as_scalar_type",),
+    "MemoryFormat": ("as_memory_format",),
+    "Layout": ("as_layout",),
+    "Device": ("as_device",),
+    "List[Tensor]": ("as_tensors",),
+    "List[Optional[Tensor]]": ("as_optional_tensors", "as_tensors"),
+    "List[int]": ("as_ints", "as_sym_ints", "as_int", "as_sym_int"),
+    "List[float]": ("as_floats", "as_sym_floats", "as_float"),
+    "List[bool]": ("as_bools",),
+}
+
+
+@functools.cache
+def _kinds(takes: str) -> frozenset[str]:
+    """The kinds of value in a file that an argument of a type of torch's schemas takes."""
+    if takes.startswith("Optional["):
+        return _kinds(takes[len("Optional[") : -1]) | {"as_none", "as_optional_tensor"}
+    return frozenset(_TAKES.get(takes, ()))
