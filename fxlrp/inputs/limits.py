@@ -13,7 +13,9 @@ MOST_JSON = 8 * 2**20
 MOST_LABELS = 1_000_000
 """Class names. The largest classifiers have some tens of thousands of classes."""
 MOST_PIXELS = 100_000_000
-"""Pixels of a picture as it is stored. The largest cameras take 100 megapixels, which are 300 MB in colour."""
+"""Pixels of a picture as it is stored. The largest cameras take 100 megapixels, which are 400 MB in colour."""
+MOST_SIDE = 65_535
+"""Pixels of a picture's side, the most that JPEG knows: PIL needs memory for each row, however short."""
 MOST_INPUT = 4096 * 4096
 """Pixels that a picture is resized to, cropped or not. In float32 and colour these are 200 MB, before any network."""
 
