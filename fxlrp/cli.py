@@ -531,14 +531,14 @@ def _said(contrast: str) -> str | None:
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    if not (found := re.fullmatch(r"(\d+)(?:x(\d+))?", text)):
+    if not (found := re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)):
         raise FxlrpError(f"--size takes pixels, as in 224 or 240x320, not {text}.")
     return int(found[1]), int(found[2] or found[1])
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     try:
-        return tuple(float(part) for part in text.split(",")) if text else None
+        return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
         raise FxlrpError(f"--{option} takes numbers parted by commas, as in 0.5,0.5,0.5, not {text}.") from None
 

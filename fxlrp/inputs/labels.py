@@ -3,32 +3,73 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fxlrp.errors import FxlrpError
+from fxlrp.inputs.limits import MOST_JSON, MOST_LABELS, read_json
 
 
 def load_labels(path: Path) -> list[str]:
-    """Class names from a text file, one a line, or JSON: a list, or a dict from index to name."""
+    """Class names from a text file, one a line, or JSON: a list, or a dict from index to name.
+
+    Raises FxlrpError for a file that is not there, is huge or holds no names.
+    """
     if path.is_dir():
         raise FxlrpError(f"{path} is a folder; class names are in a file, one a line, or JSON.")
+    if path.suffix == ".json":
+        return class_names(read_json(path), str(path))
     if not path.is_file():
         raise FxlrpError(f"There is no file {path}.")
+    with path.open("rb") as file:
+        content = file.read(MOST_JSON + 1)
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        found = json.loads(text)
-        if isinstance(found, dict):
-            names = {int(index): name for index, name in found.items()}
-            found = [names.get(i, str(i)) for i in range(max(names) + 1)]
-        # ImageNet's usual file: {"0": ["n01440764", "tench"]}
-        return [name[-1] if isinstance(name, list) else str(name) for name in found]
-    except (ValueError, TypeError) as error:
-        raise FxlrpError(f"{path} holds no labels: one a line, or JSON, a list or index to name ({error}).") from error
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FxlrpError(f"{path} holds no labels in UTF-8 ({error}); save it as UTF-8, one name a line.") from error
+    if len(content) > MOST_JSON:
+        raise FxlrpError(
+            f"{path} is larger than {MOST_JSON:,} bytes, more than class names take; give a list of names."
+        )
+    return class_names([line.strip() for line in text.splitlines() if line.strip()], str(path))
+
+
+def class_names(found: Any, where: str) -> list[str]:
+    """Check class names: a list of them, or a dict from index to name; those between that are not there are numbers.
+
+    Raises FxlrpError, naming `where`, for anything else, and for more than MOST_LABELS.
+    """
+
+    def wrong(why: str) -> FxlrpError:
+        return FxlrpError(f"{where} holds no labels ({why}); give a list of names, or a dict from index to name.")
+
+    if isinstance(found, dict):
+        odd = [index for index in found if not re.fullmatch(r"[0-9]{1,9}", str(index))]
+        if odd:
+            raise wrong(f"{reprlib.repr(odd[0])} is no index of a class")
+        names = {int(index): name for index, name in found.items()}
+        if len(names) < len(found):
+            raise wrong("an index stands there twice")
+        if (last := max(names, default=0)) >= MOST_LABELS:
+            raise wrong(f"{last} is over {MOST_LABELS:,}")
+        found = [names.get(i, str(i)) for i in range(last + 1)] if names else []
+    if not isinstance(found, list | tuple):
+        raise wrong(f"it is {reprlib.repr(found)}")
+    if not 0 < len(found) <= MOST_LABELS:
+        raise wrong(f"there are {len(found):,} names, and from 1 to {MOST_LABELS:,} can be")
+    # ImageNet's usual file: {"0": ["n01440764", "tench"]}
+    found = [name[-1] if isinstance(name, list | tuple) and name else name for name in found]
+    if odd := [name for name in found if not isinstance(name, str | int) or not _can_be_shown(str(name))]:
+        raise wrong(f"{reprlib.repr(odd[0])} is no name")
+    return [str(name) for name in found]
+
+
+def _can_be_shown(name: str) -> bool:
+    """Tell whether a name is text: half a surrogate pair would stop whatever prints it."""
+    return not re.search("[\ud800-\udfff]", name)
 
 
 def imagenet_labels() -> list[str] | None:
@@ -46,7 +87,7 @@ def find_class(name: str, labels: Sequence[str] | None) -> int:
 
     Raises FxlrpError, with the closest names, if there is none.
     """
-    if re.fullmatch(r"\d+", name):
+    if re.fullmatch(r"[0-9]{1,18}", name):  # more would be no index of torch's
         return int(name)
     if not labels:
         raise FxlrpError(f"{name}: the model came without class names; give a number, or --labels FILE.")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import glob
 import math
+import reprlib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,13 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
+from fxlrp.inputs.labels import class_names
+from fxlrp.inputs.limits import MOST_INPUT, MOST_PIXELS, MOST_SIDE
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""The formats read: PIL knows many more, one of which starts Ghostscript, and nobody keeps photographs in those."""
+FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class Preprocess:
     squash: resize to `size` and crop nothing; the picture's proportions are lost.
     channels: 3, or 1 for grey.
     guessed: whether nobody said any of this; ImageNet's values, then.
+
+    Raises FxlrpError for values that no picture can be prepared with: what a file says of a model comes through here.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -41,21 +51,40 @@ class Preprocess:
     channels: int = 3
     guessed: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("size", "mean", "std"):  # JSON knows lists only
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        colours = "takes one number or three"
+        checks = {
+            "size": (
+                _are_numbers(self.size, (2,), 1, MOST_INPUT, Integral) and self.size[0] * self.size[1] <= MOST_INPUT,
+                f"--size takes pixels, at most {MOST_INPUT:,} in all, as in 224 or 240x320",
+            ),
+            "mean": (_are_numbers(self.mean, (1, 3), -1e6, 1e6), f"--mean {colours}, finite, as in 0.5,0.5,0.5"),
+            "std": (_are_numbers(self.std, (1, 3), 1e-6, 1e6), f"--std {colours}, above 0, as in 0.5,0.5,0.5"),
+            "crop_pct": (_are_numbers((self.crop_pct,), (1,), 0.01, 100), "the model should say a number near 1"),
+            "interpolation": (self.interpolation in FILTERS, f"the model should say one of {', '.join(FILTERS)}"),
+            "squash": (isinstance(self.squash, bool), "the model should say true or false"),
+            "channels": (self.channels in (1, 3), "pictures have 3, or 1 in grey"),
+            "guessed": (isinstance(self.guessed, bool), "it should be true or false"),
+        }
+        for name, (fine, should) in checks.items():
+            if not fine:
+                said = reprlib.repr(getattr(self, name))
+                raise FxlrpError(f"Pictures cannot be prepared with {name} {said}: {should}.")
+
     def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor]:
-        """The input, float [channels, H, W], and what is seen in it, float [H, W, 3] in 0..1."""
+        """The input, float [channels, H, W], and what is seen in it, float [H, W, 3] in 0..1.
+
+        Raises FxlrpError for a picture so long and thin that its other side would be huge.
+        """
         from torchvision.transforms.v2 import functional as F
 
+        _check_pixels(*image.size, "The picture")
         image = ImageOps.exif_transpose(image).convert("RGB")
-        h, w = self.size
-        ih, iw = int(h / self.crop_pct), int(w / self.crop_pct)  # before cropping
-        if self.squash:
-            resized = [h, w]
-        elif h == w:
-            resized = [ih]  # the shorter side
-        else:
-            scale = max(ih / image.height, iw / image.width)
-            resized = [round(image.height * scale), round(image.width * scale)]
-        image = F.center_crop(F.resize(image, resized, F.InterpolationMode(self.interpolation)), [h, w])
+        resized = self._resized(image.height, image.width)
+        image = F.center_crop(F.resize(image, resized, F.InterpolationMode(self.interpolation)), list(self.size))
         picture = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
         if self.channels == 1:
             x = F.to_dtype(F.pil_to_tensor(image.convert("L")), torch.float32, scale=True)
@@ -69,19 +98,44 @@ class Preprocess:
         std: tuple[float, ...] | None = None,
         channels: int | None = None,
     ) -> Preprocess:
-        """The same with some of it given.  Raises FxlrpError for a size, mean or std that cannot be."""
-        for name, values in (("mean", mean), ("std", std)):
-            if values is not None and len(values) not in (1, 3):
-                raise FxlrpError(f"--{name} takes one number or three, as in 0.5,0.5,0.5; got {len(values)}.")
-            if values is not None and not all(map(math.isfinite, values)):
-                raise FxlrpError(f"--{name} takes finite numbers, as in 0.5,0.5,0.5.")
-        if std is not None and min(std) <= 0:
-            raise FxlrpError("--std takes numbers above 0: pictures are divided by them.")
-        if size is not None and min(size) <= 0:
-            raise FxlrpError("--size takes pixels, as in 224 or 240x320.")
+        """The same with some of it given."""
         given: dict[str, Any] = {"size": size, "mean": mean, "std": std, "channels": channels}
         new = replace(self, **{name: value for name, value in given.items() if value is not None})
         return replace(new, guessed=self.guessed and (size is None or mean is None or std is None))
+
+    def _resized(self, height: int, width: int) -> list[int]:
+        """Give the height and width that a picture is resized to before its centre is cut out."""
+        h, w = self.size
+        if not self.squash:
+            ih, iw = (max(1, int(side / self.crop_pct)) for side in self.size)
+            if h == w:  # torchvision's rounding of the longer side
+                h, w = (ih, int(ih * width / height)) if height <= width else (int(iw * height / width), iw)
+            else:
+                scale = max(ih / height, iw / width)
+                h, w = max(1, round(height * scale)), max(1, round(width * scale))
+        if w * max(h, height) > MOST_PIXELS:  # PIL resizes the rows first, all of them
+            raise FxlrpError(
+                f"The picture of {width}x{height} pixels would be resized to {w}x{h}, which takes more than "
+                f"{MOST_PIXELS:,} pixels on the way; make its sides more alike, or give a smaller --size."
+            )
+        return [h, w]
+
+
+def _are_numbers(values: Any, counts: tuple[int, ...], low: float, high: float, kind: Any = Real) -> bool:
+    """Tell whether these are so many numbers from `low` to `high`; NaN and True are none."""
+    return (
+        isinstance(values, tuple)
+        and len(values) in counts
+        and all(isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high for v in values)
+    )
+
+
+def _check_pixels(width: int, height: int, where: str) -> None:
+    if not 0 < width * height <= MOST_PIXELS or max(width, height) > MOST_SIDE:
+        raise FxlrpError(
+            f"{where} has {width}x{height} pixels; give one of at least 1 and at most {MOST_PIXELS:,} pixels, "
+            f"no side over {MOST_SIDE:,}."
+        )
 
 
 def described(module: nn.Module) -> tuple[Preprocess | None, list[str] | None]:
@@ -89,21 +143,22 @@ def described(module: nn.Module) -> tuple[Preprocess | None, list[str] | None]:
     cfg = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if not isinstance(cfg, Mapping) or "input_size" not in cfg:
         return None, None
-    size = cfg["input_size"]
     # a model built for another size than its weights' config says so in its patch embedding
-    if isinstance(actual := getattr(getattr(module, "patch_embed", None), "img_size", None), tuple):
-        size = (size[0], *actual)
-    names = cfg.get("label_names")
+    actual = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    size: Any = actual if isinstance(actual, tuple) else cfg["input_size"]
+    size = size[-2:] if isinstance(size, tuple | list) else size
+    known: dict[str, Any] = {key: value for key, value in cfg.items() if value is not None}
+    names = known.get("label_names", ())
     return (
         Preprocess(
-            (int(size[-2]), int(size[-1])),
-            tuple(cfg.get("mean") or Preprocess.mean),
-            tuple(cfg.get("std") or Preprocess.std),
-            cfg.get("crop_pct") or Preprocess.crop_pct,
-            _filter(cfg.get("interpolation")),
-            cfg.get("crop_mode") == "squash",
+            size,
+            known.get("mean", Preprocess.mean),
+            known.get("std", Preprocess.std),
+            known.get("crop_pct", Preprocess.crop_pct),
+            _filter(known.get("interpolation")),
+            known.get("crop_mode") == "squash",
         ),
-        list(names) if names else None,
+        None if isinstance(names, tuple | list) and not names else class_names(names, "The model's config"),
     )
 
 
@@ -116,35 +171,43 @@ def from_torchvision(weights: Any) -> Preprocess | None:
     return Preprocess((crop, crop), tuple(how.mean), tuple(how.std), crop / resize, how.interpolation.value)
 
 
-def from_processor(config: Mapping[str, Any]) -> Preprocess:
-    """What a Hugging Face preprocessor_config.json says."""
+def from_processor(config: Any) -> Preprocess:
+    """What a Hugging Face preprocessor_config.json says.  Raises FxlrpError if it says what cannot be."""
+    if not isinstance(config, Mapping):
+        raise FxlrpError(f"The preprocessor_config.json holds {reprlib.repr(config)}; it should be a JSON object.")
 
-    def sides(size: Any) -> tuple[int, int]:
+    known = {key: value for key, value in config.items() if value is not None}
+
+    def sides(size: Any) -> Any:
         if isinstance(size, Mapping):
-            size = (size["height"], size["width"]) if "height" in size else size["shortest_edge"]
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+            edge = size.get("shortest_edge", size.get("longest_edge"))
+            if "merge_size" in known and isinstance(edge, int) and edge > 0:  # sizes that vary: numbers of pixels
+                edge = math.isqrt(edge)
+            size = (size.get("height"), size.get("width")) if "height" in size else edge
+        return tuple(size[:2]) if isinstance(size, list | tuple) else (size, size)
 
-    size = sides(config.get("size", 224))
-    crop_pct, squash = config.get("crop_pct") or 1.0, "crop_pct" not in config
-    if config.get("do_center_crop") and "crop_size" in config:
-        crop = sides(config["crop_size"])
-        size, crop_pct, squash = crop, crop[0] / size[0], False
-    normal = config.get("do_normalize", True)
-    return Preprocess(
-        size,
-        tuple(config.get("image_mean") or Preprocess.mean) if normal else (0.0,) * 3,
-        tuple(config.get("image_std") or Preprocess.std) if normal else (1.0,) * 3,
-        crop_pct,
-        _filter(config.get("resample")),
-        squash,
+    normal = known.get("do_normalize", True)
+    how = Preprocess(
+        sides(known.get("size", 224)),
+        known.get("image_mean", Preprocess.mean) if normal else (0.0,) * 3,
+        known.get("image_std", Preprocess.std) if normal else (1.0,) * 3,
+        known.get("crop_pct", 1.0),
+        _filter(known.get("resample")),
+        squash="crop_pct" not in config,
     )
+    if known.get("do_center_crop") and "crop_size" in known:
+        crop = replace(how, size=sides(known["crop_size"])).size
+        return replace(how, size=crop, crop_pct=crop[0] / how.size[0], squash=False)
+    return how
 
 
-def _filter(name: Any) -> str:
-    """A PIL filter's name from its name or number; bicubic for those that name none."""
+def _filter(name: Any) -> Any:
+    """A PIL filter's name from its name or number; bicubic where none is named, or one at random."""
     if isinstance(name, int):
-        name = Image.Resampling(name).name.lower()
-    return name if name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos") else "bicubic"
+        return next((r.name.lower() for r in Image.Resampling if r == name), name)
+    if name in (None, "random"):
+        return "bicubic"
+    return name.lower() if isinstance(name, str) else name
 
 
 def channels_of(module: nn.Module) -> int:
@@ -160,21 +223,37 @@ def channels_of(module: nn.Module) -> int:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture in a file, in 8 bits.  Raises FxlrpError if there is none."""
+    """The picture in a file, upright, in 8 bits a colour; of several frames or pages, the first.
+
+    Raises FxlrpError if there is none of a known format, or it is huge, which its first bytes say.
+    """
     try:
-        image = Image.open(path)
-        image.load()
-    except Exception as error:  # PIL's readers raise more than OSError for files that are damaged or huge
-        raise FxlrpError(f"{path} is not a picture that can be read; give a .png, .jpg or other picture.") from error
-    return _eight_bits(image) if image.mode.startswith(("I", "F")) else image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what PIL holds for a bomb; what we do, is refused below
+            with Image.open(path, formats=FORMATS) as image:
+                _check_pixels(*image.size, str(path))
+                ImageOps.exif_transpose(image, in_place=True)
+                picture = _eight_bits(image) if image.mode.startswith(("I", "F")) else image.convert("RGB")
+    except FxlrpError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise FxlrpError(
+            f"{path} has more than the {MOST_PIXELS:,} pixels that are read; give a smaller one."
+        ) from error
+    except Exception as error:  # PIL's readers raise more than OSError for files that are damaged
+        said = f"{path} is not a picture that can be read; give a {', '.join(FORMATS)} that other programs show."
+        raise FxlrpError(said) from error
+    picture.info = {}  # damaged metadata would be read again wherever the picture is turned
+    return picture
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of more bits than 8, which PIL would clip at 255."""
-    values = np.nan_to_num(np.asarray(ImageOps.exif_transpose(image), dtype=np.float64))
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
     top = float(values.max())
     white = 65535 if image.mode.startswith("I;16") else 1 if image.mode == "F" and top <= 1 else max(top, 255)
-    return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
+    np.rint(np.clip(values * (255 / white), 0, 255, out=values), out=values)
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def find_pictures(inputs: Iterable[str]) -> list[Path]:

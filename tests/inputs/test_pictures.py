@@ -1,21 +1,28 @@
 """Pictures: preprocessing equals the libraries' own, and inputs expand to the files they name."""
 
+import io
 import json
+import random
+import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from fxlrp import Attribution, FxlrpError
-from fxlrp.inputs import Preprocess, find_class, find_pictures, imagenet_labels, load_labels, open_picture, output_files
-from fxlrp.inputs.pictures import channels_of, described, from_processor, from_torchvision
+from fxlrp.inputs import Preprocess, find_pictures, open_picture, output_files
+from fxlrp.inputs.limits import MOST_INPUT, MOST_PIXELS
+from fxlrp.inputs.pictures import FORMATS, channels_of, described, from_processor, from_torchvision
 
 
 def noise(height: int, width: int) -> Image.Image:
@@ -135,6 +142,265 @@ def test_open_picture(tmp_path: Path) -> None:
             open_picture(tmp_path / name)
 
 
+def header(width: int, height: int, kind: str) -> bytes:
+    """A file of a few bytes that says that a huge picture follows."""
+    held = io.BytesIO()
+    Image.new("L", (1, 1)).save(held, kind)
+    said = bytearray(held.getvalue())
+    if kind == "PNG":
+        said[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+        said[29:33] = zlib.crc32(said[12:29]).to_bytes(4, "big")
+    elif kind == "BMP":
+        said[18:26] = width.to_bytes(4, "little") + height.to_bytes(4, "little")
+    else:  # of GIF the screen, and the frame
+        for place in (6, said.index(b"\x2c") + 5):
+            said[place : place + 4] = width.to_bytes(2, "little") + height.to_bytes(2, "little")
+    return bytes(said)
+
+
+@pytest.mark.parametrize("size", [(10_100, 10_000), (13_500, 13_500), (40_000, 40_000), (1, 70_000), (0, 5)])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF"])
+def test_a_huge_picture_is_refused_by_what_its_header_says(kind: str, size: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind.lower()}"
+    path.write_bytes(header(*((min(s, 65_535) for s in size) if kind == "GIF" else size), kind))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FxlrpError, match=r"a\.\w+ (has|is not a picture)") as caught:
+            open_picture(path)
+    assert "pixels" in str(caught.value) or min(size) < 2
+
+
+def test_formats_that_nobody_asked_for_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    for kind in ("EPS", "PPM", "PCX", "ICNS", "TGA"):
+        Image.new("RGB", (64, 64)).save(tmp_path / "a.png", kind)
+        with pytest.raises(FxlrpError, match="not a picture that can be read; give a PNG, JPEG"):
+            open_picture(tmp_path / "a.png")
+    for kind in FORMATS:
+        noise(8, 8).save(tmp_path / "a", kind)
+        assert open_picture(tmp_path / "a").size == (8, 8)
+
+
+def test_of_several_frames_the_first(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), (40 * i, 0, 0)) for i in range(1, 4)]
+    for name in ("a.gif", "a.png", "a.tiff", "a.webp"):
+        frames[0].save(
+            tmp_path / name, save_all=True, append_images=frames[1:], **({"lossless": True} if name == "a.webp" else {})
+        )
+        assert open_picture(tmp_path / name).getpixel((0, 0)) == (40, 0, 0), name
+
+
+def test_text_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    for i in range(100):
+        texts.add_text(f"a{i}", "a" * 10**6, zip=True)
+    noise(8, 8).save(tmp_path / "a.png", pnginfo=texts)
+    with pytest.raises(FxlrpError, match="not a picture that can be read"):
+        open_picture(tmp_path / "a.png")
+
+
+def test_a_turned_picture_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(4, 8).save(tmp_path / "a.png", exif=exif)
+    upright = open_picture(tmp_path / "a.png")
+    assert upright.size == (4, 8)
+    assert Preprocess(size=(8, 4), crop_pct=1.0)(upright)[1].shape == (8, 4, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 30_000), (30_000, 1), (3, 60_000)])
+def test_long_and_thin_pictures_are_not_resized_to_gigabytes(width: int, height: int) -> None:
+    thin = Image.new("RGB", (width, height))
+    for how in (Preprocess(), Preprocess((224, 240)), Preprocess((4096, 4096))):
+        with pytest.raises(FxlrpError, match=f"The picture of {width}x{height} pixels would be resized to"):
+            how(thin)
+    assert Preprocess(squash=True)(thin)[0].shape == (3, 224, 224)
+    assert Preprocess((8, 8))(Image.new("RGB", (1, 3000)))[0].shape == (3, 8, 8)
+
+
+def test_rows_are_resized_first() -> None:
+    tall = Image.new("L", (1, 50_000))
+    with pytest.raises(FxlrpError, match="on the way"):
+        Preprocess((8, 40_000), squash=True)(tall)
+    assert Preprocess((8, 8), squash=True)(tall)[0].shape == (3, 8, 8)
+
+
+WRONG: dict[str, list[Any]] = {
+    "size": [0, (224,), (0, 3), (-1, 3), (1.5, 2), ("a", "b"), (10**5, 10**5), (True, True), None, "224", (1, 10**400)],
+    "mean": [(), (0.5, 0.5), (float("nan"),) * 3, (float("inf"),), ("a",), 0.5, None, (10**400,), (True,)],
+    "std": [(), (0.0, 1.0, 1.0), (1e-50,), (-1.0,), (float("nan"),), (float("inf"),), "abc", [[1.0]] * 3],
+    "crop_pct": [0, -1, 1e-9, float("nan"), float("inf"), "a", [1.0], 10**400, True, {}],
+    "interpolation": ["", "quick", 3, [], "nearest-exact"],
+    "squash": ["no", 1],
+    "channels": [2, 0, "3"],
+    "guessed": ["no"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_preprocessing_that_cannot_be(name: str, value: Any) -> None:
+    with pytest.raises(FxlrpError, match=f"Pictures cannot be prepared with {name} ") as caught:
+        Preprocess(**{name: value})
+    assert len(str(caught.value)) < 250
+
+
+def test_sizes_up_to_the_limit() -> None:
+    assert Preprocess((4096, 4096)).size == (4096, 4096)
+    assert Preprocess([32, 48], [0.5], [0.5], interpolation="lanczos") == Preprocess(
+        (32, 48), (0.5,), (0.5,), interpolation="lanczos"
+    )  # type: ignore[arg-type]
+    with pytest.raises(FxlrpError, match="--size takes pixels, at most 16,777,216"):
+        Preprocess().but((4096, 4097))
+    assert MOST_INPUT < MOST_PIXELS
+    with pytest.raises(FxlrpError, match="would be resized"):
+        Preprocess((4096, 4096), crop_pct=0.1)(noise(8, 8))
+
+
+def configured(cfg: Any) -> nn.Module:
+    module = nn.Linear(1, 1)
+    module.pretrained_cfg = cfg
+    return module
+
+
+def test_hostile_configs_of_modules() -> None:
+    fine = {"input_size": (3, 8, 8), "mean": None, "std": None, "crop_pct": None, "interpolation": None}
+    assert described(configured(fine)) == (Preprocess((8, 8)), None)
+    assert described(configured({**fine, "interpolation": "random", "label_names": ()})) == (Preprocess((8, 8)), None)
+    for change in (
+        *({"input_size": v} for v in (None, 3, "abc", (), (3,), (3, 0, 8), (3, 10**6, 10**6), ("a", "b", "c"), {})),
+        *({"mean": v} for v in ((), (1, 2), torch.zeros(3), "abc", 0)),
+        *({"std": v} for v in ((0, 0, 0), torch.zeros(3))),
+        *({"crop_pct": v} for v in (0, 1e-9, "1", torch.zeros(2))),
+        *({"interpolation": v} for v in ("quick", 17, (), torch.zeros(2))),
+        *({"label_names": v} for v in ("abc", 3, [None], ["\ud800"], {10**9: "a"}, torch.zeros(2), [["a", []]])),
+    ):
+        with pytest.raises(FxlrpError):
+            described(configured({**fine, **change}))
+    module = configured(fine)
+    module.patch_embed = nn.Identity()
+    module.patch_embed.img_size = ("a", 10**9)  # type: ignore[assignment]
+    with pytest.raises(FxlrpError, match="prepared with size"):
+        described(module)
+
+
+def test_every_config_of_timms_is_accepted() -> None:
+    names = [tag for name in timm.list_models() for tag in timm.list_pretrained(name) or [name]]
+    configs = [cfg.to_dict() for name in names if (cfg := timm.models.get_pretrained_cfg(name)) is not None]
+    assert len(configs) > 1000
+    assert all(described(configured(cfg))[0] is not None for cfg in configs)
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({}, (224, 224)),
+        ({"size": None, "crop_pct": None, "image_mean": None}, (224, 224)),
+        ({"size": 32}, (32, 32)),
+        ({"size": [32, 48]}, (32, 48)),
+        ({"size": {"height": 32, "width": 48}}, (32, 48)),
+        ({"size": {"shortest_edge": 32, "longest_edge": 64}}, (32, 32)),
+        ({"size": {"longest_edge": 64}}, (64, 64)),
+        ({"size": {"shortest_edge": 65536, "longest_edge": 2**24}, "patch_size": 16, "merge_size": 2}, (256, 256)),
+        ({"size": {"shortest_edge": 64}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, (32, 32)),
+        ({"size": 64, "do_center_crop": True, "crop_size": None}, (64, 64)),
+        ({"feature_size": 80, "sampling_rate": 16_000}, (224, 224)),  # for sound
+    ],
+)
+def test_sizes_of_processors(config: dict[str, Any], size: tuple[int, int]) -> None:
+    assert from_processor(config).size == size
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *([], None, 3, "abc"),
+        *(
+            {"size": v}
+            for v in ({}, {"height": 3}, {"height": "a", "width": []}, [], [1], "a", -1, 0, 10**9, [[1, 2], 3])
+        ),
+        *({"size": 64, "do_center_crop": True, "crop_size": v} for v in (0, -1, "a", [], {}, 10**6)),
+        {"size": 4000, "do_center_crop": True, "crop_size": 1},
+        *({"resample": v} for v in (99, -1, 10**400, [], {}, "quick")),
+        *({"crop_pct": v} for v in (0, -1, 1e-300, "a", {})),
+        *({"image_mean": v} for v in (3, "abc", {}, [1, 2], [None] * 3)),
+        *({"image_std": v} for v in ([0, 0, 0], [1e-320], "abc")),
+    ],
+)
+def test_hostile_processors(config: Any) -> None:
+    with pytest.raises(FxlrpError):
+        from_processor(config)
+
+
+def pictures_to_damage() -> dict[str, bytes]:
+    """A small picture in each format and some of its kinds, with metadata."""
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("a", "text " * 50, zip=True)
+    texts.add_itxt("b", "text", "en", "b", zip=True)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    plain, grey16 = noise(24, 20), Image.fromarray(np.arange(480, dtype=np.uint16).reshape(24, 20) * 99)
+    kinds: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "a.png": (plain, {"pnginfo": texts, "exif": exif}),
+        "16.png": (grey16, {}),
+        "p.png": (plain.quantize(), {"transparency": b"\0\1"}),
+        "a.jpg": (plain, {"exif": exif}),
+        "b.jpg": (plain.convert("CMYK"), {"progressive": True}),
+        "a.webp": (plain, {"exif": exif}),
+        "a.gif": (plain, {"save_all": True, "append_images": [plain.rotate(90)]}),
+        "a.tif": (plain, {"compression": "tiff_lzw"}),
+        "b.tif": (grey16, {"compression": "tiff_deflate"}),
+        "lab.tif": (plain.convert("LAB"), {}),
+        "a.bmp": (plain, {}),
+    }
+    held = {name: io.BytesIO() for name in kinds}
+    for name, (image, options) in kinds.items():
+        image.save(held[name], {"jpg": "JPEG", "tif": "TIFF"}.get(name[-3:], name.split(".")[-1].upper()), **options)
+    return {name: file.getvalue() for name, file in held.items()}
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """The bytes with one thing wrong: bits turned, some changed, cut out, doubled, or cut off."""
+    said, at = bytearray(content), rng.randrange(len(content))
+    width = rng.choice((1, 2, 4, 30))
+    change: list[Callable[[], Any]] = [
+        lambda: said.__setitem__(at, said[at] ^ 1 << rng.randrange(8)),
+        lambda: said.__setitem__(slice(at, at + width), rng.randbytes(width)),
+        lambda: said.__setitem__(slice(at, at + width), rng.choice((b"\0", b"\xff")) * width),
+        lambda: said.__delitem__(slice(at, at + width)),
+        lambda: said.__setitem__(slice(at, at), said[at : at + width]),
+        lambda: said.__delitem__(slice(at, None)),
+    ]
+    for _ in range(rng.choice((1, 1, 3))):
+        rng.choice(change)()
+        at = rng.randrange(max(1, len(said)))
+    return bytes(said) if len(said) else b"\0"
+
+
+def with_right_sums(content: bytes) -> bytes:
+    """A PNG whose chunks' checksums are right again, so that damage gets past them."""
+    out, at = bytearray(content[:8]), 8
+    while at + 12 <= len(content):
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        out += content[at:end] + zlib.crc32(content[at + 4 : end]).to_bytes(4, "big")
+        at = end + 4
+    return bytes(out)
+
+
+def test_damaged_pictures_are_read_or_refused(tmp_path: Path) -> None:
+    rng, read, refused = random.Random(0), 0, 0
+    for name, content in pictures_to_damage().items():
+        for _ in range(60):
+            wrong = damaged(content, rng)
+            (tmp_path / name).write_bytes(with_right_sums(wrong) if name.endswith("png") else wrong)
+            try:
+                x, _ = Preprocess((16, 16))(open_picture(tmp_path / name))
+                assert x.isfinite().all()
+                read += 1
+            except FxlrpError:
+                refused += 1
+    assert min(read, refused) > 50
+
+
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 DEEP = {
     "I;16": ((RAMP * 65535).astype(np.uint16), "png"),
@@ -165,39 +431,6 @@ def test_output_files(tmp_path: Path) -> None:
     for inputs, output in ((pictures[2:], tmp_path / "link.png"), ([Path("cat.png"), Path("cat_fxlrp.png")], None)):
         with pytest.raises(FxlrpError, match="is an input and would be overwritten"):
             output_files(inputs, output)
-
-
-def test_labels(tmp_path: Path) -> None:
-    files = {
-        "a.txt": "cat\n\ndog\n",
-        "a.json": '["cat", "dog"]',
-        "b.json": '{"1": "dog", "0": "cat"}',
-        "c.json": '{"0": ["n1", "cat"], "1": ["n2", "dog"]}',
-    }
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-        assert load_labels(tmp_path / name) == ["cat", "dog"]
-    (tmp_path / "d.json").write_text("3")
-    with pytest.raises(FxlrpError, match="holds no labels"):
-        load_labels(tmp_path / "d.json")
-    with pytest.raises(FxlrpError, match="There is no file"):
-        load_labels(tmp_path / "e.txt")
-    with pytest.raises(FxlrpError, match="is a folder; class names are in a file"):
-        load_labels(tmp_path)
-
-
-def test_find_class() -> None:
-    labels = imagenet_labels()
-    assert labels is not None
-    assert len(labels) == 1000
-    assert find_class("281", None) == 281
-    assert find_class("Tabby", labels) == find_class("tabby, tabby cat", labels) == 281
-    with pytest.raises(FxlrpError, match=r"did you mean.*goldfish"):
-        find_class("goldfsh", labels)
-    with pytest.raises(FxlrpError, match="There is no class qqqq; give a number, or other names with --labels"):
-        find_class("qqqq", labels)
-    with pytest.raises(FxlrpError, match="without class names"):
-        find_class("cat", None)
 
 
 def test_attribution_with_a_picture(tmp_path: Path) -> None:
