@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fxlrp.attribution import Attribution
 from fxlrp.capture import free_symbols
+from fxlrp.confine import alone
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer
 from fxlrp.joint import transpose_convolutions
@@ -43,7 +44,13 @@ def export(
 
     Raises FxlrpError if there is no graph for it, or no such file can be written.
     """
-    path = Path(path)
+    with alone():
+        return _export(explainer, Path(path), contrast, aoti, about)
+
+
+def _export(
+    explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, about: Mapping[str, Any] | None
+) -> Path:
     if path.suffix not in (".pt2", ".onnx") or (aoti and path.suffix != ".pt2"):
         raise FxlrpError(f"{path} should end in .pt2 or .onnx (--aoti: .pt2).")
     plan, contrast = explainer._known(), explainer.rulebook.resolve(contrast)

@@ -6,13 +6,9 @@ returns the tensors found in the model's output; everything else in them is cons
 
 from __future__ import annotations
 
-import io
-import logging
 import operator
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,7 +22,9 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_f
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
+from fxlrp.twin import twin
 
 aten = torch.ops.aten
 
@@ -164,6 +162,8 @@ class _Flat(nn.Module):
         ]
         try:
             returned = self.model(*args, **kwargs)
+        except RuntimeError as error:  # of one that its line raises itself, torch would print the graph so far
+            raise _OfModel from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -173,6 +173,10 @@ class _Flat(nn.Module):
         untouched = [i for i, (_, leaf) in enumerate(found) if any(leaf is t for t in passed_on)]
         self.note(_Returned(leaves, spec, [pytree.keystr(path) for path, _ in found], untouched))
         return tuple(leaf for _, leaf in found)
+
+
+class _OfModel(Exception):
+    """What the model's forward raised while it was traced is the cause of this."""
 
 
 class NotCaptured:
@@ -246,8 +250,19 @@ def _note_identity(passed_on: list[Tensor]) -> Callable[[nn.Module, Any, Any], N
     return hook
 
 
-def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False, any_length: bool = True) -> Capture:
-    """Trace `model` on (args, kwargs).
+def capture(
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict,
+    *,
+    fixed: bool = False,
+    any_length: bool = True,
+    itself: bool = False,
+) -> Capture:
+    """Trace `model` on (args, kwargs), while no other thread traces.
+
+    What is traced is a twin of the model, which other threads may run meanwhile; `itself`, or if its twin does not run
+    where it does, the model.
 
     A symbolic batch and (with `any_length`) length of texts are asked for first, then the batch alone, unless `fixed`;
     if the model fixes its batch, it is traced at the shapes given; if it branches on values, as it runs on the first
@@ -258,7 +273,8 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False,
     tensors, rebuild, _ = split_tensors(args, kwargs)
     batch = batch_size(tensors)
     seen: list[_Returned] = []
-    flat = _Flat(model, rebuild, seen)
+    traced = model if itself else _twin(model)
+    flat = _Flat(traced, rebuild, seen)
     exact = [t.detach().clone() for t in tensors]
     pair = [_two(t) if _batched(t, batch) else t for t in exact]  # export specialises 0 and 1
     single = [t[:1] if _batched(t, batch) else t for t in exact]
@@ -277,6 +293,9 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False,
             graph = trace(inputs)
         except FxlrpError:
             raise
+        except _OfModel as problem:
+            errors.append(problem.__cause__)
+            continue
         except Exception as problem:
             errors.append(problem)
             continue
@@ -290,7 +309,17 @@ def capture(model: nn.Module, args: tuple, kwargs: dict, *, fixed: bool = False,
         _mark_identities(graph, seen[-1].untouched)
         return Capture(graph, inputs, names, way, seen[-1], way is Way.ANY_BATCH and _any_length(graph))
     _run_as_it_is(model, *rebuild(exact))
+    if traced is not model and _refuses(traced, *rebuild(exact)):
+        return capture(model, args, kwargs, fixed=fixed, any_length=any_length, itself=True)
     raise FxlrpError(_why(errors[0])) from errors[0]
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A twin of the model, or the model, if there can be none: attributes that copy in a way of their own."""
+    try:
+        return twin(model)
+    except Exception:
+        return model
 
 
 def _any_length(gm: fx.GraphModule) -> bool:
@@ -330,7 +359,7 @@ def _tensors(node: fx.Node) -> Iterator[Tensor]:
 
 def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
     shapes = None if dims is None else (dims,)
-    with torch.enable_grad(), _quiet():
+    with torch.enable_grad(), alone(), quiet():
         program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
         graph = program.module(check_guards=False)
         inline_modes(graph)
@@ -346,7 +375,7 @@ def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphM
 def _trace(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
     """The ops that run on these very values, Python's branches taken as they fall."""
     how: dict[str, Any] = {"pre_dispatch": True, "_error_on_data_dependent_ops": False, "record_stack_traces": True}
-    with torch.enable_grad(), _quiet():
+    with torch.enable_grad(), alone(), quiet():
         seen = make_fx(flat, **how)(*(t.clone() for t in tensors))
         for node in seen.graph.find_nodes(op="call_function", target=aten.dropout.default):
             if not node.args[2]:  # functionalization takes its result, which may be its input, for unwritable
@@ -402,19 +431,6 @@ def inline_modes(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(item)
         gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch logs and prints at length what it then raises as an exception, and warns of what is none of a user's."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _plain_interface(gm: fx.GraphModule) -> None:
@@ -521,14 +537,21 @@ def _restore_vocabulary(gm: fx.GraphModule) -> None:
 
 def _run_as_it_is(model: nn.Module, args: tuple, kwargs: dict) -> None:
     """Tell a model that refuses its inputs from one that can't be traced.  Raises FxlrpError for the former."""
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as error:
+    if error := _refuses(model, args, kwargs):
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FxlrpError(
             f"The model itself refuses these inputs ({said}); check their number, shape and type."
         ) from error
+
+
+def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
+    """What the model raises when it is called so, if it does."""
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
 
 
 def _why(error: Exception) -> str:

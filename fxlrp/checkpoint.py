@@ -20,6 +20,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions, validate_parti
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from fxlrp.confine import kept
 from fxlrp.rules.kinds import SOFTMAXES
 from fxlrp.rules.propagate import InPlace
 from fxlrp.rules.quantities import outside_vmap
@@ -60,20 +61,23 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linu
 def checkpointed(gm: fx.GraphModule, leaves: list[fx.Node]) -> fx.GraphModule:
     """The graph in √(all it keeps / what a cut keeps) segments; what `leaves`, where the relevance pass ends, depend on
     stays outside of them."""
-    if "checkpointed" not in gm.meta:
+
+    def make() -> fx.GraphModule:
         parts = _parts(gm, leaves)
         split = split_module(gm, nn.Module(), parts.__getitem__, keep_original_order=False)
         for name, part in list(split.named_children()):
             if name.startswith("submod_") and name != "submod_0":
                 setattr(split, name, Tidy(part))
-        gm.meta["checkpointed"] = split
-    return gm.meta["checkpointed"]
+        return split
+
+    return kept(gm, "checkpointed", make)
 
 
 def recompute_squares(gm: fx.GraphModule) -> fx.GraphModule:
     """The graph with attention, from queries and keys to what its weights make of the values, as segments: weights of
     tokens × tokens are not kept, but those of one layer while relevance passes it."""
-    if "recomputing" not in gm.meta:
+
+    def make() -> fx.GraphModule:
         copy, _ = copied(gm)
         parts = [part for node in copy.graph.nodes if _op(node) in SOFTMAXES and (part := _around(node))]
         fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
@@ -81,8 +85,9 @@ def recompute_squares(gm: fx.GraphModule) -> fx.GraphModule:
             if name.startswith("attention_"):
                 setattr(copy, name, Segment(part))
         copy.recompile()
-        gm.meta["recomputing"] = copy
-    return gm.meta["recomputing"]
+        return copy
+
+    return kept(gm, "recomputing", make)
 
 
 PRODUCTS = (aten.matmul, aten.mm, aten.bmm, aten.baddbmm, aten.linear, aten.addmm, aten.einsum)

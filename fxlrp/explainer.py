@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
-from fxlrp.capture import Signature, Way, batch_size, capture, open_output, split_tensors
+from fxlrp.capture import Same, Signature, Way, batch_size, capture, open_output, split_tensors
 from fxlrp.checkpoint import checkpointed, recompute_squares
+from fxlrp.confine import LOCK, alone
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
+from fxlrp.recent import Recent
 from fxlrp.relevance_pass import Direction, maps_at_once, propagate
 from fxlrp.report import Report
 from fxlrp.rewrite import Plan, expose, rewrite
@@ -24,11 +28,43 @@ from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
 
 
+PLANS = 32
+"""How many plans, each a graph for calls of one signature, an explainer keeps."""
+CHECKED = 1024
+"""How many shapes of calls it remembers to have checked against the model's own output."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What an explainer has found out about a model that consists of `parts`, these layers and weights."""
+
+    parts: tuple[int, ...] = ()
+    plans: Recent = field(default_factory=lambda: Recent(PLANS))
+    checked: Recent = field(default_factory=lambda: Recent(CHECKED))
+    joints: Recent = field(default_factory=lambda: Recent(PLANS))
+
+    def plan(self, *keys: Any) -> Plan | None:
+        """The plan under the first of these keys that has one."""
+        return next((plan for key in keys if (plan := self.plans.get(key))), None)
+
+
+class _Latest(threading.local):
+    """The plan of this thread's latest call."""
+
+    plan: Plan | None = None
+
+    def __reduce__(self) -> tuple:
+        return _Latest, ()
+
+
 class Explainer(nn.Module):
     """A model that also says what it looked at.  Made by `fxlrp.convert`; shares the model's weights.
 
     One graph is kept per signature of a call (shapes but for the batch and, where the model allows, the length of
-    texts; dtypes, devices, constants).
+    texts; dtypes, devices, constants), for the `PLANS` = 32 signatures used last.
+
+    Threads may share an explainer, and the model be run beside it: see `fxlrp.confine`.  A copy of it, or one that was
+    pickled, captures anew.
     """
 
     def __init__(
@@ -45,21 +81,25 @@ class Explainer(nn.Module):
         self.model = model
         self.rulebook = rulebook
         self.strict = strict
-        self._plans: dict[Any, Plan] = {}
-        self._checked: set[tuple[Any, int]] = set()  # calls whose graph was seen to give the model's own output
-        self._parts: tuple[int, ...] = ()
-        self._latest: Plan | None = None
-        self._joints: dict[Any, tuple[Plan, Callable[..., Any]]] = {}
+        self._found = _Known()
+        self._latest_here = _Latest()
+        self._latest: Plan | None = None  # of any thread
         self._compiling: dict[str, Any] | None = None
-        self._others: dict[str | int | None, Explainer] = {}
+        self._others = Recent(PLANS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_latest": None}
 
     def of(self, output: str | int | None) -> Explainer:
         """The same for another of the model's outputs; it is kept, with what it captures."""
         if output == self.output:
             return self
-        if output not in self._others:
-            self._others[output] = Explainer(self.model, self.rulebook, self.strict, output, self.checkpoint).eval()
-        return self._others[output]
+        with LOCK:
+            other = self._others.get(output)
+            if other is None:
+                other = Explainer(self.model, self.rulebook, self.strict, output, self.checkpoint).eval()
+                self._others.set(output, other)
+        return other
 
     def forward(
         self,
@@ -93,7 +133,8 @@ class Explainer(nn.Module):
             if batch_size(tensors) > 1 and not plan.apart:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
-            attribution = self._explain(args, kwargs, questions, (), weighing.run)[0]
+            with LOCK:  # an interpreter notes the node it is at where a trace in another thread would read it
+                attribution = self._explain(args, kwargs, questions, (), weighing.run)[0]
         return replace(attribution, trace=plan.report.weighed(weighing.edges))
 
     def ask(self, questions: Sequence[Question], *args: Any, **kwargs: Any) -> list[Attribution]:
@@ -186,7 +227,8 @@ class Explainer(nn.Module):
 
         A graph that torch.compile would break into pieces is an error, unless fullgraph=False.
         """
-        self._compiling, self._joints = {"mode": mode, "fullgraph": True, **options}, {}
+        self._compiling = {"mode": mode, "fullgraph": True, **options}
+        self._found = replace(self._found, joints=Recent(PLANS))
         return self
 
     def joint(
@@ -225,12 +267,19 @@ class Explainer(nn.Module):
         given = torch.as_tensor(-1 if target is None else target, device=tensors[0].device)
         index = given.expand(batch, *given.shape) if given.ndim == 0 or isinstance(target, Sequence) else given
         several = index.shape[1] if index.ndim == 2 else 0
-        key = (id(plan), contrast, several)
-        if key not in self._joints:
-            joint = trace_joint(plan, self.rulebook, contrast, several=several, whole=True)
-            self._joints[key] = plan, torch.compile(joint.traced, **self._compiling)
-        with torch.no_grad():
-            out = self._joints[key][1](*tensors, index.contiguous())
+        joints, key = self._found.joints, (Same(plan), contrast, several)
+        known = joints.get(key)
+        if known is None:
+            with alone():
+                known = joints.get(key)
+                if known is None:
+                    joint = trace_joint(plan, self.rulebook, contrast, several=several, whole=True)
+                    known = joints.set(key, (torch.compile(joint.traced, **self._compiling), Recent(CHECKED)))
+        run, seen = known
+        shapes = tuple(t.shape for t in tensors)
+        with nullcontext() if seen.get(shapes) else alone(), torch.no_grad():  # new shapes may be compiled for
+            out = run(*tensors, index.contiguous())
+        seen.set(shapes, True)
         count = len(plan.capture.output_names)
         logits, found = out[count], out[count + 1 :]
         if target is not None:
@@ -278,30 +327,36 @@ class Explainer(nn.Module):
         if self.model.training:
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
         parts = tuple(map(id, (*self.model.modules(), *self.model.parameters(), *self.model.buffers())))
-        if parts != self._parts:  # a layer or weight was replaced: the graphs hold the old one
-            self._plans, self._checked, self._parts, self._joints = {}, set(), parts, {}
+        if parts != self._found.parts:  # a layer or weight was replaced: the graphs hold the old one
+            self._found = _Known(parts)
+        found = self._found
         batch = batch_size(tensors)
         key = (signature.shapes, batch)
-        plan = self._plans.get(key) or self._plans.get(signature.shapes) or self._plans.get(signature.like)
+        keys = (key, signature.shapes, signature.like)
+        plan = found.plan(*keys)
         if plan is None:
-            plan = self._capture(args, kwargs, key, signature)
+            with alone():  # another thread may have captured it meanwhile
+                plan = found.plan(*keys) or self._capture(found, args, kwargs, key, signature)
         if plan.capture.way is Way.THIS_INPUT:
             outdated = batch == 1 and not all(map(torch.equal, tensors, plan.capture.inputs))
         else:  # does the model take another branch at this batch size?
-            outdated = key not in self._checked and not self._same_output(plan, tensors, rebuild)
+            outdated = not found.checked.get(key) and not self._same_output(plan, tensors, rebuild)
         if outdated:
-            plan = self._capture(args, kwargs, key)
-        self._checked.add(key)
+            with alone():
+                plan = self._capture(found, args, kwargs, key)
+        found.checked.set(key, True)
         shared = [i for i in plan.readouts if not (tensors[i].ndim and len(tensors[i]) == batch)]
         if batch > 1 and (plan.mixes or (shared and not plan.apart)):
             raise FxlrpError(
                 f"The samples of this batch share more than the weights, so a batch of {batch} would mix their "
                 "relevance; explain one sample at a time."
             )
-        self._latest = plan
+        self._latest = self._latest_here.plan = plan
         return plan, tensors
 
-    def _capture(self, args: tuple, kwargs: dict, key: Any, signature: Signature | None = None) -> Plan:
+    def _capture(
+        self, found: _Known, args: tuple, kwargs: dict, key: Any, signature: Signature | None = None
+    ) -> Plan:
         """A plan for this call, and by `signature`, if given, for batches of any size and texts of any length where
         possible."""
         captured = capture(self.model, args, kwargs, fixed=signature is None)
@@ -311,8 +366,7 @@ class Explainer(nn.Module):
             plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
         if signature is not None and captured.way is Way.ANY_BATCH:
             key = signature.like if captured.any_length else signature.shapes
-        self._plans[key] = plan
-        return plan
+        return found.plans.set(key, plan)
 
     def _same_output(self, plan: Plan, tensors: list[Tensor], rebuild: Callable[[Any], tuple[tuple, dict]]) -> bool:
         """Whether the graph gives the model's own output for this call, to a hundredth of its largest value."""
@@ -334,7 +388,8 @@ class Explainer(nn.Module):
 
     @property
     def graph(self) -> fx.GraphModule:
-        """The rewritten graph of the latest call (or of the example inputs): forward and relevance rules in one."""
+        """The rewritten graph of this thread's latest call, if it made one, else of the latest there was (or of the
+        example inputs): forward and relevance rules in one."""
         return self._known().graph
 
     def report(self, *args: Any, target: Target = None, contrast: Contrast = "default", **kwargs: Any) -> Report:
@@ -349,9 +404,10 @@ class Explainer(nn.Module):
         return trace
 
     def _known(self) -> Plan:
-        if self._latest is None:
+        plan = self._latest_here.plan or self._latest
+        if plan is None:
             raise FxlrpError("Nothing is captured yet: call the explainer once, or give convert() example_inputs.")
-        return self._latest
+        return plan
 
 
 def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from fxlrp.confine import alone
 from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rewrite import Plan
 from fxlrp.rules.propagate import InPlace
@@ -63,7 +64,7 @@ def trace_joint(
     values = [n.meta["val"] for n in plan.graph.graph.find_nodes(op="placeholder")]
     mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
     mode.allow_non_fake_inputs = True
-    with mode, enable_python_dispatcher():  # which knows more ops at sizes that are symbols
+    with alone(), mode, enable_python_dispatcher():  # which knows more ops at sizes that are symbols
         target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)

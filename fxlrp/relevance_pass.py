@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import NamedTuple
-from warnings import catch_warnings, filterwarnings
 
 import torch
 from torch import Tensor
 
+from fxlrp.confine import without_warnings
 from fxlrp.rewrite import Plan, at_positions
 from fxlrp.rules.quantities import is_eager, relevance
 from fxlrp.rules.registry import Rulebook
@@ -70,8 +70,7 @@ def propagate(
 
         if len(some) > 1:
             # an op that torch can't batch is run for each; where that fails too, there is a pass for each
-            with suppress(RuntimeError), catch_warnings():
-                filterwarnings("ignore", "There is a performance drop")
+            with suppress(RuntimeError), without_warnings("There is a performance drop"):
                 batched = torch.vmap(partial(cotangents, keep=True))(torch.stack(at_end))
                 return [list(gs) for gs in zip(*batched, strict=True)]
         return [cotangents(g, keep or g is not at_end[-1]) for g in at_end]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.analyse import Samples, carriers, differentiable, find_active, find_infinite, find_nonnegative, find_readouts
 from fxlrp.capture import Capture, free_symbols
+from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
+from fxlrp.recent import Recent
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
 from fxlrp.rules.kinds import SOFTMAXES
@@ -365,6 +368,10 @@ def _add_readouts(
     return places, positions
 
 
+EXPOSED = 8
+"""How many choices of modules to explain inside of are kept for a graph."""
+
+
 def expose(gm: fx.GraphModule, names: Sequence[str]) -> tuple[fx.GraphModule, list[int]]:
     """The graph returning also what `names` (modules, by their output, or nodes) name, and the places of these.
 
@@ -372,15 +379,17 @@ def expose(gm: fx.GraphModule, names: Sequence[str]) -> tuple[fx.GraphModule, li
     """
     if not names:
         return gm, []
-    known = gm.meta.setdefault("exposed", {})
-    if tuple(names) not in known:
-        copy, nodes = copied(gm)
-        end = copy.graph.output_node()
-        first = len(end.args[0])
-        end.args = ((*end.args[0], *(nodes[_named(gm, name)] for name in names)),)
-        copy.recompile()
-        known[tuple(names)] = copy, list(range(first, first + len(names)))
-    return known[tuple(names)]
+    known = kept(gm, "exposed", lambda: Recent(EXPOSED))
+    with LOCK if known.get(tuple(names)) is None else nullcontext():
+        exposed = known.get(tuple(names))
+        if exposed is None:
+            copy, nodes = copied(gm)
+            end = copy.graph.output_node()
+            first = len(end.args[0])
+            end.args = ((*end.args[0], *(nodes[_named(gm, name)] for name in names)),)
+            copy.recompile()
+            exposed = known.set(tuple(names), (copy, list(range(first, first + len(names)))))
+    return exposed
 
 
 def _named(gm: fx.GraphModule, name: str) -> fx.Node:

@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.analyse import differentiable
+from fxlrp.confine import kept
 from fxlrp.rules.contributions import ByContributions
 from fxlrp.rules.propagate import Given, Site
 
@@ -22,9 +23,9 @@ def specialize(gm: fx.GraphModule, logits: int, one_sided: bool) -> fx.GraphModu
     logits: the place among its outputs of what is explained.
     one_sided: whether all relevance there is ≥ 0, as it is without a contrast.
     """
-    known = gm.meta.setdefault("specialized", {})
-    if one_sided not in known:
-        copy = known[one_sided] = copied(gm)[0]
+
+    def make() -> fx.GraphModule:
+        copy, _ = copied(gm)
         if one_sided:
             mark_one_sided(copy, copy.graph.output_node().args[0][logits])
         join_relu(copy)
@@ -32,7 +33,9 @@ def specialize(gm: fx.GraphModule, logits: int, one_sided: bool) -> fx.GraphModu
             tell_masses(copy)
         recompute_functions(copy)
         copy.recompile()
-    return known[one_sided]
+        return copy
+
+    return kept(gm, "one_sided" if one_sided else "two_sided", make)
 
 
 def copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:

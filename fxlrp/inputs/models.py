@@ -7,9 +7,10 @@ import importlib.util
 import json
 import socket
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -286,16 +287,9 @@ def _some(names: list[str], n: int = 3) -> str:
 
 @contextmanager
 def loading(what: str, needed: bool) -> Iterator[None]:
-    """Errors of the hubs' clients in one sentence, and at once: without a network they would retry for a minute.
-
-    What they print goes to stderr.
-    """
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or (needed and not _reachable(constants.ENDPOINT))
+    """Errors of the hubs' clients in one sentence, and at once: without a network they would retry for a minute."""
     try:
-        with redirect_stdout(sys.stderr):
+        with _offline_unless_reachable() if needed else nullcontext():
             yield
     except OSError as error:
         if needed:
@@ -305,8 +299,24 @@ def loading(what: str, needed: bool) -> Iterator[None]:
         raise FxlrpError(f"Cannot load {what}: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # transformers: no such type of model, or one that wants code of its own run
         raise FxlrpError(f"Cannot load {what}: {' '.join(str(error).split())[:300]}") from error
-    finally:
-        constants.HF_HUB_OFFLINE = before
+
+
+_DOWNLOADING = threading.Lock()
+
+
+@contextmanager
+def _offline_unless_reachable() -> Iterator[None]:
+    """Within it, the hub's client knows that there is no network, if there is none; one thread at a time, since it
+    has one setting for all of them."""
+    from huggingface_hub import constants
+
+    with _DOWNLOADING:
+        before = constants.HF_HUB_OFFLINE
+        constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
 
 
 def _reachable(url: str) -> bool:

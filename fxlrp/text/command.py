@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from fxlrp.confine import without_warnings
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.inputs.models import loading
@@ -143,8 +143,7 @@ def against(contrast: str | None) -> str | None:
 
 def quietly(ask: Any, *args: Any, **kwargs: Any) -> Any:
     """What it returns; its notices are part of that, and shown with it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_warnings():
         return ask(*args, **kwargs)
 
 

@@ -1,0 +1,170 @@
+"""Confine: one thread traces at a time, and what torch changes for that in the whole process changes for it alone.
+
+While torch traces, it replaces `nn.Module.__call__`, `builtins.max` and others, turns off faster kernels and says
+that a compilation is going on.  All of this is process-wide: another thread that runs a plain model in the meantime
+would run through the tracer, and two threads that trace would put back each other's replacements, for good.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import math
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx import _symbolic_trace
+
+LOCK = threading.RLock()
+"""Held by the thread that captures, rewrites, traces or compiles.  Calls of what is captured do not take it."""
+
+# A fork waits for the thread that traces: its child has no such thread, and so nobody to put back what was replaced.
+os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, this thread may trace: others that want to wait, and others that run models do not notice."""
+    with LOCK, ExitStack() as stack:
+        from torch._dynamo.convert_frame import compile_lock  # here, since these two take seconds to import
+        from torch.export import _trace
+
+        stack.enter_context(compile_lock)  # torch.compile traces too
+        replaced = [
+            (_symbolic_trace, "_Patcher", _Patcher),
+            (_trace, "_override_builtin_ops", partial(_builtins_here, _trace._override_builtin_ops)),
+            (_trace, "_compiling_state_context", _compiling_here),
+            (torch.compiler, "_compile_session_context", _compiling_here),
+            # it turns off mkldnn, cuDNN and NNPACK for all threads; what is captured stands above them
+            (_trace, "_ignore_backend_decomps", nullcontext),
+        ]
+        for owner, name, new in replaced:
+            stack.enter_context(_replaced(owner, name, new))
+        yield
+
+
+def kept(gm: fx.GraphModule, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, made once for a graph, by whichever thread comes first."""
+    if name not in gm.meta:
+        with LOCK:
+            if name not in gm.meta:
+                gm.meta[name] = make()
+    return gm.meta[name]
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
+    """Within it, a private name of torch stands for something else; one this version of torch lacks is left alone."""
+    if (old := getattr(owner, name, None)) is None:
+        yield
+        return
+    setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        setattr(owner, name, old)
+
+
+def only_here(changed: Callable, original: Callable) -> Callable:
+    """A function that is `changed` for the thread that calls this, and `original` for all others."""
+    here = threading.get_ident()
+
+    @wraps(original)
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        return (changed if threading.get_ident() == here else original)(*args, **kwargs)
+
+    return chosen
+
+
+class _Patcher(_symbolic_trace._Patcher):
+    """Replaces methods of classes (those of `nn.Module`) for the thread that traces alone."""
+
+    def patch_method(self, cls: type, name: str, new_fn: Callable, deduplicate: bool = True) -> None:
+        super().patch_method(cls, name, only_here(new_fn, getattr(cls, name)), deduplicate)
+
+
+@contextmanager
+def _builtins_here(override: Callable[[], AbstractContextManager]) -> Iterator[None]:
+    """What `override` replaces of Python's own functions (by max and min of tensors), for this thread alone."""
+    places = [(builtins, "max"), (builtins, "min"), (math, "pow")]
+    originals = [getattr(*place) for place in places]
+    with override():  # which puts the originals back
+        for place, original in zip(places, originals, strict=True):
+            setattr(*place, only_here(getattr(*place), original))
+        yield
+
+
+class _Here:
+    """True for the thread that made it, and False for all others."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def __bool__(self) -> bool:
+        return threading.get_ident() == self.thread
+
+
+@contextmanager
+def _compiling_here() -> Iterator[None]:
+    """Within it, `torch.compiler.is_compiling` and `is_exporting` say yes to this thread alone."""
+    with ExitStack() as stack:
+        for flag in ("_is_compiling_flag", "_is_exporting_flag"):
+            stack.enter_context(_replaced(torch.compiler, flag, _Here()))
+        yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep this thread's warnings and what it logs to itself: torch says at length what it then raises, and warns of
+    what is none of a user's."""
+    here = _Here()
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return not here
+
+    loggers = [logging.root, *(g for g in logging.root.manager.loggerDict.copy().values())]
+    handlers = {h for g in loggers for h in getattr(g, "handlers", ())} | {logging.lastResort} - {None}
+    for handler in handlers:
+        handler.addFilter(elsewhere)
+    try:
+        with without_warnings():
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(elsewhere)
+
+
+class _Heard(_Here):
+    """Stands for the pattern of a filter of warnings: it matches what this thread is warned of, and no other."""
+
+    def __init__(self, begins: str) -> None:
+        super().__init__()
+        self.begins = re.compile(begins)
+
+    def match(self, text: str) -> bool:
+        return bool(self) and self.begins.match(text) is not None
+
+
+@contextmanager
+def without_warnings(begins: str = "") -> Iterator[None]:
+    """Within it, this thread is not warned of what begins so.
+
+    `warnings.catch_warnings` is for the whole process: two threads in it leave the filters of one of them for good.
+    """
+    entry = ("ignore", _Heard(begins), Warning, None, 0)
+    filters: Any = warnings.filters
+    filters.insert(0, entry)
+    try:
+        yield
+    finally:
+        for each in (filters, warnings.filters):  # catch_warnings elsewhere may have replaced the list meanwhile
+            with suppress(ValueError):
+                each.remove(entry)

@@ -1,0 +1,43 @@
+"""Recent: a dictionary that keeps what was used last."""
+
+from __future__ import annotations
+
+from itertools import count
+from operator import itemgetter
+from typing import Any
+
+
+class Recent:
+    """A dictionary of the `size` entries that were asked for or set last; a copy of one, or what is unpickled, is empty.
+
+    Threads may share it, and a fork may come at any time: there is no lock, each step being one of a plain dictionary.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._values: dict[Any, Any] = {}
+        self._used: dict[Any, int] = {}
+        self._clock = count()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: Any) -> Any:
+        """What was set, or None."""
+        value = self._values.get(key)
+        if value is not None:
+            self._used[key] = next(self._clock)
+        return value
+
+    def set(self, key: Any, value: Any) -> Any:
+        """Keep a value, which is returned, and forget the one that was not asked for the longest."""
+        self._used[key] = next(self._clock)
+        self._values[key] = value
+        while len(self._used) > self.size:
+            oldest, _ = min(list(self._used.items()), key=itemgetter(1))
+            self._values.pop(oldest, None)
+            self._used.pop(oldest, None)
+        return value
+
+    def __reduce__(self) -> tuple:
+        return Recent, (self.size,)
