@@ -33,7 +33,7 @@ from fxlrp.inputs import (
     open_picture,
     output_files,
 )
-from fxlrp.inputs.models import first_line
+from fxlrp.inputs.hubs import first_line
 from fxlrp.inputs.pictures import channels_of
 from fxlrp.rules.registry import find_rulebook, parameters_of
 from fxlrp.text.command import demo_text, explain_texts, generate_text

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
-import socket
 import sys
-import threading
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
 
 from fxlrp.artifact import ExportedExplainer
 from fxlrp.errors import FxlrpError
-from fxlrp.inputs.exported import input_shape, load_exported
+from fxlrp.inputs.exported import check_inputs, input_shape, load_exported
+from fxlrp.inputs.hubs import first_line, loading
+from fxlrp.inputs.huggingface import load_module
 from fxlrp.inputs.labels import imagenet_labels
-from fxlrp.inputs.pickles import load_pickle
+from fxlrp.inputs.limits import read_json
+from fxlrp.inputs.pickles import is_torchscript, load_pickle
 from fxlrp.inputs.pictures import Preprocess, described, from_processor, from_torchvision
 
 ARCH = "timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory"
@@ -49,10 +45,15 @@ class LoadedModel:
         return getattr(self.module, "main_input_name", None) == "input_ids"
 
     def like(self, x: Tensor) -> Tensor:
-        """x on the device and in the dtype of the model's weights."""
+        """x on the device and in the dtype of the model's weights.
+
+        Raises FxlrpError if a network from a .pt2 would make tensors out of all proportion of it.
+        """
         weights = (p for p in self.module.parameters() if p.is_floating_point())
         weight = next(weights, x)
-        return x.to(weight.device, weight.dtype)
+        x = x.to(weight.device, weight.dtype)
+        check_inputs(self.module, x)
+        return x
 
 
 def load_model(spec: str, *, arch: str | None = None, trust: bool = False, pretrained: bool = True) -> LoadedModel:
@@ -116,29 +117,16 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> LoadedModel:
 
 
 def _huggingface(name: str, pretrained: bool) -> LoadedModel:
-    import transformers
-
-    local = Path(name)
-    if local.is_dir() and not (local / "config.json").is_file():
-        raise FxlrpError(
-            f"The folder {name} has no config.json; a folder is a model if Hugging Face's library saved it."
-        )
-    with loading(f"hf:{name}", not local.is_dir()):
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        config._attn_implementation = "eager"  # a config may name an attention kernel to fetch from the hub, and run
-        cls = next((c for n in config.architectures or () if (c := getattr(transformers, n, None))), None)
-        if cls is None:
-            raise FxlrpError(f"hf:{name} names no class of transformers in its config: {config.architectures}.")
-        module = cls.from_pretrained(name, config=config) if pretrained else cls(config)
-    named = {int(i): label for i, label in (getattr(config, "id2label", None) or {}).items()}
+    module, config = load_module(name, pretrained)
+    named = {int(i): str(label) for i, label in (getattr(config, "id2label", None) or {}).items()}
     labels = [named[i] for i in sorted(named)]
     if all(label == f"LABEL_{i}" for i, label in enumerate(labels)):
         labels = []
-    processor = local / "preprocessor_config.json"
-    preprocess = from_processor(json.loads(processor.read_text())) if processor.is_file() else None
+    processor = Path(name) / "preprocessor_config.json"
+    preprocess = from_processor(read_json(processor)) if processor.is_file() else None
     if preprocess is None and isinstance(size := getattr(config, "image_size", None), int):
         preprocess = Preprocess((size, size), guessed=True)
-    return _loaded(module, local.name, preprocess, labels)
+    return _loaded(module, Path(name).name, preprocess, labels)
 
 
 _MAKERS: dict[str, Callable[..., LoadedModel]] = {"timm": _timm, "torchvision": _torchvision, "hf": _huggingface}
@@ -190,10 +178,10 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
 
         try:
             found: Any = load_file(path)
-        except SafetensorError as error:
-            raise FxlrpError(f"{path} is not a safetensors file, or it is damaged ({error}).") from error
+        except (SafetensorError, ValueError, RuntimeError, MemoryError) as error:
+            raise FxlrpError(f"{path} is not a safetensors file, or it is damaged ({first_line(error)}).") from error
     else:
-        if zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist()):
+        if is_torchscript(path):
             raise FxlrpError(
                 f"{path} is TorchScript, which hides the network's operators: where it was made, save the model itself "
                 "with torch.save(model, 'model.pt'), or torch.export.save(torch.export.export(model, inputs), 'm.pt2')."
@@ -276,56 +264,5 @@ def _unknown(name: str, known: list[str]) -> FxlrpError:
     return FxlrpError(f"There is no model {name}; " + (f"did you mean {close}?" if close else lists))
 
 
-def first_line(error: Exception) -> str:
-    """What went wrong, as KeyError: 'x'."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-
-
 def _some(names: list[str], n: int = 3) -> str:
     return ", ".join(names[:n]) + (", …" if len(names) > n else "")
-
-
-@contextmanager
-def loading(what: str, needed: bool) -> Iterator[None]:
-    """Errors of the hubs' clients in one sentence, and at once: without a network they would retry for a minute."""
-    try:
-        with _offline_unless_reachable() if needed else nullcontext():
-            yield
-    except OSError as error:
-        if needed:
-            raise FxlrpError(
-                f"Cannot get {what}: no network, or no such name there; give a file, or --random-weights."
-            ) from error
-        raise FxlrpError(f"Cannot load {what}: {str(error).splitlines()[0]}") from error
-    except ValueError as error:  # transformers: no such type of model, or one that wants code of its own run
-        raise FxlrpError(f"Cannot load {what}: {' '.join(str(error).split())[:300]}") from error
-
-
-_DOWNLOADING = threading.Lock()
-
-
-@contextmanager
-def _offline_unless_reachable() -> Iterator[None]:
-    """Within it, the hub's client knows that there is no network, if there is none; one thread at a time, since it
-    has one setting for all of them."""
-    from huggingface_hub import constants
-
-    with _DOWNLOADING:
-        before = constants.HF_HUB_OFFLINE
-        constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
-        try:
-            yield
-        finally:
-            constants.HF_HUB_OFFLINE = before
-
-
-def _reachable(url: str) -> bool:
-    """Whether a TCP connection to the host of a URL opens within three seconds; behind a proxy, taken to be so."""
-    address = urlsplit(url)
-    if getproxies():
-        return True
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=3).close()
-    except OSError:
-        return False
-    return True

@@ -74,7 +74,9 @@ _BUILDABLE = ("torch.nn.modules.", "torchvision.ops.", "numpy.ndarray")
 _PUSH = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _PUSH_ARG = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"))
 _TAKE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
-_STORAGES = re.compile(r"torch\.(storage\.)?(Untyped|Double|Float|Half|Long|Int|Short|Char|Byte|Bool|BFloat16|Complex\w+)Storage")
+_STORAGES = re.compile(
+    r"torch\.(storage\.)?(Untyped|Double|Float|Half|Long|Int|Short|Char|Byte|Bool|BFloat16|Complex\w+)Storage"
+)
 
 
 def full_name(arg: str) -> Global:

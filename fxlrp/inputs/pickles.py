@@ -21,11 +21,13 @@ from typing import Any
 import torch
 
 from fxlrp.errors import FxlrpError
-from fxlrp.inputs.allowlist import STAND_INS, Array, Dtype, Inert, admit, is_enum
+from fxlrp.inputs.allowlist import STAND_INS, Array, Dtype, Inert, admit
 from fxlrp.inputs.archive import Archive
 from fxlrp.inputs.pickled_program import LONGEST, Refused, check_program, globals_of, is_plain
 
-SAVE_OR_TRUST = "Save its state dict and pass --arch, or pass --trust if you trust whoever made it (it may run any code)."
+SAVE_OR_TRUST = (
+    "Save its state dict and pass --arch, or pass --trust if you trust whoever made it (it may run any code)."
+)
 
 
 def load_pickle(path: Path, *, trust: bool = False) -> Any:
@@ -39,8 +41,10 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
                 sys.path.append("")  # classes are looked for in the current folder too, as python itself does
             return torch.load(path, map_location="cpu", weights_only=False)
         if zipfile.is_zipfile(path):
-            return _load_checked(path)
-        return _load_old(path)
+            with torch.serialization.safe_globals(_checked(path)):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        _check_old(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FxlrpError:
         raise
     except Refused as error:
@@ -57,7 +61,28 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
         ) from error
 
 
-def _load_checked(path: Path) -> Any:
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of TorchScript."""
+    try:
+        with Archive(path) as archive:
+            return "constants.pkl" in archive.names
+    except ValueError:
+        return False
+
+
+def check_pickle(path: Path) -> None:
+    """Raise FxlrpError if a file of torch.save does more than hold tensors, as `load_pickle` does."""
+    try:
+        if zipfile.is_zipfile(path):
+            _checked(path)
+        else:
+            _check_old(path)
+    except (Refused, ValueError) as error:
+        raise FxlrpError(f"{path} holds more than tensors, or is damaged ({error}); give a .safetensors.") from error
+
+
+def _checked(path: Path) -> list[Any]:
+    """What a file names beside plain data, as torch.load is told of it, once the file is known to be harmless."""
     with Archive(path) as archive:
         program = archive.read("data.pkl", LONGEST)
         sizes = {name: archive.size(name) for name in archive.names}
@@ -75,12 +100,11 @@ def _load_checked(path: Path) -> Any:
     allowed += [(found, name) for name, found in STAND_INS.items()]
     # The unpickler looks instances up by their type; a name with a newline cannot be written in a pickle.
     allowed += [(Inert, "\nInert"), (Dtype, "\nDtype"), (Array, "\nArray")]
-    with torch.serialization.safe_globals(allowed):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    return allowed
 
 
-def _load_old(path: Path) -> Any:
-    """Tensors as torch saved them before 1.6: five pickles, one behind the other, and then the numbers."""
+def _check_old(path: Path) -> None:
+    """Look at tensors as torch saved them before 1.6: five pickles, one behind the other, and then the numbers."""
     found: dict[str, int] = {}
 
     def fits(key: str, count: int) -> bool:
@@ -99,4 +123,3 @@ def _load_old(path: Path) -> Any:
                 f"{path} is a pickle in an old format that cannot be checked: save it again with torch.save, "
                 "or pass --trust if you trust whoever made it (it may run any code)."
             ) from error
-    return torch.load(path, map_location="cpu", weights_only=True)

@@ -13,7 +13,8 @@ from torch import nn
 from fxlrp.confine import without_warnings
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
-from fxlrp.inputs.models import loading
+from fxlrp.inputs.hubs import loading
+from fxlrp.inputs.huggingface import check_tokenizer
 from fxlrp.text.ask import RULES, explain, generate
 from fxlrp.text.attribution import TextAttribution, write_html
 
@@ -31,6 +32,8 @@ def load_tokenizer(spec: str) -> Any:
     none = FxlrpError(f"There is no tokenizer beside {spec}; save it there, tokenizer.save_pretrained(…).")
     if Path(name).is_dir() and not any(f for kind in TOKENIZER_FILES for f in Path(name).glob(kind)):
         raise none
+    if Path(name).is_dir():
+        check_tokenizer(Path(name))
     with loading(f"the tokenizer of {spec}", not Path(name).is_dir()):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made of the config alone: it would know no word

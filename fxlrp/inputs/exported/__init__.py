@@ -23,7 +23,8 @@ from fxlrp.errors import FxlrpError
 from fxlrp.inputs.archive import Archive
 from fxlrp.inputs.exported.bounds import check_bounds
 from fxlrp.inputs.exported.operators import replacements
-from fxlrp.inputs.exported.program import check_within, read_payload, read_program
+from fxlrp.inputs.exported.program import LONGEST_JSON, check_within, read_payload, read_program
+from fxlrp.inputs.limits import parse_json
 from fxlrp.inputs.pickled_program import check_program
 
 EXTRA = f"extra/{RECORD}"
@@ -34,8 +35,6 @@ _FILES = re.compile(
     r"|constants/(model_constants_config\.json|tensor_\d+))"
     r"|archive_format|archive_version|byteorder|version|\.data/\w+|\.format_version"
 )
-LONGEST = 2**25
-"""Bytes of a program in JSON; that of a network of a thousand operators takes one to two million."""
 
 
 def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
@@ -47,7 +46,7 @@ def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
         return _in_eval(_loaded_by_torch(path, path))
     try:
         with Archive(path) as archive:
-            about = _about(json.loads(archive.read(EXTRA, LONGEST))) if EXTRA in archive.names else None
+            about = _about(parse_json(archive.read(EXTRA), EXTRA)) if EXTRA in archive.names else None
             clean = _clean_copy(archive)
     except Exception as error:
         why = (str(error).split("\n")[0] or type(error).__name__)[:200]
@@ -95,11 +94,11 @@ def _clean_copy(archive: Archive) -> io.BytesIO:
         write("archive_version", version)
         write("byteorder", "little")
         write(".data/version", "6\n")
-        write(PROGRAM, json.dumps(read_program(archive.read(PROGRAM, LONGEST))))
+        write(PROGRAM, json.dumps(read_program(archive.read(PROGRAM, LONGEST_JSON))))
         write(SAMPLE, b"")  # nobody needs it
         for kind in ("weights", "constants"):
             config = f"data/{kind}/model_{kind}_config.json"
-            payload = read_payload(archive.read(config, LONGEST))
+            payload = read_payload(archive.read(config, LONGEST_JSON))
             for name in dict.fromkeys(meta["path_name"] for meta in payload.values()):
                 data = archive.read(f"data/{kind}/{name}")
                 for meta in payload.values():
@@ -125,15 +124,15 @@ def _check_sample(archive: Archive) -> None:
     if data:
         with Archive(data) as sample:
             sizes = {name: sample.size(name) for name in sample.names}
-            check_program(sample.read("data.pkl", LONGEST), {}, lambda key, count: sizes.get(f"data/{key}") == count)
+            check_program(
+                sample.read("data.pkl", LONGEST_JSON), {}, lambda key, count: sizes.get(f"data/{key}") == count
+            )
 
 
 def _about(said: Any) -> dict[str, Any]:
     """What an exported explainer says about itself, if it is of the kind it should be."""
     names, places = said["inputs"], said["explained"]
-    if not all(isinstance(n, str) for n in names) or not all(
-        type(i) is int and 0 <= i < len(names) for i in places
-    ):
+    if not all(isinstance(n, str) for n in names) or not all(type(i) is int and 0 <= i < len(names) for i in places):
         raise ValueError(f"a record {EXTRA!r} that names no inputs")
     if not isinstance(said["contrast"], str | int | None) or not isinstance(said["rulebook"], str):
         raise ValueError(f"a record {EXTRA!r} that names no rulebook")

@@ -64,7 +64,9 @@ class _Adding(fx.Interpreter):
             if isinstance(leaf, Tensor):
                 self.left[0] -= int(leaf.numel())
             if isinstance(leaf, int) and abs(leaf) > LARGEST_SIZE:
-                raise FxlrpError(f"The exported network computes a size of {leaf:.0e} at {n.name}; no network has that.")
+                raise FxlrpError(
+                    f"The exported network computes a size of {leaf:.0e} at {n.name}; no network has that."
+                )
         if self.left[0] < 0:
             raise FxlrpError(
                 f"The exported network makes tensors out of proportion to its inputs and weights at {n.name}: "

@@ -25,9 +25,12 @@ from torch._export.serde.union import _Union
 
 from fxlrp.inputs.exported.expressions import SYMBOL, check_expression
 from fxlrp.inputs.exported.operators import check_call
+from fxlrp.inputs.limits import parse_json
 
 LARGEST = 2**31
 """What an integer may be: a size, an axis, a stride."""
+LONGEST_JSON = 2**25
+"""Bytes of a program in JSON; that of a network of a thousand operators takes one to two million."""
 ENDLESS = (2**63 - 1, -(2**63))
 """What slices say for "to the end"."""
 LONGEST = 2**16
@@ -68,7 +71,7 @@ class Refused(ValueError):
 
 def read_program(data: bytes) -> dict[str, Any]:
     """The program in `models/model.json`, rebuilt.  Raises ValueError for anything but a network of operators."""
-    return _clean(schema.ExportedProgram, _json(data), "program", 0)
+    return _clean(schema.ExportedProgram, parse_json(data, "the program", LONGEST_JSON), "program", 0)
 
 
 def read_payload(data: bytes) -> dict[str, dict[str, Any]]:
@@ -76,20 +79,7 @@ def read_payload(data: bytes) -> dict[str, dict[str, Any]]:
 
     Raises ValueError if one is more than raw numbers: a pickle, say.
     """
-    return _clean(schema.PayloadConfig, _json(data), "weights", 0)["config"]
-
-
-def _json(data: bytes) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise Refused("a key that occurs twice")
-        return found
-
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique)
-    except RecursionError as error:
-        raise Refused("JSON nested too deeply") from error
+    return _clean(schema.PayloadConfig, parse_json(data, "the list of weights", LONGEST_JSON), "weights", 0)["config"]
 
 
 @functools.cache
@@ -275,7 +265,7 @@ def _tree(text: str) -> str:
     """How inputs or outputs are nested, in lists, tuples and dicts; other containers with names become dicts."""
     if not text:
         return text
-    version, spec = _pair(_json(text.encode()))
+    version, spec = _pair(parse_json(text.encode(), "a container"))
 
     def plain(spec: Any, depth: int) -> dict[str, Any]:
         if depth > DEEPEST or type(spec) is not dict or spec.keys() != {"type", "context", "children_spec"}:
@@ -296,7 +286,7 @@ def _tree(text: str) -> str:
         ):
             raise Refused(f"a container of type {str(kind)[:80]!r}")
         _expect(context, str, "the keys of a container")
-        keys = _json(context.encode())
+        keys = parse_json(context.encode(), "the keys of a container")
         _expect(keys, list, "the keys of a container")
         if len(keys) != len(inner) or not all(
             (type(k) is str and _PATH.fullmatch(k)) or (type(k) is int and abs(k) < LARGEST) for k in keys
