@@ -26,7 +26,7 @@ class Archive:
             self._zip = zipfile.ZipFile(io.BytesIO(file) if isinstance(file, bytes) else file)
         except Exception as error:  # zipfile raises more than BadZipFile for damaged files
             raise ValueError(f"no zip archive that can be read, {error}") from error
-        self._entries = {}
+        self._entries: dict[str, zipfile.ZipInfo] = {}
         entries = self._zip.infolist()
         if len(entries) > MOST:
             raise ValueError(f"{len(entries)} files")

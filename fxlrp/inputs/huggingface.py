@@ -27,7 +27,7 @@ from fxlrp.inputs.pickles import check_pickle
 
 try:
     from re import _constants as sre  # type: ignore[attr-defined]
-    from re import _parser as sre_parse
+    from re import _parser as sre_parse  # type: ignore[attr-defined]
 except ImportError:  # Python 3.10
     import sre_constants as sre
     import sre_parse
@@ -73,9 +73,9 @@ def _class_of(config: Any, name: str) -> Any:
 
     named = [n for n in config.architectures or () if isinstance(n, str)]
     for found in (getattr(transformers, n, None) for n in named):
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            if found.config_class is not None and isinstance(config, found.config_class):
-                return found
+        cls: Any = found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+        if cls is not None and cls.config_class is not None and isinstance(config, cls.config_class):
+            return cls
     raise FxlrpError(
         f"hf:{name} names no model of transformers for its kind of config ({', '.join(named)[:200] or 'none'})."
     )
@@ -204,7 +204,7 @@ def _repeats(parsed: Any) -> tuple[int, bool]:
     count, nested = 0, False
     for op, args in parsed:
         if op in REPEATS or op is getattr(sre, "POSSESSIVE_REPEAT", None):
-            least, most, inside = args
+            _, most, inside = args
             inner, inner_nested = _repeats(inside)
             endless = most is sre.MAXREPEAT or most > MANY
             nested |= inner_nested or (endless and inner > 0)

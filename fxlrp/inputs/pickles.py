@@ -4,10 +4,10 @@ A pickle is a program for a small stack machine: GLOBAL names any importable obj
 state.  Before torch's weights-only unpickler runs that program, three things are checked:
 
 1. every global is a layer, a model's config, an activation function, or plain data (`allowlist`);
-2. the program is run on stand-ins instead of objects (`program`): layers and configs are made empty and given the whole
-   of their state, never constructed; the only callables called are those that rebuild tensors, containers and enums, by
-   arguments as torch.save writes them; tensors lie within their numbers; no class but torch.nn's own and no hook is left
-   lying in the state, where the libraries' code might find and call it;
+2. the program is run on stand-ins instead of objects (`pickled_program`): layers and configs are made empty and given
+   the whole of their state, never constructed; the only callables called are those that rebuild tensors, containers and
+   enums, by arguments as torch.save writes them; tensors lie within their numbers; no class but torch.nn's own and no
+   hook is left lying in the state, where the libraries' code might find and call it;
 3. what comes out is run by the libraries' own `forward`, and an attribute it calls is a layer or an activation.
 """
 
@@ -64,9 +64,9 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive of TorchScript."""
     try:
-        with Archive(path) as archive:
-            return "constants.pkl" in archive.names
-    except ValueError:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # zipfile raises more than BadZipFile for damaged files
         return False
 
 

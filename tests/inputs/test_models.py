@@ -191,7 +191,7 @@ def test_no_network(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise socket.gaierror("Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unreachable)
-    monkeypatch.setattr("fxlrp.inputs.models.getproxies", dict)
+    monkeypatch.setattr("fxlrp.inputs.hubs.getproxies", dict)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     start = time.monotonic()

@@ -1,7 +1,7 @@
 """Loading the .pt2 of torch.export without letting it run code.
 
-Such an archive is a program in JSON, raw numbers, and some pickles.  torch.export.load evaluates expressions in the JSON
-as Python, looks any function up by its name in it, and unpickles freely.  So it is never given the archive: what a
+Such an archive is a program in JSON, raw numbers, and some pickles.  torch.export.load evaluates expressions in the
+JSON as Python, looks any function up by its name in it, and unpickles freely.  So it is never given the archive: what a
 network of operators consists of is read from it here, strictly (`program`, `operators`, `expressions`), a clean archive
 is made of that, and torch loads the clean one.
 """
@@ -25,7 +25,7 @@ from fxlrp.inputs.exported.bounds import check_bounds
 from fxlrp.inputs.exported.operators import replacements
 from fxlrp.inputs.exported.program import LONGEST_JSON, check_within, read_payload, read_program
 from fxlrp.inputs.limits import parse_json
-from fxlrp.inputs.pickled_program import check_program
+from fxlrp.inputs.pickled_program import LONGEST, check_program
 
 EXTRA = f"extra/{RECORD}"
 PROGRAM = "models/model.json"
@@ -124,9 +124,8 @@ def _check_sample(archive: Archive) -> None:
     if data:
         with Archive(data) as sample:
             sizes = {name: sample.size(name) for name in sample.names}
-            check_program(
-                sample.read("data.pkl", LONGEST_JSON), {}, lambda key, count: sizes.get(f"data/{key}") == count
-            )
+            pickle = sample.read("data.pkl", LONGEST)
+            check_program(pickle, {}, lambda key, count: sizes.get(f"data/{key}") == count)
 
 
 def _about(said: Any) -> dict[str, Any]:

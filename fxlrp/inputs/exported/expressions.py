@@ -21,8 +21,10 @@ _CALLS = frozenset(
     )
 )
 _ASSUMPTIONS = frozenset(("positive", "integer", "nonnegative", "finite", "real", "zero", "size"))
-_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.USub, ast.Invert)
-_OPERATORS += (ast.BitAnd, ast.BitOr, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+_OPERATORS = (
+    *(ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.USub, ast.Invert, ast.BitAnd, ast.BitOr),
+    *(ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq),
+)
 _LONGEST = 4096
 _PARTS = 200
 _DEGREE = 12

@@ -178,9 +178,9 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The derivative of attention by q, k and v."""
     with torch.enable_grad():
-        qkv = [t.detach().requires_grad_() for t in (q, k, v)]
-        z = _attention(*qkv, dropout, causal, attn_mask=attn_mask, scale=scale)[0]
-        dq, dk, dv = torch.autograd.grad(z, qkv, g)
+        q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
+        z, _ = _attention(q, k, v, dropout, causal, attn_mask=attn_mask, scale=scale)
+        dq, dk, dv = torch.autograd.grad(z, (q, k, v), g)
     return dq, dk, dv
 
 

@@ -114,7 +114,7 @@ def _clean(kind: Any, value: Any, where: str, depth: int) -> Any:
     return _plain(kind, value, where)
 
 
-def _fields(kind: type, value: Any, where: str, depth: int) -> dict[str, Any]:
+def _fields(kind: Any, value: Any, where: str, depth: int) -> dict[str, Any]:
     _expect(value, dict, where)
     hints, replaced = _hints(kind), _REPLACED.get(kind.__name__, {})
     if unknown := value.keys() - hints.keys():
