@@ -15,8 +15,8 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from functools import partial, wraps
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import wraps
 from typing import Any
 
 import torch
@@ -34,13 +34,15 @@ os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_
 def alone() -> Iterator[None]:
     """Within it, this thread may trace: others that want to wait, and others that run models do not notice."""
     with LOCK, ExitStack() as stack:
-        from torch._dynamo.convert_frame import compile_lock  # here, since these two take seconds to import
+        from torch._dynamo.convert_frame import compile_lock  # here, since these take seconds to import
+        from torch._export import non_strict_utils
         from torch.export import _trace
 
         stack.enter_context(compile_lock)  # torch.compile traces too
         replaced = [
             (_symbolic_trace, "_Patcher", _Patcher),
-            (_trace, "_override_builtin_ops", partial(_builtins_here, _trace._override_builtin_ops)),
+            (non_strict_utils, "builtins", _Namespace(builtins)),
+            (non_strict_utils, "math", _Namespace(math)),
             (_trace, "_compiling_state_context", _compiling_here),
             (torch.compiler, "_compile_session_context", _compiling_here),
             # it turns off mkldnn, cuDNN and NNPACK for all threads; what is captured stands above them
@@ -91,15 +93,19 @@ class _Patcher(_symbolic_trace._Patcher):
         super().patch_method(cls, name, only_here(new_fn, getattr(cls, name)), deduplicate)
 
 
-@contextmanager
-def _builtins_here(override: Callable[[], AbstractContextManager]) -> Iterator[None]:
-    """What `override` replaces of Python's own functions (by max and min of tensors), for this thread alone."""
-    places = [(builtins, "max"), (builtins, "min"), (math, "pow")]
-    originals = [getattr(*place) for place in places]
-    with override():  # which puts the originals back
-        for place, original in zip(places, originals, strict=True):
-            setattr(*place, only_here(getattr(*place), original))
-        yield
+class _Namespace:
+    """Stands for a module of Python's in the code of torch that replaces functions of it (by max and min of tensors):
+    it replaces them for this thread alone, and puts them back as they were."""
+
+    def __init__(self, module: Any) -> None:
+        self.__dict__["module"] = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def __setattr__(self, name: str, new: Any) -> None:
+        old = getattr(self.module, name)
+        setattr(self.module, name, new if getattr(old, "__wrapped__", None) is new else only_here(new, old))
 
 
 class _Here:
@@ -130,7 +136,7 @@ def quiet() -> Iterator[None]:
     def elsewhere(record: logging.LogRecord) -> bool:
         return not here
 
-    loggers = [logging.root, *(g for g in logging.root.manager.loggerDict.copy().values())]
+    loggers = [logging.root, *logging.root.manager.loggerDict.copy().values()]
     handlers = {h for g in loggers for h in getattr(g, "handlers", ())} | {logging.lastResort} - {None}
     for handler in handlers:
         handler.addFilter(elsewhere)

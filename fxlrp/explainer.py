@@ -171,7 +171,15 @@ class Explainer(nn.Module):
         asked = [self._directions(plan, out, q) for q in questions]
         flat = [d for several, _ in asked for d in several]
         at_once = 1 if run or self.checkpoint else maps_at_once(out[plan.logits])
-        found = iter(propagate(plan, self.rulebook, out, tensors, flat, list(inner.values()), at_once))
+        try:
+            found = iter(propagate(plan, self.rulebook, out, tensors, flat, list(inner.values()), at_once))
+        except RuntimeError as error:
+            if "fork-based" not in str(error):
+                raise
+            raise FxlrpError(
+                "This process was forked from one that had explained before, where torch runs no backward pass; start "
+                "it by spawn (multiprocessing.get_context('spawn')), or fork before the first explanation."
+            ) from error
         answers = []
         for several, index in asked:
             reads = [next(found) for _ in several]

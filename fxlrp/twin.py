@@ -58,11 +58,8 @@ def twin(model: nn.Module) -> nn.Module:
                 thing.__code__, thing.__globals__, thing.__name__, thing.__defaults__, tuple(cells) or None
             )
             made[id(thing)] = new
-            new.__kwdefaults__, new.__qualname__, new.__module__ = (
-                thing.__kwdefaults__,
-                thing.__qualname__,
-                thing.__module__,
-            )
+            new.__kwdefaults__ = thing.__kwdefaults__
+            new.__qualname__, new.__module__ = thing.__qualname__, thing.__module__
             new.__dict__.update({k: other(v) for k, v in vars(thing).items()})
             for cell, old in zip(cells, thing.__closure__ or (), strict=True):
                 for value in _content(old):
