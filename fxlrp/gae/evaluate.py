@@ -17,7 +17,7 @@ from fxlrp.gae import quantus as quantus_measures
 from fxlrp.gae.data import Data
 from fxlrp.gae.definitions import DEFINITIONS, FIXED, PUBLISHED
 from fxlrp.gae.measures import curves, localisation
-from fxlrp.gae.methods import Method, name_methods, run
+from fxlrp.gae.methods import Method, identify, name_methods, run
 from fxlrp.gae.metric import Trial, score
 from fxlrp.gae.plan import Plan
 from fxlrp.gae.report import Report
@@ -70,7 +70,8 @@ def evaluate(
 
     A method that raises is left out of the report's table and its error is in `report.errors`.
 
-    Raises FxlrpError for arguments that don't fit, a model that is no classifier, and a folder of another run.
+    Raises FxlrpError for arguments that don't fit, a model that is no classifier, a folder that can't be written, and
+    one with another run's results: of another model, method, data set or argument, or changed since.
     """
     named = name_methods(methods)
     data = Data(dataset, masks, limit)
@@ -92,7 +93,8 @@ def evaluate(
             "Sparseness, max-sensitivity and randomization are left out: Quantus is not installed "
             "(pip install 'fxlrp[eval]')."
         )
-    store = Store(None if out is None else Path(out), manifest, rank)
+    identities = {} if out is None else {name: identify(method) for name, method in named.items()}
+    store = Store(None if out is None else Path(out), manifest, identities, rank)
     try:
         _fill(store, plan, named, range(rank, plan.chunks, world), progress)
         store.wait({(k, name) for k in range(plan.chunks) for name in named})
@@ -138,6 +140,12 @@ def _fill(
     done, every = 0, len(chunks) * len(named)
     for chunk in chunks:
         missing = [name for name in named if (chunk, name) not in store]
+        of = None if store.folder is None else plan.content(chunk)
+        if any(store.kept[chunk, name]["of"] != of for name in named if name not in missing):
+            raise FxlrpError(
+                f"{store.folder} holds results of other pictures, labels or masks under the same numbers (among "
+                f"samples {', '.join(map(str, plan.rows(chunk)[:8]))}, …); give another folder, or delete it."
+            )
         trial = views = None
         done += len(named) - len(missing)
         for name in missing:
@@ -152,9 +160,9 @@ def _fill(
                 except Exception as error:  # whatever a method raises is its own result
                     failed[name] = str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
             if name in failed:
-                store.add(chunk, name, error=failed[name].strip().splitlines()[0])
+                store.add(chunk, name, of=of, error=failed[name].strip().splitlines()[0])
             else:
-                store.add(chunk, name, rows=rows)
+                store.add(chunk, name, of=of, rows=rows)
             done += 1
             if progress:
                 progress(done, every)

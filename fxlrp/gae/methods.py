@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.gae.definitions import FIXED, PUBLISHED
+from fxlrp.gae.identity import digest
 from fxlrp.gae.masking import logits_of
 from fxlrp.gae.metric import Explain, Views
-from fxlrp.rules.registry import Rulebook, rulebooks
+from fxlrp.rules.registry import Rulebook, find_rulebook, rulebooks, user_rules
 
 Method = str | Explainer | Rulebook | Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -47,6 +48,15 @@ def _name(method: Method) -> str:
     if isinstance(method, Explainer):
         return method.rulebook.name
     return str(getattr(method, "name", None) or getattr(method, "__name__", type(method).__name__))
+
+
+def identify(method: Method) -> str:
+    """A digest of what a method computes; its name does not tell it from another of that name."""
+    if isinstance(method, Explainer):
+        return digest((method.rulebook, method.output, user_rules()))
+    if isinstance(method, str) and method not in BASELINES:
+        method = find_rulebook(method)
+    return digest((method, user_rules()) if isinstance(method, Rulebook) else (method, None))
 
 
 def explain_by(method: Method, model: nn.Module, seed: int = 0, definition: str = FIXED) -> Explain:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from fxlrp.errors import FxlrpError
 from fxlrp.gae.data import Data, Sample, ring
 from fxlrp.gae.definitions import PUBLISHED
+from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.masking import predict
 from fxlrp.gae.methods import Method, explain_by, run
 from fxlrp.gae.metric import Explain, Trial, Views, fixed_trial, published_trial
@@ -50,13 +53,14 @@ class Plan:
             self.where = [{i: p for p, i in enumerate(r)} for r in self.rings]
 
     def manifest(self) -> dict[str, Any]:
-        """All that makes one run's results another's: they go on in one folder only where it is the same."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.model.state_dict().items()):
-            if isinstance(value, Tensor):
-                digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        names = getattr(self.data.dataset, "files", None)
+        """All that makes one run's results another's: they go on in one folder only where it is the same.
+
+        Two things are kept with each piece of work instead: the method's digest, since methods may be added, and that
+        of its samples, since reading all of them at the start would take too long.
+        """
+        files = getattr(self.data.dataset, "files", None)
+        how = getattr(self.data.dataset, "preprocess", None)
+        how = dataclasses.asdict(how) if dataclasses.is_dataclass(how) and not isinstance(how, type) else {}
         return {
             "definition": self.definition,
             "steps": self.steps,
@@ -64,15 +68,22 @@ class Plan:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "samples": len(self.data),
-            "files": None
-            if names is None
-            else hashlib.sha256(json.dumps([f.name for f in names]).encode()).hexdigest(),
-            "model": digest.hexdigest(),
+            "files": None if files is None else digest([file.name for file in files]),
+            **{f"preprocess.{name}": value for name, value in how.items()},
+            "model": digest(self.model),
             "dtype": str(self.dtype),
             "device": self.device.type,
+            "python": ".".join(platform.python_version_tuple()[:2]),
             "torch": torch.__version__,
+            "captum": _version("captum"),
             "quantus": self.quantus,
+            "fxlrp": sources(),
         }
+
+    def content(self, chunk: int) -> str:
+        """A digest of the samples that a chunk's scores depend on: pictures, labels and masks."""
+        samples = [self.sample(i) for i in self.rows(chunk)]
+        return digest([(s.x, s.label, s.mask) for s in samples])
 
     def explain(self, name: str, method: Method, randomized: nn.Module | None = None) -> Explain:
         """A method, made once; also on the model with random weights, which are the same whenever they are drawn."""
@@ -84,6 +95,16 @@ class Plan:
     def members(self, chunk: int) -> list[int]:
         """The samples of a chunk."""
         return self.rings[0][chunk * self.size : (chunk + 1) * self.size]
+
+    def rows(self, chunk: int) -> list[int]:
+        """The samples of a chunk, and those behind them that stand beside them in mosaics."""
+        ids = self.members(chunk)
+        near = () if self.definition == PUBLISHED else (self._beside(t, i) for t in range(self.mosaics) for i in ids)
+        return list(dict.fromkeys([*ids, *(i for some in near for i in some)]))
+
+    def _beside(self, turn: int, sample: int) -> list[int]:
+        order, at = self.rings[turn], self.where[turn][sample]
+        return [order[(at + step) % len(order)] for step in (1, 2, 3)]
 
     def stack(self, indices: Sequence[int]) -> Tensor:
         """Samples [n, C, H, W] where the model is."""
@@ -108,14 +129,12 @@ class Plan:
             return published_trial(
                 self.model, self.stack(ids), torch.tensor(labels), ids=ids, steps=self.steps, generator=generator
             )
-        rows = list(ids)
+        rows = self.rows(chunk)
         beside = torch.empty(self.mosaics, len(ids), 3, dtype=torch.long)
         places = torch.empty(self.mosaics, len(ids), dtype=torch.long)
-        for turn, (order, where) in enumerate(zip(self.rings, self.where, strict=True)):
+        for turn in range(self.mosaics):
             for j, i in enumerate(ids):
-                near = [order[(where[i] + step) % len(order)] for step in (1, 2, 3)]
-                rows += [r for r in near if r not in rows]
-                beside[turn, j] = torch.tensor([rows.index(r) for r in near])
+                beside[turn, j] = torch.tensor([rows.index(r) for r in self._beside(turn, i)])
                 places[turn, j] = hashlib.sha256(f"place:{self.seed}:{turn}:{i}".encode()).digest()[0] % 4
         return fixed_trial(
             self.model,
@@ -137,3 +156,10 @@ class Plan:
         views = Views(x, target, [f"{i}:x" for i in samples], None if truth is None else truth.to(x))
         found = run(self.explain(method, named[method]), views, self.batch_size)
         return x, found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

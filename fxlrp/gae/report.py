@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from fxlrp.errors import FxlrpError
-from fxlrp.gae.store import write
+from fxlrp.gae.store import usable, write
 
 MEASURES = {  # with their headings in a table
     "gae": "GAE",
@@ -168,7 +168,8 @@ class Report:
         from fxlrp.gae.html import page
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with usable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         table = pa.table({c: [row.get(c) for row in self.rows] for c in columns})
         held = io.BytesIO()

@@ -1,18 +1,24 @@
 """Results on disk that survive SIGKILL: one line for each finished piece of work, in one file for each process.
 
 A line is written by one append and fsync; one that a kill cut short is cut off at the next start.  Everybody reads
-everybody's lines, so that a run goes on with another number of processes.
+everybody's lines, so that a run goes on with another number of processes.  A line ends in a checksum of itself and of
+the run it belongs to, and says which method it is of by that method's digest: what was changed since, or comes from
+elsewhere, is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fxlrp.errors import FxlrpError
+from fxlrp.inputs.limits import read_json
 
 Piece = tuple[int, str]  # chunk, method
 
@@ -20,22 +26,33 @@ Piece = tuple[int, str]  # chunk, method
 class Store:
     """The pieces of a run.  Without a folder they are kept in memory.
 
-    Raises FxlrpError if the folder holds a run of another kind, or another process writes its part of it.
+    manifest: all that makes one run's results another's.
+    methods: the digest of each method by its name.
+
+    Raises FxlrpError if the folder holds a run of another kind, or of another method under a name of these, or damaged
+    results, or cannot be written, or another process writes its part of it.
     """
 
-    def __init__(self, folder: Path | None, manifest: dict[str, Any], rank: int = 0) -> None:
-        self.folder, self.rank, self.kept = folder, rank, {}
+    def __init__(
+        self, folder: Path | None, manifest: dict[str, Any], methods: Mapping[str, str], rank: int = 0
+    ) -> None:
+        self.folder, self.rank, self.kept, self.methods = folder, rank, {}, methods
         self._offsets: dict[Path, int] = {}
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        _agree(folder / "manifest.json", manifest)
-        self._file = (folder / f"part-{rank:04d}.jsonl").open("ab")
-        _lock(self._file)
-        path = Path(self._file.name)
-        whole = path.read_bytes()
-        self._file.truncate(whole.rfind(b"\n") + 1)
-        self.read()
+        self._run = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+        path = folder / f"part-{rank:04d}.jsonl"
+        with usable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _agree(folder / "manifest.json", manifest)
+            self._file = path.open("ab", buffering=0)  # a buffer would be written again after a full disk
+            try:
+                _lock(self._file)
+                self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
+                self.read()
+            except BaseException:
+                self._file.close()
+                raise
 
     kept: dict[Piece, dict[str, Any]]
 
@@ -43,27 +60,55 @@ class Store:
         return piece in self.kept
 
     def add(self, chunk: int, method: str, **found: Any) -> None:
-        """Keep a finished piece."""
+        """Keep a finished piece.  Raises FxlrpError, leaving the file as it was, where the disk is full."""
         self.kept[chunk, method] = found
-        if self.folder is not None:
-            line = json.dumps({"chunk": chunk, "method": method, **found}, separators=(",", ":")) + "\n"
-            self._file.write(line.encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        if self.folder is None:
+            return
+        said = {"chunk": chunk, "method": method, "by": self.methods[method], **found}
+        body = json.dumps(said, separators=(",", ":"))[:-1].encode()
+        line = body + b',"sum":"' + self._sum(body) + b'"}\n'
+        before = os.fstat(self._file.fileno()).st_size
+        with usable(self.folder):
+            try:
+                while line:  # a disk that is nearly full takes a part
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(before)
+                raise
 
     def read(self) -> None:
         """Take in what any process has written since."""
         if self.folder is None:
             return
         for path in sorted(self.folder.glob("part-*.jsonl")):
-            with path.open("rb") as file:
+            with usable(self.folder), path.open("rb") as file:
                 file.seek(self._offsets.get(path, 0))
                 whole = file.read()
             end = whole.rfind(b"\n") + 1
             self._offsets[path] = self._offsets.get(path, 0) + end
-            for line in whole[:end].splitlines():
-                row = json.loads(line)
-                self.kept.setdefault((row.pop("chunk"), row.pop("method")), row)
+            for line in whole[:end].split(b"\n")[:-1]:
+                self._take(line, path)
+
+    def _take(self, line: bytes, path: Path) -> None:
+        body, said, rest = line.rpartition(b',"sum":"')
+        if not said or rest != self._sum(body) + b'"}':
+            start = line[:40].decode(errors="replace")
+            raise FxlrpError(
+                f"A line of {path} was changed since it was written, or is of another run ({start}…); delete that "
+                "line, and what it held is computed again, or give another folder."
+            )
+        row = json.loads(body + b"}")
+        chunk, method, by = row.pop("chunk"), row.pop("method"), row.pop("by")
+        if by != self.methods.get(method, by):
+            raise FxlrpError(
+                f"{self.folder} holds results of another method called {method!r}; give this one another name, or "
+                "give another folder."
+            )
+        self.kept.setdefault((chunk, method), row)
+
+    def _sum(self, body: bytes) -> bytes:
+        return hashlib.sha256(self._run.encode() + body).hexdigest().encode()
 
     def wait(self, pieces: set[Piece]) -> None:
         """Until all of these are there, whoever computes them."""
@@ -76,24 +121,56 @@ class Store:
             self._file.close()
 
 
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Say in one sentence why a folder can't be used, where it can't."""
+    try:
+        yield
+    except OSError as error:
+        if folder.exists() and not folder.is_dir():
+            raise FxlrpError(f"{folder} is a file; results are kept in a folder, give another.") from error
+        raise FxlrpError(
+            f"Results cannot be kept in {folder} ({error.strerror or error}); make room there or make it writable, and "
+            "run again: what is finished is kept, or give another folder."
+        ) from error
+
+
 def write(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all."""
+    """Write a file that is there whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    with usable(path.parent):
+        try:
+            with draft.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def _agree(path: Path, manifest: dict[str, Any]) -> None:
     if not path.exists():
         write(path, json.dumps(manifest, indent=1).encode())
-    found = json.loads(path.read_text())
-    other = [key for key in manifest if found.get(key) != json.loads(json.dumps(manifest[key]))]
+    try:
+        found = read_json(path)
+    except FxlrpError:
+        found = None
+    if not isinstance(found, dict):
+        raise FxlrpError(
+            f"{path} is damaged, so that nobody knows what the results beside it are of; delete the folder, or give "
+            "another."
+        )
+    here = json.loads(json.dumps(manifest))
+    other = [key for key in {**here, **found} if found.get(key) != here.get(key)]
     if other:
-        said = ", ".join(f"{key} {found.get(key)} there, {manifest[key]} here" for key in other)
+        said = ", ".join(_differs(key, found.get(key), here.get(key)) for key in other)
         raise FxlrpError(f"{path.parent} holds another evaluation ({said}); give another folder, or delete it.")
+
+
+def _differs(key: str, there: Any, here: Any) -> str:
+    long = max(len(str(there)), len(str(here))) > 60
+    return f"another {key}" if long else f"{key} {there} there, {here} here"
 
 
 def _lock(file: Any) -> None:

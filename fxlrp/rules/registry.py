@@ -160,6 +160,13 @@ class Rulebook:
 
 
 _USER: dict[Key, Entry] = {}
+
+
+def user_rules() -> dict[Key, Entry]:
+    """The rules registered by `rule`, which come before every rulebook's."""
+    return dict(_USER)
+
+
 _BOOKS: dict[str, Callable[..., Rulebook]] = {}
 
 

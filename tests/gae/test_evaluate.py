@@ -70,11 +70,11 @@ def test_more_mosaics_are_meaned(model: nn.Module) -> None:
 
 def work(out: Path, rank: int = 0, world: int = 1, slow: float = 0) -> None:
     """One process of an evaluation, which notes each chunk of its method that begins."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), SLOW=str(slow))
     model = tiny()
 
     def slow_method(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        time.sleep(slow)
+        time.sleep(float(os.environ["SLOW"]))  # in a closure it would make this another method
         return input_x_gradient(net, x, target)
 
     methods = {"slow": slow_method, "random": "random"}
@@ -94,7 +94,7 @@ def results(out: Path) -> bytes:
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     work(tmp_path / "whole")
     rng, kills = random.Random(0), 0
-    while kills < 10:
+    while kills < 15:
         run = process(tmp_path / "killed", 0, 1, 0.01)
         run.join(rng.uniform(0.02, 0.3))
         if run.is_alive():

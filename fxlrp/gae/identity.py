@@ -1,0 +1,215 @@
+"""A digest of anything that a score depends on: weights and code alike, so that no two things of one name are mixed up.
+
+What comes with an installed package is known by its name and the package's version, everything else by its content: a
+tensor by its bytes, a function by its code and by what it refers to, an object by its class and its state.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fxlrp
+from fxlrp.errors import FxlrpError
+
+_OURS = str(Path(fxlrp.__file__).parent)
+_INSTALLED = (_OURS, *(sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib", "platstdlib")))
+_PLAIN = frozenset(vars(nn.Module())) - {"training"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def digest(thing: Any) -> str:
+    """Return a digest that is the same in every process for the same thing, and for no other.
+
+    Raises FxlrpError for what is nested too deeply.
+    """
+    try:
+        return _Walk().of(thing).hex()
+    except RecursionError as error:
+        said = (
+            f"A {type(thing).__name__} is nested too deeply to be told from another; give out=None, or a plainer one."
+        )
+        raise FxlrpError(said) from error
+
+
+@functools.cache
+def sources() -> str:
+    """Return a digest of fxlrp's own code."""
+    files = sorted(Path(_OURS).rglob("*.py"))
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+class _Walk:
+    """Digests of objects by id, each taken once; one that holds itself is known by where it stands."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[Any, bytes]] = {}  # with the object, whose id would be given away otherwise
+
+    def of(self, thing: Any) -> bytes:
+        if thing is None or isinstance(thing, str | int | float | complex | bytes):
+            return _sum(type(thing).__name__, repr(thing).encode())
+        if id(thing) not in self.known:
+            self.known[id(thing)] = thing, b"itself"
+            self.known[id(thing)] = thing, _sum(*self._parts(thing))
+        return self.known[id(thing)][1]
+
+    def all(self, things: Iterable[Any]) -> Iterator[bytes]:
+        yield from map(self.of, things)
+
+    def _parts(self, thing: Any) -> Iterator[Any]:
+        """Yield what a thing consists of: first its kind, then text, or bytes of a fixed meaning."""
+        yield type(thing).__qualname__
+        match thing:
+            case Tensor():
+                yield from _numbers(thing)
+            case np.ndarray() if not thing.dtype.hasobject:
+                yield f"{thing.dtype} {thing.shape}"
+                yield np.ascontiguousarray(thing).tobytes()
+            case tuple() | list():
+                yield from self.all(thing)
+            case set() | frozenset():
+                yield from sorted(self.all(thing))
+            case Mapping():
+                yield from self.all(pair for item in thing.items() for pair in item)
+            case torch.dtype() | torch.device() | torch._ops.OpOverload() | torch._ops.OpOverloadPacket():
+                yield str(thing)
+            case types.CodeType():
+                yield thing.co_code
+                yield from self.all((thing.co_consts, thing.co_names, thing.co_varnames, thing.co_flags))
+            case types.FunctionType():
+                yield from self._function(thing)
+            case types.MethodType():
+                yield from self.all((thing.__func__, thing.__self__))
+            case types.BuiltinFunctionType() | types.MethodDescriptorType() | types.WrapperDescriptorType():
+                yield f"{thing.__module__ if hasattr(thing, '__module__') else ''} {thing.__qualname__}"
+            case types.ModuleType():
+                yield _installed(thing.__name__) or _content(thing)
+            case property():
+                yield from self.all((thing.fget, thing.fset))
+            case staticmethod() | classmethod():
+                yield self.of(thing.__func__)
+            case type():
+                yield from self._class(thing)
+            case nn.Module():
+                yield from self._module(thing)
+            case _:
+                yield from self._object(thing)
+
+    def _function(self, function: types.FunctionType) -> Iterator[Any]:
+        yield from self.all((function.__defaults__, function.__kwdefaults__))
+        for cell in function.__closure__ or ():
+            try:
+                yield self.of(cell.cell_contents)
+            except ValueError:  # not set yet
+                yield "empty"
+        if _is_installed(function.__code__.co_filename):
+            yield f"{function.__module__}.{function.__qualname__} {_version(function.__module__)}"
+            return
+        yield self.of(function.__code__)
+        for name in sorted(_names(function.__code__) & function.__globals__.keys()):
+            yield name
+            yield self.of(function.__globals__[name])
+
+    def _class(self, cls: type) -> Iterator[Any]:
+        yield f"{cls.__module__}.{cls.__qualname__}"
+        if (said := _installed(cls.__module__)) and not _written_here(cls):
+            yield said
+            return
+        yield from self.all(cls.__bases__)
+        for name, value in vars(cls).items():
+            if not (name.startswith("__") and name.endswith("__")) or isinstance(value, types.FunctionType):
+                yield name
+                yield self.of(value)
+
+    def _module(self, module: nn.Module) -> Iterator[Any]:
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            yield self.of(module._orig_mod)
+            return
+        traced = isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule)
+        yield module.code if traced else self.of(type(module))
+        held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        yield from self.all((held, list(module.named_children())))
+        yield from self.all(hook for name in _HOOKS for hook in vars(module).get(name, {}).values())
+        rest = {name: value for name, value in vars(module).items() if name not in _PLAIN}
+        if traced:  # of the rest only constants are used, most is how the code was made
+            rest = {name: value for name, value in rest.items() if isinstance(value, Tensor)}
+        yield self.of(rest)
+
+    def _object(self, thing: Any) -> Iterator[Any]:
+        yield self.of(type(thing))
+        if type(thing).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch")):
+            return  # how a thing is compiled, not what it computes
+        try:
+            made = thing.__reduce_ex__(4)
+        except Exception:  # a lock, a file and the like, which have no state that a score could depend on
+            return
+        if isinstance(made, str):
+            yield made
+            return
+        yield from self.all(made[:3])
+        yield from (self.of(list(more)) for more in made[3:5] if more is not None)
+
+
+def _sum(*parts: Any) -> bytes:
+    found = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        found.update(len(content).to_bytes(8, "big"))
+        found.update(content)
+    return found.digest()
+
+
+def _numbers(x: Tensor) -> Iterator[Any]:
+    yield f"{x.dtype} {list(x.shape)} {x.layout}"
+    if x.is_meta:
+        return
+    x = x.detach()
+    if x.is_quantized:
+        yield f"{x.qscheme()} {x.dequantize().flatten()[:1].tolist()}"
+        x = x.dequantize()
+    x = (x if x.layout == torch.strided else x.to_dense()).cpu().resolve_conj().resolve_neg()
+    yield x.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return the names a function looks up, those of the functions inside it too."""
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _is_installed(file: str) -> bool:
+    return file.startswith(_INSTALLED) or file.startswith("<frozen")
+
+
+def _written_here(cls: type) -> bool:
+    """Tell whether a method of a class is in no installed file: another module may have the same name."""
+    files = [f.__code__.co_filename for f in vars(cls).values() if isinstance(f, types.FunctionType)]
+    return any(not _is_installed(file) and not file.startswith("<") for file in files)
+
+
+def _installed(module: str) -> str | None:
+    """Return a module's name and version if it was installed, or comes with Python."""
+    found = sys.modules.get(module)
+    file = getattr(found, "__file__", None)
+    if found is None or not (module in sys.builtin_module_names if file is None else _is_installed(file)):
+        return None
+    return f"{module} {_version(module)}"
+
+
+def _version(module: str | None) -> str:
+    return str(getattr(sys.modules.get((module or "").partition(".")[0]), "__version__", ""))
+
+
+def _content(module: types.ModuleType) -> bytes:
+    file = getattr(module, "__file__", None)
+    return Path(file).read_bytes() if file and Path(file).is_file() else module.__name__.encode()
