@@ -44,7 +44,7 @@ def export(
 
     Raises FxlrpError if there is no graph for it, or no such file can be written.
     """
-    with alone():
+    with alone(below_backends=True):
         return _export(explainer, Path(path), contrast, aoti, about)
 
 

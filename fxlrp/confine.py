@@ -31,8 +31,13 @@ os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Within it, this thread may trace: others that want to wait, and others that run models do not notice."""
+def alone(*, below_backends: bool = False) -> Iterator[None]:
+    """Within it, this thread may trace: others that want to wait, and others that run models do not notice.
+
+    below_backends: whether ops are traced that torch chooses a backend for by their sizes, as derivatives of
+      convolutions.  Then torch.export turns off mkldnn, cuDNN and NNPACK for all threads meanwhile, lest the graph hold
+      for small batches alone; others compute the same, by other kernels.
+    """
     with LOCK, ExitStack() as stack:
         from torch._dynamo.convert_frame import compile_lock  # here, since these take seconds to import
         from torch._export import non_strict_utils
@@ -45,8 +50,7 @@ def alone() -> Iterator[None]:
             (non_strict_utils, "math", _Namespace(math)),
             (_trace, "_compiling_state_context", _compiling_here),
             (torch.compiler, "_compile_session_context", _compiling_here),
-            # it turns off mkldnn, cuDNN and NNPACK for all threads; what is captured stands above them
-            (_trace, "_ignore_backend_decomps", nullcontext),
+            *([] if below_backends else [(_trace, "_ignore_backend_decomps", nullcontext)]),
         ]
         for owner, name, new in replaced:
             stack.enter_context(_replaced(owner, name, new))
