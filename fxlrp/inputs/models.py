@@ -193,7 +193,14 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
     if isinstance(found, nn.DataParallel):
         found = found.module
     if isinstance(found, nn.Module):
-        return _loaded(found, path.stem)
+        try:
+            return _loaded(found.eval().to("cpu"), path.stem)
+        except FxlrpError:
+            raise
+        except Exception as error:  # a layer of which a part was not saved
+            raise FxlrpError(
+                f"{path} holds a module that is not whole ({first_line(error)}): save it again with torch.save."
+            ) from error
     if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
         raise FxlrpError(f"{path} holds a {type(found).__name__}, neither a module nor a state dict.")
     if arch is None:

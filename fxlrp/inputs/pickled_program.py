@@ -396,6 +396,7 @@ def _inside(thing: Any) -> list[Any]:
     return list(thing) if isinstance(thing, list | tuple) else []
 
 
+_SCALARS = (bool, int, float, str, type(None))
 _HOOKED = re.compile(r"_\w*hooks?(_\w+)?|_compiled_call_impl")
 
 
@@ -416,7 +417,7 @@ def _check_module(module: Made, cls: type) -> None:
     for key, value in state.items():
         if _HOOKED.fullmatch(key) and value is not None and _items(value) != {}:
             raise Refused(f"stores hooks ({key}) of a {kind}")
-        if callable(getattr(cls, key, None)) and not isinstance(value, bool | int | float | str | None):
+        if callable(getattr(cls, key, None)) and (hasattr(nn.Module, key) or type(value) not in _SCALARS):
             raise Refused(f"puts something in the place of {kind}.{key}")
     for name, of in (("_parameters", _REBUILD), ("_buffers", _REBUILD), ("_modules", None)):
         inside = _items(state.get(name))

@@ -212,7 +212,7 @@ def _filter(name: Any) -> Any:
 
 def channels_of(module: nn.Module) -> int:
     """The channels a model's first convolution takes.  Raises FxlrpError unless it is 1 or 3, what pictures have."""
-    taken = [m.in_channels for m in module.modules() if isinstance(m, (nn.Conv2d, nn.LazyConv2d))]
+    taken = [getattr(m, "in_channels", 3) for m in module.modules() if isinstance(m, (nn.Conv2d, nn.LazyConv2d))]
     if not taken or taken[0] == 3:
         return 3
     if taken[0] == 1:

@@ -36,6 +36,7 @@ def load_tokenizer(spec: str) -> Any:
         check_tokenizer(Path(name))
     with loading(f"the tokenizer of {spec}", not Path(name).is_dir()):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer("a word")  # what a config says wrongly is raised here
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made of the config alone: it would know no word
         raise none
     return tokenizer

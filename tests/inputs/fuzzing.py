@@ -24,6 +24,7 @@ import tempfile
 import time
 import traceback
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,8 +179,12 @@ def _labels(folder: Path) -> Path:
 def _run(path: Path, *shape: int, **how: Any) -> None:
     """Load a model and run it, or its explanation."""
     loaded = load_model(str(path), **how)
+    x = loaded.like(torch.rand(shape))
+    if path.suffix in (".pt", ".safetensors") and zlib.crc32(path.read_bytes()) % 4 == 0:
+        convert(loaded.module)(x)
+        return
     with torch.no_grad():
-        loaded.module(loaded.like(torch.rand(shape)))
+        loaded.module(x)
 
 
 def _run_weights(path: Path) -> None:
@@ -272,7 +277,7 @@ def change_json(value: Any, r: random.Random, marker: Path) -> Any:
         elif how == 7 and isinstance(inside, list):
             inside.insert(r.randrange(len(inside) + 1), copy.deepcopy(old))
         else:
-            for _ in range(r.choice((2, 100, 3000))):
+            for _ in range(r.choice((2, 100, 300))):
                 old = [old]
             inside[key] = old
     return value
@@ -369,6 +374,8 @@ def change_archive(data: bytes, r: random.Random, marker: Path) -> bytes:
 
 def change_content(name: str, data: bytes, r: random.Random, marker: Path) -> bytes:
     """A file changed by what it is."""
+    if name.endswith(".json") and r.random() < 0.03:
+        return b'{"a":' * 100_000 + data + b"}" * 100_000
     if name.endswith(".json"):
         return json.dumps(change_json(json.loads(data), r, marker)).encode("utf-8", "surrogatepass")
     if name.endswith((".pt", ".pt2", ".bin")) and data[:2] == b"PK":
@@ -455,7 +462,8 @@ def _child(kind: str, path: Path, back: int) -> int:
     except BaseException as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {error}"[:500]
-        if kind.startswith(("pt", "folder", "safetensors")) and "in forward" in traceback.format_exc():
+        stack = traceback.format_exc()
+        if kind.startswith(("pt", "folder", "safetensors")) and "in forward" in stack and "explainer.py" not in stack:
             said = "refused"  # the network itself, run by its user
     os.write(back, said.encode(errors="replace"))
     return 0
