@@ -243,7 +243,7 @@ def open_picture(path: Path) -> Image.Image:
     except Exception as error:  # PIL's readers raise more than OSError for files that are damaged
         said = f"{path} is not a picture that can be read; give a {', '.join(FORMATS)} that other programs show."
         raise FxlrpError(said) from error
-    picture.info = {}  # damaged metadata would be read again wherever the picture is turned
+    picture.info = {}  # PIL would read damaged metadata again, and warn, wherever the picture is turned
     return picture
 
 

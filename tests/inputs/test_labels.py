@@ -62,6 +62,11 @@ def test_text_that_holds_no_labels(content: bytes, tmp_path: Path) -> None:
         load_labels(tmp_path / "a.txt")
 
 
+def test_an_index_is_refused_before_a_list_is_made_of_it() -> None:
+    with pytest.raises(FxlrpError, match="1000000 is over 1,000,000"):
+        class_names({"1000000": "a"}, "The record")
+
+
 def test_gaps_are_numbers() -> None:
     assert class_names({"3": "d", 1: "b"}, "") == ["0", "b", "2", "d"]
     assert class_names((7, "b"), "") == ["7", "b"]
