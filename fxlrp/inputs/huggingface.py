@@ -22,6 +22,7 @@ from torch.nn.modules import module as registration
 
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs.hubs import loading
+from fxlrp.inputs.labels import class_names
 from fxlrp.inputs.limits import read_json
 from fxlrp.inputs.pickles import check_pickle
 
@@ -126,10 +127,10 @@ def _check_config(folder: Path) -> None:
     if not isinstance(config, dict):
         raise FxlrpError(f"{file} holds no config; give a folder that Hugging Face's library saved.")
     labels = config.get("id2label")
-    if labels is not None and not (
-        isinstance(labels, dict) and all(re.fullmatch(r"\d{1,9}", k) and isinstance(v, str) for k, v in labels.items())
-    ):
-        raise FxlrpError(f'{file} has an id2label that is no dict from numbers to names, as {{"0": "cat"}}.')
+    if labels is not None:
+        if not isinstance(labels, dict):
+            raise FxlrpError(f'{file} has an id2label that is no dict from numbers to names, as {{"0": "cat"}}.')
+        class_names(labels, f"The id2label of {file}")
     for key, value in _numbers("", config):
         if abs(value) > LARGEST and not NO_SIZE.fullmatch(key) and math.isfinite(value):
             raise FxlrpError(f"{file} has {key} {value:.0e}, which no network has.")

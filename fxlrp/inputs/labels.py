@@ -68,8 +68,8 @@ def class_names(found: Any, where: str) -> list[str]:
 
 
 def _can_be_shown(name: str) -> bool:
-    """Tell whether a name is text: half a surrogate pair would stop whatever prints it."""
-    return not re.search("[\ud800-\udfff]", name)
+    """Tell whether a name is text: half a surrogate pair stops whatever prints it, a terminal obeys other controls."""
+    return not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", name)
 
 
 def imagenet_labels() -> list[str] | None:

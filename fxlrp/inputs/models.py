@@ -18,7 +18,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.inputs.exported import check_inputs, input_shape, load_exported
 from fxlrp.inputs.hubs import first_line, loading
 from fxlrp.inputs.huggingface import load_module
-from fxlrp.inputs.labels import imagenet_labels
+from fxlrp.inputs.labels import class_names, imagenet_labels
 from fxlrp.inputs.limits import read_json
 from fxlrp.inputs.pickles import is_torchscript, load_pickle
 from fxlrp.inputs.pictures import Preprocess, described, from_processor, from_torchvision
@@ -118,12 +118,13 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> LoadedModel:
 
 def _huggingface(name: str, pretrained: bool) -> LoadedModel:
     module, config = load_module(name, pretrained)
-    named = {int(i): str(label) for i, label in (getattr(config, "id2label", None) or {}).items()}
-    labels = [named[i] for i in sorted(named)]
+    named = getattr(config, "id2label", None)
+    labels = class_names(named, f"The id2label of {name}") if named else []
     if all(label == f"LABEL_{i}" for i, label in enumerate(labels)):
         labels = []
     processor = Path(name) / "preprocessor_config.json"
-    preprocess = from_processor(read_json(processor)) if processor.is_file() else None
+    seen = getattr(module, "main_input_name", None) != "input_ids" and processor.is_file()
+    preprocess = from_processor(read_json(processor)) if seen else None
     if preprocess is None and isinstance(size := getattr(config, "image_size", None), int):
         preprocess = Preprocess((size, size), guessed=True)
     return _loaded(module, Path(name).name, preprocess, labels)
@@ -214,12 +215,14 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
 def _exported_explainer(module: ExportedExplainer, path: Path) -> LoadedModel:
     """An explainer with the preprocessing and class names it was exported with."""
     said = module.about.get("preprocess") or {}
+    if not isinstance(said, dict):
+        raise FxlrpError(f"{path} says of its pictures what can't be understood; export it again.")
     known: dict[str, Any] = {f.name: said[f.name] for f in fields(Preprocess) if f.name in said}
     for name, value in known.items():
         known[name] = tuple(value) if isinstance(value, list) else value
     how = replace(Preprocess(), **known)
     labels = module.about.get("labels")
-    return LoadedModel(module, path.stem, how, [str(label) for label in labels] if labels else None)
+    return LoadedModel(module, path.stem, how, class_names(labels, str(path)) if labels else None)
 
 
 def _fit(weights: dict[str, Tensor], arch: str, source: str) -> LoadedModel:

@@ -66,7 +66,8 @@ class Encoded:
         text = self.segments[p.segment][p.start : p.end]
         if text.isspace():
             return "↵" if "\n" in text else "␣"
-        return text.strip() if text.strip().isprintable() and text else p.token
+        shown = text.strip() if text.strip().isprintable() and text else p.token
+        return shown if shown.isprintable() else ascii(shown)  # a terminal would obey it
 
 
 def spell(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> tuple[list[Piece], str]:

@@ -135,9 +135,6 @@ def _about(said: Any) -> dict[str, Any]:
         raise ValueError(f"a record {EXTRA!r} that names no inputs")
     if not isinstance(said["contrast"], str | int | None) or not isinstance(said["rulebook"], str):
         raise ValueError(f"a record {EXTRA!r} that names no rulebook")
-    labels = said.get("labels")
-    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-        raise ValueError(f"a record {EXTRA!r} with labels that are no names")
     return said
 
 

@@ -32,6 +32,9 @@ relu.default relu6.default remainder.Scalar remainder.Tensor round.default rsqrt
 selu.default sgn.default sigmoid.default sign.default signbit.default silu.default sin.default sinh.default
 softplus.default softshrink.default sqrt.default square.default sub.Scalar sub.Tensor tan.default tanh.default
 threshold.default trunc.default where.Scalar where.ScalarOther where.ScalarSelf where.self
+acosh.default asinh.default atanh.default clamp_max.Tensor clamp_min.Tensor deg2rad.default divide.Scalar
+divide.Tensor divide.Scalar_mode divide.Tensor_mode erfc.default exp2.default float_power.Tensor_Scalar hypot.default
+logit.default multiply.Scalar sinc.default subtract.Tensor subtract.Scalar true_divide.Tensor xlogy.Tensor
 # the same in place
 add_.Scalar add_.Tensor clamp_.default clamp_max_.default clamp_min_.default div_.Scalar div_.Tensor dropout_.default
 elu_.default exp_.default fill_.Scalar fill_.Tensor hardsigmoid_.default hardswish_.default hardtanh_.default
@@ -43,6 +46,8 @@ addmm.default baddbmm.default bmm.default conv1d.default conv1d.padding conv2d.d
 conv3d.padding conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input convolution.default dot.default
 einsum.default linear.default matmul.default mm.default mv.default scaled_dot_product_attention.default gru.input
 lstm.input rnn_relu.input rnn_tanh.input _weight_norm.default
+addbmm.default addmv.default bilinear.default inner.default kron.default linalg_vecdot.default outer.default
+tensordot.default
 # norms, softmaxes, dropout
 batch_norm.default dropout.default group_norm.default instance_norm.default layer_norm.default log_softmax.int
 logsumexp.default rms_norm.default softmax.int _softmax.default _log_softmax.default linalg_vector_norm.default
@@ -57,7 +62,17 @@ min.dim prod.default prod.dim_int sort.default std.correction std.dim sum.defaul
 upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_linear1d.vec upsample_nearest1d.vec upsample_nearest2d.vec
 upsample_nearest3d.vec upsample_trilinear3d.vec _upsample_bicubic2d_aa.vec _upsample_bilinear2d_aa.vec var.correction
 var.dim var_mean.correction
+argsort.default argsort.stable count_nonzero.default count_nonzero.dim_IntList cummax.default cummin.default
+kthvalue.default median.default median.dim nansum.default nanmean.default sort.stable std.default trace.default
+var.default
 # movement
+adjoint.default atleast_1d.default atleast_2d.default atleast_3d.default column_stack.default diag.default
+diag_embed.default diagonal_scatter.default dstack.default fliplr.default flipud.default hstack.default
+index_copy.default index_fill.int_Scalar index_fill.int_Tensor mT.default mH.default moveaxis.int moveaxis.intlist
+ravel.default rot90.default scatter.reduce scatter.value_reduce split.sizes take_along_dim.default unfold_copy.default
+unsafe_chunk.default unsafe_split.Tensor unsafe_split_with_sizes.default vstack.default _conj.default
+_conj_physical.default fft_fftshift.default fft_hfft.default fft_ifft.default fft_ifftn.default fft_ifftshift.default
+fft_ihfft.default fft_irfftn.default fft_rfftn.default stft.default stft.center istft.default
 _to_copy.default alias.default broadcast_to.default cat.default channel_shuffle.default chunk.default clone.default
 concat.default concatenate.default constant_pad_nd.default contiguous.default copy.default detach.default
 detach_.default diagonal.default diff.default embedding.default expand.default expand_as.default flatten.using_ints
@@ -209,6 +224,8 @@ def replacements() -> dict[Any, Callable[..., Any]]:
         op = operators().get(f"torch.ops.aten.{name}")
         if op is not None:
             found[op] = ours or decomposition_table[op]
+    for view in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+        found[view] = torch.ops.aten.reshape.default  # what is run instead may lay its result out otherwise
     return found
 
 
