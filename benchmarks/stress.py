@@ -26,10 +26,23 @@ from torch import Tensor, nn
 
 import fxlrp
 
-NAMES = (
-    "resnet18 mobilenet_v2 mobilenet_v3_small squeezenet1_1 shufflenet_v2_x0_5 mnasnet0_5 efficientnet_b0 densenet121 "
-    "regnet_y_400mf regnet_x_400mf googlenet resnext50_32x4d alexnet vgg11_bn swin_t"
-).split()
+NAMES = [
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "squeezenet1_1",
+    "shufflenet_v2_x0_5",
+    "mnasnet0_5",
+    "efficientnet_b0",
+    "densenet121",
+    "regnet_y_400mf",
+    "regnet_x_400mf",
+    "googlenet",
+    "resnext50_32x4d",
+    "alexnet",
+    "vgg11_bn",
+    "swin_t",
+]
 
 
 class Branches(nn.Module):

@@ -48,9 +48,7 @@ def export(
         return _export(explainer, Path(path), contrast, aoti, about)
 
 
-def _export(
-    explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, about: Mapping[str, Any] | None
-) -> Path:
+def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, about: Mapping[str, Any] | None) -> Path:
     if path.suffix not in (".pt2", ".onnx") or (aoti and path.suffix != ".pt2"):
         raise FxlrpError(f"{path} should end in .pt2 or .onnx (--aoti: .pt2).")
     plan, contrast = explainer._known(), explainer.rulebook.resolve(contrast)

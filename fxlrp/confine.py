@@ -171,7 +171,8 @@ def quiet() -> Iterator[None]:
         return not here
 
     loggers = [logging.root, *logging.root.manager.loggerDict.copy().values()]
-    handlers = {h for g in loggers for h in getattr(g, "handlers", ())} | {logging.lastResort} - {None}
+    handlers = {h for g in loggers for h in getattr(g, "handlers", ())}
+    handlers.update([logging.lastResort] if logging.lastResort else [])
     for handler in handlers:
         handler.addFilter(elsewhere)
     try:
@@ -205,6 +206,7 @@ def without_warnings(begins: str = "") -> Iterator[None]:
     try:
         yield
     finally:
-        for each in (filters, warnings.filters):  # catch_warnings elsewhere may have replaced the list meanwhile
+        current: Any = warnings.filters
+        for each in (filters, current):  # catch_warnings elsewhere may have replaced the list meanwhile
             with suppress(ValueError):
                 each.remove(entry)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import linecache
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -61,7 +61,7 @@ def test_plans_are_those_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(explainer._found.checked) == 3
     for size in range(4):
         explainer.of(size)
-    assert len(explainer._others) <= fxlrp.explainer.PLANS or explainer._others.size > 2
+    assert len(explainer._others) == 2
 
 
 def test_graphs_to_look_inside_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,7 @@ def graphs(explainer: Any) -> list[fx.GraphModule]:
 def test_everything_goes_with_the_explainer(make: Any, how: dict[str, bool]) -> None:
     def alive() -> int:
         gc.collect()
-        return sum(isinstance(thing, ShapeEnv) for thing in gc.get_objects())
+        return sum(type(thing) is ShapeEnv for thing in gc.get_objects())
 
     x = torch.randn(1, 3, 8, 8) if make is network else torch.randn(1, 4)
     before = alive()
@@ -115,10 +115,10 @@ def test_sources_of_generated_functions_are_bounded(monkeypatch: pytest.MonkeyPa
     explainer(torch.randn(2, 3, 8, 8))  # which does not need them
 
 
-def test_a_pickled_explainer_captures_anew() -> None:
+def test_a_copied_explainer_captures_anew() -> None:
     explainer, x = convert(network()), torch.randn(2, 3, 8, 8)
     expected = explainer(x).relevance
-    other = pickle.loads(pickle.dumps(explainer))
+    other = copy.deepcopy(explainer)
     assert len(other._found.plans) == 0
     assert other._latest is None
     assert torch.equal(other(x).relevance, expected)
@@ -131,7 +131,7 @@ def test_recent_forgets_what_was_not_asked_for() -> None:
     assert recent.get("a") == 1
     recent.set("c", 3)
     assert (recent.get("a"), recent.get("b"), recent.get("c")) == (1, None, 3)
-    assert len(pickle.loads(pickle.dumps(recent))) == 0
+    assert len(copy.deepcopy(recent)) == 0
 
     def use(thread: int) -> None:
         for i in range(2000):
@@ -151,8 +151,8 @@ def test_recent_forgets_what_was_not_asked_for() -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not say how much memory is used")
 def test_a_process_stays_as_large_as_it_is() -> None:
     root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "benchmarks.stress", "memory", "--converts", "12", "--calls", "60", "--shapes", "10"]
+    command = [sys.executable, "-m", "benchmarks.stress", "memory", "--converts", "4", "--calls", "30", "--shapes", "4"]
     done = subprocess.run(
-        [*command, "--start", "6"], cwd=root, capture_output=True, text=True, timeout=200, env={**os.environ}
+        [*command, "--start", "2"], cwd=root, capture_output=True, text=True, timeout=200, env={**os.environ}
     )
     assert done.returncode == 0, done.stdout + done.stderr
