@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from fxlrp.confine import alone, quiet
@@ -162,8 +164,12 @@ class _Flat(nn.Module):
         ]
         try:
             returned = self.model(*args, **kwargs)
-        except RuntimeError as error:  # of one that its line raises itself, torch would print the graph so far
-            raise _OfModel from error
+        except Exception as error:
+            if (mode := detect_fake_mode(tensors)) and mode.shape_env:
+                _let_go(mode.shape_env)
+            if isinstance(error, RuntimeError):  # as it is, torch would print the graph so far
+                raise _OfModel from error
+            raise
         finally:
             for hook in hooks:
                 hook.remove()
@@ -369,7 +375,17 @@ def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphM
             _restore_vocabulary(graph)
     graph.graph.set_codegen(fx.graph.CodeGen())
     _plain_interface(graph)
+    fakes = [t for n in graph.graph.nodes for t in _tensors(n) if isinstance(t, FakeTensor)]
+    for symbols in {t.fake_mode.shape_env for t in fakes} - {None}:
+        _let_go(symbols)
     return fx.GraphModule(graph, graph.graph)  # without export's hooks, which check inputs at every call
+
+
+def _let_go(symbols: ShapeEnv) -> None:
+    """Take apart the circle from the symbols of shapes to fake tensors and back, which goes through C++, where Python's
+    garbage collector does not see it: none of this would ever be freed."""
+    symbols.tracked_fakes = []
+    symbols.fake_tensor_cache.clear()
 
 
 def _trace(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:

@@ -8,20 +8,26 @@ would run through the tracer, and two threads that trace would put back each oth
 from __future__ import annotations
 
 import builtins
+import linecache
 import logging
 import math
 import os
 import re
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import wraps
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import _symbolic_trace
+from torch.fx.experimental import proxy_tensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 LOCK = threading.RLock()
 """Held by the thread that captures, rewrites, traces or compiles.  Calls of what is captured do not take it."""
@@ -54,6 +60,7 @@ def alone(*, below_backends: bool = False) -> Iterator[None]:
         ]
         for owner, name, new in replaced:
             stack.enter_context(_replaced(owner, name, new))
+        stack.enter_context(_tidy())
         yield
 
 
@@ -62,8 +69,35 @@ def kept(gm: fx.GraphModule, name: str, make: Callable[[], Any]) -> Any:
     if name not in gm.meta:
         with LOCK:
             if name not in gm.meta:
-                gm.meta[name] = make()
+                with _tidy():
+                    gm.meta[name] = make()
     return gm.meta[name]
+
+
+SOURCES = 2000
+"""Of how many generated functions the source is kept, which tracebacks quote."""
+_sources: deque[str] = deque()
+
+
+@contextmanager
+def _tidy() -> Iterator[None]:
+    """Drop what torch would keep for good of the graphs made within: what ops do to fake tensors, with the symbols of
+    their shapes, and the sources of all but the latest functions."""
+    known = getattr(fx.graph_module._loader, "eval_cache", {})
+    before = len(known)
+    try:
+        yield
+    finally:
+        _sources.extend(islice(list(known), before, None))
+        while len(_sources) > SOURCES:
+            key = _sources.popleft()
+            known.pop(key, None)
+            linecache.cache.pop(key, None)
+        FakeTensorMode.cache_clear()
+        getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
+        for method in vars(ShapeEnv).values():
+            if hasattr(method, "cache_clear"):
+                method.cache_clear()
 
 
 @contextmanager
@@ -141,7 +175,8 @@ def quiet() -> Iterator[None]:
         return not here
 
     loggers = [logging.root, *logging.root.manager.loggerDict.copy().values()]
-    handlers = {h for g in loggers for h in getattr(g, "handlers", ())} | {logging.lastResort} - {None}
+    handlers = {h for g in loggers for h in getattr(g, "handlers", ())}
+    handlers.update([logging.lastResort] if logging.lastResort else [])
     for handler in handlers:
         handler.addFilter(elsewhere)
     try:
@@ -175,6 +210,7 @@ def without_warnings(begins: str = "") -> Iterator[None]:
     try:
         yield
     finally:
-        for each in (filters, warnings.filters):  # catch_warnings elsewhere may have replaced the list meanwhile
+        current: Any = warnings.filters
+        for each in (filters, current):  # catch_warnings elsewhere may have replaced the list meanwhile
             with suppress(ValueError):
                 each.remove(entry)

@@ -27,7 +27,6 @@ from fxlrp.rewrite import Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
 
-
 PLANS = 32
 """How many plans, each a graph for calls of one signature, an explainer keeps."""
 CHECKED = 1024
@@ -63,8 +62,7 @@ class Explainer(nn.Module):
     One graph is kept per signature of a call (shapes but for the batch and, where the model allows, the length of
     texts; dtypes, devices, constants), for the `PLANS` = 32 signatures used last.
 
-    Threads may share an explainer, and the model be run beside it: see `fxlrp.confine`.  A copy of it, or one that was
-    pickled, captures anew.
+    Threads may share an explainer, and the model be run beside it: see `fxlrp.confine`.  A copy of it captures anew.
     """
 
     def __init__(
@@ -362,9 +360,7 @@ class Explainer(nn.Module):
         self._latest = self._latest_here.plan = plan
         return plan, tensors
 
-    def _capture(
-        self, found: _Known, args: tuple, kwargs: dict, key: Any, signature: Signature | None = None
-    ) -> Plan:
+    def _capture(self, found: _Known, args: tuple, kwargs: dict, key: Any, signature: Signature | None = None) -> Plan:
         """A plan for this call, and by `signature`, if given, for batches of any size and texts of any length where
         possible."""
         captured = capture(self.model, args, kwargs, fixed=signature is None)

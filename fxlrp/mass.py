@@ -55,12 +55,14 @@ class Weighing(fx.Interpreter):
             if not isinstance(value, Tensor) or not value.requires_grad or (n.op == "output" and value.is_leaf):
                 return value
             probe = value.view_as(value)
-            probe.register_hook(partial(self._note, (n.name, source.name), value.detach()))
+            # by what it writes into, not by self, which keeps the values it hangs on: a circle nobody frees
+            probe.register_hook(partial(_note, self.edges, (n.name, source.name), value.detach()))
             return probe
 
         args, kwargs = fx.map_arg((n.args, n.kwargs), weighed)
         return args[0] if n.op == "output" else n.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _note(self, at: tuple[str, str], a: Tensor, g: Tensor) -> None:
-        r = relevance(as_pair(a.resolve_conj()), as_pair(g.resolve_conj()), masked=True)
-        self.edges[at] = self.edges.get(at, Mass()) + mass_of(r)
+
+def _note(edges: dict[tuple[str, str], Mass], at: tuple[str, str], a: Tensor, g: Tensor) -> None:
+    r = relevance(as_pair(a.resolve_conj()), as_pair(g.resolve_conj()), masked=True)
+    edges[at] = edges.get(at, Mass()) + mass_of(r)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Recent:
-    """A dictionary of the `size` entries that were asked for or set last; a copy of one, or what is unpickled, is empty.
+    """A dictionary of the `size` entries that were asked for or set last; a copy of one is empty.
 
     Threads may share it, and a fork may come at any time: there is no lock, each step being one of a plain dictionary.
     """

@@ -41,7 +41,8 @@ def twin(model: nn.Module) -> nn.Module:
         return made[id(thing)]
 
     def begin(thing: Any) -> Any:
-        kind = type(thing)
+        kind: Any = type(thing)
+        new: Any
         if kind is tuple or kind is frozenset:
             return kind(map(other, thing))
         if isinstance(thing, types.MethodType):

@@ -56,9 +56,7 @@ def networks() -> list[tuple[nn.Module, Tensor]]:
     convolutions = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(True), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
     )
-    attention = nn.Sequential(
-        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(40, 3)
-    )
+    attention = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(40, 3))
     made: list[tuple[nn.Module, Tensor]] = [
         (Branches(), torch.randn(1, 4)),
         (Branches(branch=False), torch.randn(3, 4)),
@@ -230,11 +228,13 @@ def test_nothing_is_printed_and_this_thread_alone_is_quiet(capfd: pytest.Capture
     thread = threading.Thread(target=elsewhere)
     thread.start()
     try:
-        with pytest.warns(UserWarning) as warned, quiet():
-            quietly.set()
-            said.wait()
-            logger.error("here")
-            warnings.warn("here", stacklevel=1)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            with quiet():
+                quietly.set()
+                said.wait()
+                logger.error("here")
+                warnings.warn("here", stacklevel=1)
     finally:
         thread.join()
         logger.removeHandler(handler)
