@@ -34,7 +34,7 @@ def widened(thing: Any) -> Any:
 
 def cast(w: Tensor) -> Tensor:
     """A stored tensor in float32, which knows what it was made of: see `casts_made_again`."""
-    wide = w.to(WIDER[w.dtype])
+    wide = w.detach().to(WIDER[w.dtype])
     wide.untyped_storage().made_of = w  # views share the storage
     return wide
 

@@ -340,7 +340,7 @@ def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
     for node in list(gm.graph.nodes):
         users = [u for u in node.users if u in active]
         tensor = node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and differentiable(node)
-        if tensor and node not in active and users:
+        if tensor and node not in active and users and stored(node) is node:
             with gm.graph.inserting_after(node):
                 cut = gm.graph.call_function(constant, (node,))
             cut.meta = dict(node.meta)
