@@ -15,7 +15,7 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +55,8 @@ def shipped(count: int) -> Iterator[Network]:
         yield Network(name, load(name), (x,), {})
     folder = Path(sentences.__file__).with_name("text")
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    texts = [sentences.sentence(seed).text for seed in range(count)]
-    yield Network("text", model, (), _tokens(AutoTokenizer.from_pretrained(folder), texts))
+    texts = (sentences.sentence(seed).text for seed in range(100))
+    yield Network("text", model, (), _tokens(AutoTokenizer.from_pretrained(folder), texts, count))
 
 
 def kit(path: Path, count: int) -> Iterator[Network]:
@@ -72,27 +72,29 @@ def kit(path: Path, count: int) -> Iterator[Network]:
         model, preprocess, _ = kit_models.load(name)
         yield Network(name, model, (preprocess(torch.from_numpy(rgb).permute(0, 3, 1, 2) / 255),), {})
     model, tokenizer = kit_models.load_minilm_sst2()
-    lines = (path / "text" / "sst2_dev.tsv").read_text().splitlines()[:count]
-    yield Network("minilm", model, (), _tokens(tokenizer, [line.rpartition("\t")[0] for line in lines]))
+    lines = (path / "text" / "sst2_dev.tsv").read_text().splitlines()
+    yield Network("minilm", model, (), _tokens(tokenizer, (line.rpartition("\t")[0] for line in lines), count))
     ids = torch.randint(3, 512, (count, 12), generator=torch.Generator().manual_seed(0))
     yield Network("stories260k", kit_models.load_stories260k(use_cache=False), (), {"input_ids": ids}, -1)
 
 
-def _tokens(tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
-    return dict(tokenizer(texts, padding=True, return_tensors="pt"))
+def _tokens(tokenizer: Any, texts: Iterable[str], count: int) -> dict[str, Tensor]:
+    """The first texts that are long enough, cut to one length, so that none is padded."""
+    long = [t for t in texts if len(t.split()) > 12][:count]
+    return dict(tokenizer(long, truncation=True, max_length=12, return_tensors="pt"))
 
 
 def cast(thing: Any, dtype: torch.dtype) -> Any:
     """The float tensors among `thing` in another type."""
-    return torch.utils._pytree.tree_map_only(
-        Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, thing
-    )
+    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, thing)
 
 
 def explained(network: Network, model: nn.Module, rules: str, dtype: torch.dtype, target: Tensor) -> Tensor:
     args, kwargs = cast((network.args, network.kwargs), dtype)
     explainer = fxlrp.convert(model, rules=rules)
-    return explainer(*args, target=target, position=network.position, **kwargs).relevance.flatten(1).double()
+    found = explainer(*args, target=target, position=network.position, **kwargs).relevance
+    several = found if isinstance(found, tuple) else (found,)  # ids, and the kinds of tokens
+    return torch.cat([r.flatten(1) for r in several], 1).double()
 
 
 def top(network: Network) -> Tensor:
@@ -117,7 +119,9 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=list(fxlrp.rulebooks()))
     args = parser.parse_args()
     print(f"{date.today()}, torch {torch.__version__}, {args.samples} samples a network\n")
-    print("| network | rulebook | type | finite | lost | mean | least | same weights |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| network | rulebook | type | finite | lost | mean | least | same weights |\n|---|---|---|---|---|---|---|---|"
+    )
     start = time.perf_counter()
     for network in (*shipped(args.samples), *(kit(args.kit, args.samples) if args.kit else ())):
         if args.only and network.name not in args.only:

@@ -1,8 +1,8 @@
 """Precision: a graph captured in half precision is run in float32, because relevance does not fit into its own types.
 
-Relevance spreads over all entries of a layer, so most of it is below what float16 can hold, and rules subtract sums that
-bfloat16 rounds to the same number.  The weights stay as they are stored; each is cast where it is used and again in the
-relevance pass, so that there is no second copy of them.
+Relevance spreads over all entries of a layer, so that most of it is below what float16 can hold, and rules subtract
+sums that bfloat16 rounds to the same number.  The weights stay as they are stored; each is cast where it is used and
+again in the relevance pass, so that there is no second copy of them.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def widened(thing: Any) -> Any:
 def cast(w: Tensor) -> Tensor:
     """A stored tensor in float32, which knows what it was made of: see `casts_made_again`."""
     wide = w.detach().to(WIDER[w.dtype])
-    wide.untyped_storage().made_of = w  # views share the storage
+    vars(wide.untyped_storage())["made_of"] = w  # views share the storage
     return wide
 
 
 def stored(node: fx.Node) -> fx.Node:
     """The node of the stored tensor that `node` is the cast of, else `node` itself."""
-    return node.args[0] if node.target is cast else node
+    return node.all_input_nodes[0] if node.target is cast else node
 
 
 def widen(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
