@@ -13,6 +13,7 @@ from fxlrp.capture import free_symbols
 from fxlrp.lookups import find_lookups
 from fxlrp.patterns.centring import offset
 from fxlrp.patterns.masks import masked
+from fxlrp.precision import stored
 from fxlrp.rules.movement import MOVEMENT, SHAPE_ARGUMENT, SHAPE_ONLY
 from fxlrp.rules.quantities import WHOLE, Batch, is_pointwise
 from fxlrp.rules.weighted import ones_for
@@ -148,6 +149,7 @@ def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
 
 def _finite(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a constant is a stored tensor without infinities."""
+    node = stored(node)
     if node.op != "get_attr":
         return False
     return bool(operator.attrgetter(str(node.target))(gm).isfinite().all())

@@ -59,7 +59,8 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
     dynamic = [bool(v.ndim and free_symbols(v.shape[0])) for v in values]
     shapes = [{0: batch} if d else {} for d in (*dynamic, any(dynamic))]
     target = torch.full((len(plan.capture.inputs[0]),), -1, device=plan.capture.inputs[0].device)
-    args = (*plan.capture.inputs, target)
+    inputs, narrow = plan.capture.inputs, plan.capture.narrow
+    args = (*(map(Tensor.to, inputs, narrow[0]) if narrow else inputs), target)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".onnx":
         transpose_convolutions(joint.traced)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
+from fxlrp.precision import autocast_types
 from fxlrp.twin import twin
 
 aten = torch.ops.aten
@@ -49,6 +50,8 @@ class Capture:
     way: how it was captured, which says for which calls the graph holds.
     returned: the structure of what the model returns, and where each output tensor stands in it.
     any_length: whether it holds for integer inputs [B, T] of any length T.
+    narrow: the types of the call's tensors and of the model's outputs, where some of the model is in half precision
+    and `graph` and `inputs` are in float32; empty for all other models.
     """
 
     graph: fx.GraphModule
@@ -57,6 +60,7 @@ class Capture:
     way: Way
     returned: _Returned
     any_length: bool = False
+    narrow: list[list[torch.dtype]] = field(default_factory=list)
 
     def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:
         """The model's own output object, with `tensors` in the places of its tensors."""
@@ -72,8 +76,8 @@ class Capture:
 
 @dataclass(frozen=True)
 class Signature:
-    """What calls have in common that can share a graph: structure, constants, dtypes, devices and `shapes` but for the
-    batch; or, for graphs of any length, `like` alone, which leaves out the length of integers [B, T]."""
+    """What calls have in common that can share a graph: structure, constants, dtypes, autocast, devices and `shapes`
+    but for the batch; or, for graphs of any length, `like` alone, which leaves out the length of integers [B, T]."""
 
     shapes: tuple
     like: tuple
@@ -99,8 +103,9 @@ def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[An
             shape = ("batch", length)
         return shape, leaf.dtype, leaf.device
 
-    like = (str(spec), *(describe(leaf, "length") for leaf in leaves))
-    return tensors, rebuild, Signature((str(spec), *map(describe, leaves)), like)
+    common = (str(spec), autocast_types(tensors))
+    like = (*common, *(describe(leaf, "length") for leaf in leaves))
+    return tensors, rebuild, Signature((*common, *map(describe, leaves)), like)
 
 
 PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, Enum)

@@ -35,6 +35,7 @@ from fxlrp.inputs import (
 )
 from fxlrp.inputs.hubs import first_line
 from fxlrp.inputs.pictures import channels_of
+from fxlrp.precision import WIDER
 from fxlrp.rules.registry import find_rulebook, parameters_of
 from fxlrp.text.command import demo_text, explain_texts, generate_text
 
@@ -421,7 +422,7 @@ def _refuse(options: dict[str, Any], kind: str) -> None:
 
 
 def _load(model: str, arch: str | None, trust: bool, random_weights: bool, device: str | None) -> LoadedModel:
-    """The model in single precision or better, on its device."""
+    """The model on its device, on a CPU in single precision or better."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.partition(":")[0] not in ("cpu", "cuda"):
@@ -429,8 +430,8 @@ def _load(model: str, arch: str | None, trust: bool, random_weights: bool, devic
     if device != "cpu" and not torch.cuda.is_available():
         raise FxlrpError("There is no GPU that torch can use; leave --device out.")
     loaded = load_model(model, arch=arch, trust=trust, pretrained=not random_weights)
-    if any(p.dtype in (torch.float16, torch.bfloat16) for p in loaded.module.parameters()):
-        err.print("[yellow]note:[/] the model is in half precision; it is explained in float32.")
+    if device == "cpu" and any(p.dtype in WIDER for p in loaded.module.parameters()):
+        err.print("[yellow]note:[/] the model is in half precision, in which a CPU is slow; it is run in float32.")
         loaded.module.float()
     loaded.module.to(device)
     if not loaded.reads_text:

@@ -20,6 +20,7 @@ from fxlrp.confine import LOCK, alone
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
+from fxlrp.precision import casts_made_again, no_autocast, widened
 from fxlrp.recent import Recent
 from fxlrp.relevance_pass import Direction, maps_at_once, propagate
 from fxlrp.report import Report
@@ -158,19 +159,24 @@ class Explainer(nn.Module):
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = all(q.position is None and by_classes(q.target) for q in questions)
         if self._compiling is not None and not at and run is None and plain:
-            return [self._run_joint(plan, tensors, q.target, q.contrast) for q in questions]
+            own = self._outputs(args, kwargs) if plan.capture.narrow else []
+            return [self._run_joint(plan, tensors, own, q.target, q.contrast) for q in questions]
         one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
         graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
         if run is None:
             graph = recompute_squares(graph)
             graph = checkpointed(graph, plan.starts(graph)) if self.checkpoint else graph
-        out = (run or graph)(*(t.clone() if t.is_inference() else t.detach() for t in tensors))
+        given = [t.clone() if t.is_inference() else t.detach() for t in widened(tensors)]
+        with plan.in_its_types(), casts_made_again() if plan.capture.narrow else nullcontext():
+            out = (run or graph)(*given)
+        said = self._said(plan, out, args, kwargs)
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
-        asked = [self._directions(plan, out, q) for q in questions]
+        asked = [self._directions(plan, out, said, q) for q in questions]
         flat = [d for several, _ in asked for d in several]
         at_once = 1 if run or self.checkpoint else maps_at_once(out[plan.logits])
         try:
-            found = iter(propagate(plan, self.rulebook, out, tensors, flat, list(inner.values()), at_once))
+            with plan.in_its_types():
+                found = iter(propagate(plan, self.rulebook, out, tensors, flat, list(inner.values()), at_once))
         except RuntimeError as error:
             if "fork-based" not in str(error):
                 raise
@@ -179,28 +185,45 @@ class Explainer(nn.Module):
                 "it by spawn (multiprocessing.get_context('spawn')), or fork before the first explanation."
             ) from error
         answers = []
-        for several, index in asked:
+        for question, (several, index) in zip(questions, asked, strict=True):
             reads = [next(found) for _ in several]
             columns = index is not None and index.ndim == 2
             inputs, values = (
                 [torch.stack(parts, 1) if columns else parts[0] for parts in zip(*read, strict=True)]
                 for read in zip(*reads, strict=True)
             )
-            logits = several[0].logits.detach()
+            logits = at_position(said[plan.logits], question.position).detach()
             answers.append(
-                self._attribution(plan, tensors, out, logits, inputs, index, dict(zip(inner, values, strict=True)))
+                self._attribution(plan, tensors, said, logits, inputs, index, dict(zip(inner, values, strict=True)))
             )
         return answers
 
+    def _outputs(self, args: tuple, kwargs: dict) -> list[Tensor]:
+        """The tensors that the model itself returns for a call, whose tensors it may write into."""
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+        with torch.no_grad():
+            returned = open_output(self.model(*args, **kwargs))
+        return [t for t in pytree.tree_leaves(returned) if isinstance(t, Tensor)]
+
+    def _said(self, plan: Plan, out: Sequence[Tensor], args: tuple, kwargs: dict) -> Sequence[Tensor]:
+        """What the model itself answers to a call, with the logits at their place in `out`, which the graph gave."""
+        if not plan.capture.narrow:
+            return out
+        own = self._outputs(args, kwargs)
+        return own if plan.logits < len(own) else [*own, out[plan.logits].to(own[plan.explained].dtype)]
+
     def _directions(
-        self, plan: Plan, out: Sequence[Tensor], question: Question
+        self, plan: Plan, out: Sequence[Tensor], said: Sequence[Tensor], question: Question
     ) -> tuple[list[Direction], Tensor | None]:
-        """What a question asks of the logits among `out`, and the classes it asks about, if it does."""
-        logits, target = out[plan.logits], question.target
+        """What a question asks of the logits among `out`, which the model has said, and the classes it asks about, if
+        it does."""
+        target = question.target
         if callable(target):
-            outputs = [o.detach() for o in out[: len(plan.capture.output_names)]]
-            target = _asked_of(target, plan, outputs, logits.detach())
-        logits = at_position(logits, question.position)
+            outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
+            target = _asked_of(target, plan, outputs, said[plan.logits].detach())
+        logits = at_position(out[plan.logits], question.position)
+        if target is None and said is not out and logits.ndim == 2:
+            target = at_position(said[plan.explained], question.position).argmax(1)
         asked, index = directions(logits, target, question.contrast)
         return [Direction(logits, *sides) for sides in asked], index
 
@@ -265,12 +288,15 @@ class Explainer(nn.Module):
 
         return export(self, path, contrast=contrast, aoti=aoti)
 
-    def _run_joint(self, plan: Plan, tensors: list[Tensor], target: Target, contrast: Contrast) -> Attribution:
-        """A call by the compiled joint graph."""
+    def _run_joint(
+        self, plan: Plan, tensors: list[Tensor], own: list[Tensor], target: Target, contrast: Contrast
+    ) -> Attribution:
+        """A call by the compiled joint graph, which gives the model's outputs too unless they are here, its `own`."""
         assert not callable(target)
         assert self._compiling is not None
         batch = batch_size(tensors)
         given = torch.as_tensor(-1 if target is None else target, device=tensors[0].device)
+        given = own[plan.explained].argmax(1) if own and target is None else given
         index = given.expand(batch, *given.shape) if given.ndim == 0 or isinstance(target, Sequence) else given
         several = index.shape[1] if index.ndim == 2 else 0
         joints, key = self._found.joints, (Same(plan), contrast, several)
@@ -279,19 +305,20 @@ class Explainer(nn.Module):
             with alone():
                 known = joints.get(key)
                 if known is None:
-                    joint = trace_joint(plan, self.rulebook, contrast, several=several, whole=True)
+                    joint = trace_joint(plan, self.rulebook, contrast, several=several, whole=not own)
                     known = joints.set(key, (torch.compile(joint.traced, **self._compiling), Recent(CHECKED)))
         run, seen = known
         shapes = tuple(t.shape for t in tensors)
         with nullcontext() if seen.get(shapes) else alone(), torch.no_grad():  # new shapes may be compiled for
             out = run(*tensors, index.contiguous())
         seen.set(shapes, True)
-        count = len(plan.capture.output_names)
+        count = 0 if own else len(plan.capture.output_names)
         logits, found = out[count], out[count + 1 :]
+        logits = own[plan.logits] if plan.logits < len(own) else logits
         if target is not None:
             directions(logits, target, contrast)  # says what does not fit
-        asked = logits.argmax(1) if target is None else index.long()
-        return self._attribution(plan, tensors, out, logits, found, asked, {})
+        asked = logits.argmax(1) if target is None and not own else index.long()
+        return self._attribution(plan, tensors, own or out, logits, found, asked, {})
 
     def _one_by_one(
         self, batch: int, args: tuple, kwargs: dict, questions: Sequence[Question], at: Sequence[str]
@@ -327,7 +354,7 @@ class Explainer(nn.Module):
         ]
 
     def _plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
-        tensors, rebuild, signature = split_tensors(args, kwargs)
+        tensors, _, signature = split_tensors(args, kwargs)
         if not tensors:
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
         if self.model.training:
@@ -344,9 +371,9 @@ class Explainer(nn.Module):
             with alone():  # another thread may have captured it meanwhile
                 plan = found.plan(*keys) or self._capture(found, args, kwargs, key, signature)
         if plan.capture.way is Way.THIS_INPUT:
-            outdated = batch == 1 and not all(map(torch.equal, tensors, plan.capture.inputs))
+            outdated = batch == 1 and not all(map(torch.equal, widened(tensors), plan.capture.inputs))
         else:  # does the model take another branch at this batch size?
-            outdated = not found.checked.get(key) and not self._same_output(plan, tensors, rebuild)
+            outdated = not found.checked.get(key) and not self._same_output(plan, tensors, args, kwargs)
         if outdated:
             with alone():
                 plan = self._capture(found, args, kwargs, key)
@@ -364,28 +391,28 @@ class Explainer(nn.Module):
         """A plan for this call, and by `signature`, if given, for batches of any size and texts of any length where
         possible."""
         captured = capture(self.model, args, kwargs, fixed=signature is None)
-        plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
+        with no_autocast(captured.inputs):
+            plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
         if captured.any_length and not plan.any_length:
             captured = capture(self.model, args, kwargs, any_length=False)
-            plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
+            with no_autocast(captured.inputs):
+                plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
         if signature is not None and captured.way is Way.ANY_BATCH:
             key = signature.like if captured.any_length else signature.shapes
         return found.plans.set(key, plan)
 
-    def _same_output(self, plan: Plan, tensors: list[Tensor], rebuild: Callable[[Any], tuple[tuple, dict]]) -> bool:
-        """Whether the graph gives the model's own output for this call, to a hundredth of its largest value."""
-        copied = [t.detach().clone() for t in tensors]
-        args, kwargs = rebuild(t.clone() for t in copied)  # the model may write into its inputs, the graph does not
-        with torch.no_grad():
-            expected = [
-                t for t in pytree.tree_leaves(open_output(self.model(*args, **kwargs))) if isinstance(t, Tensor)
-            ]
+    def _same_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
+        """Whether the graph gives the model's own output for this call, to a hundredth of its largest value, or to an
+        eighth where the model is in half precision, which adds up over its layers."""
+        close = 0.125 if plan.capture.narrow else 0.01
+        expected = self._outputs(args, kwargs)
+        with torch.no_grad(), plan.in_its_types():
             try:
-                found = plan.graph(*copied)
+                found = plan.graph(*(t.detach().clone() for t in widened(tensors)))
             except (RuntimeError, IndexError):  # captured for other shapes or values
                 return False
         return all(
-            f.shape == e.shape and bool((f - e).abs().max() <= 0.01 * e.abs().max())
+            f.shape == e.shape and bool((f - e).abs().max() <= close * e.abs().max())
             for f, e in zip(found, expected, strict=False)
             if e.is_floating_point() and e.numel() and e.isfinite().all()
         )
@@ -421,7 +448,7 @@ def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor],
         value = logits = logits.requires_grad_()
         for node in plan.head:
             value = node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-        outputs[plan.explained] = value
+        outputs[plan.explained] = value.to(outputs[plan.explained].dtype)
         answer = score(plan.capture.unflatten(tuple(outputs)))
         if not isinstance(answer, Tensor):
             raise FxlrpError(f"The target callable must return a tensor, not {type(answer).__name__}.")

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.confine import alone
+from fxlrp.precision import widened
 from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rewrite import Plan
 from fxlrp.rules.propagate import InPlace
@@ -47,9 +48,11 @@ def trace_joint(
     fold: compute what depends on weights alone now, which takes memory and saves time.
     """
     count = len(plan.capture.output_names) if whole else 0
+    narrow = plan.capture.narrow
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        *tensors, target = inputs
+        *given, target = inputs
+        tensors = widened(given)
         with torch.enable_grad():
             out = Tracing(plan.specialized(contrast is None)).run(*tensors)
             logits = out[plan.logits].detach()
@@ -58,13 +61,16 @@ def trace_joint(
             asked = [Direction(out[plan.logits], *sides(logits, index, contrast)) for index in indices]
             # one by one: batched gradients can't be traced for batches of any size
             found = [read.inputs for read in propagate(plan, book, out, tensors, asked, at_once=1)]
+        logits = logits.to(narrow[1][plan.explained]) if narrow else logits
         maps = [torch.stack(parts, 1) if several else parts[0] for parts in zip(*found, strict=True)]
         return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)
 
     values = [n.meta["val"] for n in plan.graph.graph.find_nodes(op="placeholder")]
+    values = [v.to(dtype) for v, dtype in zip(values, narrow[0], strict=True)] if narrow else values
     mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
     mode.allow_non_fake_inputs = True
-    with alone(), mode, enable_python_dispatcher():  # which knows more ops at sizes that are symbols
+    # torch's Python dispatcher knows more ops at sizes that are symbols
+    with alone(), mode, enable_python_dispatcher(), plan.in_its_types():
         target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from fxlrp.capture import Capture, free_symbols
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
+from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.recent import Recent
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
@@ -68,6 +69,10 @@ class Plan:
         """The graph, faster; `one_sided`, for questions whose seeds are ≥ 0, as they are without a contrast."""
         return specialize(self.graph, self.logits, one_sided)
 
+    def in_its_types(self) -> AbstractContextManager:
+        """A context that the graph runs in: one in float32 in the place of half precision is not cast back to that."""
+        return no_autocast(self.capture.inputs) if self.capture.narrow else nullcontext()
+
     def starts(self, graph: fx.GraphModule) -> list[fx.Node]:
         """The nodes of a graph like this one that the relevance pass ends at."""
         outputs = graph.graph.output_node().args[0]
@@ -89,9 +94,14 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
 
     output: the name or place of the output tensor to explain; without it, the one named logits, or the first.
 
+    A graph in half precision, that of `captured` included, is in float32 from here on: see `fxlrp.precision`.
+
     Raises FxlrpError if nothing carries relevance from an input to the output, or, when `strict`, if a node is generic.
     """
     gm = captured.graph
+    narrow = [[t.dtype for t in captured.inputs], [n.meta["val"].dtype for n in gm.graph.output_node().args[0]]]
+    if widen(gm, captured.inputs):
+        captured.narrow, captured.inputs = narrow, widened(captured.inputs)
     gm.meta["example"] = captured.inputs
     seen: list[str] = []
     for graph_pass in rulebook.passes:
@@ -112,7 +122,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     apart = facts.samples.known
     any_length = captured.any_length
     for node in list(gm.graph.nodes):
-        if node.op in ("placeholder", "output", "get_attr"):
+        if node.op in ("placeholder", "output", "get_attr") or stored(node) is not node:
             continue
         if node not in facts.active or node in starts:
             rows.append(describe(node, "inactive", ""))
@@ -143,6 +153,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
         )
     _cut_constants(gm, facts.active)
     places, positions = _add_readouts(gm, outputs, inputs)
+    look_up_before_cast(gm)
     gm.recompile()
     return Plan(
         gm, captured, places, positions, logits, explained, head, report, facts.samples.mixed, apart, any_length
@@ -331,7 +342,7 @@ def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
     for node in list(gm.graph.nodes):
         users = [u for u in node.users if u in active]
         tensor = node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and differentiable(node)
-        if tensor and node not in active and users:
+        if tensor and node not in active and users and stored(node) is node:
             with gm.graph.inserting_after(node):
                 cut = gm.graph.call_function(constant, (node,))
             cut.meta = dict(node.meta)

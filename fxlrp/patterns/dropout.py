@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from fxlrp.precision import stored
+
 aten = torch.ops.aten
 
 
@@ -14,6 +16,6 @@ def skip_position_dropout(gm: fx.GraphModule) -> None:
         total = node.args[0] if node.target is aten.dropout.default else None
         if not isinstance(total, fx.Node) or total.target is not aten.add.Tensor:
             continue
-        if any(isinstance(a, fx.Node) and a.op == "get_attr" for a in total.args):
+        if any(isinstance(a, fx.Node) and stored(a).op == "get_attr" for a in total.args):
             node.replace_all_uses_with(total)
             gm.graph.erase_node(node)

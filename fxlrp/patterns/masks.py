@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.patterns.emit import replace
+from fxlrp.precision import stored
 
 aten = torch.ops.aten
 SHUT = -50.0  # e to this power is nothing in float32
@@ -26,7 +27,7 @@ def mark_masks(gm: fx.GraphModule) -> None:
         if node.target is not aten.add.Tensor or not node.meta["active"] or node.kwargs:
             continue
         constants = [n for n in node.args if isinstance(n, fx.Node) and not n.meta["active"]]
-        if len(constants) == 1 and _is_mask(_value(constants[0], known)):
+        if len(constants) == 1 and _is_mask(_value(stored(constants[0]), known)):
             (mask,) = constants
             x = node.args[1 - node.args.index(mask)]
             if x.meta["val"].shape == node.meta["val"].shape:

@@ -1,0 +1,142 @@
+"""Precision: a graph captured in half precision is run in float32, because relevance does not fit into its own types.
+
+Relevance spreads over all entries of a layer, so that most of it is below what float16 can hold, and rules subtract
+sums that bfloat16 rounds to the same number.  The weights stay as they are stored; each is cast where it is used and
+again in the relevance pass, so that there is no second copy of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxlrp.errors import FxlrpError
+
+aten = torch.ops.aten
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
+
+
+def widened(thing: Any) -> Any:
+    """Each tensor or type among the leaves of `thing` in float32, if it is in half precision."""
+
+    def wide(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dtype in WIDER:
+            return leaf.to(WIDER[leaf.dtype])
+        return WIDER.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf
+
+    return pytree.tree_map(wide, thing)
+
+
+def cast(w: Tensor) -> Tensor:
+    """A stored tensor in float32, which knows what it was made of: see `casts_made_again`."""
+    wide = w.detach().to(WIDER[w.dtype])
+    vars(wide.untyped_storage())["made_of"] = w  # views share the storage
+    return wide
+
+
+def stored(node: fx.Node) -> fx.Node:
+    """The node of the stored tensor that `node` is the cast of, else `node` itself."""
+    return node.all_input_nodes[0] if node.target is cast else node
+
+
+def widen(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
+    """Make a captured graph compute in float32 what it computed in half precision; False if that is nothing.
+
+    Raises FxlrpError where an op does not take float32, and where a value's bits are looked at, which are others then.
+    """
+    from fxlrp.report import describe  # which is made of rules, and these of what is here
+
+    half = [n for n in gm.graph.nodes if _is_half(n)]
+    for node in half:
+        for seen in (n for n in (node, *node.users) if n.target is aten.view.dtype):
+            row = describe(seen, "", "")
+            raise FxlrpError(
+                f"{row.op} at {row.source} reads the bits of a value in half precision, and relevance needs that value "
+                "in float32; take that line out of the model."
+            )
+    for node in half:
+        if node.op == "get_attr":
+            for user in list(node.users):
+                with gm.graph.inserting_before(user):
+                    wide = gm.graph.call_function(cast, (node,))
+                wide.meta = {**node.meta, "val": widened(node.meta["val"])}
+                user.replace_input_with(node, wide)
+        else:
+            node.meta["val"] = widened(node.meta["val"])
+    if half:
+        for node in gm.graph.nodes:
+            node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _wider_type)
+        gm.recompile()
+        with torch.no_grad():
+            _Trying(gm).run(*widened(inputs))
+    return bool(half)
+
+
+class _Trying(fx.Interpreter):
+    """Runs a graph; an op that refuses is named with its line."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        from fxlrp.report import describe
+
+        try:
+            return super().run_node(n)
+        except Exception as error:
+            row, said = describe(n, "", ""), (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise FxlrpError(
+                f"{row.op} at {row.source} does not run in float32 ({said}), which relevance of a model in half "
+                "precision needs; write that line in ops that do."
+            ) from error
+
+
+def _is_half(node: fx.Node) -> bool:
+    return any(isinstance(v, Tensor) and v.dtype in WIDER for v in pytree.tree_leaves(node.meta.get("val")))
+
+
+def _wider_type(argument: Any) -> Any:
+    return WIDER.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+
+
+def look_up_before_cast(gm: fx.GraphModule) -> None:
+    """Rows looked up in a table are cast, not the whole table."""
+    for node in gm.graph.find_nodes(op="call_function", target=aten.embedding.default):
+        table, *rest = node.args
+        if table.target is cast:
+            with gm.graph.inserting_before(node):
+                rows = gm.graph.call_function(node.target, (*table.args, *rest), node.kwargs)
+            node.target, node.args, node.kwargs = aten.to.dtype, (rows, node.meta["val"].dtype), {}
+    gm.graph.eliminate_dead_code()
+
+
+@contextmanager
+def casts_made_again() -> Iterator[None]:
+    """Within it, autograd keeps of a cast weight the weight itself, and casts it again in the relevance pass."""
+
+    def pack(t: Tensor) -> Any:
+        made_of = getattr(t.untyped_storage(), "made_of", None)
+        return t if made_of is None else (made_of, t.size(), t.stride(), t.storage_offset())
+
+    def unpack(kept: Any) -> Tensor:
+        return kept if isinstance(kept, Tensor) else widened(kept[0]).as_strided(*kept[1:])
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+@contextmanager
+def no_autocast(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Within it, torch.autocast is off on the devices of `tensors`."""
+    with ExitStack() as stack:
+        for kind in {t.device.type for t in tensors}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def autocast_types(tensors: Iterable[Tensor]) -> tuple[torch.dtype | None, ...]:
+    """The type that torch.autocast casts to now on the device of each of `tensors`; None where it is off."""
+    kinds = [t.device.type for t in tensors]
+    return tuple(torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in kinds)
