@@ -1,4 +1,4 @@
-"""Files changed at random: nothing of them is run, and what is wrong with them is one sentence.  `make fuzz` goes on."""
+"""Files changed at random: nothing of them is run, what is wrong with them is one sentence.  `make fuzz` goes on."""
 
 import random
 import shutil

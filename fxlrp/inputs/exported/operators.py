@@ -7,7 +7,7 @@ result is as large as a value says.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -144,12 +144,53 @@ def _max_pool_backward(g: Tensor, x: Tensor, *args: Any) -> Tensor:
     return zeros.scatter_add(-1, indices.flatten(-axes), g.flatten(-axes)).view(x.shape)
 
 
-def _adaptive_pool_backward(axes: int, g: Tensor, x: Tensor) -> Tensor:
-    """The derivative of adaptive average pooling, by autograd, which looks at the sizes."""
-    pool = {2: torch.ops.aten._adaptive_avg_pool2d, 3: torch.ops.aten._adaptive_avg_pool3d}[axes]
+def _by_autograd(op: Callable[..., Tensor], g: Tensor, x: Tensor, *args: Any) -> Tensor:
+    """The derivative of an op by its first argument; autograd, unlike the kernels of derivatives, looks at sizes."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(pool(x, g.shape[-axes:]), x, g)[0]
+        return torch.autograd.grad(op(x, *args), x, g)[0]
+
+
+def _adaptive_pool_backward(pool: Callable[..., Tensor], g: Tensor, x: Tensor) -> Tensor:
+    """The derivative of adaptive average pooling to the size of g."""
+    return _by_autograd(pool, g, x, g.shape[2 - g.ndim :])
+
+
+def _recurrent(
+    op: Callable[..., Any],
+    gates: int,
+    x: Tensor,
+    state: Any,
+    weights: Sequence[Tensor],
+    biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    both_ways: bool,
+    batch_first: bool,
+) -> Any:
+    """A recurrent network, of whose weights and state the sizes fit each other.  Raises ValueError if they don't."""
+    ways, states = 1 + both_ways, list(state) if isinstance(state, list | tuple) else [state]
+    size, batch = states[0].shape[-1], x.shape[0 if batch_first else 1]
+    wanted: list[tuple[int, ...]] = []
+    for layer in range(min(layers, 64)):
+        width = x.shape[-1] if layer == 0 else size * ways
+        rows = ((gates * size, width), (gates * size, size), *[(gates * size,)] * (2 * biases))
+        wanted += rows * ways
+    fits = x.ndim == 3 and [tuple(w.shape) for w in weights] == wanted
+    if (
+        not fits
+        or any(tuple(h.shape) != (layers * ways, batch, size) for h in states)
+        or len(states) != (gates == 4) + 1
+    ):
+        raise ValueError("a recurrent network whose sizes don't fit each other")
+    return op(x, state, weights, biases, layers, dropout, train, both_ways, batch_first)
+
+
+def _batch_norm(x: Tensor, w: Any, b: Any, mean: Tensor, var: Tensor, momentum: float, eps: float) -> tuple:
+    """A batch norm by its running statistics; those of the batch are empty."""
+    z = torch.ops.aten.batch_norm(x, w, b, mean, var, False, momentum, eps, False)
+    return z, x.new_empty(0), x.new_empty(0)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -206,12 +247,30 @@ _TRUSTING: dict[str, Callable[..., Any] | None] = {
     "_scaled_dot_product_flash_attention_for_cpu.default": _attention,
     "_scaled_dot_product_flash_attention_for_cpu_backward.default": _attention_backward,
     "_weight_norm.default": _weight_norm,
-    "_adaptive_avg_pool2d_backward.default": functools.partial(_adaptive_pool_backward, 2),
-    "_adaptive_avg_pool3d_backward.default": functools.partial(_adaptive_pool_backward, 3),
+    **{
+        f"_adaptive_avg_pool{n}d_backward.default": functools.partial(
+            _adaptive_pool_backward, getattr(torch.ops.aten, f"_adaptive_avg_pool{n}d").default
+        )
+        for n in (2, 3)
+    },
+    **{
+        f"{name}_backward.default": functools.partial(_by_autograd, getattr(torch.ops.aten, name).default)
+        for name in (
+            "avg_pool2d",
+            "avg_pool3d",
+            "reflection_pad1d",
+            "reflection_pad2d",
+            "replication_pad1d",
+            "replication_pad2d",
+        )
+    },
     **{name: None for name in _ATEN.split() if "batch_norm_" in name or name.startswith(("native_", "_fused_rms"))},
-    **{f"{name}.input": None for name in ("gru", "lstm", "rnn_relu", "rnn_tanh")},
+    "_native_batch_norm_legit_no_training.default": _batch_norm,
+    **{
+        f"{name}.input": functools.partial(_recurrent, getattr(torch.ops.aten, name).input, gates)
+        for name, gates in (("lstm", 4), ("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1))
+    },
     **{f"{name}_backward.default": None for name in ("embedding_dense", "unfold")},
-    **{f"reflection_pad{n}d_backward.default": None for n in (1, 2)},
     **{f"{name}_backward_data.default": None for name in ("_softmax", "_log_softmax")},
 }
 
@@ -269,6 +328,17 @@ def check_call(node: dict[str, Any]) -> None:
             raise ValueError(f"{target} with {name[:80]!r}")
         if kind not in _kinds(takes[name]) and value != []:
             raise ValueError(f"{target} with {name} {kind}")
+        if name in _STEPS and "strided" not in target and any(abs(n) > MOST_STEPS for n in _integers(value)):
+            raise ValueError(f"{target} with {name} {str(value)[:80]}")
+
+
+MOST_STEPS = 1024
+"""How far a window may reach, or be moved: some kernels end the process for more."""
+_STEPS = frozenset(("stride", "dilation", "padding", "output_padding", "kernel_size", "pad", "groups"))
+
+
+def _integers(value: Any) -> list[int]:
+    return [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
 
 
 _SCALARS = frozenset(("as_int", "as_float", "as_bool", "as_sym_int", "as_sym_float", "as_sym_bool", "as_tensor"))
