@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ LARGEST = 2**25
 """What a size in a config may be: the largest vocabularies and contexts have some millions."""
 NO_SIZE = re.compile(r".*(theta|base|period|freq|token|id|ids|seed|index|version)s?", re.IGNORECASE)
 """Fields of a config whose numbers size nothing."""
-MODULES = 100_000
+LAYERS = re.compile(r"(n|num)_.*layers?|.*depths?", re.IGNORECASE)
+MOST_LAYERS = 2048
+MODULES = 50_000
 SPARE = 2**26
 """Numbers that a network may hold beside its weights, as masks and tables of positions."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tekken.json", "special_tokens_map.json", "vocab.json")
@@ -132,7 +134,8 @@ def _check_config(folder: Path) -> None:
             raise FxlrpError(f'{file} has an id2label that is no dict from numbers to names, as {{"0": "cat"}}.')
         class_names(labels, f"The id2label of {file}")
     for key, value in _numbers("", config):
-        if abs(value) > LARGEST and not NO_SIZE.fullmatch(key) and math.isfinite(value):
+        large = abs(value) > LARGEST and not NO_SIZE.fullmatch(key) and math.isfinite(value)
+        if large or (LAYERS.fullmatch(key) and value > MOST_LAYERS):
             raise FxlrpError(f"{file} has {key} {value:.0e}, which no network has.")
 
 
@@ -187,17 +190,33 @@ MANY = 16
 
 def _explodes(pattern: str) -> str | None:
     """Why a pattern may take forever: it repeats what repeats, or one thing after another.  None if it may not."""
-    plain = re.sub(r"\\[pP](\{[^}]*\}|[A-Z])|\[:\^?\w+:\]", r"\\w", pattern)  # classes that Python's re does not know
-    try:
-        parsed = sre_parse.parse(re.sub(r"\\([hHRXK])", r"\\s", plain)) if len(pattern) < 5000 else None
-    except (re.error, RecursionError, OverflowError):
-        parsed = None
+    parsed = None
+    for plain in (_without_classes(pattern), pattern) if len(pattern) < 5000 else ():
+        with suppress(re.error, RecursionError, OverflowError):
+            parsed = parsed or sre_parse.parse(plain)
     if parsed is None:
         return "which is too long or can't be read"
     most, nested = _repeats(parsed)
     if nested:
         return "which repeats what repeats, and may take forever"
     return "which repeats too many things after each other" if most > 4 else None
+
+
+def _without_classes(pattern: str) -> str:
+    """The pattern with one class of characters in the place of any: others than Python's re may stand in each other."""
+    pattern = re.sub(r"\\[pP](\{[^}]*\}|[A-Z])|\\[hHRXK]", r"\\w", pattern)
+    out, depth, at = "", 0, 0
+    while at < len(pattern):
+        piece = pattern[at : at + 2] if pattern[at] == "\\" else pattern[at]
+        if piece == "[":
+            out += "\\w" if depth == 0 else ""
+            depth += 1
+        elif piece == "]" and depth:
+            depth -= 1
+        elif not depth:
+            out += piece
+        at += len(piece)
+    return out
 
 
 def _repeats(parsed: Any) -> tuple[int, bool]:

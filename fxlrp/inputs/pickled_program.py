@@ -179,7 +179,7 @@ def _run(program: bytes | IO[bytes], layers: set[str], enums: set[str], fits: Ca
 
 def _keep(container: Any, items: list[Any], step: str) -> None:
     """Put items into a container, as APPEND and SETITEM do."""
-    if not _idle(items):
+    if not all(map(_idle, items)):
         raise Refused(f"keeps {_first_global(items)}")
     if step.startswith("APPEND"):
         if not isinstance(container, list):
@@ -208,7 +208,7 @@ def _is_key(key: Any) -> bool:
 
 def _idle(item: Any) -> bool:
     """Whether an item may lie in a container: of globals only activations, dtypes, harmless classes."""
-    if isinstance(item, Tuple) or type(item) is list:
+    if isinstance(item, Tuple):  # what is in a list or dict was looked at when it was put there
         return all(map(_idle, item))
     return not isinstance(item, Global) or item in FUNCTIONS or _is_dtype(item) or item.startswith(_BUILDABLE)
 

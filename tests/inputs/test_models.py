@@ -1,8 +1,14 @@
 """Models by name: every kind of MODEL loads and computes what was saved; what cannot is said in one sentence."""
 
+import functools
+import json
+import os
+import shutil
 import socket
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +20,7 @@ from torch import Tensor, nn
 
 from fxlrp import FxlrpError
 from fxlrp.inputs import load_model
+from fxlrp.inputs.huggingface import check_tokenizer
 
 X = torch.rand(2, 3, 64, 64)
 
@@ -198,3 +205,91 @@ def test_no_network(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(FxlrpError, match="no network"):
         load_model(spec)
     assert time.monotonic() - start < 10
+
+
+def folder(tmp_path: Path, **changes: Any) -> Path:
+    """A small text model with something in its config changed."""
+    source = Path(__file__).parents[2] / "examples" / "text"
+    out = shutil.copytree(source, tmp_path / f"m{len(list(tmp_path.iterdir()))}")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | changes))
+    return out
+
+
+EVIL = "open({!r}, 'w').close()\n"
+CONFIGS: dict[str, dict[str, Any]] = {
+    "a class of its own code": {
+        "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"},
+        "model_type": "evil",
+    },
+    "a class that asks": {"auto_map": {"AutoModel": "evil.Evil"}, "architectures": ["AutoModel"]},
+    "a class that asks, of a task": {
+        "auto_map": {"AutoModelForSequenceClassification": "evil.Evil"},
+        "architectures": ["AutoModelForSequenceClassification"],
+    },
+    "a function": {"architectures": ["pipeline"]},
+    "a class that is no model": {"architectures": ["Trainer"]},
+    "a model of another kind": {"architectures": ["GPT2LMHeadModel"]},
+    "no class": {"architectures": "x"},
+    "a huge width": {"hidden_size": 10**9, "dim": 10**9, "intermediate_size": 10**9},
+    "a large width": {"hidden_size": 10**5, "dim": 10**5, "intermediate_size": 10**6, "hidden_dim": 10**6},
+    "many layers": {"num_hidden_layers": 10**7, "n_layers": 10**7},
+    "long texts": {"max_position_embeddings": 3 * 10**7, "vocab_size": 3 * 10**7},
+    "no width": {"hidden_size": 0, "num_attention_heads": 0},
+    "labels in a list": {"id2label": ["a", "b"]},
+    "labels without end": {"id2label": {"999999999": "x"}},
+    "nested": {"x": functools.reduce(lambda inner, _: [inner], range(500), 1)},
+    "a kind of numbers that is none": {"dtype": "float1000"},
+    "a quantisation": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+}
+
+
+@pytest.mark.parametrize("how", CONFIGS)
+def test_hostile_configs_are_one_sentence(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "marker"
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail(f"asks {asked} on the terminal"))
+    path = folder(tmp_path, **CONFIGS[how])
+    (path / "evil.py").write_text(EVIL.format(str(marker)))
+    begun = time.process_time()
+    with pytest.raises(FxlrpError) as error:
+        load_model(str(path))
+    assert "\n" not in str(error.value)
+    assert time.process_time() - begun < 5
+    assert not marker.exists()
+
+
+def test_weights_in_a_pickle_are_looked_at(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    model = load_model(str(path)).module
+    (path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), path / "pytorch_model.bin")
+    ids = torch.arange(5)[None]
+    torch.testing.assert_close(load_model(str(path)).module(ids).logits, model(ids).logits)
+    torch.save({"w": os.system}, path / "pytorch_model.bin")
+    with pytest.raises(FxlrpError, match="more than layers and tensors"):
+        load_model(str(path))
+
+
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SAFE = [  # of GPT-2, Llama 3, Qwen 2, GPT-4o, DeepSeek and BLOOM
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    WORDS + r"|\p{N}{1,3}|" + REST,
+    WORDS + r"|\p{N}|" + REST,
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re)?|\p{N}{1,3}|" + REST,
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*",
+    r" ?[^(\s|[.,!?…。，、।۔،])]+",
+    r"(?=(\d{3})+(?!\d))",
+]
+EXPLOSIVE = [r"(a+)+$", r"(\p{L}*)*x", r"((a|aa)+)+b", r"(.*,){20}x", r".*.*.*.*.*x", r"(?:\s*\w+\s*)+!", "(" * 3000]
+
+
+@pytest.mark.parametrize("key", ["Regex", "pattern"])
+def test_patterns_of_tokenizers(key: str, tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    for patterns, fine in ((SAFE, True), (EXPLOSIVE, False)):
+        for pattern in patterns:
+            cuts = {"type": "Split", "pattern": {key: pattern}, "behavior": "Isolated", "invert": False}
+            (path / "tokenizer.json").write_text(json.dumps({"pre_tokenizer": cuts}))
+            with nullcontext() if fine else pytest.raises(FxlrpError, match="cuts text by the pattern"):
+                check_tokenizer(path)

@@ -1,12 +1,16 @@
 """Pickles: real models load, nothing a file asks for is run, and files that ask for it are refused."""
 
 import builtins
+import codecs
 import contextlib
 import functools
 import os
 import pickle
+import resource
+import time
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,8 @@ import transformers
 from timm.layers import Format
 from torch import nn
 
-from fxlrp import FxlrpError
+from fxlrp import FxlrpError, convert
+from fxlrp.inputs import load_model
 from fxlrp.inputs.allowlist import admit
 from fxlrp.inputs.pickles import load_pickle
 
@@ -217,6 +222,130 @@ def test_programs_no_model_needs_are_refused(how: str, tmp_path: Path) -> None:
     with pytest.raises(FxlrpError, match=r"--trust|not a model file fxlrp can read"):
         load_pickle(program(tmp_path / "m.pt", *PROGRAMS[how]))
     assert Format.NCHW.value == "NCHW"
+
+
+HOOKS = sorted(key for key in vars(nn.Linear(1, 1)) if "hook" in key)
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_stored_hooks_are_refused(kind: str, tmp_path: Path) -> None:
+    """Also hooks of functions that may be kept as attributes: torch would call them."""
+    torch.save(nn.Sequential(layer(**{kind: OrderedDict({0: nn.functional.relu})})), tmp_path / "m.pt")
+    with pytest.raises(FxlrpError, match="stores hooks"):
+        load_pickle(tmp_path / "m.pt")
+
+
+def test_hooks_of_tensors_are_refused(tmp_path: Path) -> None:
+    hooks = OrderedDict({0: nn.functional.relu})
+    torch.save({"w": Call(torch._utils._rebuild_parameter, torch.ones(2), True, hooks)}, tmp_path / "m.pt")
+    with pytest.raises(FxlrpError, match="hooks of a tensor"):
+        load_pickle(tmp_path / "m.pt")
+
+
+def without(key: str) -> nn.Module:
+    module = nn.Linear(2, 2)
+    del vars(module)[key]
+    return module
+
+
+def inside_itself() -> nn.Module:
+    module = nn.Sequential(nn.Linear(2, 2))
+    module._modules["again"] = module
+    return module
+
+
+def doubled(times: int) -> nn.Module:
+    """A module that holds itself twice, again and again: small in a file, endless to walk through."""
+    module: nn.Module = nn.Linear(2, 2)
+    for _ in range(times):
+        module = nn.Sequential(module, module)
+    return module
+
+
+NOT_WHOLE = {
+    **{f"without {key}": lambda key=key: without(key) for key in ("training", "_parameters", "_buffers", "_modules")},
+    "inside itself": inside_itself,
+    "twice and twice again": lambda: doubled(40),
+    "a method replaced": lambda: layer(forward=nn.functional.relu),
+    "a method that is a number": lambda: layer(eval=3),
+    "a number for a weight": lambda: layer(_parameters={"weight": 3}),
+    "attributes of a weight": lambda: layer(_parameters={"weight": attributed(detach=3)}),
+}
+
+
+def attributed(**attributes: object) -> nn.Parameter:
+    weight = nn.Parameter(torch.ones(2, 2))
+    vars(weight).update(attributes)
+    return weight
+
+
+@pytest.mark.parametrize("how", NOT_WHOLE)
+def test_modules_that_are_not_whole_are_refused(how: str, tmp_path: Path) -> None:
+    torch.save(NOT_WHOLE[how](), tmp_path / "m.pt")
+    with pytest.raises(FxlrpError, match="as no saved model does"):
+        load_pickle(tmp_path / "m.pt")
+
+
+def test_attributes_of_weights_load(tmp_path: Path) -> None:
+    torch.save(layer(_parameters={"weight": attributed(_no_weight_decay=True)}), tmp_path / "m.pt")
+    assert load_pickle(tmp_path / "m.pt").weight._no_weight_decay is True
+
+
+def test_a_module_that_lacks_an_attribute_is_one_sentence(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3))
+    del vars(module[0])["stride"]
+    torch.save(module, tmp_path / "m.pt")
+    with pytest.raises(FxlrpError, match="stride"):
+        convert(load_model(str(tmp_path / "m.pt")).module)(torch.rand(1, 3, 8, 8))
+
+
+def edited(path: Path, change: Callable[[bytes], bytes]) -> Path:
+    """The file with its pickle changed."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for record, data in records.items():
+            archive.writestr(record, change(data) if record.endswith("data.pkl") else data)
+    return path
+
+
+def test_tensors_lie_within_their_numbers(tmp_path: Path) -> None:
+    """torch would read on behind the numbers in the file."""
+    torch.save({"w": torch.ones(1000)}, tmp_path / "m.pt")
+    count = b"M\xe8\x03"
+    for old, new in ((count, b"M\xff\xff"), (count + b"\x85", b"M\xe9\x03\x85"), (b"K\x01\x85", b"K\x02\x85")):
+        torch.save({"w": torch.ones(1000)}, tmp_path / "m.pt")
+        with pytest.raises(FxlrpError, match="numbers"):
+            load_pickle(edited(tmp_path / "m.pt", lambda data, old=old, new=new: data.replace(old, new)))
+
+
+NESTED = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + pickle.TUPLE2 for i in range(60))
+BOMBS = {
+    "tuples of tuples as a key": [b"}N", NESTED, b"Ns"],
+    "tuples of tuples in a set": [b"cbuiltins\nset\n]N", NESTED, b"a", pickle.TUPLE1, pickle.REDUCE],
+    "zeros by the number": [b"cbuiltins\nbytearray\nJ\x00\x00\x00\x7f", pickle.TUPLE1, pickle.REDUCE],
+    "a slow codec": [name(codecs.encode), text("x"), text("idna"), pickle.TUPLE2, pickle.REDUCE],
+    "lists in lists": [b"]" * 3000 + b"a" * 2999],
+    "no end of steps": [b"N0" * 1_100_000, b"N"],
+}
+
+
+@pytest.mark.parametrize("how", BOMBS)
+def test_bombs_are_refused_at_once(how: str, tmp_path: Path) -> None:
+    begun = time.process_time()
+    with pytest.raises(FxlrpError, match="as no saved model does"):
+        load_pickle(program(tmp_path / "m.pt", *BOMBS[how]))
+    assert time.process_time() - begun < 5
+
+
+def test_compressed_files_are_refused_unread(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/data.pkl", b"\0" * 2**28)
+        archive.writestr("m/version", "3\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FxlrpError, match="not a model file fxlrp can read"):
+        load_pickle(tmp_path / "m.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
 
 
 def test_python_2_names_are_followed(tmp_path: Path) -> None:
