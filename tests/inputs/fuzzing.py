@@ -11,6 +11,7 @@ import copy
 import faulthandler
 import functools
 import io
+import itertools
 import json
 import os
 import pickle
@@ -311,8 +312,18 @@ class Evil:
 
 
 def change_pickle(data: bytes, r: random.Random, marker: Path) -> bytes:
-    """A pickle with a step changed, doubled, dropped or put in from elsewhere."""
-    ops = [(op, arg, pos) for op, arg, pos in pickletools.genops(data)]
+    """Pickles, one behind the other, of which one has a step changed, doubled, dropped or put in from elsewhere."""
+    file, ends = io.BytesIO(data), [0]
+    while len(ends) <= 5 and data[ends[-1] : ends[-1] + 1] == b"\x80":
+        for _ in pickletools.genops(file):
+            pass
+        ends.append(file.tell())
+    begin, end = r.choice([(b, e) for b, e in itertools.pairwise(ends) if e - b > 20])
+    return data[:begin] + _change_steps(data[begin:end], r, marker) + data[end:]
+
+
+def _change_steps(data: bytes, r: random.Random, marker: Path) -> bytes:
+    ops = list(pickletools.genops(data))
     ends = [pos for _, _, pos in ops[1:]] + [len(data)]
     steps = [data[pos:end] for (_, _, pos), end in zip(ops, ends, strict=True)]
     for _ in range(r.choice((1, 1, 2, 3))):
