@@ -33,7 +33,8 @@ LOCK = threading.RLock()
 """Held by the thread that captures, rewrites, traces or compiles.  Calls of what is captured do not take it."""
 
 # A fork waits for the thread that traces: its child has no such thread, and so nobody to put back what was replaced.
-os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
+if hasattr(os, "register_at_fork"):  # Windows knows no forks
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 @contextmanager

@@ -77,7 +77,9 @@ def check_pickle(path: Path) -> None:
             _checked(path)
         else:
             _check_old(path)
-    except (Refused, ValueError) as error:
+    except FxlrpError:
+        raise
+    except Exception as error:
         raise FxlrpError(f"{path} holds more than tensors, or is damaged ({error}); give a .safetensors.") from error
 
 
