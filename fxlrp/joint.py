@@ -74,7 +74,7 @@ def trace_joint(
         target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)
-    for graph_pass in (remove_copies, spell_numel, join_equal, *([fold_constants] if fold else [])):
+    for graph_pass in (remove_copies, spell_numel, spell_alpha, join_equal, *([fold_constants] if fold else [])):
         graph_pass(graph)
     return Joint(graph)
 
@@ -118,6 +118,19 @@ def spell_numel(gm: fx.GraphModule) -> None:
                 count = gm.graph.call_function(operator.mul, (size, count))
         node.replace_all_uses_with(count)
         gm.graph.erase_node(node)
+    gm.recompile()
+
+
+def spell_alpha(gm: fx.GraphModule) -> None:
+    """a + alpha · b → a sum and a product: Inductor (torch 2.14, CPU) drops alpha where b is a matrix product."""
+    for op in (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor):
+        for node in gm.graph.find_nodes(op="call_function", target=op):
+            alpha = node.kwargs.get("alpha", 1)
+            if alpha != 1:
+                with gm.graph.inserting_before(node):
+                    scaled = gm.graph.call_function(aten.mul.Tensor, (node.args[1], alpha))
+                scaled.meta = dict(node.args[1].meta) if isinstance(node.args[1], fx.Node) else {}
+                node.args, node.kwargs = (node.args[0], scaled), {}
     gm.recompile()
 
 

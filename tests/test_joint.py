@@ -201,3 +201,13 @@ def test_what_is_written_to_is_not_joined() -> None:
     gm = graph(forward)
     join_equal(gm)
     torch.testing.assert_close(gm(torch.ones(3)), torch.full((3,), 4.0))
+
+
+@pytest.mark.parametrize("rules", ["abslrp-hybrid", "gamma"])
+def test_compiled_by_inductor_equals_eager(rules: str) -> None:
+    """By the compiler users use: it drops the factor of a summand that is a matrix product."""
+    layers = (nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    explainer, x = convert(nn.Sequential(*layers).eval(), rules=rules), torch.randn(4, 12)
+    expected = explainer(x).relevance
+    found = explainer.compile()(x).relevance
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -241,6 +241,15 @@ def test_replacements_compute_the_same(name: str) -> None:
             torch.testing.assert_close(f, e.view_as(f))
 
 
+def test_replacements_have_names_that_torch_can_print() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    for run in replacements().values():
+        graph.call_function(run, (x,)).format_node()
+    graph.output(None)
+    assert "_backward" in torch.fx.GraphModule({}, graph).code
+
+
 def test_a_recurrent_layer_whose_sizes_do_not_fit_is_refused() -> None:
     op = operators()["torch.ops.aten.lstm.input"]
     x, h, w = torch.rand(5, 2, 3), torch.rand(1, 2, 4), [torch.rand(16, 3), torch.rand(16, 4)]

@@ -7,6 +7,7 @@ result is as large as a value says.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -282,7 +283,10 @@ def replacements() -> dict[Any, Callable[..., Any]]:
     for name, ours in _TRUSTING.items():
         op = operators().get(f"torch.ops.aten.{name}")
         if op is not None:
-            found[op] = ours or decomposition_table[op]
+            found[op] = run = ours or decomposition_table[op]
+            if isinstance(run, functools.partial):  # torch.fx writes the names of what it calls
+                run.__name__ = run.__qualname__ = re.sub(r"\W", "_", name)  # type: ignore[attr-defined]
+                run.__module__ = __name__
     for view in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
         found[view] = torch.ops.aten.reshape.default  # what is run instead may lay its result out otherwise
     return found
