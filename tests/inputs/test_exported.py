@@ -125,6 +125,8 @@ ATTACKS = {
     "operator of another library": lambda code: edit("target", "torch.ops.prims.add.default"),
     "python function": lambda code: edit("target", "torch.hub.load"),
     "operator beside its list": lambda code: edit("target", "torch.ops.aten.relu.default.__class__"),
+    "place of a weight": lambda code: edit("parameter_name", "__class__.__base__.forward"),
+    "place of a buffer": lambda code: edit("buffer_name", "graph.owning_module"),
     "power of a power": lambda code: edit("expr_str", "Pow(Integer(10), Pow(Integer(10), Integer(10)))"),
     "high power": lambda code: edit("expr_str", "Pow(Symbol('s0'), Integer(99))"),
     "size by value": lambda code: edit("expr_str", "Symbol('u999999999')"),

@@ -19,6 +19,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import fx
 from torch._export.serde import schema
 from torch._export.serde.serialize import deserialize_scalar_type
 from torch._export.serde.union import _Union
@@ -185,6 +186,18 @@ def _variable(found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+_EMPTY = fx.GraphModule({}, fx.Graph())
+
+
+def _place(found: dict[str, Any]) -> dict[str, Any]:
+    """Weights are put where their names say, attribute by attribute: not into what a module has already."""
+    for key in ("parameter_name", "buffer_name", "tensor_constant_name"):
+        for part in found.get(key, "").split("."):
+            if hasattr(_EMPTY, part) or part.startswith("__"):
+                raise Refused(f"a weight named {found[key][:80]!r}")
+    return found
+
+
 def _device(found: dict[str, Any]) -> dict[str, Any]:
     if found["type"] not in ("cpu", "cuda") or not 0 <= (found.get("index") or 0) < 64:
         raise Refused(f"a device {found['type'][:80]!r}")
@@ -332,6 +345,8 @@ _CHECKS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "SymBoolArgument": _variable,
     "GraphArgument": _variable,
     "InputToConstantInputSpec": _variable,
+    **dict.fromkeys(("InputToParameterSpec", "InputToBufferSpec", "InputToTensorConstantSpec"), _place),
+    **dict.fromkeys(("BufferMutationSpec", "UserInputMutationSpec"), _place),
     "Argument": _argument,
     "Device": _device,
     "TensorMeta": _tensor,
