@@ -370,6 +370,7 @@ def test_a_model_that_refers_to_itself_too_deeply_is_traced_itself() -> None:
 
 
 def _explained(explainer: Any, x: Tensor, answers: Any) -> None:
+    torch.set_num_threads(1)  # as torch's own workers do: else autograd's threads may race for a pool the fork broke
     answers.put(explainer(x).relevance.tolist())
 
 
