@@ -13,6 +13,7 @@ import functools
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import pickle
 import pickletools
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -446,70 +448,90 @@ FORBIDDEN = (
 )
 
 
+# Processes are forked from one that has imported everything and run nothing: torch runs no backward pass in others.
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["tests.inputs.fuzzing"])
+
+
 @functools.cache
 def originals(folder: Path) -> dict[str, Path]:
     """A real file of each kind."""
-    if (pid := os.fork()) == 0:  # torch runs no backward pass in processes forked from one that has run some
-        torch.manual_seed(0)
-        for i, kind in enumerate(KINDS.values()):
-            (folder / str(i)).mkdir(parents=True)
-            path = kind.make(folder / str(i))
-            (folder / f"{i}.txt").write_text(str(path))
-        os._exit(0)
-    os.waitpid(pid, 0)
+    maker = FRESH.Process(target=_make, args=(folder,))
+    maker.start()
+    maker.join()
     return {name: Path((folder / f"{i}.txt").read_text()) for i, name in enumerate(KINDS)}
 
 
-def attempt(kind: str, path: Path, marker: Path) -> str:
-    """What comes of a file, in a process of its own: "fine", "refused", or what is wrong."""
-    out, back = os.pipe()
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pid = os.fork()
-    if pid == 0:
-        os.close(out)
-        os._exit(_child(kind, path, back))
-    os.close(back)
-    with os.fdopen(out, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
-    _, status, used = os.wait4(pid, 0)
+def _make(folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    for i, kind in enumerate(KINDS.values()):
+        (folder / str(i)).mkdir(parents=True)
+        (folder / f"{i}.txt").write_text(str(kind.make(folder / str(i))))
+
+
+def use(kind: str, path: Path) -> None:
+    """Do with a file what a user does."""
+    KINDS[kind].use(path)
+
+
+def attempt(task: Callable[..., None], *args: Any, marker: Path) -> str:
+    """What comes of a task in a process of its own: "fine", "refused", or what is wrong."""
+    out, back = FRESH.Pipe(duplex=False)
+    child = FRESH.Process(target=_child, args=(back, task, *args))
+    child.start()
+    back.close()
+    try:
+        said = out.recv() if out.poll(4 * PATIENCE) else f"hangs for {4 * PATIENCE} s"
+    except EOFError:
+        said = ""
+    child.join(1)
+    if child.is_alive():
+        child.kill()
+        child.join()
     if marker.exists():
         return "RAN CODE"
-    if os.WIFSIGNALED(status):
-        return f"ended by {signal.Signals(os.WTERMSIG(status)).name}: {said}"
-    if used.ru_utime + used.ru_stime > SECONDS:
-        return f"took {used.ru_utime + used.ru_stime:.1f} s: {said}"
-    if used.ru_maxrss - base > MEGABYTES * 1024:
-        return f"took {(used.ru_maxrss - base) / 1024:.0f} MiB: {said}"
+    if not said and child.exitcode:
+        return f"ended by {signal.Signals(-child.exitcode).name if child.exitcode < 0 else child.exitcode}"
     return said
 
 
-def _child(kind: str, path: Path, back: int) -> int:
-    def watch(event: str, args: tuple) -> None:
+def _child(back: Any, task: Callable[..., None], *args: Any) -> None:
+    def watch(event: str, about: tuple) -> None:
         if event in FORBIDDEN:
-            os.write(back, f"{event} {args}".encode())
-            os._exit(3)
+            back.send(f"{event} {about}")
+            os._exit(0)
 
-    said = "fine"
+    torch.set_num_threads(1)
+    begun = resource.getrusage(resource.RUSAGE_SELF)
     faulthandler.disable()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    signal.alarm(4 * PATIENCE)  # a hang
+    warnings.simplefilter("ignore")
+    tempfile.gettempdir()  # which tries to write there, once
     resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
     resource.setrlimit(resource.RLIMIT_AS, (48 << 30, 48 << 30))
     sys.addaudithook(watch)
+    said = "fine"
     try:
-        KINDS[kind].use(path)
+        task(*args)
     except FxlrpError as error:
         said = "refused" if "\n" not in str(error).strip() else f"several lines: {error}"
     except BaseException as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {error}"[:500]
         stack = traceback.format_exc()
-        if kind.startswith(("pt", "folder", "safetensors")) and "in forward" in stack and "explainer.py" not in stack:
+        if "in forward" in stack and "explainer.py" not in stack:
             said = "refused"  # the network itself, run by its user
-    os.write(back, said.encode(errors="replace"))
-    return 0
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = used.ru_utime + used.ru_stime - begun.ru_utime - begun.ru_stime
+    if seconds > SECONDS:
+        said = f"took {seconds:.1f} s: {said}"
+    if (more := (used.ru_maxrss - begun.ru_maxrss) / 1024) > MEGABYTES:
+        said = f"took {more:.0f} MiB: {said}"
+    back.send(said)
+    os._exit(0)
 
 
 def one(kind: str, r: random.Random, folder: Path) -> tuple[str, Path]:
@@ -517,7 +539,7 @@ def one(kind: str, r: random.Random, folder: Path) -> tuple[str, Path]:
     marker = folder / "marker"
     place = Path(tempfile.mkdtemp(dir=folder))
     path = changed(originals(folder / "originals")[kind], place, r, marker)
-    return attempt(kind, path, marker), place
+    return attempt(use, kind, path, marker=marker), place
 
 
 def main() -> int:

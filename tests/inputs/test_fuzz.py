@@ -1,8 +1,11 @@
 """Files changed at random: nothing of them is run, what is wrong with them is one sentence.  `make fuzz` goes on."""
 
+import os
 import random
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.inputs.fuzzing import KINDS, attempt, one, originals
+from tests.inputs.fuzzing import KINDS, SECONDS, attempt, one, originals, use
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="files are tried in forked processes")
 
@@ -22,7 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_real_files_are_fine(kind: str, folder: Path) -> None:
-    assert attempt(kind, originals(folder / "originals")[kind], folder / "marker") == "fine"
+    path = originals(folder / "originals")[kind]
+    assert attempt(use, kind, path, marker=folder / "marker") == "fine"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -30,7 +34,7 @@ def test_changed_files_run_nothing_and_say_one_sentence(kind: str, folder: Path)
     heavy = kind.startswith(("pt2", "folder"))
 
     @settings(
-        max_examples=6 if heavy else 15,
+        max_examples=4 if heavy else 8,
         derandomize=True,
         deadline=None,
         database=None,
@@ -45,16 +49,43 @@ def test_changed_files_run_nothing_and_say_one_sentence(kind: str, folder: Path)
     tried()
 
 
-def test_the_harness_notices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code that runs, an error of Python's own, a process that is ended, and much memory."""
-    marker, path = folder / "noticed", folder / "x"
-    for use, expected in (
-        (lambda path: marker.touch(), "RAN CODE"),
-        (lambda path: __import__("os").system("true"), "os.system"),
-        (lambda path: [][1], "IndexError"),
-        (lambda path: __import__("os").kill(__import__("os").getpid(), 6), "SIGABRT"),
-        (lambda path: torch.ones(2**29), "MiB"),
-    ):
-        monkeypatch.setitem(KINDS, "labels", type(KINDS["labels"])(KINDS["labels"].make, use))
-        assert expected in attempt("labels", path, marker)
-        marker.unlink(missing_ok=True)
+def _marks(marker: Path) -> None:
+    marker.touch()
+
+
+def _fails(marker: Path) -> None:
+    [][1]
+
+
+def _aborts(marker: Path) -> None:
+    os.abort()
+
+
+def _calls(marker: Path) -> None:
+    os.system("true")
+
+
+def _fills(marker: Path) -> None:
+    torch.ones(2**29)
+
+
+def _works(marker: Path) -> None:
+    end = time.process_time() + SECONDS + 0.5
+    while time.process_time() < end:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (_marks, "RAN CODE"),
+        (_fails, "IndexError"),
+        (_aborts, "SIGABRT"),
+        (_calls, "os.system"),
+        (_fills, "MiB"),
+        (_works, "took 5"),
+    ],
+)
+def test_the_harness_notices(task: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+    """Code that runs, an error of Python's own, a process that is ended, a shell, much memory, much time."""
+    assert said in attempt(task, tmp_path / "marker", marker=tmp_path / "marker")
