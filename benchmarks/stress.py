@@ -45,6 +45,10 @@ NAMES = [
 ]
 
 
+PLAIN = 4
+"""How many threads run the plain models meanwhile."""
+
+
 class Branches(nn.Module):
     """Branches on values, keeps what it computed, and has a module of two names."""
 
@@ -113,7 +117,7 @@ def networks(count: int) -> list[tuple[str, nn.Module, Tensor]]:
 
 
 def threads(count: int, models: int) -> list[str]:
-    """What went wrong while `count` threads explained and as many again ran the plain models."""
+    """What went wrong while `count` threads explained and `PLAIN` others ran the plain models."""
     made = networks(models)
     with torch.no_grad():
         outputs = [model(x).clone() for _, model, x in made]
@@ -154,11 +158,11 @@ def threads(count: int, models: int) -> list[str]:
                 wrong.append(f"plain {name}: {traceback.format_exc()}")
             calls[1] += 1
             i += 1
-            time.sleep(0.05)
+            time.sleep(0.5)
 
     began = time.time()
     explaining = [threading.Thread(target=explain, args=(k,)) for k in range(count)]
-    running = [threading.Thread(target=run, args=(k,)) for k in range(count)]
+    running = [threading.Thread(target=run, args=(k,)) for k in range(PLAIN)]
     for thread in (*explaining, *running):
         thread.start()
     for thread in explaining:
