@@ -56,6 +56,11 @@ class Archive:
             raise ValueError(f"no file {name[:80]!r}")
         return self._entries[name].file_size
 
+    def has_storage(self, key: str, count: int) -> bool:
+        """Whether so many bytes lie under a key beside a pickle that torch.save wrote."""
+        name = f"data/{key}"
+        return name in self._entries and self._entries[name].file_size == count
+
     def read(self, name: str, limit: int | None = None) -> bytes:
         """The bytes of a file.  Raises ValueError if there is none, it is longer than `limit`, or it is damaged."""
         size = self.size(name)

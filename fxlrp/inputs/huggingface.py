@@ -43,6 +43,7 @@ MODULES = 50_000
 SPARE = 2**26
 """Numbers that a network may hold beside its weights, as masks and tables of positions."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tekken.json", "special_tokens_map.json", "vocab.json")
+PATTERNS = ("regex", "pattern", "pat_str")
 MOST_TOKENIZER = 2**26
 """Bytes of a tokenizer in JSON. Those of 260,000 tokens have 33 million."""
 
@@ -133,21 +134,23 @@ def _check_config(folder: Path) -> None:
         if not isinstance(labels, dict):
             raise FxlrpError(f'{file} has an id2label that is no dict from numbers to names, as {{"0": "cat"}}.')
         class_names(labels, f"The id2label of {file}")
-    for key, value in _numbers("", config):
+    for key, value in _leaves("", config):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
         large = abs(value) > LARGEST and not NO_SIZE.fullmatch(key) and math.isfinite(value)
         if large or (LAYERS.fullmatch(key) and value > MOST_LAYERS):
             raise FxlrpError(f"{file} has {key} {value:.0e}, which no network has.")
 
 
-def _numbers(key: str, value: Any) -> Iterator[tuple[str, float]]:
-    """The numbers in JSON, with the key each stands under."""
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The numbers and texts in JSON, with the key each stands under."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _numbers(name, inner)
+            yield from _leaves(name, inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _numbers(key, inner)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield from _leaves(key, inner)
+    else:
         yield key, value
 
 
@@ -165,22 +168,11 @@ def check_tokenizer(folder: Path) -> None:
     """Raise FxlrpError if a tokenizer in a folder has a pattern that may take forever on a short text."""
     for name in TOKENIZER:
         if (file := folder / name).is_file():
-            for pattern in _patterns("", read_json(file, MOST_TOKENIZER)):
-                if why := _explodes(pattern):
+            for key, pattern in _leaves("", read_json(file, MOST_TOKENIZER)):
+                if key.lower() in PATTERNS and isinstance(pattern, str) and (why := _explodes(pattern)):
                     raise FxlrpError(
                         f"{file} cuts text by the pattern {pattern[:80]!r}, {why}: give another tokenizer."
                     )
-
-
-def _patterns(key: str, value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _patterns(name, inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _patterns(key, inner)
-    elif isinstance(value, str) and key.lower() in ("regex", "pattern", "pat_str"):
-        yield value
 
 
 REPEATS = (sre.MAX_REPEAT, sre.MIN_REPEAT)

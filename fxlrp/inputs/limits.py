@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ MOST_SIDE = 65_535
 """Pixels of a picture's side, the most that JPEG knows: PIL needs memory for each row, however short."""
 MOST_INPUT = 4096 * 4096
 """Pixels that a picture is resized to, cropped or not. In float32 and colour these are 200 MB, before any network."""
+
+
+def last_number(sizes: Sequence[int], strides: Sequence[int], first: int) -> int:
+    """Return the place of the last of the numbers that a tensor with these sizes and strides takes, −1 for none."""
+    return -1 if 0 in sizes else first + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
 
 
 def read_json(path: Path, limit: int = MOST_JSON) -> Any:

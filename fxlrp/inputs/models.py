@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class LoadedModel:
     name: str
     preprocess: Preprocess
     labels: list[str] | None = None
+    checked: set[tuple[int, ...]] = field(default_factory=set)  # shapes that the module was seen to take
 
     def label(self, index: int) -> str:
         """The name of a class, or `class 7`."""
@@ -52,7 +53,9 @@ class LoadedModel:
         weights = (p for p in self.module.parameters() if p.is_floating_point())
         weight = next(weights, x)
         x = x.to(weight.device, weight.dtype)
-        check_inputs(self.module, x)
+        if (shape := tuple(x.shape)) not in self.checked:
+            check_inputs(self.module, x)
+            self.checked.add(shape)
         return x
 
 

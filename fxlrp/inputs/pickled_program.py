@@ -16,6 +16,7 @@ from torch import nn
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from fxlrp.inputs.allowlist import CALLS, FUNCTIONS, STAND_INS, is_enum
+from fxlrp.inputs.limits import last_number
 
 LONGEST = 2**24
 """Bytes of a pickle, without the tensors, which lie beside it; that of a thousand layers takes half a million."""
@@ -69,6 +70,7 @@ def _tuple(items: Sequence[Any]) -> Tuple:
 
 
 _TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter")
+_OF_TYPE = "torch._tensor._rebuild_from_type_v2"
 _CONTAINERS = ("collections.OrderedDict", "collections.Counter")
 _BUILDABLE = ("torch.nn.modules.", "torchvision.ops.", "numpy.ndarray")
 _PUSH = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -105,7 +107,7 @@ def globals_of(program: bytes) -> set[Global]:
 
 def is_plain(name: str) -> bool:
     """Whether a global is data, or rebuilds it: a type of numbers, a container, a tensor."""
-    known = name in CALLS or name in _TENSORS or name in _REBUILD or name == "torch._tensor._rebuild_from_type_v2"
+    known = name in CALLS or name in _TENSORS or name in _REBUILD or name == _OF_TYPE
     return known or _is_dtype(name) or bool(_STORAGES.fullmatch(name))
 
 
@@ -235,7 +237,7 @@ def _check_arguments(func: Any, args: Any, enums: set[str]) -> None:
     fine = isinstance(func, Global) and isinstance(args, Tuple)
     if fine and func == "functools.partial":
         return  # never called: see allowlist.Inert
-    if fine and func == "torch._tensor._rebuild_from_type_v2":
+    if fine and func == _OF_TYPE:
         if len(args) == 4 and args[0] in _REBUILD and args[1] in _TENSORS and _plain_attributes(args[3]):
             return _check_arguments(args[0], args[2], enums)
         fine = False
@@ -278,7 +280,7 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: An
         raise Refused("stores the hooks of a tensor")
     dtype = next((str(t) for t in rest[2:] if isinstance(t, Global)), storage.kind)
     count = storage.count // itemsize(dtype)
-    if 0 not in size and offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) >= count:
+    if last_number(size, stride, offset) >= count:
         raise Refused("makes a tensor that is larger than its numbers")
     if math.prod(size) > max(count, REPEATED):
         raise Refused("makes a tensor that repeats its numbers without end")
@@ -429,7 +431,7 @@ def _check_module(module: Made, cls: type) -> None:
 
 
 def _is_tensor(value: Made) -> bool:
-    return value.of in _REBUILD or value.of == "torch._tensor._rebuild_from_type_v2"
+    return value.of in _REBUILD or value.of == _OF_TYPE
 
 
 def _count_modules(thing: Any, known: dict[int, int], above: set[int]) -> int:

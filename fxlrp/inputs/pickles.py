@@ -40,11 +40,8 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
             if "" not in sys.path:
                 sys.path.append("")  # classes are looked for in the current folder too, as python itself does
             return torch.load(path, map_location="cpu", weights_only=False)
-        if zipfile.is_zipfile(path):
-            with torch.serialization.safe_globals(_checked(path)):
-                return torch.load(path, map_location="cpu", weights_only=True)
-        _check_old(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_checked(path)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FxlrpError:
         raise
     except Refused as error:
@@ -73,10 +70,7 @@ def is_torchscript(path: Path) -> bool:
 def check_pickle(path: Path) -> None:
     """Raise FxlrpError if a file of torch.save does more than hold tensors, as `load_pickle` does."""
     try:
-        if zipfile.is_zipfile(path):
-            _checked(path)
-        else:
-            _check_old(path)
+        _checked(path)
     except FxlrpError:
         raise
     except Exception as error:
@@ -85,6 +79,9 @@ def check_pickle(path: Path) -> None:
 
 def _checked(path: Path) -> list[Any]:
     """What a file names beside plain data, as torch.load is told of it, once the file is known to be harmless."""
+    if not zipfile.is_zipfile(path):
+        _check_old(path)
+        return []
     with Archive(path) as archive:
         program = archive.read("data.pkl", LONGEST)
         sizes = {name: archive.size(name) for name in archive.names}
@@ -97,7 +94,7 @@ def _checked(path: Path) -> list[Any]:
         raise FxlrpError(
             f"{path} is a pickle that wants more than layers and tensors: {', '.join(refused)}. {SAVE_OR_TRUST}"
         )
-    check_program(program, admitted, lambda key, count: sizes.get(f"data/{key}") == count)
+    check_program(program, admitted, archive.has_storage)
     allowed: list[Any] = [(found, name) for name, found in admitted.items()]
     allowed += [(found, name) for name, found in STAND_INS.items()]
     # The unpickler looks instances up by their type; a name with a newline cannot be written in a pickle.

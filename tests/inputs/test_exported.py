@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxlrp import FxlrpError
+from fxlrp.inputs import load_model
 from fxlrp.inputs.exported import check_inputs, input_shape, load_exported
 from fxlrp.inputs.exported.operators import operators, replacements
 
@@ -195,6 +196,15 @@ def test_tensors_out_of_proportion_are_refused_before_they_are_made(exported: Pa
     check_inputs(load_exported(exported), torch.rand(1, 3, 21, 16))
     with pytest.raises(FxlrpError, match="does not run for inputs of shape"):
         check_inputs(load_exported(exported), torch.rand(1, 4, 21, 16))
+
+
+def test_a_shape_is_checked_once(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder of pictures the network is run without storage for the first alone."""
+    loaded, seen = load_model(str(exported)), []
+    monkeypatch.setattr("fxlrp.inputs.models.check_inputs", lambda module, x: seen.append(tuple(x.shape)))
+    for side in (21, 21, 25, 21):
+        loaded.like(torch.rand(1, 3, side, 16))
+    assert seen == [(1, 3, 21, 16), (1, 3, 25, 16)]
 
 
 class Pooled(nn.Module):

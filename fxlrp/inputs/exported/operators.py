@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 
+from fxlrp.capture import MODES
+
 _ATEN = """
 # entry by entry
 __and__.Scalar __and__.Tensor __or__.Scalar __or__.Tensor abs.default acos.default add.Scalar add.Tensor
@@ -131,10 +133,9 @@ _PYTHON = (
     *("torch.sym_sqrt", "torch._sym_sqrt", "math.trunc", "math.ceil", "math.floor", "math.sqrt"),
 )
 
-MODES = {  # at which place the submodule stands in the calls that stand for a mode
-    "torch.ops.higher_order.wrap_with_set_grad_enabled": 1,
-    "torch.ops.higher_order.wrap_with_autocast": 4,
-}
+_PLACES = {f"torch.ops.higher_order.{mode.__name__}": place for mode, place in MODES.items()}
+"""At which place the submodule stands in the calls that stand for a mode."""
+_NAMES = [name for line in _ATEN.splitlines() if not line.startswith("#") for name in line.split()]
 
 
 def _max_pool_backward(g: Tensor, x: Tensor, *args: Any) -> Tensor:
@@ -265,7 +266,7 @@ _TRUSTING: dict[str, Callable[..., Any] | None] = {
             "replication_pad2d",
         )
     },
-    **{name: None for name in _ATEN.split() if "batch_norm_" in name or name.startswith(("native_", "_fused_rms"))},
+    **{name: None for name in _NAMES if "batch_norm_" in name or name.startswith(("native_", "_fused_rms"))},
     "_native_batch_norm_legit_no_training.default": _batch_norm,
     **{
         f"{name}.input": functools.partial(_recurrent, getattr(torch.ops.aten, name).input, gates)
@@ -296,12 +297,11 @@ def replacements() -> dict[Any, Callable[..., Any]]:
 def operators() -> dict[str, Any]:
     """Every operator that may be called, by its name in a file.  One that this version of torch lacks is left out."""
     found: dict[str, Any] = {}
-    for line in _ATEN.strip().splitlines():
-        for name in () if line.startswith("#") else line.split():
-            packet, _, overload = name.partition(".")
-            op = getattr(getattr(torch.ops.aten, packet, None), overload, None)
-            if op is not None:
-                found[f"torch.ops.aten.{name}"] = op
+    for name in _NAMES:
+        packet, _, overload = name.partition(".")
+        op = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+        if op is not None:
+            found[f"torch.ops.aten.{name}"] = op
     return found
 
 
@@ -309,8 +309,8 @@ def check_call(node: dict[str, Any]) -> None:
     """Check that a node calls what it may, by the arguments that has.  Raises ValueError if it does not."""
     target, given = node["target"], [i["arg"] for i in node["inputs"]]
     kinds = [next(iter(arg)) for arg in given]
-    if target in MODES:
-        place = MODES[target]
+    if target in _PLACES:
+        place = _PLACES[target]
         if kinds[place : place + 1] != ["as_graph"] or kinds.count("as_graph") != 1:
             raise ValueError(f"a {target} in a way of its own")
         return

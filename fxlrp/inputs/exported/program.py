@@ -26,7 +26,7 @@ from torch._export.serde.union import _Union
 
 from fxlrp.inputs.exported.expressions import SYMBOL, check_expression
 from fxlrp.inputs.exported.operators import check_call
-from fxlrp.inputs.limits import parse_json
+from fxlrp.inputs.limits import last_number, parse_json
 
 LARGEST = 2**31
 """What an integer may be: a size, an axis, a stride."""
@@ -366,7 +366,7 @@ def check_within(meta: dict[str, Any], size: int) -> None:
     first = _integer(meta["storage_offset"])
     if rest or len(sizes) != len(strides) or min((*sizes, *strides, first), default=0) < 0:
         raise Refused("a weight of odd sizes")
-    if 0 not in sizes and first + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) >= count:
+    if last_number(sizes, strides, first) >= count:
         raise Refused("a weight that is larger than its file")
     if math.prod(sizes) > count:
         raise Refused("a weight that repeats its numbers")
