@@ -311,6 +311,8 @@ class Explainer(nn.Module):
         shapes = tuple(t.shape for t in tensors)
         with nullcontext() if seen.get(shapes) else alone(), torch.no_grad():  # new shapes may be compiled for
             out = run(*tensors, index.contiguous())
+            if self._records_cuda_graphs():  # the next call writes into the memory of these
+                out = [t.clone() for t in out]
         seen.set(shapes, True)
         count = 0 if own else len(plan.capture.output_names)
         logits, found = out[count], out[count + 1 :]
@@ -319,6 +321,13 @@ class Explainer(nn.Module):
             directions(logits, target, contrast)  # says what does not fit
         asked = logits.argmax(1) if target is None and not own else index.long()
         return self._attribution(plan, tensors, own or out, logits, found, asked, {})
+
+    def _records_cuda_graphs(self) -> bool:
+        """Whether torch.compile was asked to record CUDA graphs."""
+        how = self._compiling or {}
+        return how.get("mode") in ("reduce-overhead", "max-autotune") or (how.get("options") or {}).get(
+            "triton.cudagraphs", False
+        )
 
     def _one_by_one(
         self, batch: int, args: tuple, kwargs: dict, questions: Sequence[Question], at: Sequence[str]

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true as known_true
 from torch.utils import _pytree as pytree
 
 from fxlrp.confine import alone
@@ -74,7 +75,7 @@ def trace_joint(
         target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)
-    for graph_pass in (remove_copies, spell_numel, spell_alpha, join_equal, *([fold_constants] if fold else [])):
+    for graph_pass in (remove_copies, spell_numel, spell_max, spell_alpha, join_equal, *([fold_constants] if fold else [])):
         graph_pass(graph)
     return Joint(graph)
 
@@ -118,6 +119,17 @@ def spell_numel(gm: fx.GraphModule) -> None:
                 count = gm.graph.call_function(operator.mul, (size, count))
         node.replace_all_uses_with(count)
         gm.graph.erase_node(node)
+    gm.recompile()
+
+
+def spell_max(gm: fx.GraphModule) -> None:
+    """The larger of two sizes → the one that is known to be: torch.compile takes no torch.sym_max before torch 2.12."""
+    for node in list(gm.graph.find_nodes(op="call_function", target=torch.sym_max)):
+        sizes = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
+        known = (a for a, own, other in zip(node.args, sizes, sizes[::-1], strict=True) if known_true(own >= other))
+        if (larger := next(known, None)) is not None:
+            node.replace_all_uses_with(larger)
+            gm.graph.erase_node(node)
     gm.recompile()
 
 

@@ -142,6 +142,8 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
                 node.target = Parted(node.target, entry.name, tuple(parts), rulebook.name)
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
+        if entry is rulebook.lookup(aten.mean.dim, (0,)):
+            _pool_as_mean(node)
         apart &= _install(node, entry, facts, rulebook)
         any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
     report = Report(rows, rulebook.name, captured.way.value)
@@ -158,6 +160,13 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     return Plan(
         gm, captured, places, positions, logits, explained, head, report, facts.samples.mixed, apart, any_length
     )
+
+
+def _pool_as_mean(node: fx.Node) -> None:
+    """Averages over all of a picture → means: of a picture whose channels come last, torch makes the average by strides
+    written over, which Inductor (torch 2.11) compiles wrongly."""
+    if str(node.target).startswith("aten.adaptive_avg_pool") and set(node.args[1]) == {1}:
+        node.target, node.args = aten.mean.dim, (node.args[0], [-1 - i for i in range(len(node.args[1]))], True)
 
 
 def _head(captured: Capture, output: str | int | None) -> tuple[list, int, int, list[fx.Node]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 
 KEPT = ("stack_trace", "nn_module_stack", "active")
@@ -17,7 +18,8 @@ def emit(graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, **kwargs: Any
     node = graph.call_function(op, args, kwargs)
     values = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
     node.meta = {k: v for k, v in like.meta.items() if k in KEPT}
-    with next(v.fake_mode for n in graph.nodes if isinstance(v := n.meta.get("val"), FakeTensor)):
+    mode = next(v.fake_mode for n in graph.nodes if isinstance(v := n.meta.get("val"), FakeTensor))
+    with mode, enable_python_dispatcher():  # without it, matmul in torch 2.11 fixes a batch that is a symbol
         node.meta["val"] = op(*values[0], **values[1])
     return node
 
