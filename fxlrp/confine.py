@@ -157,12 +157,24 @@ class _Here:
         return threading.get_ident() == self.thread
 
 
+class _Flag(_Here):
+    """Stands for a flag of torch's that models read by `torch.compiler.is_compiling`, and may reckon with."""
+
+
+def _as_bool(name: str) -> Callable:
+    return lambda *flags: getattr(bool, name)(*(bool(f) if isinstance(f, _Flag) else f for f in flags))
+
+
+for _name in ("and", "or", "xor", "rand", "ror", "rxor", "eq", "ne", "hash", "int", "index", "float", "repr"):
+    setattr(_Flag, f"__{_name}__", _as_bool(f"__{_name}__"))
+
+
 @contextmanager
 def _compiling_here() -> Iterator[None]:
     """Within it, `torch.compiler.is_compiling` and `is_exporting` say yes to this thread alone."""
     with ExitStack() as stack:
         for flag in ("_is_compiling_flag", "_is_exporting_flag"):
-            stack.enter_context(_replaced(torch.compiler, flag, _Here()))
+            stack.enter_context(_replaced(torch.compiler, flag, _Flag()))
         yield
 
 

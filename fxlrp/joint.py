@@ -75,7 +75,14 @@ def trace_joint(
         target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)
-    for graph_pass in (remove_copies, spell_numel, spell_max, spell_alpha, join_equal, *([fold_constants] if fold else [])):
+    for graph_pass in (
+        remove_copies,
+        spell_numel,
+        spell_max,
+        spell_alpha,
+        join_equal,
+        *([fold_constants] if fold else []),
+    ):
         graph_pass(graph)
     return Joint(graph)
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp import FxlrpError, convert
+from fxlrp.capture import Way
 from fxlrp.confine import LOCK, quiet, without_warnings
 from fxlrp.twin import twin
 
@@ -446,3 +447,23 @@ def test_a_spawned_process_converts() -> None:
 def test_the_lock_is_free_after_all_that() -> None:
     assert LOCK.acquire(timeout=1)
     LOCK.release()
+
+
+class Reckons(nn.Module):
+    """Takes what torch says of compiling for the bool it ought to be, as transformers does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tracing = False
+        tracing |= torch.compiler.is_exporting()
+        both = torch.compiler.is_compiling() & torch.compiler.is_exporting() | tracing
+        assert {both: repr(both)}[tracing] in ("True", "False")
+        return x * [1, 1][torch.compiler.is_exporting()] + int(both) - float(tracing)
+
+
+def test_flags_of_compiling_are_reckoned_with():
+    """While a model is traced, what `torch.compiler.is_exporting` returns is used as the bool it stands for."""
+    model = nn.Sequential(nn.Linear(3, 3), Reckons()).eval()
+    explainer = convert(model, torch.randn(2, 3))
+    assert explainer._known().capture.way is Way.ANY_BATCH
+    x = torch.randn(5, 3)
+    assert torch.equal(explainer(x).logits, model(x))
