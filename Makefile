@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz lint format clean
+.PHONY: install demo test fuzz gpu lint format clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,9 @@ test: install
 
 fuzz: install
 	$(BIN)/python -W ignore -m tests.inputs.fuzzing --minutes $${MINUTES:-60} --seed $${SEED:-1} --keep out/fuzz
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 lint: install
 	$(BIN)/ruff check .
