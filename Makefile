@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/fxlrp demo -o out
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 fuzz: install
 	$(BIN)/python -W ignore -m tests.inputs.fuzzing --minutes $${MINUTES:-60} --seed $${SEED:-1} --keep out/fuzz
