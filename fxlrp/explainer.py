@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxlrp.agreement import check_compiled, no_fast_attention, share_apart
 from fxlrp.attribution import Attribution
 from fxlrp.capture import Same, Signature, Way, batch_size, capture, open_output, split_tensors
 from fxlrp.checkpoint import checkpointed, recompute_squares
@@ -151,6 +152,7 @@ class Explainer(nn.Module):
         questions: Sequence[Question],
         at: Sequence[str] = (),
         run: Callable | None = None,
+        compiled: bool = True,
     ) -> list[Attribution]:
         plan, tensors = self._plan(args, kwargs)
         batch = batch_size(tensors)
@@ -158,9 +160,9 @@ class Explainer(nn.Module):
             return self._one_by_one(batch, args, kwargs, questions, at)
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = all(q.position is None and by_classes(q.target) for q in questions)
-        if self._compiling is not None and not at and run is None and plain:
+        if compiled and self._compiling is not None and not at and run is None and plain:
             own = self._outputs(args, kwargs) if plan.capture.narrow else []
-            return [self._run_joint(plan, tensors, own, q.target, q.contrast) for q in questions]
+            return [self._compiled(plan, tensors, own, args, kwargs, q) for q in questions]
         one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
         graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
         if run is None:
@@ -254,7 +256,8 @@ class Explainer(nn.Module):
         mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Compiled is
         what is asked by classes; a target of weights or a callable, `at` and `trace` run as before.  Returns itself.
 
-        A graph that torch.compile would break into pieces is an error, unless fullgraph=False.
+        A graph that torch.compile would break into pieces is an error, unless fullgraph=False.  Whenever something was
+        compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
         """
         self._compiling = {"mode": mode, "fullgraph": True, **options}
         self._found = replace(self._found, joints=Recent(PLANS))
@@ -287,6 +290,24 @@ class Explainer(nn.Module):
         from fxlrp.artifact import export
 
         return export(self, path, contrast=contrast, aoti=aoti)
+
+    def _compiled(
+        self, plan: Plan, tensors: list[Tensor], own: list[Tensor], args: tuple, kwargs: dict, question: Question
+    ) -> Attribution:
+        """A call by the compiled graph, held against the eager one whenever something was compiled for it."""
+        before = _graphs_compiled()
+        attribution = self._run_joint(plan, tensors, own, question.target, question.contrast)
+        if _graphs_compiled() != before:
+
+            def eager(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+                given = iter(inputs)
+                some, named = pytree.tree_map_only(Tensor, lambda _: next(given), (args, kwargs))
+                asked = question if question.target is not None else replace(question, target=attribution.target)
+                with torch.enable_grad():
+                    return _several(self._explain(some, named, [asked], compiled=False)[0].relevance)
+
+            check_compiled(_several(attribution.relevance), eager, tensors)
+        return attribution
 
     def _run_joint(
         self, plan: Plan, tensors: list[Tensor], own: list[Tensor], target: Target, contrast: Contrast
@@ -386,6 +407,7 @@ class Explainer(nn.Module):
         if outdated:
             with alone():
                 plan = self._capture(found, args, kwargs, key)
+            self._check_output(plan, tensors, args, kwargs)
         found.checked.set(key, True)
         shared = [i for i in plan.readouts if not (tensors[i].ndim and len(tensors[i]) == batch)]
         if batch > 1 and (plan.mixes or (shared and not plan.apart)):
@@ -413,17 +435,46 @@ class Explainer(nn.Module):
     def _same_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
         """Whether the graph gives the model's own output for this call, to a hundredth of its largest value, or to an
         eighth where the model is in half precision, which adds up over its layers."""
-        close = 0.125 if plan.capture.narrow else 0.01
+        return max(self._output_apart(plan, tensors, args, kwargs), default=0.0) <= (
+            0.125 if plan.capture.narrow else 0.01
+        )
+
+    def _output_apart(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> list[float]:
+        """How far each output by the graph is from the model's own, as a share of its largest value."""
         expected = self._outputs(args, kwargs)
         with torch.no_grad(), plan.in_its_types():
             try:
                 found = plan.graph(*(t.detach().clone() for t in widened(tensors)))
             except (RuntimeError, IndexError):  # captured for other shapes or values
-                return False
-        return all(
-            f.shape == e.shape and bool((f - e).abs().max() <= close * e.abs().max())
+                return [float("inf")]
+        return [
+            share_apart(f, e) if e.is_floating_point() and e.numel() and e.isfinite().all() else 0.0
             for f, e in zip(found, expected, strict=False)
-            if e.is_floating_point() and e.numel() and e.isfinite().all()
+        ]
+
+    def _check_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> None:
+        """Raises FxlrpError if a graph made for this very call gives another output than the model, unless this is
+        random."""
+        if self._same_output(plan, tensors, args, kwargs):
+            return
+        first, second = self._outputs(args, kwargs), self._outputs(args, kwargs)
+        if not all(map(torch.equal, first, second)):
+            return
+        shares = self._output_apart(plan, tensors, args, kwargs)
+        names = zip(plan.capture.output_names, shares, strict=False)
+        parted = ", ".join(
+            f"{name or 'its output'} by {share:.0%} of its largest value" for name, share in names if share
+        )
+        with no_fast_attention():
+            slow = self._same_output(plan, tensors, args, kwargs)
+        raise FxlrpError(
+            f"While it is traced, this model computes something else than when it is called: {parted} apart. "
+            + (
+                "It is torch's fast path of nn.TransformerEncoder, which sets what is padded to zero: turn it off by "
+                "torch.backends.mha.set_fastpath_enabled(False), or leave the padding out of what follows."
+                if slow
+                else "Take out what asks whether it is traced (torch.compiler.is_exporting, is_compiling)."
+            )
         )
 
     @property
@@ -448,6 +499,17 @@ class Explainer(nn.Module):
         if plan is None:
             raise FxlrpError("Nothing is captured yet: call the explainer once, or give convert() example_inputs.")
         return plan
+
+
+def _several(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return relevance if isinstance(relevance, tuple) else (relevance,)
+
+
+def _graphs_compiled() -> int:
+    """How many graphs torch.compile has handed to its backend in this process."""
+    from torch._dynamo.utils import counters  # here, since it takes seconds to import
+
+    return counters["stats"]["unique_graphs"]
 
 
 def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:

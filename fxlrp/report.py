@@ -100,12 +100,12 @@ class Report:
         colour = {"rule": "green", "structural": "cyan", "generic": "bold red", "inactive": "dim"}
         if nodes:
             for column in ("node", "op", "kind", "rule", "module", "source"):
-                out.add_column(column, overflow="fold")
+                out.add_column(column, overflow="fold", no_wrap=column == "op")
             for n in self.nodes:
                 out.add_row(n.name, n.op, n.kind, n.rule, n.module, n.source, style=colour[n.kind])
             return out
         for column in ("op", "kind", "rule", "nodes", "first at"):
-            out.add_column(column, overflow="fold")
+            out.add_column(column, overflow="fold", no_wrap=column == "op")
         groups: dict[tuple[str, str, str], list[NodeReport]] = {}
         for n in self.nodes:
             groups.setdefault((n.op, n.kind, n.rule), []).append(n)

@@ -124,10 +124,12 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr") or stored(node) is not node:
             continue
+        entry = rulebook.lookup(node.target, _active_positions(node, facts.active))
+        if entry is rulebook.lookup(aten.mean.dim, (0,)):
+            _pool_as_mean(node)
         if node not in facts.active or node in starts:
             rows.append(describe(node, "inactive", ""))
             continue
-        entry = rulebook.lookup(node.target, _active_positions(node, facts.active))
         if isinstance(entry, Structural):
             rows.append(describe(node, "structural", ""))
             continue
@@ -142,8 +144,6 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
                 node.target = Parted(node.target, entry.name, tuple(parts), rulebook.name)
             continue
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
-        if entry is rulebook.lookup(aten.mean.dim, (0,)):
-            _pool_as_mean(node)
         apart &= _install(node, entry, facts, rulebook)
         any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
     report = Report(rows, rulebook.name, captured.way.value)

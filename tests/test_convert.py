@@ -546,3 +546,49 @@ def test_scores_scattered_among_minus_infinity_stay_finite() -> None:
     a = convert(Router().double().eval())(torch.randn(3, 6).double())
     assert a.relevance.isfinite().all()
     assert a.relevance.any()
+
+
+class OtherWhenTraced(nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.layer, self.by = nn.Linear(4, 3), by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (self.by if torch.compiler.is_exporting() else 1.0)
+
+
+def test_another_output_than_the_models_own_is_an_error() -> None:
+    x = torch.randn(2, 4)
+    with pytest.raises(FxlrpError, match=r"something else than when it is called.*is_exporting"):
+        convert(OtherWhenTraced(1.3).eval())(x)
+    model = OtherWhenTraced(1.0).eval()
+    torch.testing.assert_close(convert(model)(x).output, model(x).detach())
+
+
+def test_the_fast_path_of_a_transformer_is_named() -> None:
+    """It sets padded positions to zero, which the layers themselves don't."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, padding: Tensor, skip: bool) -> Tensor:
+            x = self.encoder(x, src_key_padding_mask=padding)
+            return self.head((x * ~padding[..., None]).sum(1) if skip else x.sum(1))
+
+    model, x, padding = Model().eval(), torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[5], [3]])
+    with torch.no_grad():
+        with pytest.raises(FxlrpError, match="set_fastpath_enabled"):
+            convert(model)(x, padding, False)
+        assert torch.backends.mha.get_fastpath_enabled()
+        torch.testing.assert_close(convert(model)(x, padding, True).output, model(x, padding, True))
+
+
+def test_a_random_model_is_no_error() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    assert convert(Noisy(4, 3).eval())(torch.randn(2, 4)).relevance.isfinite().all()

@@ -211,3 +211,51 @@ def test_compiled_by_inductor_equals_eager(rules: str) -> None:
     expected = explainer(x).relevance
     found = explainer.compile()(x).relevance
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("rules", ["abslrp", "abslrp-hybrid", "epsilon"])
+def test_what_a_compiler_gets_wrong_is_said(rules: str) -> None:
+    """Another sum in the place of a product, in one of the two sides, is no rounding."""
+
+    def wrong(gm: fx.GraphModule, example: list[Tensor]) -> fx.GraphModule:
+        *_, last = gm.graph.find_nodes(op="call_function", target=aten.mul.Tensor)
+        last.target = aten.add.Tensor
+        gm.recompile()
+        return gm
+
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with pytest.raises(FxlrpError, match="another relevance than the eager one"):
+        convert(model, rules=rules).compile(backend=wrong)(torch.randn(4, 6))
+
+
+def test_a_compiled_call_is_held_against_the_eager_one_once_for_what_was_compiled() -> None:
+    calls = []
+
+    class Counts(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    explainer = convert(nn.Sequential(Counts(6, 3)).eval(), torch.randn(2, 6)).compile(backend="eager")
+    explain = explainer._explain
+    explainer._explain = lambda *a, compiled=True, **k: (calls.append(compiled), explain(*a, compiled=compiled, **k))[1]
+    for _ in range(3):
+        explainer(torch.randn(2, 6))
+    assert calls == [True, False, True, True]
+
+
+def test_maxima_that_turn_by_rounding_are_no_fault_of_the_compiler() -> None:
+    """A compiler that computes in another order moves a maximum among equals, and with it relevance."""
+
+    def nudged(gm: fx.GraphModule, example: list[Tensor]):
+        return lambda *xs: gm(*(x * (1 + 1e-7) if x.is_floating_point() else x for x in xs))
+
+    def forward(x: Tensor) -> Tensor:
+        return torch.stack([x.amax(1), x.amin(1) * 2], 1)
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(x.sin() * 1000)
+
+    x = torch.ones(2, 5)
+    x[:, 1] += 1e-7
+    convert(Model().eval(), rules="gradient-input").compile(backend=nudged)(x)

@@ -1,0 +1,85 @@
+"""Agreement: what a graph gives against what it was made of: the model's own output, and the eager relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fxlrp.errors import FxlrpError
+
+
+def share_apart(found: Tensor, expected: Tensor) -> float:
+    """The largest difference as a share of the largest of `expected`, which is finite; infinite for other shapes."""
+    if found.shape != expected.shape:
+        return float("inf")
+    difference = (found - expected).abs().max().double()
+    return float((difference / expected.abs().max()).nan_to_num(0.0, posinf=float("inf"))) if difference else 0.0
+
+
+def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """‖found − expected‖ / ‖expected‖ of several tensors, the largest; entries that are NaN in both are equal."""
+    worst = 0.0
+    for f, e in zip(found, expected, strict=True):
+        f, e = f.detach().to(torch.promote_types(f.dtype, torch.float32)), e.detach()
+        known = ~(f.isnan() & e.isnan())
+        f, e = f[known], e[known]
+        if not torch.equal(f, e):
+            ratio = float((f - e).abs().norm() / e.abs().norm())
+            worst = max(worst, ratio if ratio == ratio else float("inf"))
+    return worst
+
+
+@contextmanager
+def no_fast_attention() -> Iterator[None]:
+    """Within it, nn.TransformerEncoder computes in inference what it computes in training, in the whole process."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+EXACT = {torch.float64: 1e-8}
+CLOSE = 1e-3
+"""How far compiled relevance may be from the eager one before it is asked what rounding alone does."""
+ROUNDINGS = 30.0
+"""How many times as far as what one rounding of the inputs does."""
+
+
+def check_compiled(
+    found: Sequence[Tensor], eager: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor]
+) -> None:
+    """Compare relevance by a compiled graph with that of the eager one, a function of the inputs.
+
+    Raises FxlrpError if it is further away than rounding explains: in a contrast of nearly equal maps, and where a
+    maximum turns, rounding shows.
+    """
+    expected = eager(inputs)
+    off = apart(found, expected)
+    if off <= EXACT.get(expected[0].dtype, CLOSE):
+        return
+    rounded = apart(eager([_rounded(t) for t in inputs]), expected)
+    if off > ROUNDINGS * rounded + (0.25 if _tf32(inputs) else 0.0):
+        raise FxlrpError(
+            f"The compiled graph gives another relevance than the eager one: {off:.1e} of it is wrong, and rounding "
+            f"accounts for {rounded:.0e}. This is a fault of the compiler: leave out compile(), try another backend "
+            'or mode (compile(backend="aot_eager")), and report it to torch with explainer.joint().traced.'
+        )
+
+
+def _tf32(inputs: Sequence[Tensor]) -> bool:
+    """Whether products are rounded to 10 bits, in eager kernels other than in compiled ones."""
+    cuda = any(t.is_cuda for t in inputs)
+    return cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
+
+
+def _rounded(t: Tensor) -> Tensor:
+    """A float tensor, each entry moved by a few units of its last digit, up or down by turns; others as they are."""
+    if not t.is_floating_point():
+        return t
+    signs = (torch.arange(t.numel(), device=t.device) % 2 * 2 - 1).view(t.shape).to(t.dtype)
+    return t * (1 + 4 * torch.finfo(t.dtype).eps * signs)

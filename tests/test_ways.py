@@ -1,0 +1,223 @@
+"""However an explanation is run, it is the eager one: joint, compiled by Inductor, as .pt2, by AOTInductor and as ONNX.
+
+`pytest tests/test_ways.py --whole` tries every rulebook on every model in every way, which takes two hours; without
+it, some.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomize
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxlrp
+from fxlrp import FxlrpError, convert
+
+
+class Called(nn.Module):
+    """A function of a list of layers and of tensors."""
+
+    def __init__(self, layers: list[nn.Module], forward: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.layers, self.call = nn.ModuleList(layers), forward
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.call(*self.layers, *tensors)
+
+
+def mlp() -> tuple[nn.Module, list[Tensor]]:
+    return nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5)), [torch.randn(2, 12)]
+
+
+def convolutions() -> tuple[nn.Module, list[Tensor]]:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, 2), nn.SiLU())
+    return nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)), [torch.randn(2, 3, 10, 10)]
+
+
+def batch_norm() -> tuple[nn.Module, list[Tensor]]:
+    net = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6)]
+    return Called(
+        [*net, nn.Linear(6, 5)],
+        lambda a, an, b, bn, head, x: head((bn(b(y := an(a(x)).relu())) + y).relu().mean((2, 3))),
+    ), [torch.randn(2, 3, 8, 8)]
+
+
+def channels_last() -> tuple[nn.Module, list[Tensor]]:
+    return Called(
+        [nn.Conv2d(3, 6, 2, 2), nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 5)],
+        lambda stem, norm, mix, head, x: head(
+            F.adaptive_avg_pool2d(F.gelu(mix(norm(stem(x).permute(0, 2, 3, 1)))).permute(0, 3, 1, 2), 1).flatten(1)
+        ),
+    ), [torch.randn(2, 3, 8, 8)]
+
+
+def upwards() -> tuple[nn.Module, list[Tensor]]:
+    net = [nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ConvTranspose2d(4, 3, 3, 2), nn.Linear(3, 5)]
+    return Called(net, lambda a, n, b, head, x: head(F.leaky_relu(b(n(a(x)).tanh())).amax((2, 3)))), [
+        torch.randn(2, 2, 7, 7)
+    ]
+
+
+def attention() -> tuple[nn.Module, list[Tensor]]:
+    def forward(qkv: nn.Module, out: nn.Module, norm: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = qkv(norm(x)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        x = x + out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return head(x[:, 0])
+
+    layers = [nn.Linear(8, 24), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 5)]
+    return Called(layers, forward), [torch.randn(2, 6, 8)]
+
+
+def encoder() -> tuple[nn.Module, list[Tensor]]:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu", norm_first=True)
+    return Called([layer, nn.Linear(8, 5)], lambda layer, head, x: head(layer(x).mean(1))), [torch.randn(2, 5, 8)]
+
+
+def gates() -> tuple[nn.Module, list[Tensor]]:
+    layers = [nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(6, 5)]
+    return Called(
+        layers,
+        lambda a, b, c, head, x: head(F.glu(c(F.silu(a(x)) * b(x))) * torch.sigmoid(a(x)[:, :6])),
+    ), [torch.randn(2, 6)]
+
+
+def lstm() -> tuple[nn.Module, list[Tensor]]:
+    layers = [nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 5)]
+    return Called(layers, lambda cell, head, x: head(cell(x)[0][:, -1])), [torch.randn(2, 3, 4)]
+
+
+def two_inputs() -> tuple[nn.Module, list[Tensor]]:
+    layers = [nn.Linear(5, 6), nn.Linear(4, 6), nn.Bilinear(6, 6, 5)]
+    return Called(layers, lambda a, b, both, x, y: both(a(x).relu(), b(y).tanh())), [
+        torch.randn(2, 5),
+        torch.randn(2, 4),
+    ]
+
+
+def tokens() -> tuple[nn.Module, list[Tensor]]:
+    layers = [nn.Embedding(20, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 5)]
+    return Called(layers, lambda table, norm, mix, head, ids: head(F.gelu(mix(norm(table(ids)))).mean(1))), [
+        torch.randint(0, 20, (2, 7))
+    ]
+
+
+def products() -> tuple[nn.Module, list[Tensor]]:
+    layers = [nn.Linear(6, 8), nn.Conv1d(4, 4, 3, padding=1), nn.Linear(8, 5)]
+    return Called(
+        layers,
+        lambda a, mix, head, x: head(torch.einsum("btc,bsc->bts", a(x), a(x)).softmax(-1) @ mix(a(x))).sum(1),
+    ), [torch.randn(2, 4, 6)]
+
+
+MODELS = (
+    mlp, convolutions, batch_norm, channels_last, upwards, attention, encoder, gates, lstm, two_inputs, tokens,
+    products,
+)  # fmt: skip
+DTYPES = (torch.float64, torch.float32)
+
+
+def joint(explainer: fxlrp.Explainer, folder: Path) -> Callable[..., list[Tensor]]:
+    graph = explainer.joint()
+    strided = [n for n in graph.traced.graph.nodes if str(n.target).startswith("aten.as_strided")]
+    assert not strided, "what is read or written by strides of its own is what compilers get wrong"
+    assert not any(n.target is torch.sym_max for n in graph.traced.graph.nodes)
+    return lambda *xs: list(graph(*xs, torch.full((len(xs[0]),), -1))[1:])
+
+
+def compiled(explainer: fxlrp.Explainer, folder: Path) -> Callable[..., list[Tensor]]:
+    fast = convert(explainer.model, rules=explainer.rulebook).compile()
+    return lambda *xs: several(fast(*xs))
+
+
+def exported(explainer: fxlrp.Explainer, folder: Path) -> Callable[..., list[Tensor]]:
+    module = torch.export.load(explainer.export(folder / "e.pt2")).module()
+    return lambda *xs: list(module(*xs, torch.full((len(xs[0]),), -1))[1:])
+
+
+def aoti(explainer: fxlrp.Explainer, folder: Path) -> Callable[..., list[Tensor]]:
+    run = torch._inductor.aoti_load_package(str(explainer.export(folder / "e.pt2", aoti=True)))
+    return lambda *xs: list(run(*xs, torch.full((len(xs[0]),), -1))[1:])
+
+
+def onnx(explainer: fxlrp.Explainer, folder: Path) -> Callable[..., list[Tensor]]:
+    import onnxruntime
+
+    try:
+        file = explainer.export(folder / "e.onnx")
+    except FxlrpError as error:
+        pytest.skip(str(error))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+
+    def run(*xs: Tensor) -> list[Tensor]:
+        given = (*xs, torch.full((len(xs[0]),), -1))
+        out = session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})
+        return [torch.from_numpy(o) for o in out[1:]]
+
+    return run
+
+
+def several(attribution: fxlrp.Attribution) -> list[Tensor]:
+    r = attribution.relevance
+    return list(r) if isinstance(r, tuple) else [r]
+
+
+def check(make: Callable, rules: str, way: Callable, folder: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    model, xs = make()
+    model, xs = randomize(model).to(dtype), [x.to(dtype) if x.is_floating_point() else x for x in xs]
+    explainer = convert(model, tuple(xs), rules=rules)
+    run = way(explainer, folder)
+    for count in (2, 3):
+        given = [torch.cat([x, x.flip(0)])[:count] for x in xs]
+        for found, expected in zip(run(*given), several(explainer(*given)), strict=True):
+            assert expected.any()
+            off = (found - expected).abs().max() / expected.abs().max()
+            assert off <= (1e-9 if dtype is torch.float64 else 1e-3), f"{off:.1e} of the largest relevance"
+
+
+def pairs(way: Callable) -> list:
+    """(model, rulebook, type) for all rulebooks and models; the few that run without --whole come first by a hash."""
+    every = [(m, r, DTYPES[(i + j) % 2]) for i, m in enumerate(MODELS) for j, r in enumerate(fxlrp.rulebooks())]
+    every.sort(key=lambda p: zlib.crc32(f"{way.__name__} {p[0].__name__} {p[1]}".encode()))
+    few = SOME.get(way.__name__, len(every))
+    marks = [() if i < few else (pytest.mark.whole,) for i in range(len(every))]
+    named = (f"{m.__name__}-{r}-{str(d)[6:]}" for m, r, d in every)
+    return [pytest.param(*p, marks=m, id=n) for p, m, n in zip(every, marks, named, strict=True)]
+
+
+SOME = {"joint": 24, "compiled": 6, "exported": 8, "aoti": 1, "onnx": 6}
+"""How many are tried without --whole."""
+
+
+@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(joint))
+def test_joint(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    check(make, rules, joint, tmp_path, dtype)
+
+
+@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(compiled))
+def test_compiled(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    check(make, rules, compiled, tmp_path, dtype)
+
+
+@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(exported))
+def test_exported(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    check(make, rules, exported, tmp_path, dtype)
+
+
+@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(aoti))
+def test_aoti(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    check(make, rules, aoti, tmp_path, dtype)
+
+
+@pytest.mark.skipif(not find_spec("onnxruntime"), reason="onnxruntime is not installed")
+@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(onnx))
+def test_onnx(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    check(make, rules, onnx, tmp_path, dtype)
