@@ -97,6 +97,7 @@ KEEPS_SIGN = {
     operator.getitem, aten.view, aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose,
     aten.squeeze, aten.unsqueeze, aten.expand, aten.clone, aten.contiguous, aten.alias, aten.to, aten.slice,
     aten.select, aten.cat, aten.stack, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.dropout,
+    aten.unsafe_split, aten.unsafe_split_with_sizes, aten.unsafe_chunk,
     aten.pad, aten.max_pool1d, aten.max_pool2d, aten.max_pool3d, aten.avg_pool1d, aten.avg_pool2d,
     aten.avg_pool3d, aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d,
     aten.adaptive_max_pool2d, aten.mean, aten.sum, aten.add, aten.mul, aten.index, aten.roll, aten.repeat,

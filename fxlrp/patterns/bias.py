@@ -12,8 +12,13 @@ PRODUCTS = (aten.matmul.default, aten.mm.default)
 
 
 def join_bias(gm: fx.GraphModule) -> None:
-    """x @ W + b with constant W [in, out] and b [out] → linear(x, Wᵀ, b)."""
+    """x @ W + b with constant W [in, out] and b [out] → linear(x, Wᵀ, b), and b + x Wᵀ in one → linear(x, W, b)."""
     for node in list(gm.graph.nodes):
+        if node.target is aten.addmm.default and not node.kwargs and node.meta["active"]:
+            b, x, w = node.args
+            if not (b.meta["active"] or w.meta["active"]) and w.target is aten.t.default and b.meta["val"].ndim == 1:
+                replace(node, lambda call, b, x, w: call(aten.linear.default, x, w.args[0], b))
+            continue
         if node.target is not aten.add.Tensor or node.kwargs or not node.meta["active"]:
             continue
         constants = [a for a in node.args if isinstance(a, fx.Node) and not a.meta["active"]]

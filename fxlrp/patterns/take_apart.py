@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._decomp import decomposition_table
+from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture import functionalize_simple
 from fxlrp.rules.generic import differentiable
 
 aten = torch.ops.aten
@@ -89,7 +91,11 @@ def _trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
     with torch.enable_grad(), mode:
         # torch's LSTM picks an opaque kernel where no gradient is asked for
         values = [v.detach().requires_grad_().clone() if python and differentiable(v) else v for v in values]
-        return make_fx(call, pre_dispatch=python)(*values)
+        made = make_fx(call, pre_dispatch=python)(*values)
+        if functionalize_simple(made):
+            return made
+        functional = dispatch_functionalize(fx.Interpreter(made).run, FunctionalTensorMode(pre_dispatch=python))
+        return make_fx(functional, pre_dispatch=python)(*values)
 
 
 def _inline(node: fx.Node, inner: fx.GraphModule) -> None:
