@@ -58,7 +58,7 @@ class Plan:
     readouts: dict[int, list[int]]  # input tensor → places of its readouts among the graph's outputs
     positions: dict[int, int]  # place of a readout of integers → place of the positions its entries stand for
     logits: int  # place of the logits that are explained
-    explained: int  # place of the output they become, which is themselves or, through `head`, their softmax
+    explained: int  # place of the output they become, which is themselves or, through `head`, their softmax or sigmoid
     head: list[fx.Node]
     report: Report
     mixes: bool  # whether an output depends on other samples than its own
@@ -170,10 +170,10 @@ def _pool_as_mean(node: fx.Node) -> None:
 
 
 def _head(captured: Capture, output: str | int | None) -> tuple[list, int, int, list[fx.Node]]:
-    """The outputs, the places of the explained one and of its logits, and the softmax between these, if any."""
+    """The outputs, the places of the explained one and of its logits, and the softmax or sigmoid between, if any."""
     outputs = list(captured.graph.graph.output_node().args[0])
     explained = logits = _explained_output(captured, outputs, output)
-    head = _softmax_head(outputs[explained])
+    head = _probability_head(outputs[explained])
     if head:  # probabilities are explained by the logits they are made of
         outputs, logits = [*outputs, head[0].args[0]], len(outputs)
     return outputs, explained, logits, head
@@ -335,13 +335,19 @@ def _explained_output(captured: Capture, outputs: list, asked: str | int | None)
 COPIES = (aten.alias.default, aten.clone.default, aten.to.dtype, aten.contiguous.default)
 
 
-def _softmax_head(output: fx.Node) -> list[fx.Node]:
-    """The nodes from class logits to `output`, if it is their softmax or its logarithm; else none."""
+SIGMOIDS = (aten.sigmoid.default, aten.log_sigmoid.default)
+
+
+def _probability_head(output: fx.Node) -> list[fx.Node]:
+    """The nodes from logits to `output`, if it is their softmax over the classes, their sigmoid, or the logarithm of
+    one; else none."""
     head = [output]
-    while head[0].target in COPIES:
+    while head[0].target in COPIES or (head[0].target is aten.mul.Tensor and head[0].args[1] == 1):
         head.insert(0, head[0].args[0])
-    softmax = head[0]
-    if softmax.target not in SOFTMAXES or softmax.meta["val"].ndim != 2 or softmax.args[1] not in (1, -1):
+    last = head[0]
+    if last.target in SIGMOIDS:
+        return head
+    if last.target not in SOFTMAXES or last.meta["val"].ndim != 2 or last.args[1] not in (1, -1):
         return []
     return head
 
