@@ -373,9 +373,10 @@ def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphM
     with torch.enable_grad(), alone(), quiet():
         program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
         graph = program.module(check_guards=False)
+        spell = _turns_on_autocast(graph)
         inline_modes(graph)
-        if not functionalize_simple(graph):
-            graph = program.run_decompositions({}).module(check_guards=False)
+        if spell or not functionalize_simple(graph):
+            graph = program.run_decompositions({}).module(check_guards=False)  # casts of torch.autocast are ops then
             inline_modes(graph)
             _restore_vocabulary(graph)
     graph.graph.set_codegen(fx.graph.CodeGen())
@@ -433,14 +434,19 @@ MODES = {  # how many arguments stand before the submodule in the calls that sta
 }
 
 
+def _turns_on_autocast(gm: fx.GraphModule) -> bool:
+    """Whether a block of the graph is under torch.autocast, turned on in the model."""
+    graphs = [m.graph for m in gm.modules() if isinstance(m, fx.GraphModule)]
+    blocks = [n for g in graphs for n in g.nodes if n.target is torch.ops.higher_order.wrap_with_autocast]
+    return any(block.args[2] for block in blocks)
+
+
 def inline_modes(gm: fx.GraphModule) -> None:
-    """Put the bodies of `torch.no_grad` and disabled `torch.autocast` blocks in the place of the calls they became."""
+    """Put the bodies of `torch.no_grad` and `torch.autocast` blocks in the place of the calls they became."""
     for node in list(gm.graph.nodes):
         if node.target not in MODES:
             continue
-        *mode, body = node.args[: MODES[node.target] + 1]
-        if len(mode) == 4 and mode[2]:
-            raise FxlrpError("The model's forward turns on torch.autocast; take it out to explain the model.")
+        body = node.args[MODES[node.target]]
         inner = operator.attrgetter(str(body.target))(gm)
         inline_modes(inner)
         operands = iter(node.args[MODES[node.target] + 1 :])
@@ -536,8 +542,10 @@ NATIVE: dict[Any, tuple[Any, Callable[..., tuple]]] = {
 
 
 def _restore_vocabulary(gm: fx.GraphModule) -> None:
-    """Undo what functionalization renames: `batch_norm` became a triple, a write a copy."""
+    """Undo what functionalization renames: `batch_norm` became a triple, a write a copy, a cast `_to_copy`."""
     for node in list(gm.graph.nodes):
+        if node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}:
+            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
         if node.target is aten.copy.default:  # only the source's values are copied
             target, source = node.args[:2]
             with gm.graph.inserting_before(node):

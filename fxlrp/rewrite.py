@@ -18,6 +18,7 @@ from fxlrp.capture import Capture, free_symbols
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
+from fxlrp.patterns.emit import emit
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.recent import Recent
 from fxlrp.report import NodeReport, Report, describe, op_name
@@ -143,6 +144,8 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
                 parts = zip(_active_positions(node, facts.active), entry.parts, strict=bool(entry.parts))
                 node.target = Parted(node.target, entry.name, tuple(parts), rulebook.name)
             continue
+        if isinstance(entry, Rule) and entry.shares:
+            _numbers_as_tensors(node, entry.shares)
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         apart &= _install(node, entry, facts, rulebook)
         any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
@@ -167,6 +170,18 @@ def _pool_as_mean(node: fx.Node) -> None:
     written over, which Inductor (torch 2.11) compiles wrongly."""
     if str(node.target).startswith("aten.adaptive_avg_pool") and set(node.args[1]) == {1}:
         node.target, node.args = aten.mean.dim, (node.args[0], [-1 - i for i in range(len(node.args[1]))], True)
+
+
+def _numbers_as_tensors(node: fx.Node, shares: tuple[int, ...]) -> None:
+    """Give a rule that takes a share for it a number among the op's arguments as a tensor."""
+    like = node.meta["val"]
+    for i in shares:
+        if i < len(node.args) and isinstance(node.args[i], int | float):
+            with node.graph.inserting_before(node):
+                number = emit(
+                    node.graph, node, aten.full.default, [], node.args[i], dtype=like.dtype, device=like.device
+                )
+            node.update_arg(i, number)
 
 
 def _head(captured: Capture, output: str | int | None) -> tuple[list, int, int, list[fx.Node]]:
