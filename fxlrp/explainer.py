@@ -113,9 +113,10 @@ class Explainer(nn.Module):
     ) -> Attribution:
         """Explain a call of the model.
 
-        target: None (the top class), a class, a tensor of one class per sample [B], a float tensor of weights over the
-        logits, or a callable on the model's output that returns a score per sample (its gradient is explained).  A list
-        of K classes or a tensor [B, K] of them is explained over one forward pass, in relevance [B, K, …].
+        target: None (the top class, or the one score of an output [B]), a class, a tensor of one class per sample [B],
+        a float tensor of weights over the logits, or a callable on the model's output that returns a score per sample
+        (its gradient is explained).  A list of K classes or a tensor [B, K] of them is explained over one forward pass,
+        in relevance [B, K, …].
         contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
         by probability) or a class; "default" is what the rulebook was found best with.  A target of weights or a
         callable states its own.
@@ -159,7 +160,7 @@ class Explainer(nn.Module):
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
             return self._one_by_one(batch, args, kwargs, questions, at)
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
-        plain = all(q.position is None and by_classes(q.target) for q in questions)
+        plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
         if compiled and self._compiling is not None and not at and run is None and plain:
             own = self._outputs(args, kwargs) if plan.capture.narrow else []
             return [self._compiled(plan, tensors, own, args, kwargs, q) for q in questions]
@@ -173,7 +174,7 @@ class Explainer(nn.Module):
             out = (run or graph)(*given)
         said = self._said(plan, out, args, kwargs)
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
-        asked = [self._directions(plan, out, said, q) for q in questions]
+        asked = [self._directions(plan, out, said, q, batch) for q in questions]
         flat = [d for several, _ in asked for d in several]
         at_once = 1 if run or self.checkpoint else maps_at_once(out[plan.logits])
         try:
@@ -215,7 +216,7 @@ class Explainer(nn.Module):
         return own if plan.logits < len(own) else [*own, out[plan.logits].to(own[plan.explained].dtype)]
 
     def _directions(
-        self, plan: Plan, out: Sequence[Tensor], said: Sequence[Tensor], question: Question
+        self, plan: Plan, out: Sequence[Tensor], said: Sequence[Tensor], question: Question, batch: int
     ) -> tuple[list[Direction], Tensor | None]:
         """What a question asks of the logits among `out`, which the model has said, and the classes it asks about, if
         it does."""
@@ -224,6 +225,9 @@ class Explainer(nn.Module):
             outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
             target = _asked_of(target, plan, outputs, said[plan.logits].detach())
         logits = at_position(out[plan.logits], question.position)
+        if logits.ndim == 1 and len(logits) == batch and (target is None or (type(target) is int and target == 0)):
+            one = torch.zeros_like(logits, dtype=torch.long)  # the score of each sample is its only class
+            return [Direction(logits, torch.ones_like(logits), None)], one
         if target is None and said is not out and logits.ndim == 2:
             target = at_position(said[plan.explained], question.position).argmax(1)
         asked, index = directions(logits, target, question.contrast)
@@ -278,6 +282,10 @@ class Explainer(nn.Module):
         plan = self._known()
         if plan.capture.way is Way.THIS_INPUT:
             raise FxlrpError("The model takes branches by its values: there is no one graph of its relevance pass.")
+        if plan.scores_ndim != 2:
+            raise FxlrpError(
+                "The explained output is no row of classes [batch, classes], which a joint graph is asked by."
+            )
         if not by_classes(target):
             raise FxlrpError("A joint graph is asked by classes: target is None, a class, or a tensor or list of them.")
         several = len(target) if isinstance(target, Sequence) else 0

@@ -66,6 +66,11 @@ class Plan:
     apart: bool  # whether the samples of a batch can be told apart at every node
     any_length: bool  # whether it holds for texts of any length
 
+    @property
+    def scores_ndim(self) -> int:
+        """How many axes the explained output has: two, [batch, classes], or others."""
+        return self.graph.graph.output_node().args[0][self.logits].meta["val"].ndim
+
     def specialized(self, one_sided: bool) -> fx.GraphModule:
         """The graph, faster; `one_sided`, for questions whose seeds are ≥ 0, as they are without a contrast."""
         return specialize(self.graph, self.logits, one_sided)
@@ -350,21 +355,38 @@ def _explained_output(captured: Capture, outputs: list, asked: str | int | None)
 COPIES = (aten.alias.default, aten.clone.default, aten.to.dtype, aten.contiguous.default)
 
 
+RESCALES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 SIGMOIDS = (aten.sigmoid.default, aten.log_sigmoid.default)
 
 
 def _probability_head(output: fx.Node) -> list[fx.Node]:
     """The nodes from logits to `output`, if it is their softmax over the classes, their sigmoid, or the logarithm of
-    one; else none."""
-    head = [output]
-    while head[0].target in COPIES or (head[0].target is aten.mul.Tensor and head[0].args[1] == 1):
-        head.insert(0, head[0].args[0])
-    last = head[0]
-    if last.target in SIGMOIDS:
-        return head
-    if last.target not in SOFTMAXES or last.meta["val"].ndim != 2 or last.args[1] not in (1, -1):
-        return []
-    return head
+    one, or one score put on another scale, whose constants would take a share that may be all there is; else none."""
+    head: list[fx.Node] = []
+    node = output
+    while node.target in (*COPIES, *SIGMOIDS) or _rescales(node) or (node.target in SQUEEZES and _one_score(node)):
+        head.insert(0, node)
+        node = node.args[0]
+    if node.target in SOFTMAXES and node.meta["val"].ndim == 2 and node.args[1] in (1, -1):
+        return [node, *head]
+    return head if any(n.target in SIGMOIDS or _rescales(n) for n in head) else []
+
+
+def _rescales(node: fx.Node) -> bool:
+    """Whether a node adds a number to the one score of each sample, or multiplies it by one above zero; or anything by
+    one."""
+    if node.target not in RESCALES or not isinstance(node.args[1], int | float) or node.kwargs:
+        return False
+    if node.target in (aten.mul.Tensor, aten.div.Tensor):
+        return node.args[1] == 1 or (node.args[1] > 0 and _one_score(node))
+    return _one_score(node)
+
+
+def _one_score(node: fx.Node) -> bool:
+    """Whether a node's value is one number for each sample, [B] or [B, 1, …]."""
+    shape = node.meta["val"].shape
+    return len(shape) > 0 and all(isinstance(n, int) and n == 1 for n in shape[1:])
 
 
 def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
