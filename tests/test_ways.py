@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -147,8 +146,7 @@ def aoti(explainer: fxlrp.Explainer, folder: Path) -> Callable[..., list[Tensor]
 
 
 def onnx(explainer: fxlrp.Explainer, folder: Path) -> Callable[..., list[Tensor]]:
-    import onnxruntime
-
+    onnxruntime = pytest.importorskip("onnxruntime")
     try:
         file = explainer.export(folder / "e.onnx")
     except FxlrpError as error:
@@ -169,55 +167,32 @@ def several(attribution: fxlrp.Attribution) -> list[Tensor]:
     return list(r) if isinstance(r, tuple) else [r]
 
 
-def check(make: Callable, rules: str, way: Callable, folder: Path, dtype: torch.dtype) -> None:
-    torch.manual_seed(1)
-    model, xs = make()
-    model, xs = randomize(model).to(dtype), [x.to(dtype) if x.is_floating_point() else x for x in xs]
-    explainer = convert(model, tuple(xs), rules=rules)
-    run = way(explainer, folder)
-    for count in (2, 3):
-        given = [torch.cat([x, x.flip(0)])[:count] for x in xs]
-        for found, expected in zip(run(*given), several(explainer(*given)), strict=True):
-            assert expected.any()
-            off = (found - expected).abs().max() / expected.abs().max()
-            assert off <= (1e-9 if dtype is torch.float64 else 1e-3), f"{off:.1e} of the largest relevance"
-
-
 def pairs(way: Callable) -> list:
-    """(model, rulebook, type) for all rulebooks and models; the few that run without --whole come first by a hash."""
+    """(way, model, rulebook, type) for all rulebooks and models; those that run without --whole first, by a hash."""
     every = [(m, r, DTYPES[(i + j) % 2]) for i, m in enumerate(MODELS) for j, r in enumerate(fxlrp.rulebooks())]
     every.sort(key=lambda p: zlib.crc32(f"{way.__name__} {p[0].__name__} {p[1]}".encode()))
     few = SOME.get(way.__name__, len(every))
     marks = [() if i < few else (pytest.mark.whole,) for i in range(len(every))]
-    named = (f"{m.__name__}-{r}-{str(d)[6:]}" for m, r, d in every)
-    return [pytest.param(*p, marks=m, id=n) for p, m, n in zip(every, marks, named, strict=True)]
+    named = (f"{way.__name__}-{m.__name__}-{r}-{str(d)[6:]}" for m, r, d in every)
+    return [pytest.param(way, *p, marks=m, id=n) for p, m, n in zip(every, marks, named, strict=True)]
 
 
 SOME = {"joint": 24, "compiled": 6, "exported": 8, "aoti": 1, "onnx": 6}
 """How many are tried without --whole."""
 
 
-@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(joint))
-def test_joint(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    check(make, rules, joint, tmp_path, dtype)
-
-
-@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(compiled))
-def test_compiled(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    check(make, rules, compiled, tmp_path, dtype)
-
-
-@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(exported))
-def test_exported(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    check(make, rules, exported, tmp_path, dtype)
-
-
-@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(aoti))
-def test_aoti(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    check(make, rules, aoti, tmp_path, dtype)
-
-
-@pytest.mark.skipif(not find_spec("onnxruntime"), reason="onnxruntime is not installed")
-@pytest.mark.parametrize(("make", "rules", "dtype"), pairs(onnx))
-def test_onnx(make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    check(make, rules, onnx, tmp_path, dtype)
+@pytest.mark.parametrize(
+    ("way", "make", "rules", "dtype"), [p for way in (joint, compiled, exported, aoti, onnx) for p in pairs(way)]
+)
+def test_as_eager(way: Callable, make: Callable, rules: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model, xs = make()
+    model, xs = randomize(model).to(dtype), [x.to(dtype) if x.is_floating_point() else x for x in xs]
+    explainer = convert(model, tuple(xs), rules=rules)
+    run = way(explainer, tmp_path)
+    for count in (2, 3):
+        given = [torch.cat([x, x.flip(0)])[:count] for x in xs]
+        for found, expected in zip(run(*given), several(explainer(*given)), strict=True):
+            assert expected.any()
+            off = (found - expected).abs().max() / expected.abs().max()
+            assert off <= (1e-9 if dtype is torch.float64 else 1e-3), f"{off:.1e} of the largest relevance"
