@@ -474,15 +474,6 @@ def test_an_explainer_is_not_converted_again(cnn: nn.Module) -> None:
         convert(convert(cnn))
 
 
-def test_autocast_inside_the_model_is_refused() -> None:
-    def mixed(m: nn.Module, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return m.a(x)
-
-    with pytest.raises(FxlrpError, match=r"^The model's forward turns on torch\.autocast"):
-        convert(body(mixed, a=nn.Linear(6, 3)).float())(torch.randn(2, 6))
-
-
 def test_a_norm_written_out_takes_nothing() -> None:
     def written(m: nn.Module, x: Tensor) -> Tensor:
         y = m.a(x)
