@@ -12,11 +12,12 @@ from fxlrp.errors import FxlrpError
 
 
 def share_apart(found: Tensor, expected: Tensor) -> float:
-    """The largest difference as a share of the largest of `expected`, which is finite; infinite for other shapes."""
+    """The largest difference as a share of the largest of `expected`, which is finite; infinite for other shapes, and
+    where `found` is NaN."""
     if found.shape != expected.shape:
         return float("inf")
     difference = (found - expected).abs().max().double()
-    return float((difference / expected.abs().max()).nan_to_num(0.0, posinf=float("inf"))) if difference else 0.0
+    return float((difference / expected.abs().max()).nan_to_num(float("inf"), float("inf"))) if difference else 0.0
 
 
 def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -552,6 +552,8 @@ def test_another_output_than_the_models_own_is_an_error() -> None:
     x = torch.randn(2, 4)
     with pytest.raises(FxlrpError, match=r"something else than when it is called.*is_exporting"):
         convert(OtherWhenTraced(1.3).eval())(x)
+    with pytest.raises(FxlrpError, match="something else than when it is called"):
+        convert(OtherWhenTraced(float("nan")).eval())(x)
     model = OtherWhenTraced(1.0).eval()
     torch.testing.assert_close(convert(model)(x).output, model(x).detach())
 
