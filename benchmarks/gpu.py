@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 import fxlrp
 from benchmarks import half_precision, speed
+from fxlrp.inputs.hubs import first_line
 
 TOKENS = {"config:bert": 128, "decoder": 2048}
 BATCHES = (1, 32, 256)
@@ -214,9 +215,8 @@ def measure(spec: str, setting: Setting, say: Say, prepared: Event, turn: Event)
         cases += [Case(n, speed.BASE, "eager", partial(speed.gradient, model, x))]
         for rules, contrast in RULES:
             cases.append(Case(n, named(rules, contrast), "eager", partial(eager[rules], x, contrast=contrast)))
-    cases += [Case(n, name, "eager", run) for n in batches[:2] for name, run in peers(model, given[n])]
-    for case in compiled_cases(model, given, about, say, setting):
-        cases.append(case)
+    cases += [Case(n, name, "eager", run) for n in batches[:2] for name, run in speed.of_peers(model, given[n]).items()]
+    cases += compiled_cases(model, given, about, say, setting)
     prepared.set()
     turn.wait()
     for n in batches:
@@ -225,19 +225,6 @@ def measure(spec: str, setting: Setting, say: Say, prepared: Event, turn: Event)
 
 def named(rules: str, contrast: str | None) -> str:
     return f"`{rules}`" + {"default": "", None: ", no contrast"}.get(contrast, f", contrast {contrast}")
-
-
-def peers(model: nn.Module, x: Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
-    if not x.is_floating_point():
-        return
-    with suppress(ImportError):
-        import zennit  # noqa: F401
-
-        yield "zennit EpsilonPlus", partial(speed.with_zennit, model, x)
-    with suppress(ImportError):
-        import captum  # noqa: F401
-
-        yield "captum IntegratedGradients, 50 steps", partial(speed.with_captum, model, x)
 
 
 def compiled_cases(
@@ -280,7 +267,7 @@ def clock(cases: list[Case], about: Row, say: Say, setting: Setting) -> None:
     for case in cases:
         try:
             speed.timed(case.run, setting.device)
-            alive.append((case, memory(case.run, setting.device), []))
+            alive.append((case, speed.allocated(case.run) if setting.device == "cuda" else None, []))
         except Exception as error:
             free()
             if case.method == speed.BASE:
@@ -305,25 +292,10 @@ def clock(cases: list[Case], about: Row, say: Say, setting: Setting) -> None:
     free()
 
 
-def memory(run: Callable[[], object], device: str) -> int | None:
-    """Bytes that torch allocates during a call beyond what is there."""
-    if device != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    run()
-    return torch.cuda.max_memory_allocated() - held
-
-
 def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:200]}"
 
 
 # ---- All of it -------------------------------------------------------------------------------------------------------

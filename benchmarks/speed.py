@@ -130,6 +130,21 @@ def with_lxt(model: Text, ids: Tensor) -> Callable[[], Tensor]:
     return run
 
 
+def of_peers(model: nn.Module, x: Tensor) -> Runs:
+    """What zennit and captum do with pictures, where these are installed."""
+    out: Runs = {}
+    if x.is_floating_point():
+        with suppress(ImportError):
+            import zennit  # noqa: F401
+
+            out["zennit EpsilonPlus"] = partial(with_zennit, model, x)
+        with suppress(ImportError):
+            import captum  # noqa: F401
+
+            out["captum IntegratedGradients, 50 steps"] = partial(with_captum, model, x)
+    return out
+
+
 def runs(model: nn.Module, x: Tensor, rules: list[str], compiled: Collection[str], peers: bool) -> Runs:
     """What is measured, by name; `compiled` are the rulebooks that are compiled as well."""
     out: Runs = {"forward": partial(forward, model, x), BASE: partial(gradient, model, x)}
@@ -147,15 +162,7 @@ def runs(model: nn.Module, x: Tensor, rules: list[str], compiled: Collection[str
             out["`abslrp`, 10 targets, no contrast"] = partial(explainer, x, target=list(range(10)), contrast=None)
             small = fxlrp.convert(model, x, rules=name, checkpoint=True)
             out["`abslrp`, no contrast, checkpoint"] = partial(small, x, contrast=None)
-    if peers and x.is_floating_point():
-        with suppress(ImportError):
-            import zennit  # noqa: F401
-
-            out["zennit EpsilonPlus"] = partial(with_zennit, model, x)
-        with suppress(ImportError):
-            import captum  # noqa: F401
-
-            out["captum IntegratedGradients, 50 steps"] = partial(with_captum, model, x)
+    out |= of_peers(model, x) if peers else {}
     if peers and isinstance(model, Text):
         with suppress(ImportError):
             out["lxt AttnLRP"] = with_lxt(model, x)
@@ -170,6 +177,15 @@ def timed(run: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def allocated(run: Callable[[], object]) -> int:
+    """Bytes that torch allocates on the GPU during a call at most beyond what is there."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - held
 
 
 def prepared(spec: str, batch: int, device: str) -> tuple[nn.Module, Tensor]:
@@ -287,10 +303,7 @@ def plot_growth(path: Path, device: str, repeats: int) -> None:
 
 def _memory(name: str, run: Callable[[], object], spec: str, args: argparse.Namespace, rules: list[str]) -> str:
     if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        run()
-        return f"{(torch.cuda.max_memory_allocated() - held) / 2**20:.0f}"
+        return f"{allocated(run) / 2**20:.0f}"
     if "compiled" in name:  # in a process of its own it would be compiled again
         return "–"
     with get_context("spawn").Pool(1) as pool:

@@ -441,11 +441,8 @@ class Explainer(nn.Module):
         return found.plans.set(key, plan)
 
     def _same_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
-        """Whether the graph gives the model's own output for this call, to a hundredth of its largest value, or to an
-        eighth where the model is in half precision, which adds up over its layers."""
-        return max(self._output_apart(plan, tensors, args, kwargs), default=0.0) <= (
-            0.125 if plan.capture.narrow else 0.01
-        )
+        """Whether the graph gives the model's own output for this call."""
+        return _close(plan, self._output_apart(plan, tensors, args, kwargs))
 
     def _output_apart(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> list[float]:
         """How far each output by the graph is from the model's own, as a share of its largest value."""
@@ -463,12 +460,12 @@ class Explainer(nn.Module):
     def _check_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> None:
         """Raises FxlrpError if a graph made for this very call gives another output than the model, unless this is
         random."""
-        if self._same_output(plan, tensors, args, kwargs):
+        shares = self._output_apart(plan, tensors, args, kwargs)
+        if _close(plan, shares):
             return
         first, second = self._outputs(args, kwargs), self._outputs(args, kwargs)
         if not all(map(torch.equal, first, second)):
             return
-        shares = self._output_apart(plan, tensors, args, kwargs)
         names = zip(plan.capture.output_names, shares, strict=False)
         parted = ", ".join(
             f"{name or 'its output'} by {share:.0%} of its largest value" for name, share in names if share
@@ -507,6 +504,12 @@ class Explainer(nn.Module):
         if plan is None:
             raise FxlrpError("Nothing is captured yet: call the explainer once, or give convert() example_inputs.")
         return plan
+
+
+def _close(plan: Plan, shares: Sequence[float]) -> bool:
+    """Whether outputs are the model's own to a hundredth of their largest value, or to an eighth where the model is in
+    half precision, which adds up over its layers."""
+    return max(shares, default=0.0) <= (0.125 if plan.capture.narrow else 0.01)
 
 
 def _several(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

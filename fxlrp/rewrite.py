@@ -127,11 +127,12 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     rows: list[NodeReport] = []
     apart = facts.samples.known
     any_length = captured.any_length
+    as_mean = rulebook.lookup(aten.mean.dim, (0,))
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr") or stored(node) is not node:
             continue
         entry = rulebook.lookup(node.target, _active_positions(node, facts.active))
-        if entry is rulebook.lookup(aten.mean.dim, (0,)):
+        if entry is as_mean:
             _pool_as_mean(node)
         if node not in facts.active or node in starts:
             rows.append(describe(node, "inactive", ""))
