@@ -1,21 +1,19 @@
-"""Analyse: which nodes of a captured graph carry relevance, where their samples are, and which are known to be ≥ 0."""
+"""Analyse: which nodes of a captured graph carry relevance, and which are known to be ≥ 0."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, fx
 
-from fxlrp.capture import free_symbols
 from fxlrp.lookups import find_lookups
 from fxlrp.patterns.centring import offset
 from fxlrp.patterns.masks import masked
 from fxlrp.precision import stored
 from fxlrp.rules.movement import MOVEMENT, SHAPE_ARGUMENT, SHAPE_ONLY
-from fxlrp.rules.quantities import WHOLE, Batch, is_pointwise
+from fxlrp.rules.quantities import is_pointwise
 from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten
@@ -154,132 +152,3 @@ def _finite(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "get_attr":
         return False
     return bool(operator.attrgetter(str(node.target))(gm).isfinite().all())
-
-
-class Samples:
-    """Where each node's samples are.
-
-    A symbolic batch shows it in the shapes.  Where the batch is folded into another axis (windows, heads) or is not
-    symbolic, the first sample of the example is poisoned with NaN and the graph run, then the last: what turns NaN
-    belongs to that sample.  What has no axis of samples at all (a loop over the batch, an input they all share) is
-    poisoned by each sample in turn: it may see one at most.  In the same way a model is found out whose outputs depend
-    on other samples.
-    """
-
-    def __init__(
-        self,
-        gm: fx.GraphModule,
-        inputs: list[Tensor],
-        readouts: dict[int, list[fx.Node]],
-        nodes: set[fx.Node],
-        output: fx.Node,
-    ):
-        self.symbols: set = set()
-        for node in gm.graph.find_nodes(op="placeholder"):
-            value = node.meta.get("val")
-            if isinstance(value, Tensor) and value.ndim:
-                self.symbols |= free_symbols(value.shape[0])
-        self.count = next((t.shape[0] for t in inputs if t.ndim), 1)
-        self.where: dict[fx.Node, Batch] = {}
-        for node in nodes:
-            plain = self._plain(node)
-            if plain is not None:
-                self.where[node] = plain
-        folded = {n for n in nodes if n not in self.where and isinstance(n.meta.get("val"), Tensor)}
-        starts: dict[fx.Node, int] = {}  # the readouts, and the axis of their samples
-        self.known = True  # whether the samples are known at all of them
-        for node in (n for ns in readouts.values() for n in ns):
-            at, shape = self._plain(node), node.meta["val"].shape
-            if at is not None or (len(shape) and shape[0] == self.count):
-                starts[node] = 0 if at is None else at.axis
-            elif self._candidates(node.meta["val"]):  # folded with another axis before it was looked up
-                self.known = False
-        seen: dict[fx.Node, int] = dict.fromkeys(folded, 0)
-        fits: dict[fx.Node, list[Batch]] = {}
-        for sample in range(self.count if self.count > 1 else 0):
-            wanted = folded if sample in (0, self.count - 1) else {n for n in folded if not fits.get(n)}
-            if wanted or sample == 0:
-                for node, layouts in self._poison(gm, inputs, starts, wanted | {output}, sample).items():
-                    seen[node] = seen.get(node, 0) + 1
-                    fits[node] = [b for b in fits.get(node, layouts) if b in layouts]
-        for node in folded:
-            if seen[node] < 2:
-                self.where[node] = WHOLE
-            elif fits[node]:
-                self.where[node] = fits[node][0]
-        suspect = output in fits and self.where.get(output) not in fits[output]
-        self.mixed = suspect and self._mixes(gm, inputs, starts, output)
-
-    def of(self, node: fx.Node) -> Batch | None:
-        """Where the node's samples are; None if that can't be told."""
-        return self.where.get(node)
-
-    def _candidates(self, value: Tensor) -> list[int]:
-        return [axis for axis, size in enumerate(value.shape) if free_symbols(size) & self.symbols]
-
-    def _plain(self, node: fx.Node) -> Batch | None:
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor):
-            return None
-        axes = self._candidates(value)
-        if len(axes) == 1 and value.shape[axes[0]].node.expr in self.symbols:  # type: ignore[attr-defined]
-            return Batch(axes[0])
-        return None
-
-    def _mixes(self, gm: fx.GraphModule, inputs: list[Tensor], readouts: dict[fx.Node, int], output: fx.Node) -> bool:
-        """Whether the last row of the output changes with sample 0; NaN gets where a product with 0 gives nothing."""
-
-        def rows(change: Callable[[Tensor], Tensor]) -> Tensor:
-            class Changed(fx.Interpreter):
-                def run_node(self, n: fx.Node) -> Any:
-                    value = super().run_node(n)
-                    if n in readouts:
-                        value = value.clone()
-                        one = value.select(readouts[n], 0)
-                        one.copy_(change(one))
-                    found[n is output] = value
-                    return value
-
-            found: dict[bool, Any] = {}
-            with torch.no_grad():
-                Changed(gm).run(*inputs)
-            return found[True][-1]
-
-        before, after = rows(lambda t: t), rows(lambda t: t.flip(-1) * 1.1 + 0.1)
-        return bool((before - after).abs().max() > 1e-3 * before.abs().max())
-
-    def _poison(
-        self, gm: fx.GraphModule, inputs: list[Tensor], readouts: dict[fx.Node, int], wanted: set[fx.Node], sample: int
-    ) -> dict[fx.Node, list[Batch]]:
-        """Those of `wanted` that turn NaN with the sample, and the layouts in which that is the sample's part alone."""
-        samples, found = self, {}
-
-        class Poisoned(fx.Interpreter):
-            def run_node(self, n: fx.Node) -> Any:
-                value = super().run_node(n)
-                if n in readouts:
-                    value = value.clone()
-                    value.select(readouts[n], sample).fill_(float("nan"))
-                if n in wanted and (nan := value.isnan()).any():
-                    axes = samples._candidates(n.meta["val"]) or list(range(value.ndim))
-                    found[n] = list(locate(nan, axes, samples.count, sample))
-                return value
-
-        with torch.no_grad():
-            Poisoned(gm).run(*inputs)
-        return found
-
-
-def locate(poisoned: Tensor, axes: Iterable[int], count: int, sample: int = 0) -> Iterator[Batch]:
-    """The layouts [before, count, after] of one of `axes` in which `poisoned` is confined to the sample."""
-    for axis in axes:
-        size = poisoned.shape[axis]
-        if not poisoned.numel():
-            return
-        line = poisoned.movedim(axis, 0).reshape(size, -1).any(1)
-        for before in range(1, size // count + 1):
-            if size % (before * count) == 0:
-                others = line.view(before, count, -1).clone()
-                others[:, sample] = False
-                if line.any() and not others.any():
-                    yield Batch(axis, before, size // count // before)

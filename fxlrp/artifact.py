@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.attribution import Attribution
+from fxlrp.axes import Axes, argument
 from fxlrp.capture import free_symbols
 from fxlrp.confine import alone
 from fxlrp.errors import FxlrpError
@@ -56,9 +57,10 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
     placeholders = plan.graph.graph.find_nodes(op="placeholder")
     values = [n.meta["val"] for n in placeholders]
     batch = torch.export.Dim("batch")
-    dynamic = [bool(v.ndim and free_symbols(v.shape[0])) for v in values]
-    shapes = [{0: batch} if d else {} for d in (*dynamic, any(dynamic))]
-    target = torch.full((len(plan.capture.inputs[0]),), -1, device=plan.capture.inputs[0].device)
+    at = zip(values, plan.axes.inputs, strict=True)
+    shapes = [{axis: batch} if axis is not None and free_symbols(v.shape[axis]) else {} for v, axis in at]
+    shapes.append({0: batch} if any(shapes) else {})
+    target = torch.full((plan.axes.count(plan.capture.inputs),), -1, device=plan.capture.inputs[0].device)
     inputs, narrow = plan.capture.inputs, plan.capture.narrow
     args = (*(map(Tensor.to, inputs, narrow[0]) if narrow else inputs), target)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +77,7 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
         "explained": list(plan.readouts),
         "rulebook": explainer.rulebook.name,
         "contrast": contrast,
+        "axes": list(plan.axes.inputs),
         **(about or {}),
     }
     torch.export.save(program, str(path), extra_files={RECORD: json.dumps(said)})
@@ -105,6 +108,14 @@ class ExportedExplainer(nn.Module):
         self.module = module
         self.about = dict(about)
 
+    def count(self, args: Sequence[Tensor]) -> int:
+        """How many samples a call has.  Raises FxlrpError if the inputs are not those it was exported for."""
+        axes = Axes(tuple(self.about["axes"]))
+        if len(args) != len(axes.inputs) or not axes.fit(args):
+            names = ", ".join(map(argument, self.about["inputs"]))
+            raise FxlrpError(f"The explainer was exported for {len(axes.inputs)} inputs ({names}), of other shapes.")
+        return axes.count(args)
+
     def forward(self, *args: Tensor, target: Any = None, contrast: Contrast = "default") -> Attribution:
         """Explain a call; target is None, a class or a tensor of one for each sample [B].
 
@@ -116,9 +127,10 @@ class ExportedExplainer(nn.Module):
         if not by_classes(target):
             raise FxlrpError("An exported explainer is asked by classes: target is None, a class or a tensor of them.")
         given = torch.as_tensor(-1 if target is None else target, device=args[0].device)
+        count = self.count(args)
         try:
             with torch.no_grad():
-                logits, *found = self.module(*args, given.expand(len(args[0])).contiguous())
+                logits, *found = self.module(*args, given.expand(count).contiguous())
         except RuntimeError as error:  # what it was exported for is checked by torch
             if "Expected input" not in str(error):
                 raise
@@ -128,5 +140,5 @@ class ExportedExplainer(nn.Module):
             directions(logits, target, None)  # says what does not fit
         names = tuple(self.about["inputs"][i] for i in self.about["explained"])
         inputs = tuple(args[i] for i in self.about["explained"])
-        index = logits.argmax(1) if target is None else given.expand(len(logits))
+        index = logits.argmax(1) if target is None else given.expand(count)
         return Attribution(found[0] if len(found) == 1 else tuple(found), logits, logits, index, names, inputs)

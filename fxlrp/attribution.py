@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from fxlrp.axes import argument
 from fxlrp.errors import FxlrpError
 from fxlrp.report import Conservation, Report
 
@@ -43,7 +43,7 @@ class Attribution:
     def named(self) -> dict[str, Tensor]:
         """Relevance by the name of the argument it was read at, as "pixel_values"; "0" for the first positional one."""
         every = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
-        return {".".join(re.findall(r"\w+", name)[1:]): r for name, r in zip(self.names, every, strict=True)}
+        return {argument(name): r for name, r in zip(self.names, every, strict=True)}
 
     def conservation(self) -> Conservation:
         """Where relevance was lost or made, node by node, from the output to the input.

@@ -24,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from fxlrp.axes import Axes
 from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
 from fxlrp.precision import autocast_types
@@ -48,6 +49,7 @@ class Capture:
     inputs: the example tensors it was captured with, two samples along each batch axis.
     names: where each input tensor stands in the call, e.g. ``args[0]`` or ``kwargs['input_ids']``.
     way: how it was captured, which says for which calls the graph holds.
+    axes: where the samples of the call are.
     returned: the structure of what the model returns, and where each output tensor stands in it.
     any_length: whether it holds for integer inputs [B, T] of any length T.
     narrow: the types of the call's tensors and of the model's outputs, where some of the model is in half precision
@@ -59,6 +61,7 @@ class Capture:
     names: list[str]
     way: Way
     returned: _Returned
+    axes: Axes
     any_length: bool = False
     narrow: list[list[torch.dtype]] = field(default_factory=list)
 
@@ -77,35 +80,51 @@ class Capture:
 @dataclass(frozen=True)
 class Signature:
     """What calls have in common that can share a graph: structure, constants, dtypes, autocast, devices and `shapes`
-    but for the batch; or, for graphs of any length, `like` alone, which leaves out the length of integers [B, T]."""
+    but for the batch; or, for graphs of any length, `like` alone, which leaves out the length of integers [B, T].  What
+    only the `kind` of is the same, with as many axes, have their samples at the same axes as a rule."""
 
     shapes: tuple
     like: tuple
+    kind: tuple
 
 
-def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]], Signature]:
-    """The tensors in a call, a function that rebuilds (args, kwargs) from others like them, and its signature."""
+def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]]]:
+    """The tensors in a call, and a function that rebuilds (args, kwargs) from others like them."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    batch = batch_size(tensors)
 
     def rebuild(new: Any) -> tuple[tuple, dict]:
         it = iter(new)
         return pytree.tree_unflatten([next(it) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
-    def describe(leaf: Any, length: Any = None) -> Any:
+    return tensors, rebuild
+
+
+def names_of(args: tuple, kwargs: dict) -> list[str]:
+    """Where each tensor stands in a call."""
+    paths = pytree.tree_leaves_with_path((args, kwargs))
+    return [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
+
+
+def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
+    """The signature of a call whose samples are at these axes."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    places = iter(axes.inputs)
+
+    def describe(leaf: Any, axis: int | None, length: Any = None) -> Any:
         if not isinstance(leaf, Tensor):
             if isinstance(leaf, np.ndarray):
                 return leaf.dtype, leaf.shape, leaf.tobytes()
             return (type(leaf), leaf) if isinstance(leaf, PLAIN) else Same(leaf)
-        shape = ("batch", *leaf.shape[1:]) if _batched(leaf, batch) else tuple(leaf.shape)
-        if length and _batched(leaf, batch) and _has_length(leaf):
-            shape = ("batch", length)
-        return shape, leaf.dtype, leaf.device
+        lengths = length and axis is not None and _has_length(leaf, axis)
+        shape = ["batch" if i == axis else length if lengths else n for i, n in enumerate(leaf.shape)]
+        return tuple(shape), leaf.dtype, leaf.device
 
-    common = (str(spec), autocast_types(tensors))
-    like = (*common, *(describe(leaf, "length") for leaf in leaves))
-    return tensors, rebuild, Signature((*common, *map(describe, leaves)), like)
+    at = [next(places) if isinstance(leaf, Tensor) else None for leaf in leaves]
+    common = (str(spec), autocast_types([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
+    like = (*common, *(describe(leaf, axis, "length") for leaf, axis in zip(leaves, at, strict=True)))
+    kind = (str(spec), *(leaf.ndim if isinstance(leaf, Tensor) else None for leaf in leaves))
+    return Signature((*common, *map(describe, leaves, at)), like, kind)
 
 
 PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, Enum)
@@ -124,22 +143,13 @@ class Same:
         return id(self.thing)
 
 
-def batch_size(tensors: list[Tensor]) -> int:
-    """Samples in a call: the length of the first axis of its first tensor that has one."""
-    return next((t.shape[0] for t in tensors if t.ndim), 1)
-
-
-def _batched(t: Tensor, batch: int) -> bool:
-    return t.ndim > 0 and t.shape[0] == batch
-
-
 SHORTEST = 2
 
 
-def _has_length(t: Tensor) -> bool:
+def _has_length(t: Tensor, axis: int) -> bool:
     """Whether a tensor may be token ids, their mask or kinds [B, T]; export fixes lengths of 0 and 1, and can't tell
     one of 2 from the batch."""
-    return t.ndim == 2 and t.shape[1] > SHORTEST and not t.is_floating_point() and not t.is_complex()
+    return t.ndim == 2 and t.shape[1 - axis] > SHORTEST and not t.is_floating_point() and not t.is_complex()
 
 
 @dataclass
@@ -265,12 +275,13 @@ def capture(
     model: nn.Module,
     args: tuple,
     kwargs: dict,
+    axes: Axes | None = None,
     *,
     fixed: bool = False,
     any_length: bool = True,
     itself: bool = False,
 ) -> Capture:
-    """Trace `model` on (args, kwargs), while no other thread traces.
+    """Trace `model` on (args, kwargs), whose samples are at `axes` (the first ones), while no other thread traces.
 
     What is traced is a twin of the model, which other threads may run meanwhile; `itself`, or if its twin does not run
     where it does, the model.
@@ -281,17 +292,21 @@ def capture(
 
     Raises FxlrpError, with the line in the user's model, if no way succeeds.
     """
-    tensors, rebuild, _ = split_tensors(args, kwargs)
-    batch = batch_size(tensors)
+    tensors, rebuild = split_tensors(args, kwargs)
+    axes = Axes.first(tensors) if axes is None else axes
+    batch = axes.count(tensors)
     seen: list[_Returned] = []
     traced = model if itself else _twin(model)
     flat = _Flat(traced, rebuild, seen)
     exact = [t.detach().clone() for t in tensors]
-    pair = [_two(t) if _batched(t, batch) else t for t in exact]  # export specialises 0 and 1
-    single = [t[:1] if _batched(t, batch) else t for t in exact]
+    pair = axes.each(_two, exact)  # export specialises 0 and 1
+    single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), exact)
     auto = torch.export.Dim.AUTO
-    dims = tuple({0: auto} if _batched(t, batch) else None for t in tensors)
-    sized = tuple(d and {0: auto, 1: auto} if _has_length(t) else d for d, t in zip(dims, tensors, strict=True))
+    dims = tuple(None if axis is None else {axis: auto} for axis in axes.inputs)
+    sized = tuple(
+        {0: auto, 1: auto} if axis is not None and _has_length(t, axis) else dim
+        for dim, axis, t in zip(dims, axes.inputs, tensors, strict=True)
+    )
     ways: list[tuple[Way, list[Tensor], Callable[[list[Tensor]], fx.GraphModule]]] = [
         *([(Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, sized))] if any_length and sized != dims else []),
         (Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, dims)),
@@ -299,7 +314,7 @@ def capture(
         (Way.THIS_INPUT, single, lambda ts: _trace(flat, ts)),
     ]
     errors: list[Exception] = []
-    for way, inputs, trace in ways[-2:] if fixed else ways:
+    for way, inputs, trace in ways[-2:] if fixed or axes.whole else ways:
         try:
             graph = trace(inputs)
         except FxlrpError:
@@ -310,18 +325,19 @@ def capture(
         except Exception as problem:
             errors.append(problem)
             continue
-        places = zip(graph.graph.find_nodes(op="placeholder"), dims, strict=True)
-        if way is Way.ANY_BATCH and not all(free_symbols(n.meta["val"].shape[0]) for n, dim in places if dim):
+        places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
+        open_ = (free_symbols(n.meta["val"].shape[axis]) for n, axis in places if axis is not None)
+        if way is Way.ANY_BATCH and not all(open_):
             way = Way.THIS_BATCH
-            if batch_size(inputs) != batch:  # it was specialised to our two
+            if axes.count(inputs) != batch:  # it was specialised to our two
                 continue
-        paths = pytree.tree_leaves_with_path((args, kwargs))
-        names = [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
         _mark_identities(graph, seen[-1].untouched)
-        return Capture(graph, inputs, names, way, seen[-1], way is Way.ANY_BATCH and _any_length(graph))
+        names = names_of(args, kwargs)
+        any_length = way is Way.ANY_BATCH and _any_length(graph, axes)
+        return Capture(graph, inputs, names, way, seen[-1], axes, any_length)
     _run_as_it_is(model, *rebuild(exact))
     if traced is not model and _refuses(traced, *rebuild(exact)):
-        return capture(model, args, kwargs, fixed=fixed, any_length=any_length, itself=True)
+        return capture(model, args, kwargs, axes, fixed=fixed, any_length=any_length, itself=True)
     raise FxlrpError(_why(errors[0])) from errors[0]
 
 
@@ -333,14 +349,18 @@ def _twin(model: nn.Module) -> nn.Module:
         return model
 
 
-def _any_length(gm: fx.GraphModule) -> bool:
+def _any_length(gm: fx.GraphModule, axes: Axes) -> bool:
     """Whether all integer inputs [B, T] have a symbol of their own, apart from the batch's, for T, but for those too
     short for one (a decoder's first token), whose length calls have to share."""
-    values = [n.meta["val"] for n in gm.graph.find_nodes(op="placeholder")]
-    texts = [t for t in values if isinstance(t, Tensor) and t.ndim == 2 and not t.is_floating_point()]
-    lengths = [t for t in texts if isinstance(t.shape[1], torch.SymInt) or t.shape[1] > SHORTEST]
-    batch = {symbol for t in lengths for symbol in free_symbols(t.shape[0])}
-    return bool(lengths) and all(free_symbols(t.shape[1]) - batch for t in lengths)
+    values = zip((n.meta["val"] for n in gm.graph.find_nodes(op="placeholder")), axes.inputs, strict=True)
+    texts = [
+        (t.shape[axis], t.shape[1 - axis])
+        for t, axis in values
+        if isinstance(t, Tensor) and t.ndim == 2 and not t.is_floating_point() and axis is not None
+    ]
+    lengths = [(batch, n) for batch, n in texts if isinstance(n, torch.SymInt) or n > SHORTEST]
+    batches = {symbol for batch, _ in lengths for symbol in free_symbols(batch)}
+    return bool(lengths) and all(free_symbols(n) - batches for _, n in lengths)
 
 
 def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
@@ -360,8 +380,11 @@ def free_symbols(size: int | torch.SymInt) -> set:
     return size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
 
 
-def _two(t: Tensor) -> Tensor:
-    return torch.cat([t.detach()[:1], t.detach()[-1:]]).clone()
+def _two(t: Tensor, axis: int) -> Tensor:
+    """The first sample and the last, of an empty batch two that are zero."""
+    if not t.shape[axis]:
+        return t.new_zeros([2 if i == axis else n for i, n in enumerate(t.shape)])
+    return torch.cat([t.narrow(axis, 0, 1), t.narrow(axis, t.shape[axis] - 1, 1)], axis).detach()
 
 
 def _tensors(node: fx.Node) -> Iterator[Tensor]:

@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import check_compiled, no_fast_attention, share_apart
 from fxlrp.attribution import Attribution
-from fxlrp.capture import Same, Signature, Way, batch_size, capture, open_output, split_tensors
+from fxlrp.axes import Axes, Batch
+from fxlrp.capture import Capture, Same, Way, capture, names_of, open_output, signature, split_tensors
 from fxlrp.checkpoint import checkpointed, recompute_squares
 from fxlrp.confine import LOCK, alone
 from fxlrp.errors import FxlrpError
@@ -27,12 +28,13 @@ from fxlrp.relevance_pass import Direction, maps_at_once, propagate
 from fxlrp.report import Report
 from fxlrp.rewrite import Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
+from fxlrp.samples import find_samples
 from fxlrp.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
 
 PLANS = 32
 """How many plans, each a graph for calls of one signature, an explainer keeps."""
 CHECKED = 1024
-"""How many shapes of calls it remembers to have checked against the model's own output."""
+"""How many shapes of calls it remembers the plan of, which was checked against the model's own output."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class _Known:
 
     parts: tuple[int, ...] = ()
     plans: Recent = field(default_factory=lambda: Recent(PLANS))
-    checked: Recent = field(default_factory=lambda: Recent(CHECKED))
+    checked: Recent = field(default_factory=lambda: Recent(CHECKED))  # shapes of a call → the key of its plan
+    axes: Recent = field(default_factory=lambda: Recent(PLANS))  # kinds of calls → where their samples are
     joints: Recent = field(default_factory=lambda: Recent(PLANS))
 
     def plan(self, *keys: Any) -> Plan | None:
@@ -74,9 +77,11 @@ class Explainer(nn.Module):
         strict: bool,
         output: str | int | None = None,
         checkpoint: bool = False,
+        batch: Batch = "auto",
     ) -> None:
         super().__init__()
         self.output = output
+        self.batch = batch
         self.checkpoint = checkpoint
         self.model = model
         self.rulebook = rulebook
@@ -97,7 +102,7 @@ class Explainer(nn.Module):
         with LOCK:
             other = self._others.get(output)
             if other is None:
-                other = Explainer(self.model, self.rulebook, self.strict, output, self.checkpoint).eval()
+                other = Explainer(self.model, self.rulebook, self.strict, output, self.checkpoint, self.batch).eval()
                 self._others.set(output, other)
         return other
 
@@ -131,7 +136,7 @@ class Explainer(nn.Module):
             if not trace:
                 return self._explain(args, kwargs, questions, at)[0]
             plan, tensors = self._plan(args, kwargs)
-            if batch_size(tensors) > 1 and not plan.apart:
+            if plan.axes.count(tensors) > 1 and not plan.apart:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
             with LOCK:  # an interpreter notes the node it is at where a trace in another thread would read it
@@ -156,9 +161,9 @@ class Explainer(nn.Module):
         compiled: bool = True,
     ) -> list[Attribution]:
         plan, tensors = self._plan(args, kwargs)
-        batch = batch_size(tensors)
+        batch = plan.axes.count(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
-            return self._one_by_one(batch, args, kwargs, questions, at)
+            return self._one_by_one(plan, batch, args, kwargs, questions, at)
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
         if compiled and self._compiling is not None and not at and run is None and plain:
@@ -176,7 +181,7 @@ class Explainer(nn.Module):
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
         asked = [self._directions(plan, out, said, q, batch) for q in questions]
         flat = [d for several, _ in asked for d in several]
-        at_once = 1 if run or self.checkpoint else maps_at_once(out[plan.logits])
+        at_once = 1 if run or self.checkpoint else maps_at_once(plan.axes.rows(out[plan.logits]))
         try:
             with plan.in_its_types():
                 found = iter(propagate(plan, self.rulebook, out, tensors, flat, list(inner.values()), at_once))
@@ -191,11 +196,15 @@ class Explainer(nn.Module):
         for question, (several, index) in zip(questions, asked, strict=True):
             reads = [next(found) for _ in several]
             columns = index is not None and index.ndim == 2
+            beside = [[plan.axes.column(i) for i in plan.readouts], [1] * len(inner)]
             inputs, values = (
-                [torch.stack(parts, 1) if columns else parts[0] for parts in zip(*read, strict=True)]
-                for read in zip(*reads, strict=True)
+                [
+                    torch.stack(parts, a) if columns else parts[0]
+                    for parts, a in zip(zip(*read, strict=True), axes, strict=True)
+                ]
+                for read, axes in zip(zip(*reads, strict=True), beside, strict=True)
             )
-            logits = at_position(said[plan.logits], question.position).detach()
+            logits = at_position(plan.axes.rows(said[plan.logits]), question.position).detach()
             answers.append(
                 self._attribution(plan, tensors, said, logits, inputs, index, dict(zip(inner, values, strict=True)))
             )
@@ -224,12 +233,21 @@ class Explainer(nn.Module):
         if callable(target):
             outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
             target = _asked_of(target, plan, outputs, said[plan.logits].detach())
-        logits = at_position(out[plan.logits], question.position)
+        rows = plan.axes.rows(out[plan.logits])
+        if isinstance(target, Tensor) and target.is_floating_point() and target.shape == out[plan.logits].shape:
+            target = plan.axes.rows(target)  # weights of the output as the model gives it
+        if plan.axes.output is None and rows.ndim == 3 and question.position is None and by_classes(target):
+            raise FxlrpError(
+                f"The {rows.shape[1]} rows of this output depend on each other, or on inputs that they share, so the "
+                "call is one sample: say which row is explained, position=0 for the first (or, if they don't, which "
+                "axis of the inputs counts the samples, convert(…, batch=0))."
+            )
+        logits = at_position(rows, question.position)
         if logits.ndim == 1 and len(logits) == batch and (target is None or (type(target) is int and target == 0)):
             one = torch.zeros_like(logits, dtype=torch.long)  # the score of each sample is its only class
             return [Direction(logits, torch.ones_like(logits), None)], one
         if target is None and said is not out and logits.ndim == 2:
-            target = at_position(said[plan.explained], question.position).argmax(1)
+            target = at_position(plan.axes.rows(said[plan.explained]), question.position).argmax(1)
         asked, index = directions(logits, target, question.contrast)
         return [Direction(logits, *sides) for sides in asked], index
 
@@ -323,9 +341,9 @@ class Explainer(nn.Module):
         """A call by the compiled joint graph, which gives the model's outputs too unless they are here, its `own`."""
         assert not callable(target)
         assert self._compiling is not None
-        batch = batch_size(tensors)
+        batch = plan.axes.count(tensors)
         given = torch.as_tensor(-1 if target is None else target, device=tensors[0].device)
-        given = own[plan.explained].argmax(1) if own and target is None else given
+        given = plan.axes.rows(own[plan.explained]).argmax(1) if own and target is None else given
         index = given.expand(batch, *given.shape) if given.ndim == 0 or isinstance(target, Sequence) else given
         several = index.shape[1] if index.ndim == 2 else 0
         joints, key = self._found.joints, (Same(plan), contrast, several)
@@ -345,7 +363,7 @@ class Explainer(nn.Module):
         seen.set(shapes, True)
         count = 0 if own else len(plan.capture.output_names)
         logits, found = out[count], out[count + 1 :]
-        logits = own[plan.logits] if plan.logits < len(own) else logits
+        logits = plan.axes.rows(own[plan.logits]) if plan.logits < len(own) else logits
         if target is not None:
             directions(logits, target, contrast)  # says what does not fit
         asked = logits.argmax(1) if target is None and not own else index.long()
@@ -359,40 +377,59 @@ class Explainer(nn.Module):
         )
 
     def _one_by_one(
-        self, batch: int, args: tuple, kwargs: dict, questions: Sequence[Question], at: Sequence[str]
+        self,
+        plan: Plan,
+        batch: int,
+        args: tuple,
+        kwargs: dict,
+        questions: Sequence[Question],
+        at: Sequence[str],
     ) -> list[Attribution]:
         """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
-        together again beside the model's output for all of them."""
-
-        def sample(thing: Any, i: int) -> Any:
-            return pytree.tree_map_only(Tensor, lambda t: t[i : i + 1] if t.ndim and len(t) == batch else t, thing)
+        together again beside the model's output for all of them, and added up at inputs that they share."""
 
         def one(i: int) -> list[Attribution]:
-            some, named = sample((args, kwargs), i)
-            asked = [replace(q, target=sample(q.target, i), position=sample(q.position, i)) for q in questions]
+            some, named = plan.axes.each(lambda t, axis: t.narrow(axis, i, 1), (args, kwargs))
+            asked = [
+                replace(q, target=_of_sample(q.target, i, batch), position=_of_sample(q.position, i, batch))
+                for q in questions
+            ]
             return self._explain(some, named, asked, at)
 
-        def join(*ts: Tensor) -> Tensor:
-            return torch.cat(ts)
+        def join(ts: Sequence[Tensor], axis: int | None = 0) -> Tensor:
+            return sum(ts[1:], ts[0]) if axis is None else torch.cat(list(ts), axis)
 
         samples = [one(i) for i in range(batch)]
         with torch.no_grad():
             output = self.model(*args, **kwargs)
-        return [
-            Attribution(
-                pytree.tree_map(join, *(p.relevance for p in parts)),
-                output,
-                join(*(p.logits for p in parts)),
-                None if parts[0].target is None else join(*(p.target for p in parts if p.target is not None)),
-                parts[0].names,
-                pytree.tree_map(join, *(p.inputs for p in parts)),
-                {name: join(*(p.latent[name] for p in parts)) for name in at},
+        axes = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
+
+        def joined(parts: Sequence[Attribution], name: str) -> Tensor | tuple[Tensor, ...]:
+            each = zip(*(_several(getattr(p, name)) for p in parts), strict=True)
+            shared = name == "inputs"
+            return tuple(
+                ts[0] if shared and axes[n] is None else join(ts, axes[n])
+                for n, ts in zip(parts[0].names, each, strict=True)
             )
-            for parts in zip(*samples, strict=True)
-        ]
+
+        answers = []
+        for parts in zip(*samples, strict=True):
+            relevance = joined(parts, "relevance")
+            answers.append(
+                Attribution(
+                    relevance[0] if len(relevance) == 1 else relevance,
+                    output,
+                    join([p.logits for p in parts]),
+                    None if parts[0].target is None else join([p.target for p in parts if p.target is not None]),
+                    parts[0].names,
+                    _several(joined(parts, "inputs")),
+                    {name: join([p.latent[name] for p in parts]) for name in at},
+                )
+            )
+        return answers
 
     def _plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
-        tensors, _, signature = split_tensors(args, kwargs)
+        tensors, _ = split_tensors(args, kwargs)
         if not tensors:
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
         if self.model.training:
@@ -401,44 +438,72 @@ class Explainer(nn.Module):
         if parts != self._found.parts:  # a layer or weight was replaced: the graphs hold the old one
             self._found = _Known(parts)
         found = self._found
-        batch = batch_size(tensors)
-        key = (signature.shapes, batch)
-        keys = (key, signature.shapes, signature.like)
-        plan = found.plan(*keys)
+        exact = signature(args, kwargs, Axes.none(tensors)).shapes
+        checked = found.checked.get(exact)
+        plan = found.plans.get(checked)
+        if plan is None:
+            plan = self._known_plan(found, args, kwargs, tensors)
         if plan is None:
             with alone():  # another thread may have captured it meanwhile
-                plan = found.plan(*keys) or self._capture(found, args, kwargs, key, signature)
+                plan = self._known_plan(found, args, kwargs, tensors) or self._capture(found, args, kwargs)
         if plan.capture.way is Way.THIS_INPUT:
-            outdated = batch == 1 and not all(map(torch.equal, widened(tensors), plan.capture.inputs))
+            one = plan.axes.count(tensors) == 1
+            outdated = one and not all(map(torch.equal, widened(tensors), plan.capture.inputs))
         else:  # does the model take another branch at this batch size?
-            outdated = not found.checked.get(key) and not self._same_output(plan, tensors, args, kwargs)
+            outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
         if outdated:
             with alone():
-                plan = self._capture(found, args, kwargs, key)
+                plan = self._capture(found, args, kwargs, fixed=True)
             self._check_output(plan, tensors, args, kwargs)
-        found.checked.set(key, True)
-        shared = [i for i in plan.readouts if not (tensors[i].ndim and len(tensors[i]) == batch)]
-        if batch > 1 and (plan.mixes or (shared and not plan.apart)):
-            raise FxlrpError(
-                f"The samples of this batch share more than the weights, so a batch of {batch} would mix their "
-                "relevance; explain one sample at a time."
-            )
+        found.checked.set(exact, plan.key)
         self._latest = self._latest_here.plan = plan
         return plan, tensors
 
-    def _capture(self, found: _Known, args: tuple, kwargs: dict, key: Any, signature: Signature | None = None) -> Plan:
-        """A plan for this call, and by `signature`, if given, for batches of any size and texts of any length where
+    def _kind(self, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Any:
+        """What calls have in common whose samples are probably at the same axes."""
+        return signature(args, kwargs, Axes.none(tensors)).kind
+
+    def _axes(self, found: _Known, args: tuple, kwargs: dict, tensors: list[Tensor]) -> list[Axes]:
+        """Where the samples of a call may be, the likeliest first."""
+        if self.batch != "auto":
+            return [Axes.asked(self.batch, tensors, names_of(args, kwargs))]
+        known = found.axes.get(self._kind(args, kwargs, tensors))
+        first = Axes.first(tensors)
+        return [known, first] if known is not None and known.fit(tensors) and known.inputs != first.inputs else [first]
+
+    def _known_plan(self, found: _Known, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Plan | None:
+        """The plan that holds for a call, if there is one."""
+        for axes in self._axes(found, args, kwargs, tensors):
+            about = signature(args, kwargs, axes)
+            plan = found.plan((about.shapes, axes.count(tensors)), about.shapes, about.like)
+            if plan is not None:
+                return plan
+        return None
+
+    def _capture(self, found: _Known, args: tuple, kwargs: dict, fixed: bool = False) -> Plan:
+        """A plan for this call, and, unless it is `fixed` to it, for batches of any size and texts of any length where
         possible."""
-        captured = capture(self.model, args, kwargs, fixed=signature is None)
-        with no_autocast(captured.inputs):
-            plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
-        if captured.any_length and not plan.any_length:
-            captured = capture(self.model, args, kwargs, any_length=False)
+        tensors, _ = split_tensors(args, kwargs)
+        axes = self._axes(found, args, kwargs, tensors)
+
+        def plan_of(axes: list[Axes], any_length: bool) -> Plan:
+            def by(axes: Axes) -> Capture:
+                return capture(self.model, args, kwargs, axes, fixed=fixed, any_length=any_length)
+
+            captured = find_samples(by, axes, tensors, self.output, sure=self.batch != "auto")
             with no_autocast(captured.inputs):
-                plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
-        if signature is not None and captured.way is Way.ANY_BATCH:
-            key = signature.like if captured.any_length else signature.shapes
-        return found.plans.set(key, plan)
+                return rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
+
+        plan = plan_of(axes, True)
+        if plan.capture.any_length and not plan.any_length:
+            plan = plan_of([plan.axes], False)
+        captured = plan.capture
+        about = signature(args, kwargs, plan.axes)
+        plan.key = (about.shapes, plan.axes.count(tensors))
+        if not fixed and captured.way is Way.ANY_BATCH:
+            plan.key = about.like if captured.any_length else about.shapes
+        found.axes.set(self._kind(args, kwargs, tensors), plan.axes)
+        return found.plans.set(plan.key, plan)
 
     def _same_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
         """Whether the graph gives the model's own output for this call."""
@@ -512,6 +577,11 @@ def _close(plan: Plan, shares: Sequence[float]) -> bool:
     return max(shares, default=0.0) <= (0.125 if plan.capture.narrow else 0.01)
 
 
+def _of_sample(asked: Any, i: int, batch: int) -> Any:
+    """What is asked of sample i, where it is a tensor of something for each."""
+    return asked[i : i + 1] if isinstance(asked, Tensor) and asked.ndim and len(asked) == batch else asked
+
+
 def _several(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return relevance if isinstance(relevance, tuple) else (relevance,)
 
@@ -550,6 +620,7 @@ def convert(
     strict: bool = False,
     output: str | int | None = None,
     checkpoint: bool = False,
+    batch: Batch = "auto",
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
@@ -562,6 +633,9 @@ def convert(
     first.
     checkpoint: keep little of the forward pass and run it again, segment by segment, when relevance comes by: memory
     grows with the root of the depth, time by one forward pass for each map.
+    batch: the axis that counts the samples of a call, None for calls that are one sample, or a dict of the axis of each
+    tensor by its name ("input_ids", "0" for the first positional one), None for one that all samples share; without it,
+    what the first axis of the explained output counts, or its second, wherever that leads back to in the inputs.
 
     Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook or output.
 
@@ -576,7 +650,7 @@ def convert(
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
-    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint).eval()
+    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch).eval()
     if example_inputs is not None:
         if isinstance(example_inputs, Mapping):
             explainer._plan((), dict(example_inputs))

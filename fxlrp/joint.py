@@ -56,14 +56,18 @@ def trace_joint(
         tensors = widened(given)
         with torch.enable_grad():
             out = Tracing(plan.specialized(contrast is None)).run(*tensors)
-            logits = out[plan.logits].detach()
+            rows = plan.axes.rows(out[plan.logits])
+            logits = rows.detach()
             columns = target.unbind(1) if several else (target,)
             indices = [torch.where(column < 0, logits.argmax(1), column) for column in columns]
-            asked = [Direction(out[plan.logits], *sides(logits, index, contrast)) for index in indices]
+            asked = [Direction(rows, *sides(logits, index, contrast)) for index in indices]
             # one by one: batched gradients can't be traced for batches of any size
             found = [read.inputs for read in propagate(plan, book, out, tensors, asked, at_once=1)]
         logits = logits.to(narrow[1][plan.explained]) if narrow else logits
-        maps = [torch.stack(parts, 1) if several else parts[0] for parts in zip(*found, strict=True)]
+        maps = [
+            torch.stack(parts, plan.axes.column(i)) if several else parts[0]
+            for i, parts in zip(plan.readouts, zip(*found, strict=True), strict=True)
+        ]
         return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)
 
     values = [n.meta["val"] for n in plan.graph.graph.find_nodes(op="placeholder")]
@@ -72,7 +76,8 @@ def trace_joint(
     mode.allow_non_fake_inputs = True
     # torch's Python dispatcher knows more ops at sizes that are symbols
     with alone(), mode, enable_python_dispatcher(), plan.in_its_types():
-        target = values[0].new_zeros((values[0].shape[0], *([several] if several else [])), dtype=torch.int64)
+        count = plan.axes.count(values)
+        target = values[0].new_zeros((count, *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)
     for graph_pass in (

@@ -84,7 +84,8 @@ def propagate(
         if apart and direction.against is not None:
             found = [p - n for p, n in zip(found, grads.pop(0), strict=True)]
         whole = book.reads == "relevance"
-        read = [relevance(a.detach(), g) if whole else g for a, g in zip(values, found, strict=True)]
+        # an input may be infinite, as a mask is
+        read = [relevance(a.detach(), g, masked=True) if whole else g for a, g in zip(values, found, strict=True)]
         reads.append(Read(_by_input(plan, out, tensors, dict(zip(places, read, strict=False))), read[len(places) :]))
     return reads
 

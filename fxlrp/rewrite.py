@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,11 +12,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.analyse import Samples, carriers, differentiable, find_active, find_infinite, find_nonnegative, find_readouts
+from fxlrp.analyse import carriers, differentiable, find_active, find_infinite, find_nonnegative, find_readouts
+from fxlrp.axes import Axes
 from fxlrp.capture import Capture, free_symbols
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
+from fxlrp.outputs import explained_output
 from fxlrp.patterns.emit import emit
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.recent import Recent
@@ -28,6 +29,7 @@ from fxlrp.rules.normalise import NONE
 from fxlrp.rules.propagate import LEADING, Adjusted, Given, Parted, Site
 from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
 from fxlrp.rules.registry import Absolute, Derivative, Parts, Rule, Rulebook, Structural
+from fxlrp.samples import Samples
 from fxlrp.specialize import copied, specialize
 
 aten = torch.ops.aten
@@ -62,14 +64,19 @@ class Plan:
     explained: int  # place of the output they become, which is themselves or, through `head`, their softmax or sigmoid
     head: list[fx.Node]
     report: Report
-    mixes: bool  # whether an output depends on other samples than its own
     apart: bool  # whether the samples of a batch can be told apart at every node
     any_length: bool  # whether it holds for texts of any length
+    key: Any = None  # what an explainer keeps it under
 
     @property
     def scores_ndim(self) -> int:
-        """How many axes the explained output has: two, [batch, classes], or others."""
-        return self.graph.graph.output_node().args[0][self.logits].meta["val"].ndim
+        """How many axes the explained output has, samples first: two, [batch, classes], or others."""
+        return self.axes.rows(self.graph.graph.output_node().args[0][self.logits].meta["val"]).ndim
+
+    @property
+    def axes(self) -> Axes:
+        """Where the samples of a call are."""
+        return self.capture.axes
 
     def specialized(self, one_sided: bool) -> fx.GraphModule:
         """The graph, faster; `one_sided`, for questions whose seeds are ≥ 0, as they are without a contrast."""
@@ -119,7 +126,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     _split_outputs(gm, rulebook)
     gm.graph.eliminate_dead_code()
     gm.recompile()
-    outputs, explained, logits, head = _head(captured, output)
+    outputs, explained, logits, head = explained_output(captured, output)
     inputs, facts = _analyse(captured, outputs[logits], rulebook)
     for node in gm.graph.nodes:
         node.meta["active"] = node in facts.active
@@ -166,9 +173,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     places, positions = _add_readouts(gm, outputs, inputs)
     look_up_before_cast(gm)
     gm.recompile()
-    return Plan(
-        gm, captured, places, positions, logits, explained, head, report, facts.samples.mixed, apart, any_length
-    )
+    return Plan(gm, captured, places, positions, logits, explained, head, report, apart, any_length)
 
 
 def _pool_as_mean(node: fx.Node) -> None:
@@ -190,19 +195,9 @@ def _numbers_as_tensors(node: fx.Node, shares: tuple[int, ...]) -> None:
             node.update_arg(i, number)
 
 
-def _head(captured: Capture, output: str | int | None) -> tuple[list, int, int, list[fx.Node]]:
-    """The outputs, the places of the explained one and of its logits, and the softmax or sigmoid between, if any."""
-    outputs = list(captured.graph.graph.output_node().args[0])
-    explained = logits = _explained_output(captured, outputs, output)
-    head = _probability_head(outputs[explained])
-    if head:  # probabilities are explained by the logits they are made of
-        outputs, logits = [*outputs, head[0].args[0]], len(outputs)
-    return outputs, explained, logits, head
-
-
 def _annotate(captured: Capture, rulebook: Rulebook, output: str | int | None) -> None:
     """Note in each node's meta, for the passes, whether it is active and which entry of the rulebook it has."""
-    outputs, _, logits, _ = _head(captured, output)
+    outputs, _, logits, _ = explained_output(captured, output)
     active = _activity(captured, outputs[logits], rulebook)[1]
     for node in captured.graph.graph.nodes:
         node.meta["active"] = node in active
@@ -227,8 +222,7 @@ def _analyse(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[di
             "No input carries relevance to the output: the graph from input to output is not differentiable; "
             "pass a float input, or token ids that the model looks up in an embedding."
         )
-    samples = Samples(gm, captured.inputs, inputs, active, output)
-    return inputs, Facts(active, find_nonnegative(gm), find_infinite(gm, active), samples)
+    return inputs, Facts(active, find_nonnegative(gm), find_infinite(gm, active), Samples(captured, inputs, active))
 
 
 def _leaves(node: fx.Node) -> list:
@@ -335,59 +329,6 @@ def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
             one.meta = {**node.meta, "val": item.meta["val"]}
             item.replace_all_uses_with(one)
             gm.graph.erase_node(item)
-
-
-def _explained_output(captured: Capture, outputs: list, asked: str | int | None) -> int:
-    """The place among the output tensors of the one asked for, else of the logits: the one named so, or the first."""
-    names = captured.output_names
-    floats = [i for i, n in enumerate(outputs) if isinstance(n, fx.Node) and differentiable(n)]
-    if not floats:
-        raise FxlrpError("The model returns no float tensor that could be explained.")
-    if isinstance(asked, int):
-        found = [asked] if asked in floats else []
-    else:
-        found = [i for i in floats if (asked or "logits") in re.findall(r"\w+", names[i])]
-    if asked is not None and not found:
-        known = ", ".join(f"{i}: {names[i] or 'the output itself'}" for i in floats)
-        raise FxlrpError(f"output={asked!r} is no float output of the model; there are {known}.")
-    return (found or [i for i in floats if "logits" in names[i]] or floats)[0]
-
-
-COPIES = (aten.alias.default, aten.clone.default, aten.to.dtype, aten.contiguous.default)
-
-
-RESCALES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
-SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
-SIGMOIDS = (aten.sigmoid.default, aten.log_sigmoid.default)
-
-
-def _probability_head(output: fx.Node) -> list[fx.Node]:
-    """The nodes from logits to `output`, if it is their softmax over the classes, their sigmoid, or the logarithm of
-    one, or one score put on another scale, whose constants would take a share that may be all there is; else none."""
-    head: list[fx.Node] = []
-    node = output
-    while node.target in (*COPIES, *SIGMOIDS) or _rescales(node) or (node.target in SQUEEZES and _one_score(node)):
-        head.insert(0, node)
-        node = node.args[0]
-    if node.target in SOFTMAXES and node.meta["val"].ndim == 2 and node.args[1] in (1, -1):
-        return [node, *head]
-    return head if any(n.target in SIGMOIDS or _rescales(n) for n in head) else []
-
-
-def _rescales(node: fx.Node) -> bool:
-    """Whether a node adds a number to the one score of each sample, or multiplies it by one above zero; or anything by
-    one."""
-    if node.target not in RESCALES or not isinstance(node.args[1], int | float) or node.kwargs:
-        return False
-    if node.target in (aten.mul.Tensor, aten.div.Tensor):
-        return node.args[1] == 1 or (node.args[1] > 0 and _one_score(node))
-    return _one_score(node)
-
-
-def _one_score(node: fx.Node) -> bool:
-    """Whether a node's value is one number for each sample, [B] or [B, 1, …]."""
-    shape = node.meta["val"].shape
-    return len(shape) > 0 and all(isinstance(n, int) and n == 1 for n in shape[1:])
 
 
 def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:

@@ -19,36 +19,44 @@ from fxlrp.rules.quantities import Batch, ratio, sample_scale, sample_sum
 
 Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
 Contrast = None | int | str
-Position = None | int | Tensor
+Position = None | int | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
 class Question:
     """What is asked of the output: why `target` and not `contrast`, in a sequence of logits [B, T, K] at position
-    `position` (one for all or one per sample [B], from the end if negative).  "default" is the rulebook's contrast."""
+    `position` (one for all or one per sample [B], from the end if negative), in a map of them [B, K, H, W] at (y, x).
+    "default" is the rulebook's contrast."""
 
     target: Target = None
     contrast: Contrast = "default"
     position: Position = None
 
 
-def at_position(logits: Tensor, position: Position) -> Tensor:
-    """The logits [B, K] at a position of a sequence of them [B, T, K]; as they are where `position` is None.
+def at_position(rows: Tensor, position: Position) -> Tensor:
+    """The logits [B, K] at a position of a sequence of them [B, T, K], or of a map of them [B, K, H, W]; as they are
+    where `position` is None.
 
-    Raises FxlrpError where there is no such position, or no sequence.
+    Raises FxlrpError where there is no such position, or no sequence or map.
     """
     if position is None:
-        return logits
-    if logits.ndim != 3:
-        shape = tuple(logits.shape)
+        return rows
+    batch, *places = rows.shape[:2] if rows.ndim == 3 else (len(rows), *rows.shape[2:])
+    index = torch.as_tensor(position, device=rows.device)
+    if rows.ndim < 3:
+        shape = tuple(rows.shape)
         raise FxlrpError(f"position={position} is one in a sequence, but the explained output has shape {shape}.")
-    batch, length = logits.shape[:2]
-    index = torch.as_tensor(position, device=logits.device)
-    if index.dtype.is_floating_point or index.ndim > 1 or (index.ndim and len(index) != batch):
-        raise FxlrpError("position must be None, a position or a tensor of one position per sample.")
-    if ((index < -length) | (index >= length)).any():
-        raise FxlrpError(f"position={position} is out of range: the explained output has {length} positions.")
-    return logits[torch.arange(batch, device=logits.device), index.long().expand(batch)]
+    if rows.ndim == 3:
+        index = index[..., None] if index.ndim == 0 or len(index) == batch else index
+    if index.dtype.is_floating_point or index.shape not in ((len(places),), (batch, len(places))):
+        one = "a position" if len(places) == 1 else f"{len(places)} numbers, one for each of its axes {tuple(places)},"
+        raise FxlrpError(f"position must be None, {one} or a tensor of one position per sample.")
+    sizes = torch.tensor(places, device=rows.device)
+    if ((index < -sizes) | (index >= sizes)).any():
+        known = f"{places[0]} positions" if len(places) == 1 else f"positions {tuple(places)}"
+        raise FxlrpError(f"position={position} is out of range: the explained output has {known}.")
+    at = index.long().expand(batch, -1).unbind(1)
+    return (rows if rows.ndim == 3 else rows.movedim(1, -1))[(torch.arange(batch, device=rows.device), *at)]
 
 
 def directions(
@@ -92,9 +100,14 @@ def sides(logits: Tensor, index: Tensor, contrast: Contrast) -> tuple[Tensor, Te
 
 def _index(logits: Tensor, target: int | Sequence[int] | Tensor | None) -> Tensor:
     if logits.ndim != 2:
+        where = {
+            3: "position=0 (the row that is asked about) and a class, or by ",
+            4: "position=(0, 0) (a point of the map) and a class, or by ",
+        }
         raise FxlrpError(
-            f"The explained output has shape {tuple(logits.shape)}, not [batch, classes]: say what to explain by a "
-            "callable target that returns a score per sample, as lambda out: out[:, 3].mean((1, 2)) does."
+            f"The explained output has shape {tuple(logits.shape)}, not [batch, classes]: say what to explain by "
+            f"{where.get(logits.ndim, '')}a callable target that returns a score per sample, as "
+            "lambda out: out[:, 0].flatten(1).mean(1) does."
         )
     if target is None:
         return logits.argmax(1)

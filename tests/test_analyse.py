@@ -10,9 +10,10 @@ from conftest import randomize
 from torch import Tensor, nn
 
 import fxlrp
-from fxlrp.analyse import find_nonnegative, locate
+from fxlrp.analyse import find_nonnegative
 from fxlrp.capture import capture
 from fxlrp.rules.quantities import Batch
+from fxlrp.samples import locate
 
 aten = torch.ops.aten
 

@@ -293,7 +293,7 @@ def test_a_rule_of_the_wrong_shape_is_named() -> None:
         convert(randomize(nn.Linear(4, 3)), rules=book)(torch.randn(2, 4).double())
 
 
-def test_samples_that_mix_are_refused() -> None:
+def test_samples_that_mix_are_one() -> None:
     class Mixes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -303,8 +303,11 @@ def test_samples_that_mix_are_refused() -> None:
             return self.lin(x - x.mean(0, keepdim=True)) + self.lin(x.flip(0))
 
     explainer = convert(randomize(Mixes()))
-    with pytest.raises(FxlrpError, match="batch of 2 would mix"):
-        explainer(torch.randn(2, 4).double())
+    x = torch.randn(2, 4).double()
+    with pytest.raises(FxlrpError, match="position=0 for the first"):
+        explainer(x)
+    a = explainer(x, position=1, target=2, contrast=None)
+    assert a.relevance.shape == (2, 4) and a.logits.shape == (1, 3) and a.relevance.any(1).all()
 
 
 # pictures
@@ -459,8 +462,11 @@ def test_a_second_input_all_samples_share() -> None:
     explainer = convert(model)
     a = explainer(torch.randn(1, 8).double(), t)
     assert [tuple(r.shape) for r in a.relevance] == [(1, 8), (4, 4)]
-    with pytest.raises(FxlrpError, match="would mix"):
-        explainer(torch.randn(3, 8).double(), t)
+    x = torch.randn(3, 8).double()
+    together = explainer(x, t)
+    alone = [explainer(x[i : i + 1], t).relevance for i in range(3)]
+    torch.testing.assert_close(together.relevance[0], torch.cat([x for x, _ in alone]))
+    torch.testing.assert_close(together.relevance[1], torch.stack([t for _, t in alone]).sum(0))
 
 
 def test_wrong_inputs_are_the_models_to_refuse(cnn: nn.Module, capfd: pytest.CaptureFixture) -> None:

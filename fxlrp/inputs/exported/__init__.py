@@ -133,6 +133,9 @@ def _about(said: Any) -> dict[str, Any]:
         raise ValueError(f"a record {EXTRA!r} that names no inputs")
     if not isinstance(said["contrast"], str | int | None) or not isinstance(said["rulebook"], str):
         raise ValueError(f"a record {EXTRA!r} that names no rulebook")
+    axes = said.setdefault("axes", [0] * len(names))
+    if len(axes) != len(names) or not all(a is None or (type(a) is int and 0 <= a < 64) for a in axes):
+        raise ValueError(f"a record {EXTRA!r} that names no axes")
     return said
 
 
@@ -156,7 +159,7 @@ def check_inputs(module: nn.Module, *inputs: Tensor) -> None:
     Raises FxlrpError if it does; any other module is left alone.
     """
     if isinstance(module, ExportedExplainer):
-        target = torch.zeros(len(inputs[0]), dtype=torch.int64)
+        target = torch.zeros(module.count(inputs), dtype=torch.int64)
         return check_inputs(module.module, *inputs, target)
     if isinstance(module, torch.fx.GraphModule):
         check_bounds(module, inputs)

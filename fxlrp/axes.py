@@ -1,0 +1,105 @@
+"""Axes: which axis of each tensor in a call counts its samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxlrp.errors import FxlrpError
+
+Batch = None | int | Mapping[str, int | None] | Literal["auto"]
+"""What a user says of the samples: the axis of all tensors, None for a call that is one sample, or an axis by name."""
+
+
+def argument(path: str) -> str:
+    """The name that a user calls an input by: "input_ids" for "kwargs['input_ids']", "0" for the first positional."""
+    return ".".join(re.findall(r"\w+", path)[1:])
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where the samples of a call are.
+
+    inputs: the axis of each tensor of the call; None for one that all samples share.
+    output: the axis of the explained output; None where that is all about one sample.
+    """
+
+    inputs: tuple[int | None, ...]
+    output: int | None = 0
+
+    @staticmethod
+    def first(tensors: Sequence[Tensor]) -> Axes:
+        """The first axis of the first tensor that has one, and of all that are as long."""
+        count = next((t.shape[0] for t in tensors if t.ndim), 1)
+        return Axes(tuple(0 if t.ndim and t.shape[0] == count else None for t in tensors))
+
+    @staticmethod
+    def none(tensors: Sequence[Tensor], output: int | None = None) -> Axes:
+        """All of the call is one sample."""
+        return Axes((None,) * len(tensors), output)
+
+    @staticmethod
+    def asked(batch: Batch, tensors: Sequence[Tensor], paths: Sequence[str]) -> Axes:
+        """The axes that a user names.
+
+        Raises FxlrpError for an axis or name that the call does not have, and for axes of different lengths.
+        """
+        if batch is None:
+            return Axes.none(tensors)
+        names = [argument(path) for path in paths]
+        if isinstance(batch, Mapping):
+            if unknown := [name for name in batch if name not in names]:
+                raise FxlrpError(
+                    f"batch={dict(batch)} names {unknown[0]!r}; the call's tensors are {', '.join(names)}."
+                )
+            axes = [batch.get(name) for name in names]
+        elif isinstance(batch, int) and not isinstance(batch, bool):
+            count = next((t.shape[batch] for t in tensors if -t.ndim <= batch < t.ndim), None)
+            axes = [batch if -t.ndim <= batch < t.ndim and t.shape[batch] == count else None for t in tensors]
+        else:
+            raise FxlrpError(f"batch={batch!r} is not an axis, None, or a dict of the axis of each tensor by its name.")
+        for name, t, axis in zip(names, tensors, axes, strict=True):
+            if axis is not None and not -t.ndim <= axis < t.ndim:
+                raise FxlrpError(f"batch={batch!r}: {name} has shape {tuple(t.shape)}, and no axis {axis}.")
+        found = Axes(tuple(a if a is None else a % t.ndim for a, t in zip(axes, tensors, strict=True)))
+        if not found.fit(tensors):
+            raise FxlrpError(f"batch={batch!r}: the tensors have different lengths there.")
+        return found
+
+    def fit(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these tensors have these axes, all of one length."""
+        pairs = [(t, a) for t, a in zip(tensors, self.inputs, strict=True) if a is not None]
+        return all(a < t.ndim for t, a in pairs) and len({t.shape[a] for t, a in pairs}) <= 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether the call is one sample."""
+        return all(axis is None for axis in self.inputs)
+
+    def count(self, tensors: Sequence[Tensor]) -> Any:
+        """How many samples a call of these tensors has."""
+        return next((t.shape[a] for t, a in zip(tensors, self.inputs, strict=True) if a is not None), 1)
+
+    def column(self, i: int) -> int:
+        """The axis beside the samples of the i-th tensor, where maps of several classes stand."""
+        axis = self.inputs[i]
+        return 0 if axis is None else axis + 1
+
+    def rows(self, output: Tensor) -> Tensor:
+        """The explained output with its samples on the first axis."""
+        return output[None] if self.output is None else output.movedim(self.output, 0) if self.output else output
+
+    def each(self, f: Callable[[Tensor, int], Tensor], args: Any) -> Any:
+        """A call's arguments with f(tensor, axis) in the place of each tensor that has samples."""
+        axes = iter(self.inputs)
+
+        def one(t: Tensor) -> Tensor:
+            axis = next(axes)
+            return t if axis is None else f(t, axis)
+
+        return pytree.tree_map_only(Tensor, one, args)

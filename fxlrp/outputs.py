@@ -1,0 +1,78 @@
+"""Outputs: which of a captured graph's outputs is explained, and the logits that it is made of."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import fx
+
+from fxlrp.analyse import differentiable
+from fxlrp.capture import Capture
+from fxlrp.errors import FxlrpError
+from fxlrp.rules.kinds import SOFTMAXES
+
+aten = torch.ops.aten
+
+
+def explained_output(captured: Capture, output: str | int | None) -> tuple[list, int, int, list[fx.Node]]:
+    """The outputs, the places of the explained one and of its logits, and the softmax or sigmoid between, if any."""
+    outputs = list(captured.graph.graph.output_node().args[0])
+    explained = logits = _place_of(captured, outputs, output)
+    head = _probability_head(outputs[explained])
+    if head:  # probabilities are explained by the logits they are made of
+        outputs, logits = [*outputs, head[0].args[0]], len(outputs)
+    return outputs, explained, logits, head
+
+
+def _place_of(captured: Capture, outputs: list, asked: str | int | None) -> int:
+    """The place among the output tensors of the one asked for, else of the logits: the one named so, or the first."""
+    names = captured.output_names
+    floats = [i for i, n in enumerate(outputs) if isinstance(n, fx.Node) and differentiable(n)]
+    if not floats:
+        raise FxlrpError("The model returns no float tensor that could be explained.")
+    if isinstance(asked, int):
+        found = [asked] if asked in floats else []
+    else:
+        found = [i for i in floats if (asked or "logits") in re.findall(r"\w+", names[i])]
+    if asked is not None and not found:
+        known = ", ".join(f"{i}: {names[i] or 'the output itself'}" for i in floats)
+        raise FxlrpError(f"output={asked!r} is no float output of the model; there are {known}.")
+    return (found or [i for i in floats if "logits" in names[i]] or floats)[0]
+
+
+COPIES = (aten.alias.default, aten.clone.default, aten.to.dtype, aten.contiguous.default)
+
+
+RESCALES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+SIGMOIDS = (aten.sigmoid.default, aten.log_sigmoid.default)
+
+
+def _probability_head(output: fx.Node) -> list[fx.Node]:
+    """The nodes from logits to `output`, if it is their softmax over the classes, their sigmoid, or the logarithm of
+    one, or one score put on another scale, whose constants would take a share that may be all there is; else none."""
+    head: list[fx.Node] = []
+    node = output
+    while node.target in (*COPIES, *SIGMOIDS) or _rescales(node) or (node.target in SQUEEZES and _one_score(node)):
+        head.insert(0, node)
+        node = node.args[0]
+    if node.target in SOFTMAXES and node.meta["val"].ndim == 2 and node.args[1] in (1, -1):
+        return [node, *head]
+    return head if any(n.target in SIGMOIDS or _rescales(n) for n in head) else []
+
+
+def _rescales(node: fx.Node) -> bool:
+    """Whether a node adds a number to the one score of each sample, or multiplies it by one above zero; or anything by
+    one."""
+    if node.target not in RESCALES or not isinstance(node.args[1], int | float) or node.kwargs:
+        return False
+    if node.target in (aten.mul.Tensor, aten.div.Tensor):
+        return node.args[1] == 1 or (node.args[1] > 0 and _one_score(node))
+    return _one_score(node)
+
+
+def _one_score(node: fx.Node) -> bool:
+    """Whether a node's value is one number for each sample, [B] or [B, 1, …]."""
+    shape = node.meta["val"].shape
+    return len(shape) > 0 and all(isinstance(n, int) and n == 1 for n in shape[1:])

@@ -1,0 +1,323 @@
+"""Samples: which axes of a call count them, and where they are at each node of a captured graph.
+
+Symbolic shapes tell most of it.  What they don't, a probe does: one sample is nudged where relevance is read, by values
+close to its own, and what changes belongs to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.analyse import find_readouts
+from fxlrp.axes import Axes
+from fxlrp.capture import Capture, Way, free_symbols
+from fxlrp.errors import FxlrpError
+from fxlrp.outputs import explained_output
+from fxlrp.rules.quantities import WHOLE, Batch
+
+NUDGE = 1e-3
+"""By which part of itself, at most, a value is nudged: an integer among floats stays that when it is rounded down."""
+
+
+def nudged(t: Tensor) -> Tensor:
+    """Other values of the same kind: each a little above its own, by shares that differ from entry to entry."""
+    size = t.abs()
+    size = size.where(size.isfinite(), 0)
+    steps = torch.arange(1, t.numel() + 1, device=t.device, dtype=size.dtype).view(t.shape)
+    share = 0.5 + 0.5 * (steps * 0.6180339887).frac()
+    return t + NUDGE * share * (size + size.mean().clamp(max=1)) if t.numel() else t
+
+
+class Probe:
+    """Runs a graph as it is and with one sample nudged, and says what changes."""
+
+    def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], starts: Mapping[fx.Node, int]) -> None:
+        self.graph, self.inputs, self.starts = graph, inputs, starts
+        self.plain: dict[fx.Node, Tensor] = {}
+
+    def changes(self, sample: int, wanted: set[fx.Node]) -> dict[fx.Node, Tensor] | None:
+        """Which entries of each node in `wanted` depend on a sample, as booleans; None if no run with it succeeds."""
+        if missing := wanted - self.plain.keys():
+            self.plain.update(self._run(missing, None))
+        try:
+            other = self._run(wanted, sample)
+        except (RuntimeError, IndexError, ValueError):  # the network takes no such values
+            return None
+        return {n: _differ(self.plain[n], other[n]) for n in wanted}
+
+    def _run(self, wanted: set[fx.Node], sample: int | None) -> dict[fx.Node, Tensor]:
+        starts, values = self.starts, {}
+
+        class Nudging(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                value = super().run_node(n)
+                if n in starts and sample is not None:
+                    value = value.clone()
+                    one = value.select(starts[n], sample)
+                    one.copy_(nudged(one))
+                if n in wanted:
+                    values[n] = value
+                return value
+
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            Nudging(self.graph).run(*(t.clone() for t in self.inputs))
+        return values
+
+
+def _differ(a: Tensor, b: Tensor) -> Tensor:
+    """Where two values are not the same, but for rounding."""
+    if not a.is_floating_point() and not a.is_complex():
+        return a != b
+    size = a.abs()
+    scale = size.where(size.isfinite(), 0).amax() if a.numel() else 0
+    return ~((a - b).abs() <= 8 * torch.finfo(a.dtype).eps * scale) & ~((a == b) | (a.isnan() & b.isnan()))
+
+
+def starts_of(
+    graph: fx.GraphModule, readouts: Mapping[int, Sequence[fx.Node]], axes: Axes, count: int
+) -> tuple[dict[fx.Node, int], bool]:
+    """The nodes where relevance is read, with the axis of their samples, and whether that is known of all of them."""
+    symbols = batch_symbols(graph, axes)
+    starts, known = {}, True
+    for i, nodes in readouts.items():
+        axis = axes.inputs[i]
+        if axis is None:
+            continue
+        for node in nodes:
+            shape = node.meta["val"].shape
+            plain = plain_axis(node, symbols)
+            if plain is not None:
+                starts[node] = plain
+            elif len(shape) > axis and shape[axis] == count:
+                starts[node] = axis
+            elif candidates(node, symbols):  # folded with another axis before it was looked up
+                known = False
+    return starts, known
+
+
+def batch_symbols(graph: fx.GraphModule, axes: Axes) -> set:
+    """The symbols that stand for the number of samples."""
+    places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
+    return {s for n, axis in places if axis is not None for s in free_symbols(n.meta["val"].shape[axis])}
+
+
+def candidates(node: fx.Node, symbols: set) -> list[int]:
+    """The axes of a node that the samples are a part of, by their symbols."""
+    return [axis for axis, size in enumerate(node.meta["val"].shape) if free_symbols(size) & symbols]
+
+
+def plain_axis(node: fx.Node, symbols: set) -> int | None:
+    """The axis of a node that counts the samples and nothing else, if its shape tells."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    axes = candidates(node, symbols)
+    if len(axes) == 1 and value.shape[axes[0]].node.expr in symbols:  # type: ignore[attr-defined]
+        return axes[0]
+    return None
+
+
+def find_samples(
+    capture: Callable[[Axes], Capture],
+    guesses: Sequence[Axes],
+    tensors: Sequence[Tensor],
+    output: str | int | None,
+    sure: bool,
+) -> Capture:
+    """A call captured with its samples where they are: at the first of the `guesses` that holds, at other axes that
+    reach one row of the explained output each, or nowhere, where the call is one sample.
+
+    sure: whether there is nothing to guess.
+
+    Raises FxlrpError if the call can't be captured, or if the one guess that is sure does not hold.
+    """
+    failed: FxlrpError | None = None
+    captured: Capture | None = None
+    for axes in guesses:
+        if axes.whole:
+            continue
+        try:
+            captured = capture(axes)
+        except FxlrpError as error:
+            if sure:
+                raise
+            failed = error
+            continue
+        if found := settled(captured, output):
+            captured.axes = found
+            return captured
+        if sure:
+            raise FxlrpError(
+                "The samples along these axes depend on each other, or the explained output does not count them: give "
+                "another axis as batch, or batch=None to explain the call as one sample."
+            )
+    try:
+        if captured is None or captured.way is not Way.THIS_BATCH:  # which holds for this call as it is
+            captured = capture(Axes.none(tensors))
+    except FxlrpError as error:
+        raise failed or error from error.__cause__
+    if not sure:
+        for axes in other_axes(captured, output):
+            with suppress(FxlrpError):
+                other = capture(axes)
+                if found := settled(other, output):
+                    other.axes = found
+                    return other
+    shape = _explained(captured, output)[0].meta["val"].shape
+    captured.axes = Axes.none(tensors, 0 if len(shape) and shape[0] == 1 else None)
+    return captured
+
+
+def _explained(captured: Capture, output: str | int | None) -> tuple[fx.Node, dict[int, list[fx.Node]]]:
+    """The node whose value is explained, and the readouts of each input."""
+    outputs, _, logits, _ = explained_output(captured, output)
+    return outputs[logits], find_readouts(captured.graph)
+
+
+def settled(captured: Capture, output: str | int | None) -> Axes | None:
+    """The axes among those it was captured with that count what the first axis of the explained output does, or its
+    second; None if there are none, or if the samples along them depend on each other."""
+    explained, readouts = _explained(captured, output)
+    axes, shape = captured.axes, explained.meta["val"].shape
+    count = axes.count(captured.inputs)
+    inputs = captured.graph.graph.find_nodes(op="placeholder")
+    for place in range(min(2, len(shape))):
+        size = shape[place]
+        if captured.way is Way.ANY_BATCH:
+            at = zip(inputs, axes.inputs, strict=True)
+            same = [a is not None and _same_symbol(n.meta["val"].shape[a], size) for n, a in at]
+            found = Axes(tuple(a if s else None for a, s in zip(axes.inputs, same, strict=True)), place)
+        else:
+            found = Axes(axes.inputs if size == count else (None,) * len(axes.inputs), place)
+        if not found.whole and (count == 1 or not _mix(captured, explained, readouts, found, count)):
+            return found
+    return None
+
+
+def _same_symbol(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    return isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt) and a.node.expr == b.node.expr
+
+
+def _mix(
+    captured: Capture, explained: fx.Node, readouts: Mapping[int, Sequence[fx.Node]], axes: Axes, count: int
+) -> bool:
+    """Whether a row of the explained output depends on another sample than its own."""
+    assert axes.output is not None
+    probe = Probe(captured.graph, captured.inputs, starts_of(captured.graph, readouts, axes, count)[0])
+    return any(_reaches_others(probe, explained, axes.output, sample, count) for sample in (0, count - 1))
+
+
+def _reaches_others(probe: Probe, explained: fx.Node, output: int, sample: int, count: int) -> bool:
+    changed = probe.changes(sample, {explained})
+    if changed is None:
+        return False
+    rows = changed[explained].movedim(output, 0).reshape(count, -1).any(1)
+    rows[sample] = False
+    return bool(rows.any())
+
+
+def other_axes(captured: Capture, output: str | int | None) -> Iterator[Axes]:
+    """Axes of a call, captured as one sample, along which an entry reaches one row of the explained output alone.
+
+    Inputs that can't be nudged (lengths, masks) have their samples on the first axis that is as long.
+    """
+    explained, readouts = _explained(captured, output)
+    for place, count in enumerate(explained.meta["val"].shape[:2]):
+        if count == 1:
+            continue
+        choices: list[list[int | None]] = []
+        for i, t in enumerate(captured.inputs):
+            fit = [axis for axis, size in enumerate(t.shape) if size == count]
+            if i in readouts:
+                fit = [axis for axis in fit if _own_rows(captured, explained, readouts[i], axis, place, count)]
+            choices.append([*fit, None] if i in readouts else [*fit, None][:1])
+        for some in list(product(*choices))[:8]:
+            if any(some[i] is not None for i in readouts):
+                yield Axes(some, place)
+
+
+def _own_rows(
+    captured: Capture, explained: fx.Node, nodes: Sequence[fx.Node], axis: int, output: int, count: int
+) -> bool:
+    """Whether the entries of an input along an axis reach a row of the output each, and some do."""
+    fit = {n: axis for n in nodes if n.meta["val"].ndim > axis and n.meta["val"].shape[axis] == count}
+    probe = Probe(captured.graph, captured.inputs, fit)
+    if len(fit) < len(nodes) or any(_reaches_others(probe, explained, output, i, count) for i in (0, count - 1)):
+        return False
+    changed = probe.changes(0, {explained})
+    return changed is not None and bool(changed[explained].any())
+
+
+class Samples:
+    """Where each node's samples are.
+
+    A symbolic batch shows it in the shapes.  Where the batch is folded into another axis (windows, heads) or is not
+    symbolic, the first sample of the example is nudged and the graph run, then the last: what changes belongs to that
+    sample.  What has no axis of samples at all (a loop over the batch, an input they all share) is probed by each
+    sample in turn: it may see one at most.
+    """
+
+    def __init__(
+        self,
+        captured: Capture,
+        readouts: Mapping[int, Sequence[fx.Node]],
+        nodes: set[fx.Node],
+    ):
+        gm, axes = captured.graph, captured.axes
+        self.count = axes.count(captured.inputs)
+        self.symbols = batch_symbols(gm, axes)
+        self.where: dict[fx.Node, Batch] = {}
+        self.known = True  # whether the samples are known at all the readouts
+        if axes.whole or self.count == 1:
+            self.where = dict.fromkeys(nodes, WHOLE)
+            return
+        self.where = {n: Batch(axis) for n in nodes if (axis := plain_axis(n, self.symbols)) is not None}
+        folded = {n for n in nodes if n not in self.where and isinstance(n.meta.get("val"), Tensor)}
+        if not folded:
+            return
+        starts, self.known = starts_of(gm, readouts, axes, self.count)
+        probe = Probe(gm, captured.inputs, starts)
+        seen: dict[fx.Node, int] = dict.fromkeys(folded, 0)
+        fits: dict[fx.Node, list[Batch]] = {}
+        for sample in range(self.count):
+            wanted = folded if sample in (0, self.count - 1) else {n for n in folded if not fits.get(n)}
+            changed = probe.changes(sample, wanted) if wanted else {}
+            if changed is None:
+                return
+            for node, entries in changed.items():
+                if entries.any():
+                    at = candidates(node, self.symbols) or list(range(entries.ndim))
+                    layouts = list(locate(entries, at, self.count, sample))
+                    seen[node] += 1
+                    fits[node] = [b for b in fits.get(node, layouts) if b in layouts]
+        for node in folded:
+            if seen[node] < 2:
+                self.where[node] = WHOLE
+            elif len(fits[node]) == 1:
+                self.where[node] = fits[node][0]
+
+    def of(self, node: fx.Node) -> Batch | None:
+        """Where the node's samples are; None if that can't be told."""
+        return self.where.get(node)
+
+
+def locate(changed: Tensor, axes: Iterable[int], count: int, sample: int = 0) -> Iterator[Batch]:
+    """The layouts [before, count, after] of one of `axes` in which what changed is confined to the sample."""
+    for axis in axes:
+        size = changed.shape[axis]
+        if not changed.numel():
+            return
+        line = changed.movedim(axis, 0).reshape(size, -1).any(1)
+        for before in range(1, size // count + 1):
+            if size % (before * count) == 0:
+                others = line.view(before, count, -1).clone()
+                others[:, sample] = False
+                if line.any() and not others.any():
+                    yield Batch(axis, before, size // count // before)

@@ -1,0 +1,290 @@
+"""Where the samples of a call are: on any axis of any input, or nowhere, where a call is one sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxlrp import FxlrpError, convert
+from tests.conftest import randomize
+
+RULES = ("abslrp", "abslrp-hybrid", "epsilon", "gradient-input")
+
+
+class Of(nn.Module):
+    """What a function makes of layers and inputs."""
+
+    def __init__(self, f: Callable, **layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+        self.f = f
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.f(self.layers, *args, **kwargs)
+
+
+def made(f: Callable, **layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return randomize(Of(f, **layers))
+
+
+def x(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.randint(0, 12, shape, generator=torch.Generator().manual_seed(1))
+
+
+def mlp(i: int = 6, o: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Linear(i, 8), nn.ReLU(), nn.Linear(8, o))
+
+
+def recurrent(m: Any, t: Tensor, *state: Any) -> Tensor:
+    return m["h"](m["r"](t, *state)[0][-1])
+
+
+SEQUENCE_FIRST: dict[str, tuple[nn.Module, tuple, tuple[int | None, ...]]] = {
+    "lstm": (made(recurrent, r=nn.LSTM(6, 8), h=nn.Linear(8, 3)), (x(4, 3, 6),), (1,)),
+    "gru, both ways": (made(recurrent, r=nn.GRU(6, 8, bidirectional=True), h=nn.Linear(16, 3)), (x(4, 3, 6),), (1,)),
+    "lstm, as long as there are samples": (made(recurrent, r=nn.LSTM(6, 8), h=nn.Linear(8, 3)), (x(3, 3, 6),), (1,)),
+    "one step": (made(lambda m, t: m["h"](t[0]), h=mlp()), (x(1, 3, 6),), (1,)),
+    "mean over steps": (made(lambda m, t: m["h"](t.mean(0)), h=mlp()), (x(5, 3, 6),), (1,)),
+    "tokens": (
+        made(lambda m, t: m["h"](m["r"](m["e"](t))[0][-1]), e=nn.Embedding(12, 6), r=nn.LSTM(6, 8), h=nn.Linear(8, 3)),
+        (ids(5, 3),),
+        (1,),
+    ),
+    "attention": (
+        made(
+            lambda m, t: m["h"](m["a"](t, t, t, need_weights=False)[0].mean(0)),
+            a=nn.MultiheadAttention(6, 2),
+            h=nn.Linear(6, 3),
+        ),
+        (x(4, 3, 6),),
+        (1,),
+    ),
+    "a state of its own axis": (
+        made(
+            lambda m, t, h, c: m["h"](m["r"](t, (h, c))[0][:, -1]),
+            r=nn.LSTM(6, 8, 2, batch_first=True),
+            h=nn.Linear(8, 3),
+        ),
+        (x(3, 4, 6), x(2, 3, 8, seed=2), x(2, 3, 8, seed=3)),
+        (0, 1, 1),
+    ),
+    "as many layers as samples": (
+        made(
+            lambda m, t, h, c: m["h"](m["r"](t, (h, c))[0][:, -1]),
+            r=nn.LSTM(6, 8, 2, batch_first=True),
+            h=nn.Linear(8, 3),
+        ),
+        (x(2, 4, 6), x(2, 2, 8, seed=2), x(2, 2, 8, seed=3)),
+        (0, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("name", list(SEQUENCE_FIRST))
+def test_rows_of_a_batch_are_what_each_is_alone(name: str, rules: str) -> None:
+    model, args, axes = SEQUENCE_FIRST[name]
+    explainer = convert(model, rules=rules)
+    a = explainer(*args)
+    every = a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
+    count = args[0].shape[axes[0] or 0]
+    assert a.logits.shape == (count, 3)
+    torch.testing.assert_close(a.output, model(*args))
+    for i in range(count):
+        one = [t.narrow(axis, i, 1) if axis is not None else t for t, axis in zip(args, axes, strict=True)]
+        alone = convert(model, rules=rules)(*one, target=int(a.target[i])).relevance
+        for r, own, axis in zip(every, alone if isinstance(alone, tuple) else (alone,), axes, strict=True):
+            torch.testing.assert_close(r.narrow(axis or 0, i, 1), own, rtol=1e-8, atol=1e-10)
+    named = convert(model, rules=rules, batch={str(i): axis for i, axis in enumerate(axes)})(*args)
+    for r, own in zip(
+        every, named.relevance if isinstance(named.relevance, tuple) else (named.relevance,), strict=True
+    ):
+        torch.testing.assert_close(r, own)
+
+
+def graph(m: Any, nodes: Tensor, edges: Tensor, pool: bool = True) -> Tensor:
+    h = m["a"](nodes)
+    h = torch.zeros_like(h).index_add(0, edges[1], h[edges[0]]).relu()
+    return m["b"](h.mean(0, keepdim=True) if pool else h)
+
+
+EDGES = torch.tensor([[0, 1, 2, 3, 1, 4, 2], [1, 2, 3, 0, 4, 2, 0]])
+CONV = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+ONE_SAMPLE: dict[str, tuple[nn.Module, tuple, dict[str, Any], Callable[[Tensor], Tensor]]] = {
+    "a picture [C, H, W] to [K]": (made(lambda m, t: m["c"](t[None])[0], c=CONV), (x(3, 8, 8),), {}, lambda o: o.max()),
+    "a picture to [1, K]": (made(lambda m, t: m["c"](t[None]), c=CONV), (x(3, 8, 8),), {}, lambda o: o.max()),
+    "a sequence [T, F] to [K]": (
+        made(lambda m, t: m["h"](m["r"](t)[0][-1]), r=nn.LSTM(6, 8), h=nn.Linear(8, 3)),
+        (x(4, 6),),
+        {},
+        lambda o: o.max(),
+    ),
+    "a number": (made(lambda m, t: m["h"](t).sum(), h=mlp()), (x(1, 6),), {}, lambda o: o),
+    "a graph": (made(graph, a=nn.Linear(6, 8), b=nn.Linear(8, 3)), (x(5, 6), EDGES), {}, lambda o: o.max()),
+    "a graph, edges first": (
+        made(lambda m, e, n: graph(m, n, e), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        (EDGES, x(5, 6)),
+        {},
+        lambda o: o.max(),
+    ),
+    "a node of a graph": (
+        made(lambda m, n, e: graph(m, n, e, False), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        (x(5, 6), EDGES),
+        {"position": 2, "target": 1},
+        lambda o: o[2, 1],
+    ),
+    "a node by a dense matrix": (
+        made(lambda m, n, a: m["b"](a @ m["a"](n).relu()), a=nn.Linear(6, 8), b=nn.Linear(8, 3)),
+        (x(5, 6), x(5, 5, seed=2).abs()),
+        {"position": -1, "target": 0},
+        lambda o: o[-1, 0],
+    ),
+    "pictures of different sizes": (
+        made(lambda m, some: torch.stack([m["c"](t[None])[0] for t in some]).sum(0, keepdim=True), c=CONV),
+        ([x(3, 8, 8), x(3, 9, 7)],),
+        {},
+        lambda o: o.max(),
+    ),
+    "points with distances among them": (
+        made(lambda m, n: m["h"](torch.cdist(n, n).exp().neg() @ n).mean(0, keepdim=True), h=mlp()),
+        (x(5, 6),),
+        {},
+        lambda o: o.max(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(ONE_SAMPLE))
+def test_a_call_that_is_one_sample(name: str) -> None:
+    model, args, how, score = ONE_SAMPLE[name]
+    floats = [t for t in torch.utils._pytree.tree_leaves(args) if t.is_floating_point()]
+    for t in floats:
+        t.requires_grad_()
+    grads = torch.autograd.grad(score(model(*args)), floats)
+    for rules in RULES:
+        a = convert(model, rules=rules)(*args, contrast=None, **how)
+        every = a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
+        assert [r.shape for r in every] == [t.shape for t in floats]
+        assert all(r.isfinite().all() and r.any() for r in every)
+        torch.testing.assert_close(a.output, model(*args).detach())
+        if rules == "gradient-input":
+            for r, t, g in zip(every, floats, grads, strict=True):
+                torch.testing.assert_close(r, (t * g).detach())
+    by_name = convert(model, rules="abslrp", batch=None)(*args, contrast=None, **how).relevance
+    torch.testing.assert_close(by_name, convert(model, rules="abslrp")(*args, contrast=None, **how).relevance)
+
+
+SHARED: dict[str, tuple[nn.Module, tuple]] = {
+    "a bias between positions": (
+        made(
+            lambda m, t, b: m["h"](m["a"](t, t, t, attn_mask=b, need_weights=False)[0].mean(1)),
+            a=nn.MultiheadAttention(6, 2, batch_first=True),
+            h=nn.Linear(6, 3),
+        ),
+        (x(3, 5, 6), x(5, 5, seed=2)),
+    ),
+    "a mask of minus infinity": (
+        made(
+            lambda m, t, b: m["h"](m["a"](t, t, t, attn_mask=b, need_weights=False)[0].mean(1)),
+            a=nn.MultiheadAttention(6, 2, batch_first=True),
+            h=nn.Linear(6, 3),
+        ),
+        (x(3, 5, 6), torch.full((5, 5), float("-inf")).triu(1).double()),
+    ),
+    "a temperature": (made(lambda m, t, s: m["h"](t * s), h=mlp()), (x(3, 6), torch.tensor(0.7).double())),
+    "texts for pictures": (
+        made(lambda m, a, b: F.normalize(m["a"](a), dim=1) @ F.normalize(m["a"](b), dim=1).T, a=mlp()),
+        (x(3, 6), x(4, 6, seed=2)),
+    ),
+    "as many texts as pictures": (
+        made(lambda m, a, b: F.normalize(m["a"](a), dim=1) @ F.normalize(m["a"](b), dim=1).T, a=mlp()),
+        (x(3, 6), x(3, 6, seed=2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("name", list(SHARED))
+def test_what_samples_share_gets_the_sum(name: str, rules: str) -> None:
+    model, (t, shared) = SHARED[name]
+    explainer = convert(model, rules=rules)
+    a = explainer(t, shared)
+    alone = [convert(model, rules=rules)(t[i : i + 1], shared, target=int(a.target[i])).relevance for i in range(3)]
+    assert all(r.isfinite().all() for r in a.relevance)
+    torch.testing.assert_close(a.relevance[0], torch.cat([r for r, _ in alone]))
+    torch.testing.assert_close(a.relevance[1], torch.stack([r for _, r in alone]).sum(0), rtol=1e-8, atol=1e-10)
+
+
+def test_positions_of_sequences_and_maps() -> None:
+    tagger = made(lambda m, t: m["h"](m["r"](m["e"](t))[0]), e=nn.Embedding(12, 6), r=nn.LSTM(6, 8), h=nn.Linear(8, 3))
+    tokens = ids(5, 3)
+    a = convert(tagger, rules="epsilon")(tokens, position=-1, target=2)  # [T, B] → [T, B, K]
+    assert a.logits.shape == (3, 3)
+    torch.testing.assert_close(a.logits, tagger(tokens)[-1])
+    b = convert(tagger, rules="epsilon")(tokens[:, 1:2], target=lambda out: out[-1, :, 2])
+    torch.testing.assert_close(
+        convert(tagger, rules="epsilon")(tokens, target=lambda out: out[-1, :, 2]).relevance[:, 1:2], b.relevance
+    )
+    net = made(lambda m, t: m["c"](t), c=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    pictures = x(2, 3, 8, 8)
+    at = convert(net)(pictures, position=(3, 4), target=1, contrast=None)
+    by_score = convert(net)(pictures, target=lambda out: out[:, 1, 3, 4], contrast=None)
+    torch.testing.assert_close(at.relevance, by_score.relevance)
+    with pytest.raises(FxlrpError, match=r"position=\(0, 0\)"):
+        convert(net)(pictures)
+    with pytest.raises(FxlrpError, match=r"out of range: the explained output has positions \(6, 6\)"):
+        convert(net)(pictures, position=(6, 0))
+
+
+def test_values_that_are_indices_are_probed_by_their_like() -> None:
+    def codes(m: Any, t: Tensor) -> Tensor:  # the last column is a category
+        return m["h"](torch.cat([t[:, :5], m["e"](t[:, 5].long())], 1).view(len(t) * 2, -1)).view(len(t), -1)
+
+    def sparsemax(m: Any, t: Tensor) -> Tensor:
+        z = m["h"](t)
+        ordered = z.sort(-1, descending=True).values
+        sums = ordered.cumsum(-1) - 1
+        k = (ordered * torch.arange(1, 4) > sums).sum(-1, keepdim=True)
+        return (z - sums.gather(-1, k - 1) / k).clamp(min=0)
+
+    t = torch.cat([x(4, 5), torch.tensor([[0.0], [2], [1], [2]]).double()], 1)
+    for model in (made(codes, e=nn.Embedding(3, 3), h=nn.Linear(4, 3)), made(sparsemax, h=mlp())):
+        a = convert(model, rules="epsilon")(t, target=1)
+        alone = convert(model, rules="epsilon")(t[1:2], target=1).relevance
+        torch.testing.assert_close(a.relevance[1:2], alone)
+
+
+def test_axes_that_are_not_there_are_named() -> None:
+    model, args, _ = SEQUENCE_FIRST["lstm"]
+    for batch, said in (
+        (5, None),
+        ({"0": 5}, "no axis 5"),
+        ({"x": 0}, "the call's tensors are 0"),
+        ("first", "is not an axis"),
+        (0, "depend on each other"),
+    ):
+        with pytest.raises(FxlrpError, match=said):
+            convert(model, batch=batch)(*args)  # type: ignore[arg-type]
+    axes = convert(model, batch=1)(*args, target=1).relevance
+    torch.testing.assert_close(axes, convert(model)(*args, target=1).relevance)
+
+
+def test_the_axis_of_samples_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, _ = SEQUENCE_FIRST["mean over steps"]
+    explainer = convert(model)
+    explainer(x(5, 3, 6))
+    plans = len(explainer._found.plans)
+    monkeypatch.setattr("fxlrp.explainer.capture", lambda *a, **k: pytest.fail("captured again"))
+    assert explainer(x(5, 7, 6)).relevance.shape == (5, 7, 6)
+    assert explainer(x(5, 1, 6)).relevance.shape == (5, 1, 6)
+    assert len(explainer._found.plans) == plans == 1
