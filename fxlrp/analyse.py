@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture import finite
 from fxlrp.lookups import find_lookups
 from fxlrp.patterns.centring import offset
 from fxlrp.patterns.masks import masked
@@ -34,15 +35,16 @@ def carriers(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if n not in shape_only or node.args[0] is n]
 
 
-def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
+def find_readouts(gm: fx.GraphModule, given: Sequence[Tensor]) -> dict[int, list[fx.Node]]:
     """Where relevance is read for each input: float inputs at themselves and at the ones that stand for them in first
-    layers, integer ones at the vectors they look up, or, where that is all there is, at the numbers they become."""
+    layers, integer ones at the vectors they look up, or, where that is all there is, at the numbers they become; one
+    with infinities among the values `given` is a mask, and explained nowhere."""
     inputs = gm.graph.find_nodes(op="placeholder")
     for numbers in (False, True):
         out = {
             i: [n, *_ones(n)] if differentiable(n) else find_lookups(n, numbers=numbers)
             for i, n in enumerate(inputs)
-            if isinstance(n.meta.get("val"), Tensor)
+            if isinstance(n.meta.get("val"), Tensor) and finite(given[i])
         }
         if any(out.values()):
             break

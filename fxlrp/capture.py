@@ -118,7 +118,7 @@ def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
             return (type(leaf), leaf) if isinstance(leaf, PLAIN) else Same(leaf)
         lengths = length and axis is not None and _has_length(leaf, axis)
         shape = ["batch" if i == axis else length if lengths else n for i, n in enumerate(leaf.shape)]
-        return tuple(shape), leaf.dtype, leaf.device
+        return tuple(shape), leaf.dtype, leaf.device, finite(leaf)
 
     at = [next(places) if isinstance(leaf, Tensor) else None for leaf in leaves]
     common = (str(spec), autocast_types([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
@@ -141,6 +141,11 @@ class Same:
 
     def __hash__(self) -> int:
         return id(self.thing)
+
+
+def finite(t: Tensor) -> bool:
+    """Whether there is no infinity in a tensor, as there is in masks: rules look out for it."""
+    return not t.is_floating_point() or not bool(t.isinf().any())
 
 
 SHORTEST = 2

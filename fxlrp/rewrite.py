@@ -208,7 +208,7 @@ def _annotate(captured: Capture, rulebook: Rulebook, output: str | int | None) -
 
 def _activity(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[int, list[fx.Node]], set[fx.Node]]:
     """The readouts of each input tensor that carries relevance to `output`, and all active nodes."""
-    inputs = find_readouts(captured.graph)
+    inputs = find_readouts(captured.graph, captured.inputs)
     active = find_active(captured.graph, [n for ns in inputs.values() for n in ns], output, _flows_by(rulebook))
     return {i: kept for i, ns in inputs.items() if (kept := [n for n in ns if n in active])}, active
 

@@ -43,9 +43,9 @@ class Probe:
 
     def changes(self, sample: int, wanted: set[fx.Node]) -> dict[fx.Node, Tensor] | None:
         """Which entries of each node in `wanted` depend on a sample, as booleans; None if no run with it succeeds."""
-        if missing := wanted - self.plain.keys():
-            self.plain.update(self._run(missing, None))
         try:
+            if missing := wanted - self.plain.keys():
+                self.plain.update(self._run(missing, None))
             other = self._run(wanted, sample)
         except (RuntimeError, IndexError, ValueError):  # the network takes no such values
             return None
@@ -140,6 +140,7 @@ def find_samples(
     """
     failed: FxlrpError | None = None
     captured: Capture | None = None
+    found: Axes | None = None
     for axes in guesses:
         if axes.whole:
             continue
@@ -150,9 +151,11 @@ def find_samples(
                 raise
             failed = error
             continue
-        if found := settled(captured, output):
+        if found := settled(captured, output, tensors):
             captured.axes = found
-            return captured
+            if sure or captured.way is not Way.THIS_BATCH or not _left_out(found, tensors):
+                return captured
+            break  # the batch may be fixed by another input that has samples elsewhere
         if sure:
             raise FxlrpError(
                 "The samples along these axes depend on each other, or the explained output does not count them: give "
@@ -167,28 +170,38 @@ def find_samples(
         for axes in other_axes(captured, output):
             with suppress(FxlrpError):
                 other = capture(axes)
-                if found := settled(other, output):
-                    other.axes = found
+                if axes := settled(other, output, tensors):
+                    other.axes = axes
                     return other
+    if found:
+        return captured
     shape = _explained(captured, output)[0].meta["val"].shape
     captured.axes = Axes.none(tensors, 0 if len(shape) and shape[0] == 1 else None)
     return captured
 
 
+def _left_out(axes: Axes, tensors: Sequence[Tensor]) -> bool:
+    """Whether an input without samples has an axis that is as long as there are samples."""
+    count = axes.count(tensors)
+    return any(axis is None and count in t.shape for t, axis in zip(tensors, axes.inputs, strict=True))
+
+
 def _explained(captured: Capture, output: str | int | None) -> tuple[fx.Node, dict[int, list[fx.Node]]]:
     """The node whose value is explained, and the readouts of each input."""
     outputs, _, logits, _ = explained_output(captured, output)
-    return outputs[logits], find_readouts(captured.graph)
+    return outputs[logits], find_readouts(captured.graph, captured.inputs)
 
 
-def settled(captured: Capture, output: str | int | None) -> Axes | None:
+def settled(captured: Capture, output: str | int | None, tensors: Sequence[Tensor]) -> Axes | None:
     """The axes among those it was captured with that count what the first axis of the explained output does, or its
-    second; None if there are none, or if the samples along them depend on each other."""
+    second, if it has three; None if there are none, or if the samples along them depend on each other.
+
+    tensors: those of the call, which are more than the samples it was captured with."""
     explained, readouts = _explained(captured, output)
     axes, shape = captured.axes, explained.meta["val"].shape
     count = axes.count(captured.inputs)
     inputs = captured.graph.graph.find_nodes(op="placeholder")
-    for place in range(min(2, len(shape))):
+    for place in range(2 if len(shape) > 2 else min(1, len(shape))):
         size = shape[place]
         if captured.way is Way.ANY_BATCH:
             at = zip(inputs, axes.inputs, strict=True)
@@ -196,7 +209,14 @@ def settled(captured: Capture, output: str | int | None) -> Axes | None:
             found = Axes(tuple(a if s else None for a, s in zip(axes.inputs, same, strict=True)), place)
         else:
             found = Axes(axes.inputs if size == count else (None,) * len(axes.inputs), place)
-        if not found.whole and (count == 1 or not _mix(captured, explained, readouts, found, count)):
+        if found.whole:
+            continue
+        if count == 1:
+            return found
+        mix = _mix(captured, explained, readouts, found, captured.inputs)
+        if mix is None and captured.way is Way.ANY_BATCH and found.count(tensors) > 1:  # two of them are no call
+            mix = _mix(captured, explained, readouts, found, tensors)
+        if not mix:
             return found
     return None
 
@@ -206,18 +226,24 @@ def _same_symbol(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
 
 
 def _mix(
-    captured: Capture, explained: fx.Node, readouts: Mapping[int, Sequence[fx.Node]], axes: Axes, count: int
-) -> bool:
-    """Whether a row of the explained output depends on another sample than its own."""
+    captured: Capture,
+    explained: fx.Node,
+    readouts: Mapping[int, Sequence[fx.Node]],
+    axes: Axes,
+    inputs: Sequence[Tensor],
+) -> bool | None:
+    """Whether a row of the explained output depends on another sample than its own; None if that can't be run."""
     assert axes.output is not None
-    probe = Probe(captured.graph, captured.inputs, starts_of(captured.graph, readouts, axes, count)[0])
-    return any(_reaches_others(probe, explained, axes.output, sample, count) for sample in (0, count - 1))
+    count = axes.count(inputs)
+    probe = Probe(captured.graph, inputs, starts_of(captured.graph, readouts, axes, count)[0])
+    found = [_reaches_others(probe, explained, axes.output, sample, count) for sample in (0, count - 1)]
+    return None if None in found else any(found)
 
 
-def _reaches_others(probe: Probe, explained: fx.Node, output: int, sample: int, count: int) -> bool:
+def _reaches_others(probe: Probe, explained: fx.Node, output: int, sample: int, count: int) -> bool | None:
     changed = probe.changes(sample, {explained})
     if changed is None:
-        return False
+        return None
     rows = changed[explained].movedim(output, 0).reshape(count, -1).any(1)
     rows[sample] = False
     return bool(rows.any())
@@ -226,18 +252,22 @@ def _reaches_others(probe: Probe, explained: fx.Node, output: int, sample: int, 
 def other_axes(captured: Capture, output: str | int | None) -> Iterator[Axes]:
     """Axes of a call, captured as one sample, along which an entry reaches one row of the explained output alone.
 
-    Inputs that can't be nudged (lengths, masks) have their samples on the first axis that is as long.
+    Inputs that can't be nudged (lengths, masks) have their samples on the first axis that is as long.  The first of
+    those that can has samples, if any axis of it is as long: nodes of a graph are none, though rows of its matrix fit.
     """
     explained, readouts = _explained(captured, output)
-    for place, count in enumerate(explained.meta["val"].shape[:2]):
+    shape = explained.meta["val"].shape
+    for place, count in enumerate(shape[: 2 if len(shape) > 2 else 1]):
         if count == 1:
             continue
         choices: list[list[int | None]] = []
         for i, t in enumerate(captured.inputs):
             fit = [axis for axis, size in enumerate(t.shape) if size == count]
+            long = bool(fit)
             if i in readouts:
                 fit = [axis for axis in fit if _own_rows(captured, explained, readouts[i], axis, place, count)]
-            choices.append([*fit, None] if i in readouts else [*fit, None][:1])
+            first = long and i == next(iter(readouts), None)
+            choices.append(fit if first else [*fit, None] if i in readouts else [*fit, None][:1])
         for some in list(product(*choices))[:8]:
             if any(some[i] is not None for i in readouts):
                 yield Axes(some, place)
@@ -249,7 +279,9 @@ def _own_rows(
     """Whether the entries of an input along an axis reach a row of the output each, and some do."""
     fit = {n: axis for n in nodes if n.meta["val"].ndim > axis and n.meta["val"].shape[axis] == count}
     probe = Probe(captured.graph, captured.inputs, fit)
-    if len(fit) < len(nodes) or any(_reaches_others(probe, explained, output, i, count) for i in (0, count - 1)):
+    if len(fit) < len(nodes) or any(
+        _reaches_others(probe, explained, output, i, count) is not False for i in (0, count - 1)
+    ):
         return False
     changed = probe.changes(0, {explained})
     return changed is not None and bool(changed[explained].any())

@@ -11,6 +11,7 @@ from conftest import randomize
 from torch import Tensor, nn
 
 import fxlrp
+from fxlrp.axes import Axes
 from fxlrp.capture import capture, split_tensors
 
 
@@ -98,16 +99,16 @@ def test_inputs_are_not_written_into() -> None:
 
 
 def test_signature_is_the_call_but_for_the_batch() -> None:
-    def signature(*args: object, **kwargs: object) -> tuple:
-        return split_tensors(args, kwargs)[2]
+    def of(*args: object, **kwargs: object) -> tuple:
+        return signature(args, kwargs, Axes.first(split_tensors(args, kwargs)[0]))
 
     x = torch.ones(2, 3)
-    assert signature(x) == signature(torch.ones(5, 3))
-    assert signature(x, flag=True) != signature(x, flag=False)
-    assert signature(x, flag=True) != signature(x, flag=1)
-    assert signature(x) != signature(x.double())
-    assert signature(x) != signature(torch.ones(2, 4))
-    assert signature({"a": x}) != signature({"b": x})
+    assert of(x) == of(torch.ones(5, 3))
+    assert of(x, flag=True) != of(x, flag=False)
+    assert of(x, flag=True) != of(x, flag=1)
+    assert of(x) != of(x.double())
+    assert of(x) != of(torch.ones(2, 4))
+    assert of({"a": x}) != of({"b": x})
 
 
 def test_reused_modules_and_tied_weights() -> None:

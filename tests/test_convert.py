@@ -302,12 +302,13 @@ def test_samples_that_mix_are_one() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.lin(x - x.mean(0, keepdim=True)) + self.lin(x.flip(0))
 
-    explainer = convert(randomize(Mixes()))
+    explainer = convert(randomize(Mixes()), rules="epsilon")
     x = torch.randn(2, 4).double()
     with pytest.raises(FxlrpError, match="position=0 for the first"):
         explainer(x)
     a = explainer(x, position=1, target=2, contrast=None)
-    assert a.relevance.shape == (2, 4) and a.logits.shape == (1, 3) and a.relevance.any(1).all()
+    assert (a.relevance.shape, a.logits.shape) == ((2, 4), (1, 3))
+    assert a.relevance.any(1).all()
 
 
 # pictures

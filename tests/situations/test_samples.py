@@ -193,14 +193,6 @@ SHARED: dict[str, tuple[nn.Module, tuple]] = {
         ),
         (x(3, 5, 6), x(5, 5, seed=2)),
     ),
-    "a mask of minus infinity": (
-        made(
-            lambda m, t, b: m["h"](m["a"](t, t, t, attn_mask=b, need_weights=False)[0].mean(1)),
-            a=nn.MultiheadAttention(6, 2, batch_first=True),
-            h=nn.Linear(6, 3),
-        ),
-        (x(3, 5, 6), torch.full((5, 5), float("-inf")).triu(1).double()),
-    ),
     "a temperature": (made(lambda m, t, s: m["h"](t * s), h=mlp()), (x(3, 6), torch.tensor(0.7).double())),
     "texts for pictures": (
         made(lambda m, a, b: F.normalize(m["a"](a), dim=1) @ F.normalize(m["a"](b), dim=1).T, a=mlp()),
@@ -223,6 +215,15 @@ def test_what_samples_share_gets_the_sum(name: str, rules: str) -> None:
     assert all(r.isfinite().all() for r in a.relevance)
     torch.testing.assert_close(a.relevance[0], torch.cat([r for r, _ in alone]))
     torch.testing.assert_close(a.relevance[1], torch.stack([r for _, r in alone]).sum(0), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_a_mask_with_infinities_is_no_explained_input(rules: str) -> None:
+    model, (t, _) = SHARED["a bias between positions"]
+    mask = torch.full((5, 5), float("-inf"), dtype=torch.float64).triu(1)
+    by_argument = convert(model, rules=rules)(t, mask)
+    inside = Of(lambda m, t: m["f"](t, mask), f=model).eval()
+    torch.testing.assert_close(by_argument.relevance, convert(inside, rules=rules)(t).relevance)
 
 
 def test_positions_of_sequences_and_maps() -> None:
