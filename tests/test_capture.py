@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.axes import Axes
-from fxlrp.capture import capture, split_tensors
+from fxlrp.capture import capture, signature, split_tensors
 
 
 class Body(nn.Module):

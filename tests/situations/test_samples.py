@@ -222,7 +222,7 @@ def test_a_mask_with_infinities_is_no_explained_input(rules: str) -> None:
     model, (t, _) = SHARED["a bias between positions"]
     mask = torch.full((5, 5), float("-inf"), dtype=torch.float64).triu(1)
     by_argument = convert(model, rules=rules)(t, mask)
-    inside = Of(lambda m, t: m["f"](t, mask), f=model).eval()
+    inside = Of(lambda m, t: m["net"](t, mask), net=model).eval()
     torch.testing.assert_close(by_argument.relevance, convert(inside, rules=rules)(t).relevance)
 
 
