@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxlrp.capture import free_symbols
-from fxlrp.lookups import find_lookups
+from fxlrp.lookups import Trail, find_given
 from fxlrp.patterns.centring import offset
 from fxlrp.patterns.masks import masked
 from fxlrp.precision import stored
-from fxlrp.rules.movement import MOVEMENT, SHAPE_ARGUMENT, SHAPE_ONLY
+from fxlrp.rules.movement import MOVEMENT, carriers
 from fxlrp.rules.quantities import WHOLE, Batch, is_pointwise
 from fxlrp.rules.weighted import ones_for
 
@@ -27,25 +27,17 @@ def differentiable(node: fx.Node) -> bool:
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
 
 
-def carriers(node: fx.Node) -> list[fx.Node]:
-    """The inputs whose values (not just shapes) the node's value depends on differentiably."""
-    if node.target in SHAPE_ONLY:
-        return []
-    skip = SHAPE_ARGUMENT.get(node.target)
-    shape_only = {node.args[skip]} if skip is not None and len(node.args) > skip else set()
-    return [n for n in node.all_input_nodes if n not in shape_only or node.args[0] is n]
-
-
-def find_readouts(gm: fx.GraphModule) -> dict[int, list[fx.Node]]:
+def find_readouts(gm: fx.GraphModule, aside: Collection[int] = ()) -> dict[int, list[fx.Node]]:
     """Where relevance is read for each input: float inputs at themselves and at the ones that stand for them in first
-    layers, integer ones at the vectors they look up, or, where that is all there is, at the numbers they become."""
-    inputs = gm.graph.find_nodes(op="placeholder")
-    for numbers in (False, True):
-        out = {
-            i: [n, *_ones(n)] if differentiable(n) else find_lookups(n, numbers=numbers)
-            for i, n in enumerate(inputs)
-            if isinstance(n.meta.get("val"), Tensor)
-        }
+    layers, and all at the vectors that they look up; or, where that is all there is, integer ones at the numbers they
+    become, and those set `aside` too."""
+    inputs = {i: n for i, n in enumerate(gm.graph.find_nodes(op="placeholder")) if isinstance(n.meta["val"], Tensor)}
+    given = find_given(gm.graph)
+    out: dict[int, list[fx.Node]] = {}
+    for numbers, left_out in ((False, aside), (True, aside), (True, ())):
+        for i, n in inputs.items():
+            found = Trail(n, given, counted=not left_out).lookups(numbers=numbers and not differentiable(n))
+            out[i] = [] if i in left_out else [n, *_ones(n), *found] if differentiable(n) else found
         if any(out.values()):
             break
     return {i: nodes for i, nodes in out.items() if nodes}

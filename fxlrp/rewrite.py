@@ -13,21 +13,24 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.analyse import Samples, carriers, differentiable, find_active, find_infinite, find_nonnegative, find_readouts
+from fxlrp.analyse import Samples, differentiable, find_active, find_infinite, find_nonnegative, find_readouts
 from fxlrp.capture import Capture, free_symbols
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
-from fxlrp.lookups import NOWHERE, Positions
+from fxlrp.lookups import NOWHERE, Positions, cast_one_hots
+from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.emit import emit
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.recent import Recent
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
 from fxlrp.rules.kinds import SOFTMAXES
+from fxlrp.rules.movement import carriers
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.propagate import LEADING, Adjusted, Given, Parted, Site
 from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
 from fxlrp.rules.registry import Absolute, Derivative, Parts, Rule, Rulebook, Structural
+from fxlrp.rules.weighted import ones_for
 from fxlrp.specialize import copied, specialize
 
 aten = torch.ops.aten
@@ -108,6 +111,8 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     narrow = [[t.dtype for t in captured.inputs], [n.meta["val"].dtype for n in gm.graph.output_node().args[0]]]
     if widen(gm, captured.inputs):
         captured.narrow, captured.inputs = narrow, widened(captured.inputs)
+    spell_bags(gm)
+    cast_one_hots(gm)
     gm.meta["example"] = captured.inputs
     seen: list[str] = []
     for graph_pass in rulebook.passes:
@@ -410,7 +415,7 @@ def _add_readouts(
     for integers, the positions of these."""
     placeholders = gm.graph.find_nodes(op="placeholder")
     found = [
-        (i, n, None if differentiable(placeholders[i]) else Positions(placeholders[i]).at(n))
+        (i, n, None if n is placeholders[i] or n.target is ones_for else Positions(placeholders[i]).at(n))
         for i in inputs
         for n in inputs[i]
     ]
