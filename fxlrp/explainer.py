@@ -25,7 +25,7 @@ from fxlrp.precision import casts_made_again, no_autocast, widened
 from fxlrp.recent import Recent
 from fxlrp.relevance_pass import Direction, maps_at_once, propagate
 from fxlrp.report import Report
-from fxlrp.rewrite import Plan, expose, rewrite
+from fxlrp.rewrite import Output, Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
 
@@ -72,7 +72,7 @@ class Explainer(nn.Module):
         model: nn.Module,
         rulebook: Rulebook,
         strict: bool,
-        output: str | int | None = None,
+        output: Output = None,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ class Explainer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_latest": None}
 
-    def of(self, output: str | int | None) -> Explainer:
-        """The same for another of the model's outputs; it is kept, with what it captures."""
+    def of(self, output: Output) -> Explainer:
+        """The same for another of the model's outputs, or for several; it is kept, with what it captures."""
         if output == self.output:
             return self
         with LOCK:
@@ -131,6 +131,9 @@ class Explainer(nn.Module):
             if not trace:
                 return self._explain(args, kwargs, questions, at)[0]
             plan, tensors = self._plan(args, kwargs)
+            about = self._about(plan, self._outputs(args, kwargs), target) if callable(target) else self
+            if about is not self:
+                return about(*args, target=target, position=position, trace=True, **kwargs)
             if batch_size(tensors) > 1 and not plan.apart:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
@@ -173,6 +176,9 @@ class Explainer(nn.Module):
         with plan.in_its_types(), casts_made_again() if plan.capture.narrow else nullcontext():
             out = (run or graph)(*given)
         said = self._said(plan, out, args, kwargs)
+        about = [self._about(plan, said, q.target) for q in questions]
+        if any(explainer is not self for explainer in about):
+            return [explainer._explain(args, kwargs, [q], at)[0] for explainer, q in zip(about, questions, strict=True)]
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
         asked = [self._directions(plan, out, said, q, batch) for q in questions]
         flat = [d for several, _ in asked for d in several]
@@ -200,6 +206,13 @@ class Explainer(nn.Module):
                 self._attribution(plan, tensors, said, logits, inputs, index, dict(zip(inner, values, strict=True)))
             )
         return answers
+
+    def _about(self, plan: Plan, said: Sequence[Tensor], target: Target) -> Explainer:
+        """The explainer of the outputs that a target depends on, if it is a callable; else this one."""
+        places = _depends_on(target, plan, said) if callable(target) else ()
+        if not places or places in ((plan.explained,), plan.together):
+            return self
+        return self.of(places if len(places) > 1 else places[0])
 
     def _outputs(self, args: tuple, kwargs: dict) -> list[Tensor]:
         """The tensors that the model itself returns for a call, whose tensors it may write into."""
@@ -523,6 +536,22 @@ def _graphs_compiled() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+def _depends_on(score: Callable[[Any], Tensor], plan: Plan, said: Sequence[Tensor]) -> tuple[int, ...]:
+    """The places of the float outputs that a callable target has a gradient at."""
+    outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
+    floats = [i for i, o in enumerate(outputs) if o.is_floating_point()]
+    if len(floats) < 2:
+        return ()
+    for i in floats:
+        outputs[i].requires_grad_()
+    with torch.enable_grad():
+        answer = score(plan.capture.unflatten(tuple(outputs)))
+        if not isinstance(answer, Tensor) or not answer.requires_grad:
+            return ()
+        grads = torch.autograd.grad(answer.sum(), [outputs[i] for i in floats], allow_unused=True)
+    return tuple(i for i, g in zip(floats, grads, strict=True) if g is not None)
+
+
 def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
     """What a callable target says about the model's output, as a target: ∂ Σ score/∂ logits; what does not depend on
     the logits (classes, weights) as it stands."""
@@ -530,15 +559,15 @@ def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor],
         value = logits = logits.requires_grad_()
         for node in plan.head:
             value = node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-        outputs[plan.explained] = value.to(outputs[plan.explained].dtype)
+        places = plan.together or (plan.explained,)
+        rows = value.split([outputs[i][0].numel() for i in places], 1) if plan.together else [value]
+        for i, row in zip(places, rows, strict=True):
+            outputs[i] = row.to(outputs[i].dtype).reshape(outputs[i].shape)
         answer = score(plan.capture.unflatten(tuple(outputs)))
         if not isinstance(answer, Tensor):
             raise FxlrpError(f"The target callable must return a tensor, not {type(answer).__name__}.")
         if not answer.requires_grad and answer.is_floating_point() and answer.shape != logits.shape:
-            name = plan.capture.output_names[plan.explained] or "the first"
-            raise FxlrpError(
-                f"The target does not depend on the explained output ({name}); name another by convert(…, output=…)."
-            )
+            raise FxlrpError("The target depends on no output of the model that could be explained.")
         return torch.autograd.grad(answer.sum(), logits)[0] if answer.requires_grad else answer
 
 
@@ -548,7 +577,7 @@ def convert(
     *,
     rules: str | Rulebook = "abslrp",
     strict: bool = False,
-    output: str | int | None = None,
+    output: Output = None,
     checkpoint: bool = False,
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.

@@ -36,6 +36,10 @@ from fxlrp.specialize import copied, specialize
 aten = torch.ops.aten
 
 
+Output = str | int | tuple[int, ...] | None
+"""Which output is explained: its name or place, the places of several, or the one there is to explain."""
+
+
 def readout(x: Tensor) -> Tensor:
     """The same values, at which relevance is read: the leaf that the relevance pass ends at."""
     return x.detach().requires_grad_()
@@ -64,6 +68,7 @@ class Plan:
     logits: int  # place of the logits that are explained
     explained: int  # place of the output they become, which is themselves or, through `head`, their softmax or sigmoid
     head: list[fx.Node]
+    together: tuple[int, ...]  # places of the outputs that the logits are the entries of, where they are of several
     report: Report
     mixes: bool  # whether an output depends on other samples than its own
     apart: bool  # whether the samples of a batch can be told apart at every node
@@ -98,10 +103,11 @@ class Facts:
     samples: Samples
 
 
-def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, output: str | int | None = None) -> Plan:
+def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, output: Output = None) -> Plan:
     """Give every active node of `captured` its rule.
 
-    output: the name or place of the output tensor to explain; without it, the one named logits, or the first.
+    output: the name or place of the output tensor to explain, or the places of several; without it, the one named
+    logits, or the first.
 
     A graph in half precision, that of `captured` included, is in float32 from here on: see `fxlrp.precision`.
 
@@ -111,6 +117,8 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     narrow = [[t.dtype for t in captured.inputs], [n.meta["val"].dtype for n in gm.graph.output_node().args[0]]]
     if widen(gm, captured.inputs):
         captured.narrow, captured.inputs = narrow, widened(captured.inputs)
+    if isinstance(output, tuple):
+        _put_together(gm, output)
     spell_bags(gm)
     cast_one_hots(gm)
     gm.meta["example"] = captured.inputs
@@ -172,7 +180,18 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     look_up_before_cast(gm)
     gm.recompile()
     return Plan(
-        gm, captured, places, positions, logits, explained, head, report, facts.samples.mixed, apart, any_length
+        gm,
+        captured,
+        places,
+        positions,
+        logits,
+        explained,
+        head,
+        output if isinstance(output, tuple) else (),
+        report,
+        facts.samples.mixed,
+        apart,
+        any_length,
     )
 
 
@@ -195,9 +214,11 @@ def _numbers_as_tensors(node: fx.Node, shares: tuple[int, ...]) -> None:
             node.update_arg(i, number)
 
 
-def _head(captured: Capture, output: str | int | None) -> tuple[list, int, int, list[fx.Node]]:
+def _head(captured: Capture, output: Output) -> tuple[list, int, int, list[fx.Node]]:
     """The outputs, the places of the explained one and of its logits, and the softmax or sigmoid between, if any."""
     outputs = list(captured.graph.graph.output_node().args[0])
+    if isinstance(output, tuple):
+        return outputs, output[0], len(outputs) - 1, []
     explained = logits = _explained_output(captured, outputs, output)
     head = _probability_head(outputs[explained])
     if head:  # probabilities are explained by the logits they are made of
@@ -205,7 +226,34 @@ def _head(captured: Capture, output: str | int | None) -> tuple[list, int, int, 
     return outputs, explained, logits, head
 
 
-def _annotate(captured: Capture, rulebook: Rulebook, output: str | int | None) -> None:
+def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
+    """Return also the entries of several outputs beside each other, [batch, entries], as one more output.
+
+    Raises FxlrpError where they have no axis of samples in common.
+    """
+    end = gm.graph.output_node()
+    several = [end.args[0][i] for i in places]
+    sizes = {_hint(size) for n in several for size in n.meta["val"].shape[:1] or (0,)}
+    if len(sizes) > 1 or 0 in sizes:
+        shapes = ", ".join(str(tuple(n.meta["val"].shape)) for n in several)
+        raise FxlrpError(f"The target depends on outputs of shapes {shapes}, which have no axis of samples in common.")
+    with gm.graph.inserting_before(end):
+        rows = [
+            emit(gm.graph, n, aten.unsqueeze.default, n, 1)
+            if n.meta["val"].ndim == 1
+            else emit(gm.graph, n, aten.flatten.using_ints, n, 1)
+            for n in several
+        ]
+        both = emit(gm.graph, several[0], aten.cat.default, rows, 1)
+    end.args = ((*end.args[0], both),)
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    """A size in the example that the graph was captured with."""
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def _annotate(captured: Capture, rulebook: Rulebook, output: Output) -> None:
     """Note in each node's meta, for the passes, whether it is active and which entry of the rulebook it has."""
     outputs, _, logits, _ = _head(captured, output)
     active = _activity(captured, outputs[logits], rulebook)[1]
