@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxlrp.capture import free_symbols
-from fxlrp.lookups import Trail, find_given
 from fxlrp.patterns.centring import offset
 from fxlrp.patterns.masks import masked
 from fxlrp.precision import stored
 from fxlrp.rules.movement import MOVEMENT, carriers
 from fxlrp.rules.quantities import WHOLE, Batch, is_pointwise
-from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten
 
@@ -25,26 +23,6 @@ def differentiable(node: fx.Node) -> bool:
     """Whether relevance could stand at this node: a float tensor, or several values one of which is."""
     values = torch.utils._pytree.tree_leaves(node.meta.get("val"))
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
-
-
-def find_readouts(gm: fx.GraphModule, aside: Collection[int] = ()) -> dict[int, list[fx.Node]]:
-    """Where relevance is read for each input: float inputs at themselves and at the ones that stand for them in first
-    layers, and all at the vectors that they look up; or, where that is all there is, integer ones at the numbers they
-    become, and those set `aside` too."""
-    inputs = {i: n for i, n in enumerate(gm.graph.find_nodes(op="placeholder")) if isinstance(n.meta["val"], Tensor)}
-    given = find_given(gm.graph)
-    out: dict[int, list[fx.Node]] = {}
-    for numbers, left_out in ((False, aside), (True, aside), (True, ())):
-        for i, n in inputs.items():
-            found = Trail(n, given, counted=not left_out).lookups(numbers=numbers and not differentiable(n))
-            out[i] = [] if i in left_out else [n, *_ones(n), *found] if differentiable(n) else found
-        if any(out.values()):
-            break
-    return {i: nodes for i, nodes in out.items() if nodes}
-
-
-def _ones(node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.users if n.target is ones_for]
 
 
 def find_active(
@@ -162,7 +140,7 @@ class Samples:
         self,
         gm: fx.GraphModule,
         inputs: list[Tensor],
-        readouts: dict[int, list[fx.Node]],
+        readouts: Mapping[Any, list[fx.Node]],
         nodes: set[fx.Node],
         output: fx.Node,
     ):

@@ -6,6 +6,7 @@ returns the tensors found in the model's output; everything else in them is cons
 
 from __future__ import annotations
 
+import inspect
 import operator
 import traceback
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ class Capture:
     graph: takes the input tensors, returns the output tensors, both flat; weights are attributes shared with the model.
     inputs: the example tensors it was captured with, two samples along each batch axis.
     names: where each input tensor stands in the call, e.g. ``args[0]`` or ``kwargs['input_ids']``.
+    parameters: what the model's forward calls each, e.g. ``x`` or ``input_ids``.
     way: how it was captured, which says for which calls the graph holds.
     returned: the structure of what the model returns, and where each output tensor stands in it.
     any_length: whether it holds for integer inputs [B, T] of any length T.
@@ -57,6 +59,7 @@ class Capture:
     graph: fx.GraphModule
     inputs: list[Tensor]
     names: list[str]
+    parameters: list[str]
     way: Way
     returned: _Returned
     any_length: bool = False
@@ -318,11 +321,25 @@ def capture(
         paths = pytree.tree_leaves_with_path((args, kwargs))
         names = [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
         _mark_identities(graph, seen[-1].untouched)
-        return Capture(graph, inputs, names, way, seen[-1], way is Way.ANY_BATCH and _any_length(graph))
+        called = _parameters(model, args, kwargs)
+        return Capture(graph, inputs, names, called, way, seen[-1], way is Way.ANY_BATCH and _any_length(graph))
     _run_as_it_is(model, *rebuild(exact))
     if traced is not model and _refuses(traced, *rebuild(exact)):
         return capture(model, args, kwargs, fixed=fixed, any_length=any_length, itself=True)
     raise FxlrpError(_why(errors[0])) from errors[0]
+
+
+def _parameters(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
+    """What the model's forward calls each tensor in a call, as "input_ids" or "batch.pixels"."""
+    known = list(inspect.signature(model.forward).parameters)
+
+    def called(path: tuple[Any, ...]) -> str:
+        first, *rest = (str(getattr(key, "idx", getattr(key, "key", getattr(key, "name", key)))) for key in path[1:])
+        first = known[int(first)] if path[0].idx == 0 and int(first) < len(known) else first
+        return ".".join([first, *rest])
+
+    leaves = pytree.tree_leaves_with_path((args, kwargs))
+    return [called(path) for path, leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _twin(model: nn.Module) -> nn.Module:

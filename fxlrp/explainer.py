@@ -74,9 +74,11 @@ class Explainer(nn.Module):
         strict: bool,
         output: Output = None,
         checkpoint: bool = False,
+        read: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.output = output
+        self.read = read
         self.checkpoint = checkpoint
         self.model = model
         self.rulebook = rulebook
@@ -97,7 +99,7 @@ class Explainer(nn.Module):
         with LOCK:
             other = self._others.get(output)
             if other is None:
-                other = Explainer(self.model, self.rulebook, self.strict, output, self.checkpoint).eval()
+                other = Explainer(self.model, self.rulebook, self.strict, output, self.checkpoint, self.read).eval()
                 self._others.set(output, other)
         return other
 
@@ -164,6 +166,7 @@ class Explainer(nn.Module):
             return self._one_by_one(batch, args, kwargs, questions, at)
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
+        plain &= not any(isinstance(i, str) for i in plan.readouts)
         if compiled and self._compiling is not None and not at and run is None and plain:
             own = self._outputs(args, kwargs) if plan.capture.narrow else []
             return [self._compiled(plan, tensors, own, args, kwargs, q) for q in questions]
@@ -226,7 +229,9 @@ class Explainer(nn.Module):
         if not plan.capture.narrow:
             return out
         own = self._outputs(args, kwargs)
-        return own if plan.logits < len(own) else [*own, out[plan.logits].to(own[plan.explained].dtype)]
+        said = [*own, *out[len(own) :]]
+        said[plan.logits] = said[plan.logits].to(own[plan.explained].dtype)
+        return said
 
     def _directions(
         self, plan: Plan, out: Sequence[Tensor], said: Sequence[Tensor], question: Question, batch: int
@@ -262,8 +267,8 @@ class Explainer(nn.Module):
             plan.capture.unflatten(tuple(o.detach() for o in out[: len(plan.capture.output_names)])),
             logits,
             index,
-            tuple(plan.capture.names[i] for i in plan.readouts),
-            tuple(tensors[i] for i in plan.readouts),
+            tuple(f"read[{i!r}]" if isinstance(i, str) else plan.capture.names[i] for i in plan.readouts),
+            tuple(out[at].detach() if isinstance(i, str) else tensors[i] for i, (at, *_) in plan.readouts.items()),
             latent,
         )
 
@@ -430,7 +435,8 @@ class Explainer(nn.Module):
                 plan = self._capture(found, args, kwargs, key)
             self._check_output(plan, tensors, args, kwargs)
         found.checked.set(key, True)
-        shared = [i for i in plan.readouts if not (tensors[i].ndim and len(tensors[i]) == batch)]
+        inputs = [tensors[i] for i in plan.readouts if not isinstance(i, str)]
+        shared = [t for t in inputs if not (t.ndim and len(t) == batch)]
         if batch > 1 and (plan.mixes or (shared and not plan.apart)):
             raise FxlrpError(
                 f"The samples of this batch share more than the weights, so a batch of {batch} would mix their "
@@ -444,11 +450,11 @@ class Explainer(nn.Module):
         possible."""
         captured = capture(self.model, args, kwargs, fixed=signature is None)
         with no_autocast(captured.inputs):
-            plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
+            plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output, read=self.read)
         if captured.any_length and not plan.any_length:
             captured = capture(self.model, args, kwargs, any_length=False)
             with no_autocast(captured.inputs):
-                plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
+                plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output, read=self.read)
         if signature is not None and captured.way is Way.ANY_BATCH:
             key = signature.like if captured.any_length else signature.shapes
         return found.plans.set(key, plan)
@@ -579,6 +585,7 @@ def convert(
     strict: bool = False,
     output: Output = None,
     checkpoint: bool = False,
+    read: str | Sequence[str] = (),
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
@@ -591,8 +598,10 @@ def convert(
     first.
     checkpoint: keep little of the forward pass and run it again, segment by segment, when relevance comes by: memory
     grows with the root of the depth, time by one forward pass for each map.
+    read: where relevance is read, if not at the inputs: names of modules, whose output is taken, of graph nodes, or of
+    inputs, as forward calls them, which are explained alone then, masks and positions too.
 
-    Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook or output.
+    Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook, output or read.
 
         explainer = fxlrp.convert(model)
         explainer(images).save("heatmap.png")
@@ -605,7 +614,8 @@ def convert(
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
-    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint).eval()
+    names = (read,) if isinstance(read, str) else tuple(read)
+    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, names).eval()
     if example_inputs is not None:
         if isinstance(example_inputs, Mapping):
             explainer._plan((), dict(example_inputs))
