@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, fx
 
-from fxlrp.capture import finite
-from fxlrp.lookups import find_lookups
 from fxlrp.patterns.centring import offset
 from fxlrp.patterns.masks import masked
 from fxlrp.precision import stored
-from fxlrp.rules.movement import MOVEMENT, SHAPE_ARGUMENT, SHAPE_ONLY
+from fxlrp.rules.movement import MOVEMENT, carriers
 from fxlrp.rules.quantities import is_pointwise
-from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten
 
@@ -24,35 +21,6 @@ def differentiable(node: fx.Node) -> bool:
     """Whether relevance could stand at this node: a float tensor, or several values one of which is."""
     values = torch.utils._pytree.tree_leaves(node.meta.get("val"))
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
-
-
-def carriers(node: fx.Node) -> list[fx.Node]:
-    """The inputs whose values (not just shapes) the node's value depends on differentiably."""
-    if node.target in SHAPE_ONLY:
-        return []
-    skip = SHAPE_ARGUMENT.get(node.target)
-    shape_only = {node.args[skip]} if skip is not None and len(node.args) > skip else set()
-    return [n for n in node.all_input_nodes if n not in shape_only or node.args[0] is n]
-
-
-def find_readouts(gm: fx.GraphModule, given: Sequence[Tensor]) -> dict[int, list[fx.Node]]:
-    """Where relevance is read for each input: float inputs at themselves and at the ones that stand for them in first
-    layers, integer ones at the vectors they look up, or, where that is all there is, at the numbers they become; one
-    with infinities among the values `given` is a mask, and explained nowhere."""
-    inputs = gm.graph.find_nodes(op="placeholder")
-    for numbers in (False, True):
-        out = {
-            i: [n, *_ones(n)] if differentiable(n) else find_lookups(n, numbers=numbers)
-            for i, n in enumerate(inputs)
-            if isinstance(n.meta.get("val"), Tensor) and finite(given[i])
-        }
-        if any(out.values()):
-            break
-    return {i: nodes for i, nodes in out.items() if nodes}
-
-
-def _ones(node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.users if n.target is ones_for]
 
 
 def find_active(

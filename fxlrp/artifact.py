@@ -53,6 +53,8 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
     if path.suffix not in (".pt2", ".onnx") or (aoti and path.suffix != ".pt2"):
         raise FxlrpError(f"{path} should end in .pt2 or .onnx (--aoti: .pt2).")
     plan, contrast = explainer._known(), explainer.rulebook.resolve(contrast)
+    if any(isinstance(i, str) for i in plan.readouts):
+        raise FxlrpError("An exported explainer is read at inputs alone; convert the model without read=….")
     joint = explainer.joint(contrast=contrast, fold=aoti).eval()
     placeholders = plan.graph.graph.find_nodes(op="placeholder")
     values = [n.meta["val"] for n in placeholders]

@@ -85,9 +85,9 @@ class Axes:
         """How many samples a call of these tensors has."""
         return next((t.shape[a] for t, a in zip(tensors, self.inputs, strict=True) if a is not None), 1)
 
-    def column(self, i: int) -> int:
-        """The axis beside the samples of the i-th tensor, where maps of several classes stand."""
-        axis = self.inputs[i]
+    def column(self, i: int | str) -> int:
+        """The axis beside the samples of the i-th tensor, or of one inside, where maps of several classes stand."""
+        axis = 0 if isinstance(i, str) else self.inputs[i]
         return 0 if axis is None else axis + 1
 
     def rows(self, output: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ returns the tensors found in the model's output; everything else in them is cons
 
 from __future__ import annotations
 
+import inspect
 import operator
 import traceback
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ class Capture:
     graph: takes the input tensors, returns the output tensors, both flat; weights are attributes shared with the model.
     inputs: the example tensors it was captured with, two samples along each batch axis.
     names: where each input tensor stands in the call, e.g. ``args[0]`` or ``kwargs['input_ids']``.
+    parameters: what the model's forward calls each, e.g. ``x`` or ``input_ids``.
     way: how it was captured, which says for which calls the graph holds.
     axes: where the samples of the call are.
     returned: the structure of what the model returns, and where each output tensor stands in it.
@@ -59,6 +61,7 @@ class Capture:
     graph: fx.GraphModule
     inputs: list[Tensor]
     names: list[str]
+    parameters: list[str]
     way: Way
     returned: _Returned
     axes: Axes
@@ -337,13 +340,26 @@ def capture(
             if axes.count(inputs) != batch:  # it was specialised to our two
                 continue
         _mark_identities(graph, seen[-1].untouched)
-        names = names_of(args, kwargs)
+        names, called = names_of(args, kwargs), _parameters(model, args, kwargs)
         any_length = way is Way.ANY_BATCH and _any_length(graph, axes)
-        return Capture(graph, inputs, names, way, seen[-1], axes, any_length)
+        return Capture(graph, inputs, names, called, way, seen[-1], axes, any_length)
     _run_as_it_is(model, *rebuild(exact))
     if traced is not model and _refuses(traced, *rebuild(exact)):
         return capture(model, args, kwargs, axes, fixed=fixed, any_length=any_length, itself=True)
     raise FxlrpError(_why(errors[0])) from errors[0]
+
+
+def _parameters(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
+    """What the model's forward calls each tensor in a call, as "input_ids" or "batch.pixels"."""
+    known = list(inspect.signature(model.forward).parameters)
+
+    def called(path: tuple[Any, ...]) -> str:
+        first, *rest = (str(getattr(key, "idx", getattr(key, "key", getattr(key, "name", key)))) for key in path[1:])
+        first = known[int(first)] if path[0].idx == 0 and int(first) < len(known) else first
+        return ".".join([first, *rest])
+
+    leaves = pytree.tree_leaves_with_path((args, kwargs))
+    return [called(path) for path, leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _twin(model: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from fxlrp.confine import LOCK, alone
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
+from fxlrp.outputs import Output
 from fxlrp.precision import casts_made_again, no_autocast, widened
 from fxlrp.recent import Recent
 from fxlrp.relevance_pass import Direction, maps_at_once, propagate
@@ -75,13 +76,15 @@ class Explainer(nn.Module):
         model: nn.Module,
         rulebook: Rulebook,
         strict: bool,
-        output: str | int | None = None,
+        output: Output = None,
         checkpoint: bool = False,
         batch: Batch = "auto",
+        read: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.output = output
         self.batch = batch
+        self.read = read
         self.checkpoint = checkpoint
         self.model = model
         self.rulebook = rulebook
@@ -95,14 +98,15 @@ class Explainer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_latest": None}
 
-    def of(self, output: str | int | None) -> Explainer:
-        """The same for another of the model's outputs; it is kept, with what it captures."""
+    def of(self, output: Output) -> Explainer:
+        """The same for another of the model's outputs, or for several; it is kept, with what it captures."""
         if output == self.output:
             return self
         with LOCK:
             other = self._others.get(output)
             if other is None:
-                other = Explainer(self.model, self.rulebook, self.strict, output, self.checkpoint, self.batch).eval()
+                how = (self.rulebook, self.strict, output, self.checkpoint, self.batch, self.read)
+                other = Explainer(self.model, *how).eval()
                 self._others.set(output, other)
         return other
 
@@ -136,6 +140,9 @@ class Explainer(nn.Module):
             if not trace:
                 return self._explain(args, kwargs, questions, at)[0]
             plan, tensors = self._plan(args, kwargs)
+            about = self._about(plan, self._outputs(args, kwargs), target) if callable(target) else self
+            if about is not self:
+                return about(*args, target=target, position=position, trace=True, **kwargs)
             if plan.axes.count(tensors) > 1 and not plan.apart:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
@@ -166,6 +173,7 @@ class Explainer(nn.Module):
             return self._one_by_one(plan, batch, args, kwargs, questions, at)
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
+        plain &= not any(isinstance(i, str) for i in plan.readouts)
         if compiled and self._compiling is not None and not at and run is None and plain:
             own = self._outputs(args, kwargs) if plan.capture.narrow else []
             return [self._compiled(plan, tensors, own, args, kwargs, q) for q in questions]
@@ -178,6 +186,9 @@ class Explainer(nn.Module):
         with plan.in_its_types(), casts_made_again() if plan.capture.narrow else nullcontext():
             out = (run or graph)(*given)
         said = self._said(plan, out, args, kwargs)
+        about = [self._about(plan, said, q.target) for q in questions]
+        if any(explainer is not self for explainer in about):
+            return [explainer._explain(args, kwargs, [q], at)[0] for explainer, q in zip(about, questions, strict=True)]
         inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
         asked = [self._directions(plan, out, said, q, batch) for q in questions]
         flat = [d for several, _ in asked for d in several]
@@ -210,6 +221,13 @@ class Explainer(nn.Module):
             )
         return answers
 
+    def _about(self, plan: Plan, said: Sequence[Tensor], target: Target) -> Explainer:
+        """The explainer of the outputs that a target depends on, if it is a callable; else this one."""
+        places = _depends_on(target, plan, said) if callable(target) else ()
+        if not places or places in ((plan.explained,), plan.together):
+            return self
+        return self.of(places if len(places) > 1 else places[0])
+
     def _outputs(self, args: tuple, kwargs: dict) -> list[Tensor]:
         """The tensors that the model itself returns for a call, whose tensors it may write into."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
@@ -222,7 +240,9 @@ class Explainer(nn.Module):
         if not plan.capture.narrow:
             return out
         own = self._outputs(args, kwargs)
-        return own if plan.logits < len(own) else [*own, out[plan.logits].to(own[plan.explained].dtype)]
+        said = [*own, *out[len(own) :]]
+        said[plan.logits] = said[plan.logits].to(own[plan.explained].dtype)
+        return said
 
     def _directions(
         self, plan: Plan, out: Sequence[Tensor], said: Sequence[Tensor], question: Question, batch: int
@@ -267,8 +287,8 @@ class Explainer(nn.Module):
             plan.capture.unflatten(tuple(o.detach() for o in out[: len(plan.capture.output_names)])),
             logits,
             index,
-            tuple(plan.capture.names[i] for i in plan.readouts),
-            tuple(tensors[i] for i in plan.readouts),
+            tuple(f"read[{i!r}]" if isinstance(i, str) else plan.capture.names[i] for i in plan.readouts),
+            tuple(out[at].detach() if isinstance(i, str) else tensors[i] for i, (at, *_) in plan.readouts.items()),
             latent,
         )
 
@@ -408,7 +428,7 @@ class Explainer(nn.Module):
             each = zip(*(_several(getattr(p, name)) for p in parts), strict=True)
             shared = name == "inputs"
             return tuple(
-                ts[0] if shared and axes[n] is None else join(ts, axes[n])
+                ts[0] if shared and axes.get(n, 0) is None else join(ts, axes.get(n, 0))
                 for n, ts in zip(parts[0].names, each, strict=True)
             )
 
@@ -492,7 +512,7 @@ class Explainer(nn.Module):
 
             captured = find_samples(by, axes, tensors, self.output, sure=self.batch != "auto")
             with no_autocast(captured.inputs):
-                return rewrite(captured, self.rulebook, strict=self.strict, output=self.output)
+                return rewrite(captured, self.rulebook, strict=self.strict, output=self.output, read=self.read)
 
         plan = plan_of(axes, True)
         if plan.capture.any_length and not plan.any_length:
@@ -593,6 +613,22 @@ def _graphs_compiled() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+def _depends_on(score: Callable[[Any], Tensor], plan: Plan, said: Sequence[Tensor]) -> tuple[int, ...]:
+    """The places of the float outputs that a callable target has a gradient at."""
+    outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
+    floats = [i for i, o in enumerate(outputs) if o.is_floating_point()]
+    if len(floats) < 2:
+        return ()
+    for i in floats:
+        outputs[i].requires_grad_()
+    with torch.enable_grad():
+        answer = score(plan.capture.unflatten(tuple(outputs)))
+        if not isinstance(answer, Tensor) or not answer.requires_grad:
+            return ()
+        grads = torch.autograd.grad(answer.sum(), [outputs[i] for i in floats], allow_unused=True)
+    return tuple(i for i, g in zip(floats, grads, strict=True) if g is not None)
+
+
 def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
     """What a callable target says about the model's output, as a target: ∂ Σ score/∂ logits; what does not depend on
     the logits (classes, weights) as it stands."""
@@ -600,15 +636,15 @@ def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor],
         value = logits = logits.requires_grad_()
         for node in plan.head:
             value = node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-        outputs[plan.explained] = value.to(outputs[plan.explained].dtype)
+        places = plan.together or (plan.explained,)
+        rows = value.split([outputs[i][0].numel() for i in places], 1) if plan.together else [value]
+        for i, row in zip(places, rows, strict=True):
+            outputs[i] = row.to(outputs[i].dtype).reshape(outputs[i].shape)
         answer = score(plan.capture.unflatten(tuple(outputs)))
         if not isinstance(answer, Tensor):
             raise FxlrpError(f"The target callable must return a tensor, not {type(answer).__name__}.")
         if not answer.requires_grad and answer.is_floating_point() and answer.shape != logits.shape:
-            name = plan.capture.output_names[plan.explained] or "the first"
-            raise FxlrpError(
-                f"The target does not depend on the explained output ({name}); name another by convert(…, output=…)."
-            )
+            raise FxlrpError("The target depends on no output of the model that could be explained.")
         return torch.autograd.grad(answer.sum(), logits)[0] if answer.requires_grad else answer
 
 
@@ -618,9 +654,10 @@ def convert(
     *,
     rules: str | Rulebook = "abslrp",
     strict: bool = False,
-    output: str | int | None = None,
+    output: Output = None,
     checkpoint: bool = False,
     batch: Batch = "auto",
+    read: str | Sequence[str] = (),
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
@@ -636,8 +673,10 @@ def convert(
     batch: the axis that counts the samples of a call, None for calls that are one sample, or a dict of the axis of each
     tensor by its name ("input_ids", "0" for the first positional one), None for one that all samples share; without it,
     what the first axis of the explained output counts, or its second, wherever that leads back to in the inputs.
+    read: where relevance is read, if not at the inputs: names of modules, whose output is taken, of graph nodes, or of
+    inputs, as forward calls them, which are explained alone then, masks and positions too.
 
-    Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook or output.
+    Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook, output or read.
 
         explainer = fxlrp.convert(model)
         explainer(images).save("heatmap.png")
@@ -650,7 +689,8 @@ def convert(
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
-    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch).eval()
+    names = (read,) if isinstance(read, str) else tuple(read)
+    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch, names).eval()
     if example_inputs is not None:
         if isinstance(example_inputs, Mapping):
             explainer._plan((), dict(example_inputs))

@@ -1,4 +1,4 @@
-"""Lookups: where integer inputs (token ids) become vectors, and which input entry each vector stands for.
+"""Lookups: where entries of an input (token ids, categories among numbers) become vectors, and which each stands for.
 
 Relevance is read at the vectors.  A second chain beside the ids, of the same moves made with their positions, tells
 which entry each came from, however the model slices, shifts, hashes or transposes ids before it looks them up.
@@ -6,14 +6,15 @@ which entry each came from, however the model slices, shifts, hashes or transpos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from fxlrp.patterns.emit import emit
-from fxlrp.rules.movement import MOVEMENT, SHAPE_ONLY
+from fxlrp.rules.movement import MOVEMENT, carriers
 from fxlrp.rules.quantities import is_pointwise
 
 aten = torch.ops.aten
@@ -34,35 +35,118 @@ VALUES = {  # the arguments that values are taken from, where it is not the firs
 }
 
 
-def _follow(ids: fx.Node) -> Iterator[tuple[fx.Node, set[fx.Node]]]:
-    """Every node that takes `ids`, moved or hashed, and the integer tensors among which that is known so far."""
-    reached = {ids}
-    for node in ids.graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor) and node.target not in SHAPE_ONLY and reached.intersection(node.all_input_nodes):
-            yield node, reached
-            keeps = _moves(node) or is_pointwise(node.target) or _one_hot(node)
-            if keeps and not value.is_floating_point() and value.dtype != torch.bool:
-                reached.add(node)
+CHOICES = {aten.max, aten.min, aten.amax, aten.amin, aten.cummax, aten.median, aten.kthvalue, aten.topk, aten.sort}
+"""Ops that move values by what these are, so that no other tensor, as of positions, would go the same way."""
+FUNCTIONS = {aten.relu, aten.neg, aten.nan_to_num, aten.maximum, aten.minimum}
+"""Functions of each entry among what rules take for moves."""
+MOVES = {operator.getitem, *MOVEMENT} - CHOICES - FUNCTIONS
+ENTRYWISE = {aten.bucketize, aten.searchsorted, aten.isin, aten.floor_divide}
+"""Functions of each entry that torch does not tag so."""
+CASTS = (aten.to.dtype, aten.type_as.default)
 
 
-def find_lookups(ids: fx.Node, *, numbers: bool = False) -> list[fx.Node]:
-    """The nodes that look up vectors by `ids`, moved or hashed; with `numbers`, those that use them as numbers."""
+class Trail:
+    """What becomes of an input: the tensors each of whose entries comes from one of the input's, moved or hashed.
 
-    def looks_up(node: fx.Node, reached: set[fx.Node]) -> bool:
-        if _index(node) in reached or any(_one_hot(n) and n in reached for n in node.all_input_nodes):
-            return True
-        return numbers and (is_pointwise(node.target) or _moves(node))
+    reached: these, but for what says of integers no more than whether they are this or that, and, unless `counted`,
+    for what is made of counts of them too (positions, from a mask).
+    hot: those of them that are rows of zeros and a one.
+    takers: the nodes that take one of them.
+    """
 
-    return [n for n, reached in _follow(ids) if n.meta["val"].is_floating_point() and looks_up(n, reached)]
+    def __init__(self, start: fx.Node, given: set[fx.Node] | None = None, *, counted: bool = False) -> None:
+        self.start, self.reached, self.hot = start, {start}, set[fx.Node]()
+        self.takers: list[fx.Node] = []
+        self.given = find_given(start.graph) if given is None else given
+        entries, depends = {start}, {start}
+        for node in start.graph.nodes:
+            sources = depends.intersection(carriers(node))
+            if not sources:
+                continue
+            depends.add(node)
+            if sources & self.reached:
+                self.takers.append(node)
+            own = self._own(node)
+            if not own & entries or not (counted or _moves(node) or sources <= entries):
+                continue
+            entries.add(node)
+            hot = not _number(node) and bool(own & self.hot if _moves(node) else self._one_hot(node))
+            if own & self.reached and (hot or _number(start) or not (_number(node) or _truth(node))):
+                self.reached.add(node)
+                if hot:
+                    self.hot.add(node)
+
+    def _own(self, node: fx.Node) -> set[fx.Node]:
+        """The inputs of a node of which each of its entries is one entry, or made of one of each."""
+        if self.takes_rows(node):
+            return {_index(node)}
+        if _moves(node):
+            at = VALUES.get(_packet(node), (0,))
+            return {n for i in at if i < len(node.args) for n in tree_leaves(node.args[i]) if isinstance(n, fx.Node)}
+        return set(node.all_input_nodes) if _entrywise(node) or node.target is aten.one_hot.default else set()
+
+    def _one_hot(self, node: fx.Node) -> bool:
+        """Whether a node makes rows of zeros and a one: of ids, or by comparing them with all there are."""
+        if node.target is not aten.eq.Tensor:
+            return node.target is aten.one_hot.default
+        ids, classes = sorted(node.args, key=lambda n: n not in self.reached)
+        sizes = zip(reversed(ids.meta["val"].shape), reversed(classes.meta["val"].shape), strict=False)
+        return classes not in self.given and any(n == 1 and isinstance(m, int) and m > 1 for n, m in sizes)
+
+    def takes_rows(self, node: fx.Node) -> bool:
+        """Whether a node looks up rows of a table, which is none of what inputs become."""
+        return _index(node) in self.reached and node.args[0] not in self.given
+
+    def lookups(self, *, numbers: bool = False) -> list[fx.Node]:
+        """The nodes that look up vectors; with `numbers`, those that use integers as numbers."""
+
+        def looks_up(node: fx.Node) -> bool:
+            if self.takes_rows(node) or self.hot.intersection(node.all_input_nodes):
+                return True
+            return numbers and (is_pointwise(node.target) or _moves(node))
+
+        return [n for n in self.takers if _number(n) and looks_up(n)]
+
+
+def cast_one_hots(gm: fx.GraphModule) -> None:
+    """Rows of zeros and a one are made numbers before what takes them beside other tensors, where vectors are read."""
+    given = find_given(gm.graph)
+    for start in gm.graph.find_nodes(op="placeholder"):
+        trail = Trail(start, given)
+        for node in trail.takers:
+            for hot in trail.hot.intersection(node.all_input_nodes):
+                if _number(node) and not _number(hot) and len(node.all_input_nodes) > 1:
+                    with gm.graph.inserting_before(node):
+                        node.replace_input_with(hot, emit(gm.graph, node, aten.to.dtype, hot, node.meta["val"].dtype))
+
+
+def find_given(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values depend on an input."""
+    given = set(graph.find_nodes(op="placeholder"))
+    for node in graph.nodes:
+        if not given.isdisjoint(carriers(node)):
+            given.add(node)
+    return given
+
+
+def _packet(node: fx.Node) -> Any:
+    return getattr(node.target, "overloadpacket", node.target)
 
 
 def _moves(node: fx.Node) -> bool:
-    return getattr(node.target, "overloadpacket", None) in MOVEMENT
+    return _packet(node) in MOVES
 
 
-def _one_hot(node: fx.Node) -> bool:
-    return node.target is aten.one_hot.default
+def _entrywise(node: fx.Node) -> bool:
+    return is_pointwise(node.target) or _packet(node) in ENTRYWISE | FUNCTIONS
+
+
+def _number(node: fx.Node) -> bool:
+    return any(isinstance(v, Tensor) and v.is_floating_point() for v in tree_leaves(node.meta.get("val")))
+
+
+def _truth(node: fx.Node) -> bool:
+    return any(isinstance(v, Tensor) and v.dtype == torch.bool for v in tree_leaves(node.meta.get("val")))
 
 
 def _index(node: fx.Node) -> fx.Node | None:
@@ -81,15 +165,14 @@ class Positions:
 
     def __init__(self, ids: fx.Node) -> None:
         self.ids = ids
-        self.reached = {ids}
-        for _, self.reached in _follow(ids):
-            pass
+        self.trail = Trail(ids, counted=True)
+        self.reached = self.trail.reached
         self.known: dict[fx.Node, fx.Node] = {}
 
     def at(self, lookup: fx.Node) -> fx.Node:
         """The positions that the entries of `lookup` stand for, in its shape."""
         index = _index(lookup)
-        if index not in self.reached:
+        if not self.trail.takes_rows(lookup):
             return self._beside(lookup, aten.expand_as.default, self.of(self._source(lookup)), lookup)
         places = self.of(index)
         for _ in range(lookup.meta["val"].ndim - index.meta["val"].ndim):
@@ -109,14 +192,16 @@ class Positions:
             return self._beside(line, aten.view_as.default, line, node)
         if node not in self.reached:
             return self._beside(node, aten.full_like.default, node, NOWHERE, dtype=torch.int64)
-        if _index(node) in self.reached:  # a table of integers
+        if self.trail.takes_rows(node):  # a table of integers
             return self.of(_index(node))
-        if _one_hot(node):
+        if node.target in CASTS:
+            return self.of(node.args[0])
+        if node.target is aten.one_hot.default:
             places = self._beside(node, aten.unsqueeze.default, self.of(node.args[0]), -1)
             return self._beside(node, aten.expand_as.default, places, node)
         if not _moves(node):
             return self._beside(node, aten.expand_as.default, self.of(self._source(node)), node)
-        at = VALUES.get(node.target.overloadpacket, (0,))
+        at = VALUES.get(_packet(node), (0,))
         args = [self._moved(a) if i in at else a for i, a in enumerate(node.args)]
         return self._beside(node, node.target, *args, **node.kwargs)
 

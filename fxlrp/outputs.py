@@ -15,9 +15,15 @@ from fxlrp.rules.kinds import SOFTMAXES
 aten = torch.ops.aten
 
 
-def explained_output(captured: Capture, output: str | int | None) -> tuple[list, int, int, list[fx.Node]]:
+Output = str | int | tuple[int, ...] | None
+"""Which of a model's outputs is explained: its name, its place, or the places of several."""
+
+
+def explained_output(captured: Capture, output: Output) -> tuple[list, int, int, list[fx.Node]]:
     """The outputs, the places of the explained one and of its logits, and the softmax or sigmoid between, if any."""
     outputs = list(captured.graph.graph.output_node().args[0])
+    if isinstance(output, tuple):
+        return outputs, output[0], len(outputs) - 1, []
     explained = logits = _place_of(captured, outputs, output)
     head = _probability_head(outputs[explained])
     if head:  # probabilities are explained by the logits they are made of

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.confine import without_warnings
+from fxlrp.reads import Place
 from fxlrp.rewrite import Plan, at_positions
 from fxlrp.rules.quantities import is_eager, relevance
 from fxlrp.rules.registry import Rulebook
@@ -109,10 +110,10 @@ def maps_at_once(logits: Tensor) -> int:
 def _by_input(plan: Plan, out: Sequence[Tensor], tensors: Sequence[Tensor], read: dict[int, Tensor]) -> list[Tensor]:
     """What was read, summed for each input; at integers, summed at the entries that were looked up."""
 
-    def one(at: int, x: Tensor) -> Tensor:
-        if at not in plan.positions:
+    def one(at: int, i: Place) -> Tensor:
+        if at not in plan.positions or isinstance(i, str):
             return read[at]
-        return at_positions(read[at], out[plan.positions[at]], x.numel()).view(x.shape)
+        return at_positions(read[at], out[plan.positions[at]], tensors[i].numel()).view(tensors[i].shape)
 
-    parts = [[one(at, tensors[i]) for at in places] for i, places in plan.readouts.items()]
+    parts = [[one(at, i) for at in places] for i, places in plan.readouts.items()]
     return [sum(several[1:], several[0]) for several in parts]

@@ -77,12 +77,14 @@ class Report:
     """Every node of a graph, counted by kind: has a rule, is structural, fell to the generic rule, carries nothing.
 
     way: how the graph was captured, and for which calls it holds.
+    left_out: the inputs that are not explained, by name, and why.
     edges: relevance that went from a node to one of its inputs, by name, if a call was weighed.
     """
 
     nodes: list[NodeReport]
     rulebook: str
     way: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
     edges: dict[tuple[str, str], Mass] = field(default_factory=dict, repr=False)
 
     @property
@@ -94,8 +96,10 @@ class Report:
     def table(self, *, nodes: bool = True) -> Table:
         """A rich table: a row per node (or, without `nodes`, per op and rule), totals below."""
         totals = ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
+        without = "".join(f"\nnot explained: {name} ({why})" for name, why in self.left_out.items())
         out = Table(
-            title=f"{len(self.nodes)} nodes by rulebook {self.rulebook}", caption=f"{totals}\ncaptured by {self.way}"
+            title=f"{len(self.nodes)} nodes by rulebook {self.rulebook}",
+            caption=f"{totals}\ncaptured by {self.way}{escape(without)}",
         )
         colour = {"rule": "green", "structural": "cyan", "generic": "bold red", "inactive": "dim"}
         if nodes:

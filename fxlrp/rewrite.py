@@ -12,23 +12,27 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.analyse import carriers, differentiable, find_active, find_infinite, find_nonnegative, find_readouts
+from fxlrp.analyse import differentiable, find_active, find_infinite, find_nonnegative
 from fxlrp.axes import Axes
-from fxlrp.capture import Capture, free_symbols
+from fxlrp.capture import Capture, finite, free_symbols
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
-from fxlrp.lookups import NOWHERE, Positions
-from fxlrp.outputs import explained_output
+from fxlrp.lookups import NOWHERE, Positions, cast_one_hots
+from fxlrp.outputs import Output, explained_output
+from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.emit import emit
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
+from fxlrp.reads import Place, find_left_out, find_readouts, mark_reads
 from fxlrp.recent import Recent
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
 from fxlrp.rules.kinds import SOFTMAXES
+from fxlrp.rules.movement import carriers
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.propagate import LEADING, Adjusted, Given, Parted, Site
 from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
 from fxlrp.rules.registry import Absolute, Derivative, Parts, Rule, Rulebook, Structural
+from fxlrp.rules.weighted import ones_for
 from fxlrp.samples import Samples
 from fxlrp.specialize import copied, specialize
 
@@ -58,11 +62,12 @@ class Plan:
 
     graph: fx.GraphModule
     capture: Capture
-    readouts: dict[int, list[int]]  # input tensor → places of its readouts among the graph's outputs
+    readouts: dict[Place, list[int]]  # input tensor, or name → places of its readouts among the graph's outputs
     positions: dict[int, int]  # place of a readout of integers → place of the positions its entries stand for
     logits: int  # place of the logits that are explained
     explained: int  # place of the output they become, which is themselves or, through `head`, their softmax or sigmoid
     head: list[fx.Node]
+    together: tuple[int, ...]  # places of the outputs that the logits are the entries of, where they are of several
     report: Report
     apart: bool  # whether the samples of a batch can be told apart at every node
     any_length: bool  # whether it holds for texts of any length
@@ -102,10 +107,19 @@ class Facts:
     samples: Samples
 
 
-def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, output: str | int | None = None) -> Plan:
+def rewrite(
+    captured: Capture,
+    rulebook: Rulebook,
+    *,
+    strict: bool = False,
+    output: Output = None,
+    read: Sequence[str] = (),
+) -> Plan:
     """Give every active node of `captured` its rule.
 
-    output: the name or place of the output tensor to explain; without it, the one named logits, or the first.
+    output: the name or place of the output tensor to explain, or the places of several; without it, the one named
+    logits, or the first.
+    read: the inputs, modules or nodes to read relevance at; without any, all inputs.
 
     A graph in half precision, that of `captured` included, is in float32 from here on: see `fxlrp.precision`.
 
@@ -115,6 +129,11 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     narrow = [[t.dtype for t in captured.inputs], [n.meta["val"].dtype for n in gm.graph.output_node().args[0]]]
     if widen(gm, captured.inputs):
         captured.narrow, captured.inputs = narrow, widened(captured.inputs)
+    if isinstance(output, tuple):
+        _put_together(gm, output)
+    spell_bags(gm)
+    cast_one_hots(gm)
+    mark_reads(gm, captured.parameters, read)
     gm.meta["example"] = captured.inputs
     seen: list[str] = []
     for graph_pass in rulebook.passes:
@@ -162,7 +181,14 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         apart &= _install(node, entry, facts, rulebook)
         any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
-    report = Report(rows, rulebook.name, captured.way.value)
+    named = {i if isinstance(i, str) else captured.parameters[i] for i in inputs}
+    if missing := [name for name in read if name not in named]:
+        raise FxlrpError(
+            f"read={missing[0]!r} has no relevance: nothing explained depends on it by numbers, or what else is read "
+            "comes between."
+        )
+    left_out = {} if read else find_left_out(gm, captured.parameters, list(inputs), outputs[logits])
+    report = Report(rows, rulebook.name, captured.way.value, left_out)
     if strict and report.counts["generic"]:
         names = "; ".join(f"{r.name} ({r.op}) at {r.source}" for r in report.nodes if r.kind == "generic")
         raise FxlrpError(
@@ -173,7 +199,8 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
     places, positions = _add_readouts(gm, outputs, inputs)
     look_up_before_cast(gm)
     gm.recompile()
-    return Plan(gm, captured, places, positions, logits, explained, head, report, apart, any_length)
+    together = output if isinstance(output, tuple) else ()
+    return Plan(gm, captured, places, positions, logits, explained, head, together, report, apart, any_length)
 
 
 def _pool_as_mean(node: fx.Node) -> None:
@@ -195,7 +222,34 @@ def _numbers_as_tensors(node: fx.Node, shares: tuple[int, ...]) -> None:
             node.update_arg(i, number)
 
 
-def _annotate(captured: Capture, rulebook: Rulebook, output: str | int | None) -> None:
+def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
+    """Return also the entries of several outputs beside each other, [batch, entries], as one more output.
+
+    Raises FxlrpError where they have no axis of samples in common.
+    """
+    end = gm.graph.output_node()
+    several = [end.args[0][i] for i in places]
+    sizes = {_hint(size) for n in several for size in n.meta["val"].shape[:1] or (0,)}
+    if len(sizes) > 1 or 0 in sizes:
+        shapes = ", ".join(str(tuple(n.meta["val"].shape)) for n in several)
+        raise FxlrpError(f"The target depends on outputs of shapes {shapes}, which have no axis of samples in common.")
+    with gm.graph.inserting_before(end):
+        rows = [
+            emit(gm.graph, n, aten.unsqueeze.default, n, 1)
+            if n.meta["val"].ndim == 1
+            else emit(gm.graph, n, aten.flatten.using_ints, n, 1)
+            for n in several
+        ]
+        both = emit(gm.graph, several[0], aten.cat.default, rows, 1)
+    end.args = ((*end.args[0], both),)
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    """A size in the example that the graph was captured with."""
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def _annotate(captured: Capture, rulebook: Rulebook, output: Output) -> None:
     """Note in each node's meta, for the passes, whether it is active and which entry of the rulebook it has."""
     outputs, _, logits, _ = explained_output(captured, output)
     active = _activity(captured, outputs[logits], rulebook)[1]
@@ -206,14 +260,17 @@ def _annotate(captured: Capture, rulebook: Rulebook, output: str | int | None) -
         node.meta["entry"] = None if unknown else entry
 
 
-def _activity(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[int, list[fx.Node]], set[fx.Node]]:
+def _activity(
+    captured: Capture, output: fx.Node, rulebook: Rulebook
+) -> tuple[dict[Place, list[fx.Node]], set[fx.Node]]:
     """The readouts of each input tensor that carries relevance to `output`, and all active nodes."""
-    inputs = find_readouts(captured.graph, captured.inputs)
+    masks = [i for i, t in enumerate(captured.inputs) if not finite(t)]
+    inputs = find_readouts(captured.graph, captured.parameters, masks)
     active = find_active(captured.graph, [n for ns in inputs.values() for n in ns], output, _flows_by(rulebook))
     return {i: kept for i, ns in inputs.items() if (kept := [n for n in ns if n in active])}, active
 
 
-def _analyse(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[int, list[fx.Node]], Facts]:
+def _analyse(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[Place, list[fx.Node]], Facts]:
     """The readouts of each input tensor that carries relevance to `output`, and what is known of the graph."""
     gm = captured.graph
     inputs, active = _activity(captured, output, rulebook)
@@ -345,19 +402,21 @@ def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
 
 
 def _add_readouts(
-    gm: fx.GraphModule, outputs: list, inputs: dict[int, list[fx.Node]]
-) -> tuple[dict[int, list[int]], dict[int, int]]:
+    gm: fx.GraphModule, outputs: list, inputs: dict[Place, list[fx.Node]]
+) -> tuple[dict[Place, list[int]], dict[int, int]]:
     """Return the readouts beside the model's outputs, each made the leaf of the relevance pass, and, where they stand
-    for integers, the positions of these."""
+    for entries that were looked up, the positions of these."""
     placeholders = gm.graph.find_nodes(op="placeholder")
-    found = [
-        (i, n, None if differentiable(placeholders[i]) else Positions(placeholders[i]).at(n))
-        for i in inputs
-        for n in inputs[i]
-    ]
-    places: dict[int, list[int]] = {i: [] for i in inputs}
+
+    def position(i: Place, node: fx.Node) -> fx.Node | None:
+        if isinstance(i, str) or node is placeholders[i] or node.target is ones_for:
+            return None
+        return Positions(placeholders[i]).at(node)
+
+    found = [(i, n, position(i, n)) for i in inputs for n in inputs[i]]
+    places: dict[Place, list[int]] = {i: [] for i in inputs}
     positions: dict[int, int] = {}
-    for i, node, position in found:
+    for i, node, stands_for in found:
         with gm.graph.inserting_after(node):
             leaf = gm.graph.call_function(readout)
         leaf.meta = dict(node.meta)
@@ -366,9 +425,9 @@ def _add_readouts(
         outputs = [leaf if o is node else o for o in outputs]
         places[i].append(len(outputs))
         outputs = [*outputs, leaf]
-        if position is not None:
+        if stands_for is not None:
             positions[len(outputs) - 1] = len(outputs)
-            outputs = [*outputs, position]
+            outputs = [*outputs, stands_for]
     gm.graph.output_node().args = (tuple(outputs),)
     return places, positions
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.analyse import find_readouts
 from fxlrp.axes import Axes
-from fxlrp.capture import Capture, Way, free_symbols
+from fxlrp.capture import Capture, Way, finite, free_symbols
 from fxlrp.errors import FxlrpError
-from fxlrp.outputs import explained_output
+from fxlrp.outputs import Output, explained_output
+from fxlrp.reads import Place, find_readouts
 from fxlrp.rules.quantities import WHOLE, Batch
 
 NUDGE = 1e-3
@@ -81,13 +81,13 @@ def _differ(a: Tensor, b: Tensor) -> Tensor:
 
 
 def starts_of(
-    graph: fx.GraphModule, readouts: Mapping[int, Sequence[fx.Node]], axes: Axes, count: int
+    graph: fx.GraphModule, readouts: Mapping[Place, Sequence[fx.Node]], axes: Axes, count: int
 ) -> tuple[dict[fx.Node, int], bool]:
     """The nodes where relevance is read, with the axis of their samples, and whether that is known of all of them."""
     symbols = batch_symbols(graph, axes)
     starts, known = {}, True
     for i, nodes in readouts.items():
-        axis = axes.inputs[i]
+        axis = 0 if isinstance(i, str) else axes.inputs[i]
         if axis is None:
             continue
         for node in nodes:
@@ -128,7 +128,7 @@ def find_samples(
     capture: Callable[[Axes], Capture],
     guesses: Sequence[Axes],
     tensors: Sequence[Tensor],
-    output: str | int | None,
+    output: Output,
     sure: bool,
 ) -> Capture:
     """A call captured with its samples where they are: at the first of the `guesses` that holds, at other axes that
@@ -186,13 +186,15 @@ def _left_out(axes: Axes, tensors: Sequence[Tensor]) -> bool:
     return any(axis is None and count in t.shape for t, axis in zip(tensors, axes.inputs, strict=True))
 
 
-def _explained(captured: Capture, output: str | int | None) -> tuple[fx.Node, dict[int, list[fx.Node]]]:
+def _explained(captured: Capture, output: Output) -> tuple[fx.Node, dict[Place, list[fx.Node]]]:
     """The node whose value is explained, and the readouts of each input."""
-    outputs, _, logits, _ = explained_output(captured, output)
-    return outputs[logits], find_readouts(captured.graph, captured.inputs)
+    first = output[0] if isinstance(output, tuple) else output  # of several, which have the same samples
+    outputs, _, logits, _ = explained_output(captured, first)
+    masks = [i for i, t in enumerate(captured.inputs) if not finite(t)]
+    return outputs[logits], find_readouts(captured.graph, captured.parameters, masks)
 
 
-def settled(captured: Capture, output: str | int | None, tensors: Sequence[Tensor]) -> Axes | None:
+def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axes | None:
     """The axes among those it was captured with that count what the first axis of the explained output does, or its
     second, if it has three; None if there are none, or if the samples along them depend on each other.
 
@@ -228,7 +230,7 @@ def _same_symbol(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
 def _mix(
     captured: Capture,
     explained: fx.Node,
-    readouts: Mapping[int, Sequence[fx.Node]],
+    readouts: Mapping[Place, Sequence[fx.Node]],
     axes: Axes,
     inputs: Sequence[Tensor],
 ) -> bool | None:
@@ -249,7 +251,7 @@ def _reaches_others(probe: Probe, explained: fx.Node, output: int, sample: int, 
     return bool(rows.any())
 
 
-def other_axes(captured: Capture, output: str | int | None) -> Iterator[Axes]:
+def other_axes(captured: Capture, output: Output) -> Iterator[Axes]:
     """Axes of a call, captured as one sample, along which an entry reaches one row of the explained output alone.
 
     Inputs that can't be nudged (lengths, masks) have their samples on the first axis that is as long.  The first of
@@ -299,7 +301,7 @@ class Samples:
     def __init__(
         self,
         captured: Capture,
-        readouts: Mapping[int, Sequence[fx.Node]],
+        readouts: Mapping[Place, Sequence[fx.Node]],
         nodes: set[fx.Node],
     ):
         gm, axes = captured.graph, captured.axes

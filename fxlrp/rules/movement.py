@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 
 import torch
+from torch import fx
 
 from fxlrp.rules.registry import STRUCTURAL, overloads, table
 
@@ -151,18 +152,29 @@ SHAPE_ONLY = frozenset(
         aten.new_empty,
         aten.new_full,
         aten.sym_size,
+        aten.sym_numel,
     )
     for overload in overloads(packet)
 )
 """Nothing flows through these, although a tensor goes in and a tensor comes out."""
 
-SHAPE_ARGUMENT = {
+SHAPE_ARGUMENT: dict[object, int] = {
     aten.expand_as.default: 1,
     aten.view_as.default: 1,
     aten.reshape_as.default: 1,
     aten.type_as.default: 1,
 }
 """The argument of which only the shape or type is used."""
+
+
+def carriers(node: fx.Node) -> list[fx.Node]:
+    """The inputs whose values (not just shapes) the node's value depends on differentiably."""
+    if node.target in SHAPE_ONLY:
+        return []
+    skip = SHAPE_ARGUMENT.get(node.target)
+    shape_only = {node.args[skip]} if skip is not None and len(node.args) > skip else set()
+    return [n for n in node.all_input_nodes if n not in shape_only or node.args[0] is n]
+
 
 STRUCTURAL_ENTRIES = table(
     (STRUCTURAL, operator.getitem, *MOVEMENT),

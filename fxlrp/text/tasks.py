@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
+from fxlrp.rewrite import Output
 from fxlrp.text.encode import Encoded, accepted
 
 
@@ -72,7 +73,7 @@ def decoder(model: nn.Module, inputs: Mapping[str, Tensor], ids: Sequence[int]) 
 
 
 def probe(
-    model: nn.Module, tokenizer: Any, inputs: Mapping[str, Tensor], asked: str | int | None
+    model: nn.Module, tokenizer: Any, inputs: Mapping[str, Tensor], asked: Output
 ) -> tuple[Task, dict[str, Tensor], dict[str, Tensor]]:
     """The task, the inputs with a decoder's beside them if it needs them, and the outputs.
 

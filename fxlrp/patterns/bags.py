@@ -1,0 +1,100 @@
+"""Bags of embeddings → lookups and the sum, mean or maximum of each bag, so that their ids are read as any others."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from fxlrp.patterns.emit import emit
+
+aten = torch.ops.aten
+BAGS = (
+    aten.embedding_bag.default,
+    aten.embedding_bag.padding_idx,
+    aten._embedding_bag.default,
+    aten._embedding_bag_forward_only.default,
+)
+SUM, MEAN, MAX = 0, 1, 2
+
+
+def spell_bags(gm: fx.GraphModule) -> None:
+    """Write out every bag of embeddings whose vectors alone are used."""
+    for node in [n for n in gm.graph.nodes if n.target in BAGS]:
+        if all(u.target is operator.getitem and u.args[1] == 0 for u in node.users if u.users):
+            with gm.graph.inserting_before(node):
+                vectors = _written_out(node)
+            for item in list(node.users):
+                item.replace_all_uses_with(vectors)
+                gm.graph.erase_node(item)
+            gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+
+
+def _written_out(node: fx.Node) -> fx.Node:
+    given = {a.name: a.default_value for a in node.target._schema.arguments}
+    given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+    table, ids, offsets, mode = node.args[0], node.args[1], node.args[2], given["mode"]
+    weights, padding = given["per_sample_weights"], given.get("padding_idx")
+
+    def call(op: Callable, *args: object, **kwargs: object) -> fx.Node:
+        return emit(node.graph, node, op, *args, **kwargs)
+
+    def column(n: fx.Node) -> fx.Node:
+        return call(aten.unsqueeze.default, n, -1)
+
+    rows = _rows(ids, offsets)
+    if rows is not None and weights is not None:
+        weights = call(aten.view_as.default, weights, rows)
+    ids = ids if rows is None else rows
+    vectors = call(aten.embedding.default, table, ids)
+    if weights is not None:
+        vectors = call(aten.mul.Tensor, vectors, column(weights))
+    kept = call(aten.ne.Scalar, ids, -1 if padding is None else padding)
+    fill = float("-inf") if mode == MAX else 0.0
+    if padding is not None and padding >= 0:
+        vectors = call(aten.masked_fill.Scalar, vectors, column(call(aten.logical_not.default, kept)), fill)
+    if rows is not None:
+        found = call(aten.amax.default, vectors, [1]) if mode == MAX else call(aten.sum.dim_IntList, vectors, [1])
+        count = call(aten.sum.dim_IntList, kept, [1])
+    else:
+        if given["include_last_offset"]:
+            offsets = call(aten.slice.Tensor, offsets, 0, 0, -1)
+        place = call(aten.arange.default, call(aten.sym_size.int, ids, 0), device=ids.meta["val"].device)
+        bag = call(aten.sub.Tensor, call(aten.searchsorted.Tensor, offsets, place, right=True), 1)
+        none = call(aten.zeros_like.default, offsets)
+        count = call(aten.index_add.default, none, 0, bag, call(aten.to.dtype, kept, torch.int64))
+        size = call(aten.sym_size.int, offsets, 0)
+        empty = call(aten.new_zeros.default, vectors, [size, table.meta["val"].shape[1]])
+        if mode == MAX:
+            found = _largest(call, vectors, bag, empty)
+        else:
+            found = call(aten.index_add.default, empty, 0, bag, vectors)
+    if mode == MAX:
+        return call(aten.masked_fill.Scalar, found, column(call(aten.eq.Scalar, count, 0)), 0.0)
+    if mode == MEAN:
+        return call(aten.div.Tensor, found, column(call(aten.clamp_min.default, count, 1)))
+    return found
+
+
+def _largest(call: Callable[..., fx.Node], vectors: fx.Node, bag: fx.Node, empty: fx.Node) -> fx.Node:
+    """The largest entry of each bag, as the mean of those that are."""
+    at = call(aten.expand_as.default, call(aten.unsqueeze.default, bag, -1), vectors)
+    highest = call(aten.scatter_reduce.two, empty, 0, at, vectors, "amax", include_self=False)
+    lower = call(aten.ne.Tensor, vectors, call(aten.index.Tensor, highest, [bag]))
+    ones = call(aten.masked_fill.Scalar, call(aten.ones_like.default, vectors), lower, 0.0)
+    ties = call(aten.index.Tensor, call(aten.index_add.default, empty, 0, bag, ones), [bag])
+    parts = call(aten.div.Tensor, call(aten.masked_fill.Scalar, vectors, lower, 0.0), ties)
+    return call(aten.index_add.default, empty, 0, bag, parts)
+
+
+def _rows(ids: fx.Node, offsets: fx.Node) -> fx.Node | None:
+    """The ids [B, L] that were made one line, with a bag for each row, if they were."""
+    if ids.target is not aten.reshape.default or offsets.target is not aten.arange.start_step:
+        return None
+    rows, step = ids.args[0], offsets.args[2]
+    value = rows.meta["val"]
+    length = step.meta["val"] if isinstance(step, fx.Node) else step
+    return rows if value.ndim == 2 and str(value.shape[1]) == str(length) else None
