@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
+from fxlrp.patterns.straight_through import join_straight_through
 from fxlrp.precision import autocast_types
 from fxlrp.twin import twin
 
@@ -453,6 +454,8 @@ def inline_modes(gm: fx.GraphModule) -> None:
         copies = {n: next(operands) for n in inner.graph.find_nodes(op="placeholder")}
         with gm.graph.inserting_before(node):
             outputs = gm.graph.graph_copy(inner.graph, copies)
+            if node.args[0] is False:  # what is made without gradients is detached
+                outputs = [_detached(gm.graph, n) for n in outputs]
         for item in list(node.users):
             item.replace_all_uses_with(outputs[item.args[1]])
             gm.graph.erase_node(item)
@@ -460,9 +463,16 @@ def inline_modes(gm: fx.GraphModule) -> None:
     gm.graph.eliminate_dead_code()
 
 
+def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    detached = graph.call_function(aten.detach.default, (node,))
+    detached.meta = dict(node.meta)
+    return detached
+
+
 def _plain_interface(gm: fx.GraphModule) -> None:
     """Nothing but the computation: no guards, no assertions on metadata, no detach, nothing written back to inputs, no
     views that hold for the strides of one run alone."""
+    join_straight_through(gm)
     for node in reversed(gm.graph.nodes):
         if node.target in (aten.detach.default, aten.detach_.default):  # relevance is not stopped where training is
             node.replace_all_uses_with(node.args[0])

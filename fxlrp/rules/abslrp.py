@@ -18,6 +18,7 @@ from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS, POSITIV
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import MASS
 from fxlrp.rules.registry import ABSOLUTE, STRUCTURAL, Rule, Rulebook, publish, table
+from fxlrp.rules.values import STEPS, rounding
 
 aten = torch.ops.aten
 
@@ -69,6 +70,7 @@ ABSLRP = publish(
                     "torchvision::roi_align",
                 ),
                 (products.grouped_mm, "aten::_grouped_mm", "transformers::grouped_mm_fallback"),
+                (rounding, *STEPS),
                 (elementwise.exp, aten.exp.default),
                 (elementwise.logsumexp, aten.logsumexp.default),
                 (STRUCTURAL, masked),

@@ -23,6 +23,7 @@ from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.registry import STRUCTURAL, Derivative, Entry, Key, Rule, Rulebook, publish, table
+from fxlrp.rules.values import STEPS, rounding
 from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Weighted
 
 aten = torch.ops.aten
@@ -43,6 +44,7 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
             (half, (0, 1), aten.mul, aten.multiply, aten.bilinear, *(op for _, ops in PRODUCTS for op in ops)),
             (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
             (Rule(elementwise.normaliser, shares=()), aten.rsqrt.default, aten.reciprocal.default),
+            (rounding, *STEPS),
             (signed.layer_norm, aten.layer_norm.default),
             (signed.group_norm, aten.group_norm.default),
             (signed.instance_norm, aten.instance_norm.default),

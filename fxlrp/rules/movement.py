@@ -11,6 +11,7 @@ import operator
 import torch
 
 from fxlrp.rules.registry import STRUCTURAL, overloads, table
+from fxlrp.rules.values import nearly, stands_for
 
 aten = torch.ops.aten
 
@@ -161,11 +162,13 @@ SHAPE_ARGUMENT = {
     aten.view_as.default: 1,
     aten.reshape_as.default: 1,
     aten.type_as.default: 1,
+    stands_for: 1,
+    nearly: 1,
 }
-"""The argument of which only the shape or type is used."""
+"""The argument of which only the shape or type is used, or through which no relevance goes."""
 
 STRUCTURAL_ENTRIES = table(
-    (STRUCTURAL, operator.getitem, *MOVEMENT),
+    (STRUCTURAL, operator.getitem, nearly, *MOVEMENT),
     # a constant factor scales a and g inversely, so R = a ⊙ g passes unchanged
     (STRUCTURAL, (0,), aten.mul, aten.div, aten.multiply, aten.divide),
     (STRUCTURAL, (1,), aten.mul, aten.multiply),
