@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,8 +27,10 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
+from fxlrp.functions import recorded, settle
 from fxlrp.patterns.straight_through import join_straight_through
 from fxlrp.precision import autocast_types
+from fxlrp.quantised import InFloat, hide_packed
 from fxlrp.twin import twin
 
 aten = torch.ops.aten
@@ -53,6 +56,7 @@ class Capture:
     any_length: whether it holds for integer inputs [B, T] of any length T.
     narrow: the types of the call's tensors and of the model's outputs, where some of the model is in half precision
     and `graph` and `inputs` are in float32; empty for all other models.
+    nearly: whether the graph gives the model's output but for rounding, as that of a quantised model does.
     """
 
     graph: fx.GraphModule
@@ -62,6 +66,12 @@ class Capture:
     returned: _Returned
     any_length: bool = False
     narrow: list[list[torch.dtype]] = field(default_factory=list)
+    nearly: bool = False
+
+    @property
+    def answers_apart(self) -> bool:
+        """Whether the model answers by itself, and the graph explains."""
+        return bool(self.narrow) or self.nearly
 
     def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:
         """The model's own output object, with `tensors` in the places of its tensors."""
@@ -161,6 +171,7 @@ class _Flat(nn.Module):
         self.model = model
         self.rebuild = rebuild
         self.note = seen.append
+        self.quantised = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self.rebuild(tensors)
@@ -169,7 +180,8 @@ class _Flat(nn.Module):
             m.register_forward_hook(_note_identity(passed_on)) for m in self.model.modules() if m is not self.model
         ]
         try:
-            returned = self.model(*args, **kwargs)
+            with InFloat() if self.quantised else nullcontext():
+                returned = self.model(*args, **kwargs)
         except Exception as error:
             if (mode := detect_fake_mode(tensors)) and mode.shape_env:
                 _let_go(mode.shape_env)
@@ -287,6 +299,7 @@ def capture(
     seen: list[_Returned] = []
     traced = model if itself else _twin(model)
     flat = _Flat(traced, rebuild, seen)
+    flat.quantised = traced is not model and hide_packed(traced)
     exact = [t.detach().clone() for t in tensors]
     pair = [_two(t) if _batched(t, batch) else t for t in exact]  # export specialises 0 and 1
     single = [t[:1] if _batched(t, batch) else t for t in exact]
@@ -302,7 +315,9 @@ def capture(
     errors: list[Exception] = []
     for way, inputs, trace in ways[-2:] if fixed else ways:
         try:
-            graph = trace(inputs)
+            with recorded():
+                graph = trace(inputs)
+            settle(graph, inputs, _plain_interface)
         except FxlrpError:
             raise
         except _OfModel as problem:
@@ -319,7 +334,8 @@ def capture(
         paths = pytree.tree_leaves_with_path((args, kwargs))
         names = [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
         _mark_identities(graph, seen[-1].untouched)
-        return Capture(graph, inputs, names, way, seen[-1], way is Way.ANY_BATCH and _any_length(graph))
+        length = way is Way.ANY_BATCH and _any_length(graph)
+        return Capture(graph, inputs, names, way, seen[-1], length, nearly=flat.quantised)
     _run_as_it_is(model, *rebuild(exact))
     if traced is not model and _refuses(traced, *rebuild(exact)):
         return capture(model, args, kwargs, fixed=fixed, any_length=any_length, itself=True)

@@ -162,7 +162,7 @@ class Explainer(nn.Module):
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
         if compiled and self._compiling is not None and not at and run is None and plain:
-            own = self._outputs(args, kwargs) if plan.capture.narrow else []
+            own = self._outputs(args, kwargs) if plan.capture.answers_apart else []
             return [self._compiled(plan, tensors, own, args, kwargs, q) for q in questions]
         one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
         graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
@@ -210,7 +210,7 @@ class Explainer(nn.Module):
 
     def _said(self, plan: Plan, out: Sequence[Tensor], args: tuple, kwargs: dict) -> Sequence[Tensor]:
         """What the model itself answers to a call, with the logits at their place in `out`, which the graph gave."""
-        if not plan.capture.narrow:
+        if not plan.capture.answers_apart:
             return out
         own = self._outputs(args, kwargs)
         return own if plan.logits < len(own) else [*own, out[plan.logits].to(own[plan.explained].dtype)]
@@ -508,8 +508,8 @@ class Explainer(nn.Module):
 
 def _close(plan: Plan, shares: Sequence[float]) -> bool:
     """Whether outputs are the model's own to a hundredth of their largest value, or to an eighth where the model is in
-    half precision, which adds up over its layers."""
-    return max(shares, default=0.0) <= (0.125 if plan.capture.narrow else 0.01)
+    half precision or quantised, which adds up over its layers."""
+    return max(shares, default=0.0) <= (0.125 if plan.capture.answers_apart else 0.01)
 
 
 def _several(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

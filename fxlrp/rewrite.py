@@ -19,6 +19,7 @@ from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.patterns.emit import emit
+from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.recent import Recent
 from fxlrp.report import NodeReport, Report, describe, op_name
@@ -110,7 +111,7 @@ def rewrite(captured: Capture, rulebook: Rulebook, *, strict: bool = False, outp
         captured.narrow, captured.inputs = narrow, widened(captured.inputs)
     gm.meta["example"] = captured.inputs
     seen: list[str] = []
-    for graph_pass in rulebook.passes:
+    for graph_pass in (explain_opaque, *rulebook.passes):
         names = [n.name for n in gm.graph.nodes]
         if names != seen:
             _annotate(captured, rulebook, output)

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 import fxlrp
+from fxlrp.functions import Stepwise
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products, scratch
@@ -146,6 +147,20 @@ def grid_sample(x: Tensor, grid: Tensor, *rest: Any) -> Tensor:
     return aten.grid_sampler.default(x, grid.detach(), *rest)
 
 
+class Halves(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (2 * x).round() / 2
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * g
+
+
+def stepwise() -> Stepwise:
+    return Stepwise(Halves, Halves.forward, (x3,))
+
+
 STEPPED: list[tuple[Callable, tuple, dict[str, Any]]] = [
     *((op, (), {}) for op in (aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default)),
     *((op, (), {}) for op in (aten.fix.default, aten.sign.default)),
@@ -158,6 +173,7 @@ STEPPED: list[tuple[Callable, tuple, dict[str, Any]]] = [
     (aten.fake_quantize_per_tensor_affine.tensor_qparams, (torch.tensor(0.1), torch.tensor(0), -128, 127), {}),
     (aten.fake_quantize_per_channel_affine.default, (torch.full((3,), 0.1), torch.zeros(3).int(), 1, -128, 127), {}),
     (stands_for, (c,), {}),
+    (stepwise(), (), {}),
 ]
 ROWS = [
     Row(aten.linear.default, (x3, rand(6, 8, seed=1), rand(6, seed=2))),
@@ -257,7 +273,7 @@ ROWS = [
 
 
 def key(row: Row) -> tuple:
-    return type(row.op) if isinstance(row.op, Elementwise) else row.op, row.shares
+    return type(row.op) if isinstance(row.op, Elementwise | Stepwise) else row.op, row.shares
 
 
 def name(row: Row) -> str:
