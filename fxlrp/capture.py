@@ -10,6 +10,7 @@ import inspect
 import operator
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -28,7 +29,10 @@ from torch.utils import _pytree as pytree
 from fxlrp.axes import Axes
 from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
+from fxlrp.functions import recorded, settle
+from fxlrp.patterns.straight_through import join_straight_through
 from fxlrp.precision import autocast_types
+from fxlrp.quantised import InFloat, hide_packed
 from fxlrp.twin import twin
 
 aten = torch.ops.aten
@@ -56,6 +60,7 @@ class Capture:
     any_length: whether it holds for integer inputs [B, T] of any length T.
     narrow: the types of the call's tensors and of the model's outputs, where some of the model is in half precision
     and `graph` and `inputs` are in float32; empty for all other models.
+    nearly: whether the graph gives the model's output but for rounding, as that of a quantised model does.
     """
 
     graph: fx.GraphModule
@@ -67,6 +72,12 @@ class Capture:
     axes: Axes
     any_length: bool = False
     narrow: list[list[torch.dtype]] = field(default_factory=list)
+    nearly: bool = False
+
+    @property
+    def answers_apart(self) -> bool:
+        """Whether the model answers by itself, and the graph explains."""
+        return bool(self.narrow) or self.nearly
 
     def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:
         """The model's own output object, with `tensors` in the places of its tensors."""
@@ -178,6 +189,7 @@ class _Flat(nn.Module):
         self.model = model
         self.rebuild = rebuild
         self.note = seen.append
+        self.quantised = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self.rebuild(tensors)
@@ -186,7 +198,8 @@ class _Flat(nn.Module):
             m.register_forward_hook(_note_identity(passed_on)) for m in self.model.modules() if m is not self.model
         ]
         try:
-            returned = self.model(*args, **kwargs)
+            with InFloat() if self.quantised else nullcontext():
+                returned = self.model(*args, **kwargs)
         except Exception as error:
             if (mode := detect_fake_mode(tensors)) and mode.shape_env:
                 _let_go(mode.shape_env)
@@ -306,6 +319,7 @@ def capture(
     seen: list[_Returned] = []
     traced = model if itself else _twin(model)
     flat = _Flat(traced, rebuild, seen)
+    flat.quantised = traced is not model and hide_packed(traced)
     exact = [t.detach().clone() for t in tensors]
     pair = axes.each(_two, exact)  # export specialises 0 and 1
     single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), exact)
@@ -324,7 +338,9 @@ def capture(
     errors: list[Exception] = []
     for way, inputs, trace in ways[-2:] if fixed or axes.whole else ways:
         try:
-            graph = trace(inputs)
+            with recorded():
+                graph = trace(inputs)
+            settle(graph, inputs, _plain_interface)
         except FxlrpError:
             raise
         except _OfModel as problem:
@@ -342,7 +358,7 @@ def capture(
         _mark_identities(graph, seen[-1].untouched)
         names, called = names_of(args, kwargs), _parameters(model, args, kwargs)
         any_length = way is Way.ANY_BATCH and _any_length(graph, axes)
-        return Capture(graph, inputs, names, called, way, seen[-1], axes, any_length)
+        return Capture(graph, inputs, names, called, way, seen[-1], axes, any_length, nearly=flat.quantised)
     _run_as_it_is(model, *rebuild(exact))
     if traced is not model and _refuses(traced, *rebuild(exact)):
         return capture(model, args, kwargs, axes, fixed=fixed, any_length=any_length, itself=True)
@@ -497,6 +513,8 @@ def inline_modes(gm: fx.GraphModule) -> None:
         copies = {n: next(operands) for n in inner.graph.find_nodes(op="placeholder")}
         with gm.graph.inserting_before(node):
             outputs = gm.graph.graph_copy(inner.graph, copies)
+            if node.args[0] is False:  # what is made without gradients is detached
+                outputs = [_detached(gm.graph, n) for n in outputs]
         for item in list(node.users):
             item.replace_all_uses_with(outputs[item.args[1]])
             gm.graph.erase_node(item)
@@ -504,9 +522,16 @@ def inline_modes(gm: fx.GraphModule) -> None:
     gm.graph.eliminate_dead_code()
 
 
+def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    detached = graph.call_function(aten.detach.default, (node,))
+    detached.meta = dict(node.meta)
+    return detached
+
+
 def _plain_interface(gm: fx.GraphModule) -> None:
     """Nothing but the computation: no guards, no assertions on metadata, no detach, nothing written back to inputs, no
     views that hold for the strides of one run alone."""
+    join_straight_through(gm)
     for node in reversed(gm.graph.nodes):
         if node.target in (aten.detach.default, aten.detach_.default):  # relevance is not stopped where training is
             node.replace_all_uses_with(node.args[0])

@@ -175,7 +175,7 @@ class Explainer(nn.Module):
         plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
         plain &= not any(isinstance(i, str) for i in plan.readouts)
         if compiled and self._compiling is not None and not at and run is None and plain:
-            own = self._outputs(args, kwargs) if plan.capture.narrow else []
+            own = self._outputs(args, kwargs) if plan.capture.answers_apart else []
             return [self._compiled(plan, tensors, own, args, kwargs, q) for q in questions]
         one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
         graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
@@ -237,7 +237,7 @@ class Explainer(nn.Module):
 
     def _said(self, plan: Plan, out: Sequence[Tensor], args: tuple, kwargs: dict) -> Sequence[Tensor]:
         """What the model itself answers to a call, with the logits at their place in `out`, which the graph gave."""
-        if not plan.capture.narrow:
+        if not plan.capture.answers_apart:
             return out
         own = self._outputs(args, kwargs)
         said = [*own, *out[len(own) :]]
@@ -593,8 +593,8 @@ class Explainer(nn.Module):
 
 def _close(plan: Plan, shares: Sequence[float]) -> bool:
     """Whether outputs are the model's own to a hundredth of their largest value, or to an eighth where the model is in
-    half precision, which adds up over its layers."""
-    return max(shares, default=0.0) <= (0.125 if plan.capture.narrow else 0.01)
+    half precision or quantised, which adds up over its layers."""
+    return max(shares, default=0.0) <= (0.125 if plan.capture.answers_apart else 0.01)
 
 
 def _of_sample(asked: Any, i: int, batch: int) -> Any:

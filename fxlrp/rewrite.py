@@ -21,6 +21,7 @@ from fxlrp.lookups import NOWHERE, Positions, cast_one_hots
 from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.emit import emit
+from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.reads import Place, find_left_out, find_readouts, mark_reads
 from fxlrp.recent import Recent
@@ -136,7 +137,7 @@ def rewrite(
     mark_reads(gm, captured.parameters, read)
     gm.meta["example"] = captured.inputs
     seen: list[str] = []
-    for graph_pass in rulebook.passes:
+    for graph_pass in (explain_opaque, *rulebook.passes):
         names = [n.name for n in gm.graph.nodes]
         if names != seen:
             _annotate(captured, rulebook, output)

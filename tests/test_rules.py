@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 import fxlrp
+from fxlrp.functions import Stepwise
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products, scratch
@@ -20,6 +21,7 @@ from fxlrp.rules.normalise import MASS, NONE
 from fxlrp.rules.propagate import Site
 from fxlrp.rules.quantities import WHOLE, Batch, Placement, over_abs, ratio, sample_dot
 from fxlrp.rules.registry import Rule
+from fxlrp.rules.values import stands_for
 
 aten = torch.ops.aten
 
@@ -145,6 +147,34 @@ def grid_sample(x: Tensor, grid: Tensor, *rest: Any) -> Tensor:
     return aten.grid_sampler.default(x, grid.detach(), *rest)
 
 
+class Halves(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (2 * x).round() / 2
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * g
+
+
+def stepwise() -> Stepwise:
+    return Stepwise(Halves, Halves.forward, (x3,))
+
+
+STEPPED: list[tuple[Callable, tuple, dict[str, Any]]] = [
+    *((op, (), {}) for op in (aten.round.default, aten.floor.default, aten.ceil.default, aten.trunc.default)),
+    *((op, (), {}) for op in (aten.fix.default, aten.sign.default)),
+    (aten.round.decimals, (), {"decimals": 1}),
+    (aten.floor_divide.default, (c,), {}),
+    (aten.floor_divide.Scalar, (0.3,), {}),
+    (aten.div.Tensor_mode, (c,), {"rounding_mode": "trunc"}),
+    (aten.div.Scalar_mode, (0.3,), {"rounding_mode": "floor"}),
+    (aten.fake_quantize_per_tensor_affine.default, (0.1, 0, -128, 127), {}),
+    (aten.fake_quantize_per_tensor_affine.tensor_qparams, (torch.tensor(0.1), torch.tensor(0), -128, 127), {}),
+    (aten.fake_quantize_per_channel_affine.default, (torch.full((3,), 0.1), torch.zeros(3).int(), 1, -128, 127), {}),
+    (stands_for, (c,), {}),
+    (stepwise(), (), {}),
+]
 ROWS = [
     Row(aten.linear.default, (x3, rand(6, 8, seed=1), rand(6, seed=2))),
     Row(aten.conv1d.default, (x3, rand(4, 3, 3, seed=1), rand(4, seed=2), [2], [1])),
@@ -229,6 +259,10 @@ ROWS = [
     Row(aten.rsub.Scalar, (x3, 0.3), h=lambda x, c: c - x, h_abs=lambda x, c: x.abs()),
     Row(aten.rsqrt.default, (x3.abs(),), h=lambda x: 1 + 0 * x),
     Row(aten.reciprocal.default, (x3,), h=lambda x: 1 + 0 * x),
+    *(
+        Row(op, (4 * x3, *rest), kwargs=mode, h=lambda x, *rest, op=op, **mode: x * (op(x, *rest, **mode) / x).detach())
+        for op, rest, mode in STEPPED
+    ),
     Row(aten.mul.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1)),
     Row(aten.multiply.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1)),
     Row(aten.div.Tensor, (x3, rand(2, 3, 8, seed=1)), (0, 1), h=lambda x, y: x / y.detach()),
@@ -239,7 +273,7 @@ ROWS = [
 
 
 def key(row: Row) -> tuple:
-    return type(row.op) if isinstance(row.op, Elementwise) else row.op, row.shares
+    return type(row.op) if isinstance(row.op, Elementwise | Stepwise) else row.op, row.shares
 
 
 def name(row: Row) -> str:

@@ -49,7 +49,7 @@ def take_apart(gm: fx.GraphModule) -> None:
                 kind = _kind(node)
                 if kind not in traced:
                     traced[kind] = _trace(node, made_of)
-                _inline(node, traced[kind])
+                inline(node, traced[kind])
     gm.graph.eliminate_dead_code()
 
 
@@ -98,7 +98,8 @@ def _trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
         return make_fx(functional, pre_dispatch=python)(*values)
 
 
-def _inline(node: fx.Node, inner: fx.GraphModule) -> None:
+def inline(node: fx.Node, inner: fx.GraphModule) -> None:
+    """Put the ops of a graph, whose inputs are the node's own, in its place."""
     operands = list(dict.fromkeys(n for n in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(n, fx.Node)))
     copies = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
     for constant in inner.graph.find_nodes(op="get_attr"):  # a tensor the decomposition made

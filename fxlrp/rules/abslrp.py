@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from fxlrp.functions import Entrywise, Stepwise
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.patterns.masks import masked
@@ -18,6 +19,7 @@ from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS, POSITIV
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import MASS
 from fxlrp.rules.registry import ABSOLUTE, STRUCTURAL, Rule, Rulebook, publish, table
+from fxlrp.rules.values import STEPS, rounding
 
 aten = torch.ops.aten
 
@@ -69,6 +71,7 @@ ABSLRP = publish(
                     "torchvision::roi_align",
                 ),
                 (products.grouped_mm, "aten::_grouped_mm", "transformers::grouped_mm_fallback"),
+                (rounding, *STEPS, Stepwise),
                 (elementwise.exp, aten.exp.default),
                 (elementwise.logsumexp, aten.logsumexp.default),
                 (STRUCTURAL, masked),
@@ -76,7 +79,14 @@ ABSLRP = publish(
                 *((Rule(norms.centred, shares=(0,)), at, centred) for at in ((0,), (0, 1))),
                 *((Rule(norms.offset, shares=(0,)), at, offset) for at in ((0,), (0, 1))),
                 *((activation(op), op) for op in ACTIVATIONS),
-                (ABSOLUTE, *(op for op in AVERAGES if op not in POSITIVE_SUMS), *FUNCTIONS, *FOURIER, Elementwise),
+                (
+                    ABSOLUTE,
+                    *(op for op in AVERAGES if op not in POSITIVE_SUMS),
+                    *FUNCTIONS,
+                    *FOURIER,
+                    Elementwise,
+                    Entrywise,
+                ),
             ),
         },
         normalise=MASS,

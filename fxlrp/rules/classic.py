@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fxlrp.errors import FxlrpError
+from fxlrp.functions import Entrywise, Stepwise
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.patterns.first_layers import mark_first_layers
@@ -23,6 +24,7 @@ from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.registry import STRUCTURAL, Derivative, Entry, Key, Rule, Rulebook, publish, table
+from fxlrp.rules.values import STEPS, rounding
 from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Weighted
 
 aten = torch.ops.aten
@@ -43,6 +45,7 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
             (half, (0, 1), aten.mul, aten.multiply, aten.bilinear, *(op for _, ops in PRODUCTS for op in ops)),
             (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
             (Rule(elementwise.normaliser, shares=()), aten.rsqrt.default, aten.reciprocal.default),
+            (rounding, *STEPS, Stepwise),
             (signed.layer_norm, aten.layer_norm.default),
             (signed.group_norm, aten.group_norm.default),
             (signed.instance_norm, aten.instance_norm.default),
@@ -60,7 +63,7 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
                 centred,
             ),
             *((Rule(norms.offset, shares=(0,)), at, offset) for at in ((0,), (0, 1))),
-            *((signed.identity, op) for op in (*ACTIVATIONS, aten.exp.default, Elementwise, Gate)),
+            *((signed.identity, op) for op in (*ACTIVATIONS, aten.exp.default, Elementwise, Entrywise, Gate)),
             *((signed.identity, op) for op in FUNCTIONS if torch.Tag.pointwise in op.tags),
         ),
     }

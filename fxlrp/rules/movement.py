@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from fxlrp.rules.registry import STRUCTURAL, overloads, table
+from fxlrp.rules.values import nearly, stands_for
 
 aten = torch.ops.aten
 
@@ -163,8 +164,10 @@ SHAPE_ARGUMENT: dict[object, int] = {
     aten.view_as.default: 1,
     aten.reshape_as.default: 1,
     aten.type_as.default: 1,
+    stands_for: 1,
+    nearly: 1,
 }
-"""The argument of which only the shape or type is used."""
+"""The argument of which only the shape or type is used, or through which no relevance goes."""
 
 
 def carriers(node: fx.Node) -> list[fx.Node]:
@@ -177,7 +180,7 @@ def carriers(node: fx.Node) -> list[fx.Node]:
 
 
 STRUCTURAL_ENTRIES = table(
-    (STRUCTURAL, operator.getitem, *MOVEMENT),
+    (STRUCTURAL, operator.getitem, nearly, *MOVEMENT),
     # a constant factor scales a and g inversely, so R = a ⊙ g passes unchanged
     (STRUCTURAL, (0,), aten.mul, aten.div, aten.multiply, aten.divide),
     (STRUCTURAL, (1,), aten.mul, aten.multiply),

@@ -59,7 +59,7 @@ def attention_to_values(
 
 def identity(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
     """A non-linearity passes R on, R_x = R (1 − f(0)/f(x)): what it gives for nothing, f(0), counts as a bias."""
-    same = not any(isinstance(a, Tensor) for a in (*rest, *kwargs.values()))
+    same = getattr(op, "broadcasts", True) and not any(isinstance(a, Tensor) for a in (*rest, *kwargs.values()))
     nothing = x.new_zeros(()) if same else torch.zeros_like(x)  # f(0) is one number, or one for each entry
     f0 = op(nothing, *rest, **kwargs)
     (slope,) = vjp(lambda t: op(t, *rest, **kwargs), [nothing], torch.ones_like(nothing))

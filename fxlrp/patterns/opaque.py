@@ -1,0 +1,185 @@
+"""Ops that nothing is known of but their values: a function with a backward of its own, an op of a library.
+
+What they do to the one tensor that carries relevance is found out by calling them: a product with weights (which may be
+packed in 4 bits, or rounded) is explained as the product it is, by its derivative or, where it has none, by its values;
+what works entry by entry, as an activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.confine import without_warnings
+from fxlrp.errors import FxlrpError
+from fxlrp.functions import Entrywise, OwnBackward, Stepwise
+from fxlrp.patterns.emit import emit
+from fxlrp.report import describe
+from fxlrp.rules.values import nearly, stands_for
+
+aten = torch.ops.aten
+KNOWN = ("aten", "prims", "prim")
+LARGEST = 2**14
+"""The most rows or columns of a product that is found by its values."""
+ROUNDED = 0.05
+"""How far a product's values may be from those by its weights, as a share of the largest."""
+
+
+def explain_opaque(gm: fx.GraphModule) -> None:
+    """Opaque ops become what they are found to be; what is not found out stays as it is."""
+    found = [n for n in gm.graph.nodes if n.meta["active"] and _opaque(n)]
+    if not found:
+        return
+    given: dict[fx.Node, tuple] = {}
+
+    class Noting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            if n in found:
+                given[n] = self.fetch_args_kwargs_from_env(n)
+            return super().run_node(n)
+
+    with torch.no_grad():
+        Noting(gm).run(*(t.detach().clone() for t in gm.meta["example"]))
+    for node in found:
+        active = [n for n in node.all_input_nodes if n.meta["active"]]
+        if len(active) == 1 and isinstance(node.meta["val"], Tensor) and node.meta["val"].is_floating_point():
+            (x,) = active
+            with without_warnings():  # of ops without a derivative
+                _explain(gm, node, x, Seen(_of(node, x, *given[node]), _value(node, x, *given[node])))
+    gm.recompile()
+
+
+def _opaque(node: fx.Node) -> bool:
+    if isinstance(node.target, OwnBackward):
+        return True
+    library = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in KNOWN
+    return library and (node.meta["entry"] is None or node.meta["entry"].name == "structural")
+
+
+def _of(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
+    """The op as a function of x alone."""
+    places = [a is x for a in node.args]
+    return lambda t: node.target(*(t if here else a for here, a in zip(places, args, strict=True)), **kwargs)
+
+
+def _value(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Tensor:
+    return next(a for n, a in zip(node.args, args, strict=True) if n is x)
+
+
+@dataclass
+class Seen:
+    """An opaque function of one tensor, and an example of that."""
+
+    f: Callable[[Tensor], Tensor]
+    x: Tensor
+    derivable: bool = True  # as far as is known
+
+    def pull(self, x: Tensor, g: Tensor) -> Tensor | None:
+        """J_f(x)ᵀ g; None if f has no derivative."""
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            z = self.f(leaf)
+            try:
+                (d,) = torch.autograd.grad(z, leaf, g.to(z), allow_unused=True)
+            except (RuntimeError, NotImplementedError):  # no derivative, or one that is not implemented
+                d = None
+        self.derivable &= d is not None
+        return None if d is None or not d.any() else d
+
+    def entrywise(self) -> bool:
+        """Whether each entry of the value depends on the entry of x at its place alone."""
+        z = self.f(self.x)
+        if z.shape != self.x.shape:
+            return False
+        changed = torch.rand(self.x.shape, generator=torch.Generator().manual_seed(0)).to(self.x.device) < 0.5
+        other = self.f(torch.where(changed, self.x.flip(0, -1), self.x))
+        return bool(torch.equal(torch.where(changed, 0, other), torch.where(changed, 0, z)))
+
+    def straight_through(self) -> bool:
+        """Whether its derivative is that of x itself."""
+        g = torch.rand(self.x.shape, generator=torch.Generator().manual_seed(0)).to(self.x)
+        z = self.f(self.x)
+        d = self.pull(self.x, g) if z.shape == self.x.shape else None
+        return d is not None and torch.allclose(d, g)
+
+    def smooth(self) -> bool:
+        """Whether it moves as its derivative says."""
+        step = 1e-3 * self.x.abs().max() * torch.ones_like(self.x)
+        moved, slope = self.f(self.x + step) - self.f(self.x), self.pull(self.x, step)
+        return slope is not None and torch.allclose(moved, slope, rtol=0.1, atol=0.1 * float(slope.abs().max()))
+
+    def product(self) -> tuple[Tensor, Tensor] | None:
+        """The weight and bias of the linear function of the last axis that it is, but for rounding."""
+        z = self.f(self.x)
+        columns, rows = self.x.shape[-1], z.shape[-1] if z.ndim else 0
+        if z.shape[:-1] != self.x.shape[:-1] or not rows or max(rows, columns) > LARGEST:
+            return None
+        try:
+            return self._product(rows, columns)
+        except RuntimeError:  # it takes no other shape
+            return None
+
+    def _product(self, rows: int, columns: int) -> tuple[Tensor, Tensor] | None:
+        def shaped(t: Tensor) -> Tensor:
+            return t.view(*[1] * (self.x.ndim - 2), *t.shape).to(self.x)
+
+        chance = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+        weight = self.pull(shaped(chance), shaped(torch.eye(rows)))
+        bias = self.f(shaped(torch.zeros(2, columns))).view(2, rows)[0]
+        if weight is None:
+            weight = (self.f(shaped(torch.eye(columns))).view(columns, rows) - bias).t().contiguous()
+        weight, bias = weight.detach().view(rows, columns), bias.detach()
+        values = self.f(shaped(chance)).view(rows, rows).detach()
+        apart = (values - torch.nn.functional.linear(shaped(chance).view(rows, columns), weight, bias)).abs().max()
+        same = bool(weight.any()) and bool(apart <= ROUNDED * (values - bias).abs().max())
+        return (weight, bias) if same else None
+
+
+def _explain(gm: fx.GraphModule, node: fx.Node, x: fx.Node, seen: Seen) -> None:
+    seen.x = seen.x.detach()
+    with torch.no_grad():
+        entrywise = seen.x.ndim > 0 and seen.entrywise()
+        own = isinstance(node.target, OwnBackward)
+        straight = own and seen.straight_through()
+        derivative = seen.pull(seen.x, torch.ones_like(seen.f(seen.x))) is not None
+        product = None if entrywise or straight or seen.x.ndim < 2 else seen.product()
+    if straight or (entrywise and not derivative):
+        _put(node, lambda call: call(stands_for, x, node))
+    elif product is not None:
+        _put(
+            node,
+            lambda call: call(nearly, call(aten.linear.default, x, *(_stored(gm, node, t) for t in product)), node),
+        )
+    elif not seen.derivable:
+        row = describe(node, "", "")
+        raise FxlrpError(
+            f"{row.op} at {row.source or row.module or node.name} has no derivative, and is no product with weights "
+            "nor an activation: give it a rule, @fxlrp.rule(op), or a derivative, register_autograd."
+        )
+    elif entrywise and own:
+        with torch.no_grad():
+            node.target = node.target.as_kind(Entrywise if seen.smooth() else Stepwise)
+
+
+def _put(node: fx.Node, write: Callable) -> None:
+    """What `write(call)` builds, by nodes that come after it, in the place of `node` wherever it is used."""
+    users = list(node.users)
+    with node.graph.inserting_before(node.next):
+        new = write(lambda op, *args: emit(node.graph, node, op, *args))
+    for user in users:
+        user.replace_input_with(node, new)
+
+
+def _stored(gm: fx.GraphModule, node: fx.Node, t: Tensor) -> fx.Node:
+    """A tensor as an attribute of the graph."""
+    at = len(list(gm.named_buffers()))
+    name = f"_found_{at}"
+    gm.register_buffer(name, t, persistent=False)
+    with node.graph.inserting_before(node):
+        new = node.graph.get_attr(name)
+    new.meta["val"] = node.meta["val"].fake_mode.from_tensor(t, static_shapes=True)
+    return new

@@ -1,0 +1,87 @@
+"""Straight-through estimators: x + (q(x) − x).detach() has the value q(x) and the derivative of x.
+
+Elsewhere a detach is left out, since relevance is not stopped where training is; here that would leave q(x) + x − x,
+whose parts cancel, and with them the way back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import fx
+
+from fxlrp.patterns.emit import emit
+from fxlrp.rules.values import STEPS, stands_for
+
+aten = torch.ops.aten
+DETACH = (aten.detach.default, aten.detach_.default)
+Term = tuple[fx.Node, bool]
+"""A summand, and whether it is detached."""
+
+
+def join_straight_through(gm: fx.GraphModule) -> None:
+    """Sums whose value is one q and whose derivative is that of one other x, whose value cancels, become
+    stands_for(x, q)."""
+    if not any(n.target in DETACH for n in gm.graph.nodes):
+        return
+    sums: dict[fx.Node, Counter[Term]] = {}
+    for node in list(gm.graph.nodes):
+        terms = sums[node] = _terms(node, sums)
+        value: Counter[fx.Node] = Counter()
+        for (summand, _), times in terms.items():
+            value[summand] += times
+        kept = [n for n, times in value.items() if times]
+        on_way = [(n, times) for (n, detached), times in terms.items() if times and not detached and n not in kept]
+        if len(kept) != 1 or value[kept[0]] != 1 or [times for _, times in on_way] != [1] or not _joins(node):
+            continue
+        ((x, _),) = on_way
+        if _moves(kept[0]) and terms[kept[0], False]:
+            continue  # both have a derivative
+        if x.meta["val"].shape != node.meta["val"].shape:
+            continue
+        users = list(node.users)
+        with gm.graph.inserting_after(node):
+            joined = emit(gm.graph, node, stands_for, x, node)
+        for user in users:
+            user.replace_input_with(node, joined)
+        sums[joined] = Counter({(joined, False): 1})
+        sums[node] = Counter({(node, True): 1})
+
+
+def _joins(node: fx.Node) -> bool:
+    return node.target in (aten.add.Tensor, aten.sub.Tensor)
+
+
+def _terms(node: fx.Node, known: dict[fx.Node, Counter[Term]]) -> Counter[Term]:
+    """The summands that a node is made of by sums, differences and detaches, and how often each is taken."""
+    if node.target in DETACH:
+        out: Counter[Term] = Counter()
+        for (n, _), times in known[node.args[0]].items():
+            out[n, True] += times
+        return out
+    operands = node.args[:2]
+    if _joins(node) and not node.kwargs and all(isinstance(a, fx.Node) for a in operands):
+        first, second = (known[a] for a in operands)
+        out = Counter(first)
+        for term, times in second.items():
+            out[term] += times if node.target is aten.add.Tensor else -times
+        return out
+    return Counter({(node, False): 1})
+
+
+def _moves(node: fx.Node) -> bool:
+    """Whether a node moves with some input by more than steps."""
+    from fxlrp.analyse import carriers, differentiable  # here, since it imports what imports this
+
+    seen: set[fx.Node] = set()
+    front = [node]
+    while front:
+        n = front.pop()
+        if n in seen or not differentiable(n) or n.target in (*DETACH, *STEPS):
+            continue
+        if n.op == "placeholder":
+            return True
+        seen.add(n)
+        front += carriers(n)
+    return False

@@ -1,0 +1,52 @@
+"""Ops that have the values of one tensor and the way back of another, and the rule for what rounds.
+
+A straight-through estimator, a quantised product and a function with a backward of its own are all of this kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules.contributions import keeps_relevance
+
+aten = torch.ops.aten
+
+
+def stands_for(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, which is made of x in steps, with the derivative of x."""
+    way = x - x.detach()
+    return value.detach() + torch.where(way.isfinite(), way, 0).to(value.dtype)
+
+
+def nearly(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, which is x but for rounding, with the derivative of x."""
+    return stands_for(x, value)
+
+
+@keeps_relevance
+def rounding(g: Tensor, z: Tensor, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Rounding, quantising and other steps pass relevance on, R_x = R."""
+    return g * (z / x).masked_fill_(x == 0, 0)
+
+
+STEPS = (
+    aten.round.default,
+    aten.round.decimals,
+    aten.floor.default,
+    aten.ceil.default,
+    aten.trunc.default,
+    aten.fix.default,
+    aten.sign.default,
+    aten.floor_divide.default,
+    aten.floor_divide.Scalar,
+    aten.div.Tensor_mode,
+    aten.div.Scalar_mode,
+    aten.fake_quantize_per_tensor_affine.default,
+    aten.fake_quantize_per_tensor_affine.tensor_qparams,
+    aten.fake_quantize_per_channel_affine.default,
+    stands_for,
+)
+"""Ops that are flat but for their steps, and so have no derivative, or only one that says so."""

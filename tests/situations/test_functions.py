@@ -1,0 +1,278 @@
+"""A torch.autograd.Function keeps its own backward as its derivative; what is opaque is explained by what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxlrp
+from fxlrp import convert
+
+BOOKS = ["abslrp", "abslrp-hybrid", "epsilon", "zplus", "attnlrp", "gradient-input"]
+X = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+Function = torch.autograd.Function
+
+
+class Sign(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+class Clipped(Function):
+    """A binarised activation whose gradient is that of a hard tanh; its context is set up apart."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.where(x >= 0, 1.0, -1.0).to(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * (x.abs() <= 1)
+
+
+class Reversed(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        return -ctx.factor * g, None
+
+
+class NumpyTanh(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.tanh(torch.from_numpy(x.detach().numpy() + 0))
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return g * (1 - y * y)
+
+
+class Swish(Function):
+    """As of EfficientNet, to save memory: the backward is the derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        s = x.sigmoid()
+        return g * s * (1 + x * (1 - s))
+
+
+class Split(Function):
+    """Two outputs, one of which has a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.round(), 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, h: Tensor) -> Tensor:
+        return g + 2 * h
+
+
+class Packed(Function):
+    """A product with a weight in whole numbers, which are unpacked by an op that nobody knows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(packed, scale)
+        return torch.nn.functional.linear(x, unpacked(packed, scale), bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        return g @ unpacked(*ctx.saved_tensors), None, None, None
+
+
+def unpacked(packed: Tensor, scale: Tensor) -> Tensor:
+    return torch.from_numpy(packed.numpy() * 1.0) * scale
+
+
+class Net(nn.Module):
+    def __init__(self, q: Callable[..., Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.q = nn.Linear(6, 10).double(), nn.Linear(10, 4).double(), q
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.q(self.a(x)))
+
+
+def sum_of_both(y: Tensor) -> Tensor:
+    first, second = Split.apply(y)
+    return first + second
+
+
+OWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "sign": Sign.apply,
+    "looked up when called": lambda y: Sign.apply(y),
+    "clipped": Clipped.apply,
+    "reversed": lambda y: Reversed.apply(y, 0.5),
+    "numpy": NumpyTanh.apply,
+    "swish": Swish.apply,
+    "two outputs": sum_of_both,
+}
+
+
+@pytest.mark.parametrize("name", list(OWN))
+def test_gradient_is_its_own(name: str) -> None:
+    model, x = Net(OWN[name]).eval(), X.clone().requires_grad_()
+    (g,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    a = convert(model, rules="gradient-input")(X, target=1, contrast=None)
+    torch.testing.assert_close(a.relevance, X * g)
+    torch.testing.assert_close(a.output, model(X).detach())
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+@pytest.mark.parametrize("name", list(OWN))
+def test_relevance_arrives(name: str, rules: str) -> None:
+    a = convert(Net(OWN[name]).eval(), rules=rules)(X, target=[1, 2])
+    assert a.relevance.isfinite().all()
+    assert a.relevance.flatten(2).any(2).all()
+
+
+LIKE: dict[str, tuple[Callable, Callable]] = {
+    "swish": (Swish.apply, nn.functional.silu),
+    "numpy": (NumpyTanh.apply, torch.tanh),
+    "sign": (Sign.apply, lambda y: y + (y.sign() - y).detach()),
+}
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+@pytest.mark.parametrize("name", list(LIKE))
+def test_it_is_explained_as_what_it_is(name: str, rules: str) -> None:
+    own, plain = LIKE[name]
+    a, b = (convert(Net(q).eval(), rules=rules)(X, target=1) for q in (own, plain))
+    torch.testing.assert_close(a.relevance, b.relevance)
+
+
+def test_gradients_go_on_as_before() -> None:
+    """What was recorded while the model was traced runs as it did; a trained copy has a graph of its own."""
+    model = Net(Clipped.apply).eval()
+    before = model(X).sum().backward() or [p.grad.clone() for p in model.parameters()]
+    convert(model)(X)
+    model.zero_grad()
+    model(X).sum().backward()
+    for p, g in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p.grad, g)
+
+
+class Quantised(nn.Module):
+    """A linear layer whose weight is kept in whole numbers, and how it is multiplied."""
+
+    def __init__(self, columns: int, rows: int, how: Callable[..., Tensor]) -> None:
+        super().__init__()
+        weight, bias = torch.randn(rows, columns).double(), torch.randn(rows).double()
+        self.register_buffer("scale", weight.abs().amax(1, keepdim=True) / 7)
+        self.register_buffer("packed", (weight / self.scale).round().to(torch.int8))
+        self.register_buffer("bias", bias)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(x, self.packed, self.scale, self.bias)
+
+    def plain(self) -> nn.Linear:
+        layer = nn.Linear(self.packed.shape[1], self.packed.shape[0]).double()
+        layer.weight.data, layer.bias.data = self.packed * self.scale, self.bias
+        return layer
+
+
+@torch.library.custom_op("fxlrptest::packed_linear", mutates_args=())
+def packed_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Has no derivative."""
+    return torch.nn.functional.linear(x, packed * scale, bias)
+
+
+@packed_linear.register_fake
+def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0])
+
+
+@torch.library.custom_op("fxlrptest::rounded_linear", mutates_args=())
+def rounded_linear(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Has no derivative, and rounds x to 8 bits first."""
+    step = x.abs().amax(-1, keepdim=True).clamp(min=1e-9) / 127
+    return torch.nn.functional.linear((x / step).round() * step, packed * scale, bias)
+
+
+@rounded_linear.register_fake
+def _(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0])
+
+
+def in_torch(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return torch.nn.functional.linear(x, packed.to(x.dtype) * scale, bias)
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+@pytest.mark.parametrize("how", [Packed.apply, packed_linear, rounded_linear, in_torch])
+def test_quantised_products(how: Callable[..., Tensor], rules: str) -> None:
+    torch.manual_seed(0)
+    layers = [Quantised(6, 16, how), Quantised(16, 4, how)]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1]).eval()
+    plain = nn.Sequential(layers[0].plain(), nn.ReLU(), layers[1].plain()).eval()
+    a, b = convert(model, rules=rules)(X, target=1), convert(plain, rules=rules)(X, target=1)
+    assert torch.equal(a.output, model(X))
+    off = 5e-2 if how is rounded_linear else 1e-9
+    torch.testing.assert_close(a.relevance, b.relevance, rtol=0, atol=off * float(b.relevance.abs().max()))
+
+
+@torch.library.custom_op("fxlrptest::shuffled", mutates_args=())
+def shuffled(x: Tensor) -> Tensor:
+    """Has no derivative, and is neither a product nor entry by entry."""
+    return x.sort(-1).values.cumsum(-1)
+
+
+shuffled.register_fake(torch.empty_like)
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_what_is_not_found_out_is_refused(rules: str) -> None:
+    with pytest.raises(fxlrp.FxlrpError, match=r"shuffled.*test_functions\.py.*no derivative.*@fxlrp\.rule"):
+        convert(Net(shuffled).eval(), X, rules=rules)
+    fxlrp.rule(torch.ops.fxlrptest.shuffled.default)(lambda g, z, x: g * z / x)
+    try:
+        assert convert(Net(shuffled).eval(), rules=rules)(X, target=1).relevance.any(1).all()
+    finally:
+        fxlrp.unregister(torch.ops.fxlrptest.shuffled.default)
+
+
+@torch.library.custom_op("fxlrptest::squash", mutates_args=())
+def squash(x: Tensor) -> Tensor:
+    """Has no derivative."""
+    return x.tanh()
+
+
+squash.register_fake(torch.empty_like)
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_an_activation_without_derivative_passes_relevance_on(rules: str) -> None:
+    model = Net(squash).eval()
+    a = convert(model, rules=rules)(X, target=1)
+    assert a.relevance.any(1).all()
+    assert torch.equal(a.output, model(X))
