@@ -76,8 +76,8 @@ def trace_joint(
     mode.allow_non_fake_inputs = True
     # torch's Python dispatcher knows more ops at sizes that are symbols
     with alone(), mode, enable_python_dispatcher(), plan.in_its_types():
-        count = plan.axes.count(values)
-        target = values[0].new_zeros((count, *([several] if several else [])), dtype=torch.int64)
+        batch = plan.axes.count(values)
+        target = values[0].new_zeros((batch, *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)
     for graph_pass in (

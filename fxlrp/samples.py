@@ -206,9 +206,16 @@ def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axe
     for place in range(2 if len(shape) > 2 else min(1, len(shape))):
         size = shape[place]
         if captured.way is Way.ANY_BATCH:
-            at = zip(inputs, axes.inputs, strict=True)
-            same = [a is not None and _same_symbol(n.meta["val"].shape[a], size) for n, a in at]
-            found = Axes(tuple(a if s else None for a, s in zip(axes.inputs, same, strict=True)), place)
+            outputs = captured.graph.graph.output_node().args[0]
+            every = output if isinstance(output, tuple) else ()
+            several = [s for i in every for s in outputs[i].meta["val"].shape[:1]] or [size]
+            found = Axes(
+                tuple(
+                    a if a is not None and any(_same_symbol(n.meta["val"].shape[a], s) for s in several) else None
+                    for n, a in zip(inputs, axes.inputs, strict=True)
+                ),
+                place,
+            )
         else:
             found = Axes(axes.inputs if size == count else (None,) * len(axes.inputs), place)
         if found.whole:
