@@ -18,6 +18,7 @@ from fxlrp.attribution import Attribution
 from fxlrp.capture import Same, Signature, Way, batch_size, capture, open_output, split_tensors
 from fxlrp.checkpoint import checkpointed, recompute_squares
 from fxlrp.confine import LOCK, alone
+from fxlrp.ended import find_end, warn, zero_maps
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
@@ -129,7 +130,7 @@ class Explainer(nn.Module):
         questions = [Question(target, contrast, position)]
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
-                return self._explain(args, kwargs, questions, at)[0]
+                return self._say_ends(self._explain(args, kwargs, questions, at), questions, args, kwargs)[0]
             plan, tensors = self._plan(args, kwargs)
             if batch_size(tensors) > 1 and not plan.apart:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
@@ -144,7 +145,31 @@ class Explainer(nn.Module):
         Raises FxlrpError if the model can't be captured or a question does not fit its output.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            return self._explain(args, kwargs, questions)
+            return self._say_ends(self._explain(args, kwargs, questions), questions, args, kwargs)
+
+    def _say_ends(
+        self, answers: list[Attribution], questions: Sequence[Question], args: tuple, kwargs: dict
+    ) -> list[Attribution]:
+        """The same, having said of maps that are zero, though the score is not, where relevance ended and why."""
+        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        batch = batch_size(tensors)
+        for at, (a, question) in enumerate(zip(answers, questions, strict=True)):
+            several = a.target.shape[1] if a.target is not None and a.target.ndim == 2 else 1
+            zero = zero_maps(_several(a.relevance), batch, several)
+            if not zero:
+                continue
+            i, k = zero[0]
+            args, kwargs, asked = _sample((args, kwargs, question), i, batch)
+            if a.target is not None:
+                asked = replace(asked, target=int(a.target.reshape(batch, several)[i, k]))
+            with LOCK:
+                plan, _ = self._plan(args, kwargs)
+                weighing = Weighing(plan.graph)
+                self._explain(args, kwargs, [asked], (), weighing.run)
+            if ended := find_end(plan.report.weighed(weighing.edges), [i for i, _ in zero]):
+                answers[at] = replace(a, ended=ended)
+                warn(ended)
+        return answers
 
     def _explain(
         self,
@@ -364,12 +389,8 @@ class Explainer(nn.Module):
         """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
         together again beside the model's output for all of them."""
 
-        def sample(thing: Any, i: int) -> Any:
-            return pytree.tree_map_only(Tensor, lambda t: t[i : i + 1] if t.ndim and len(t) == batch else t, thing)
-
         def one(i: int) -> list[Attribution]:
-            some, named = sample((args, kwargs), i)
-            asked = [replace(q, target=sample(q.target, i), position=sample(q.position, i)) for q in questions]
+            some, named, *asked = _sample((args, kwargs, *questions), i, batch)
             return self._explain(some, named, asked, at)
 
         def join(*ts: Tensor) -> Tensor:
@@ -510,6 +531,18 @@ def _close(plan: Plan, shares: Sequence[float]) -> bool:
     """Whether outputs are the model's own to a hundredth of their largest value, or to an eighth where the model is in
     half precision or quantised, which adds up over its layers."""
     return max(shares, default=0.0) <= (0.125 if plan.capture.answers_apart else 0.01)
+
+
+def _sample(things: tuple, i: int, batch: int) -> tuple:
+    """One sample of the tensors in a call and in questions about it."""
+
+    def one(thing: Any) -> Any:
+        return pytree.tree_map_only(Tensor, lambda t: t[i : i + 1] if t.ndim and len(t) == batch else t, thing)
+
+    return tuple(
+        replace(t, target=one(t.target), position=one(t.position)) if isinstance(t, Question) else one(t)
+        for t in things
+    )
 
 
 def _several(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
