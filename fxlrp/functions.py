@@ -131,7 +131,7 @@ def hide_layers(model: nn.Module, twin: nn.Module) -> None:
 
 
 def _untraceable(w: Tensor) -> bool:
-    return not type(w).__module__.startswith("torch.") and not is_traceable_wrapper_subclass(w)
+    return type(w).__module__.split(".")[0] != "torch" and not is_traceable_wrapper_subclass(w)
 
 
 def _record_layer(module: nn.Module) -> Callable:

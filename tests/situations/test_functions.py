@@ -338,6 +338,12 @@ def test_weights_of_a_kind_that_cannot_be_traced(name: str, rules: str) -> None:
     torch.testing.assert_close(explainer(x[2:3], target=1).relevance, a.relevance[2:3])
 
 
+def test_plain_layers_are_not() -> None:
+    explainer = convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval())
+    explainer(torch.randn(2, 3, 5, 5))
+    assert {n.op for n in explainer.report().nodes} >= {"conv2d.default", "batch_norm.default"}
+
+
 def test_compiled_and_exported(tmp_path: Path) -> None:
     """Forward and relevance pass as one graph, the backward among them."""
     model = Net(Clipped.apply).eval()
