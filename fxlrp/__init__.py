@@ -1,6 +1,7 @@
 """fxlrp: explain what any PyTorch model looked at."""
 
 from fxlrp.attribution import Attribution
+from fxlrp.ended import NoRelevance
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.report import Report
@@ -11,6 +12,7 @@ __all__ = [
     "Attribution",
     "Explainer",
     "FxlrpError",
+    "NoRelevance",
     "Report",
     "Rulebook",
     "convert",

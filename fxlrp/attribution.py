@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fxlrp.axes import argument
+from fxlrp.ended import Ended
 from fxlrp.errors import FxlrpError
 from fxlrp.report import Conservation, Report
 
@@ -28,6 +29,7 @@ class Attribution:
     names: where each explained input stood in the call.
     latent: relevance of what the call named by `at`, shaped like each.
     trace: how much relevance passed every node, if the call asked for it.
+    ended: of samples whose map is zero though their score is not, where relevance ended and why; else None.
     """
 
     relevance: Tensor | tuple[Tensor, ...]
@@ -38,6 +40,7 @@ class Attribution:
     inputs: tuple[Tensor, ...] = field(default=(), repr=False)
     latent: dict[str, Tensor] = field(default_factory=dict, repr=False)
     trace: Report | None = field(default=None, repr=False)
+    ended: Ended | None = None
 
     @property
     def named(self) -> dict[str, Tensor]:

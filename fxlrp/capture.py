@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.axes import Axes
 from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
-from fxlrp.functions import recorded, settle
+from fxlrp.functions import hide_layers, recorded, settle
 from fxlrp.patterns.straight_through import join_straight_through
 from fxlrp.precision import autocast_types
 from fxlrp.quantised import InFloat, hide_packed
@@ -319,7 +319,9 @@ def capture(
     seen: list[_Returned] = []
     traced = model if itself else _twin(model)
     flat = _Flat(traced, rebuild, seen)
-    flat.quantised = traced is not model and hide_packed(traced)
+    if traced is not model:
+        hide_layers(model, traced)
+        flat.quantised = hide_packed(traced)
     exact = [t.detach().clone() for t in tensors]
     pair = axes.each(_two, exact)  # export specialises 0 and 1
     single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), exact)

@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from fxlrp import Attribution, Explainer, FxlrpError, Report, Rulebook, convert, rulebooks
+from fxlrp import Attribution, Explainer, FxlrpError, NoRelevance, Report, Rulebook, convert, rulebooks
 from fxlrp.artifact import ExportedExplainer
 from fxlrp.artifact import export as save_explainer
 from fxlrp.attribution import save_comparison
@@ -79,6 +79,10 @@ Truncate = Annotated[bool, typer.Option("--truncate", help="Leave out what is ov
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 
 
+def _say_warning(message: Warning | str, *_: Any) -> None:
+    err.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+
+
 def _command(function: Callable[..., None]) -> Callable[..., None]:
     """A command whose errors are one sentence: exit code 2 for what the user can mend, 1 for what we should."""
 
@@ -86,6 +90,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         if not debug:
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", NoRelevance)
+            warnings.showwarning = _say_warning  # type: ignore[assignment]
         try:
             function(*args, debug=debug, **kwargs)
         except (FxlrpError, OSError) as error:

@@ -19,6 +19,7 @@ from fxlrp.axes import Axes, Batch
 from fxlrp.capture import Capture, Same, Way, capture, names_of, open_output, signature, split_tensors
 from fxlrp.checkpoint import checkpointed, recompute_squares
 from fxlrp.confine import LOCK, alone
+from fxlrp.ended import find_end, warn, zero_maps
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
@@ -138,7 +139,7 @@ class Explainer(nn.Module):
         questions = [Question(target, contrast, position)]
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
-                return self._explain(args, kwargs, questions, at)[0]
+                return self._say_ends(self._explain(args, kwargs, questions, at), questions, args, kwargs)[0]
             plan, tensors = self._plan(args, kwargs)
             about = self._about(plan, self._outputs(args, kwargs), target) if callable(target) else self
             if about is not self:
@@ -156,7 +157,33 @@ class Explainer(nn.Module):
         Raises FxlrpError if the model can't be captured or a question does not fit its output.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            return self._explain(args, kwargs, questions)
+            return self._say_ends(self._explain(args, kwargs, questions), questions, args, kwargs)
+
+    def _say_ends(
+        self, answers: list[Attribution], questions: Sequence[Question], args: tuple, kwargs: dict
+    ) -> list[Attribution]:
+        """The same, having said of maps that are zero, though the score is not, where relevance ended and why."""
+        plan, tensors = self._plan(args, kwargs)
+        batch = plan.axes.count(tensors)
+        at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
+        for at, (a, question) in enumerate(zip(answers, questions, strict=True)):
+            several = a.target.shape[1] if a.target is not None and a.target.ndim == 2 else 1
+            axes = [at_inputs.get(name, 0) for name in a.names]
+            zero = zero_maps(_several(a.relevance), axes, batch, several)
+            if not zero:
+                continue
+            i, k = zero[0]
+            some, named, asked = _sample(plan.axes, (args, kwargs), [question], i, batch)
+            if a.target is not None:
+                asked = replace(asked, target=int(a.target.reshape(batch, several)[i, k]))
+            with LOCK:
+                one, _ = self._plan(some, named)
+                weighing = Weighing(one.graph)
+                self._explain(some, named, [asked], (), weighing.run)
+            if ended := find_end(one.report.weighed(weighing.edges), [i for i, _ in zero]):
+                answers[at] = replace(a, ended=ended)
+                warn(ended)
+        return answers
 
     def _explain(
         self,
@@ -409,11 +436,7 @@ class Explainer(nn.Module):
         together again beside the model's output for all of them, and added up at inputs that they share."""
 
         def one(i: int) -> list[Attribution]:
-            some, named = plan.axes.each(lambda t, axis: t.narrow(axis, i, 1), (args, kwargs))
-            asked = [
-                replace(q, target=_of_sample(q.target, i, batch), position=_of_sample(q.position, i, batch))
-                for q in questions
-            ]
+            some, named, *asked = _sample(plan.axes, (args, kwargs), questions, i, batch)
             return self._explain(some, named, asked, at)
 
         def join(ts: Sequence[Tensor], axis: int | None = 0) -> Tensor:
@@ -597,9 +620,14 @@ def _close(plan: Plan, shares: Sequence[float]) -> bool:
     return max(shares, default=0.0) <= (0.125 if plan.capture.answers_apart else 0.01)
 
 
-def _of_sample(asked: Any, i: int, batch: int) -> Any:
-    """What is asked of sample i, where it is a tensor of something for each."""
-    return asked[i : i + 1] if isinstance(asked, Tensor) and asked.ndim and len(asked) == batch else asked
+def _sample(axes: Axes, call: tuple, questions: Sequence[Question], i: int, batch: int) -> tuple:
+    """One sample of the tensors in a call and of questions about it."""
+
+    def of(asked: Any) -> Any:
+        return asked[i : i + 1] if isinstance(asked, Tensor) and asked.ndim and len(asked) == batch else asked
+
+    some = axes.each(lambda t, axis: t.narrow(axis, i, 1), call)
+    return *some, *(replace(q, target=of(q.target), position=of(q.position)) for q in questions)
 
 
 def _several(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -14,10 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.autograd.function import _SingleLevelFunction
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxlrp.confine import only_here
 from fxlrp.rules.generic import differentiable
@@ -28,6 +30,8 @@ OURS = ("torch.", "fxlrp.")
 _calls: dict[str, OwnBackward] = {}
 """The calls recorded by the trace under way."""
 _keys = itertools.count()
+_running: list[OwnBackward] = []
+"""Those whose values are being computed, and what they call is none of the trace."""
 
 
 class _Context(SimpleNamespace):
@@ -74,7 +78,7 @@ class OwnBackward:
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         """The forward alone."""
-        context = () if _has_setup(self.kind) else (_Context(needs_input_grad=(True,) * len(self.leaves)),)
+        context = () if _has_setup(self.kind) else (_Context(needs_input_grad=(False,) * len(self.leaves)),)
         self.whole = self.plain(*context, *self._args(tensors))
         return [t for t in _several(self.whole) if isinstance(t, Tensor)]
 
@@ -93,6 +97,58 @@ class Stepwise(OwnBackward):
     """The same of one that goes in steps, which its backward passes over."""
 
 
+class Layer(OwnBackward):
+    """A call of a module whose weights are of a kind that can't be traced."""
+
+    def __init__(self, module: nn.Module, args: tuple) -> None:
+        super().__init__(type(module), module.forward, args)
+        self.module = module
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        args, kwargs = self._args(tensors)
+        return self.module(*args, **kwargs)
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        (x, *others) = tensors
+        if not isinstance(x, FakeTensor):
+            self.whole = self(*tensors)
+            return [self.whole]
+        with unset_fake_temporarily():  # what it makes of a tensor like this, along the last axis
+            row = self(torch.zeros(*[1] * (x.ndim - 1), x.shape[-1], dtype=x.dtype, device=x.device))
+        if others or not isinstance(row, Tensor) or row.shape[:-1] != (1,) * (x.ndim - 1):
+            raise NotImplementedError(f"{self.__name__} does more than a product")
+        self.whole = x.new_empty(*x.shape[:-1], row.shape[-1], dtype=row.dtype)
+        return [self.whole]
+
+
+def hide_layers(model: nn.Module, twin: nn.Module) -> None:
+    """Make the calls of modules with such weights opaque in the twin of a model."""
+    for name, module in list(twin.named_modules()):
+        weights = [*module._parameters.values(), *module._buffers.values()]
+        if any(w is not None and _untraceable(w) for w in weights):
+            vars(module)["forward"] = _record_layer(model.get_submodule(name))
+            module._parameters, module._buffers, module._modules = {}, {}, {}
+
+
+def _untraceable(w: Tensor) -> bool:
+    return type(w).__module__.split(".")[0] != "torch" and not is_traceable_wrapper_subclass(w)
+
+
+def _record_layer(module: nn.Module) -> Callable:
+    def record(*args: Any, **kwargs: Any) -> Any:
+        return _recorded(Layer(module, (args, kwargs)))
+
+    return record
+
+
+def _recorded(call: OwnBackward) -> Any:
+    key = str(next(_keys))
+    _calls[key] = call
+    out = torch.ops.fxlrp.function(call.tensors, key)
+    call.tensors = []
+    return call.returned(out)
+
+
 def _several(out: Any) -> tuple:
     return tuple(out) if isinstance(out, tuple | list) else (out,)
 
@@ -102,8 +158,13 @@ def _has_setup(kind: Any) -> bool:
 
 
 def _run(tensors: list[Tensor], key: str) -> list[Tensor]:
-    with torch.no_grad():
-        return [t.clone() for t in _calls[key].forward(*tensors)]
+    call = _calls[key]
+    _running.append(call)
+    try:
+        with torch.no_grad():
+            return [t.clone() for t in call.forward(*tensors)]
+    finally:
+        _running.pop()
 
 
 LIBRARY.impl("function", _run, "CompositeExplicitAutograd")
@@ -138,13 +199,9 @@ def _recording(kind: Any) -> Iterator[None]:
     def record(*args: Any) -> Any:
         context = () if _has_setup(kind) else args[:1]
         call = OwnBackward(kind, original, args[len(context) :])
-        if torch._C._are_functorch_transforms_active() or not any(map(differentiable, call.tensors)):
+        if _running or torch._C._are_functorch_transforms_active() or not any(map(differentiable, call.tensors)):
             return original(*args)
-        key = str(next(_keys))
-        _calls[key] = call
-        out = torch.ops.fxlrp.function(call.tensors, key)
-        call.tensors = []
-        return call.returned(out)
+        return _recorded(call)
 
     kind.forward = staticmethod(only_here(record, original))
     try:
@@ -174,7 +231,7 @@ def settle(gm: fx.GraphModule, inputs: list[Tensor], plain_form: Callable[[fx.Gr
     with torch.no_grad():
         Noting(gm).run(*(t.detach().clone() for t in inputs))
     for node in calls:
-        forward = _forward(node, plain_form)
+        forward = None if isinstance(node.target, Layer) else _forward(node, plain_form)
         if forward is not None and _same_derivative(node.target, forward, given[node]):
             from fxlrp.patterns.take_apart import inline  # here, since it imports what imports this
 

@@ -63,6 +63,8 @@ class Weighing(fx.Interpreter):
         return args[0] if n.op == "output" else n.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _note(edges: dict[tuple[str, str], Mass], at: tuple[str, str], a: Tensor, g: Tensor) -> None:
+def _note(edges: dict[tuple[str, str], Mass], at: tuple[str, str], a: Tensor, g: Tensor | None) -> None:
+    if g is None:  # an op of C++ without a derivative
+        return
     r = relevance(as_pair(a.resolve_conj()), as_pair(g.resolve_conj()), masked=True)
     edges[at] = edges.get(at, Mass()) + mass_of(r)

@@ -206,3 +206,14 @@ def test_as_a_program(files: Path) -> None:
     assert done.stderr.startswith("error: odd.pt is a pickle that wants more")
     assert done.stderr.count("\n") == 1
     assert "fxlrp 0." in run("--version").output
+
+
+def test_a_map_that_is_zero_is_told(files: Path) -> None:
+    """By absLRP nothing is left where all contributions are negative."""
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].bias.fill_(1.0)
+    torch.save(net.eval(), files / "flat.pt")
+    said = run("explain", files / "flat.pt", files / "a.png", "--contrast", "none", "--size", "32").output
+    assert "warning: The map of sample 0 is zero, though its score is not: relevance ends at conv2d" in said

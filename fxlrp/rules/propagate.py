@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.errors import FxlrpError
 from fxlrp.rules.contributions import ByContributions
 from fxlrp.rules.normalise import Call, Normalise
-from fxlrp.rules.quantities import Placement, as_pair, is_eager, is_pointwise, sample_count
+from fxlrp.rules.quantities import Placement, as_pair, is_eager, is_pointwise, relevance, sample_count
 from fxlrp.rules.scratch import borrow
 
 
@@ -195,7 +195,7 @@ class _Propagation(torch.autograd.Function):
 
         def call(g: Tensor) -> Sequence[Tensor]:
             out = site.rule(g, z, *args, **kwargs, **dict(site.extras))
-            found = (out,) if isinstance(out, Tensor) else tuple(out)
+            found = _answered(site, out, g, z, xs)
             shapes = [tuple(c.shape) for c in found]
             if shapes != [tuple(x.shape) for x in xs]:
                 raise FxlrpError(
@@ -219,6 +219,39 @@ class _Propagation(torch.autograd.Function):
         grads = {i: c for i, c in zip(site.shares, scaled, strict=True) if i in site.active}
         told = [m if asked else None for m, asked in zip(masses, ctx.told, strict=False)]
         return *[None] * (7 + len(sources)), *told, *(grads.get(i) for i in ctx.places)
+
+
+def _answered(site: Site, out: Any, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a rule returned, as one g for each input.  Raises FxlrpError for a user's rule that returned nothing, NaN
+    or, of relevance that came, none at all without saying so by None."""
+    found = (out,) if isinstance(out, Tensor) else out if out is None else tuple(out)
+    if getattr(site.rule, "__module__", "").startswith("fxlrp.") and found is not None:
+        return found
+    wrong = None
+    if found is None:
+        wrong = "nothing"
+    elif type(g) is Tensor and _fits(found, xs):
+        given = [(c, x) for c, x in zip(found, xs, strict=True) if c is not None]
+        if any(_any(c.isnan()) for c, _ in given) and not any(_any(t.isnan()) for t in (g, z, *xs)):
+            wrong = "NaN"
+        elif given and _any(relevance(z, g, True)) and not any(_any(relevance(x, c, True)) for c, x in given):
+            wrong = "no relevance at all, of some that came"
+    if wrong or found is None:
+        raise FxlrpError(
+            f"Rule {site!r} of {getattr(site.op, '__name__', site.op)} returned {wrong}; it must return a cotangent "
+            "for each argument that it gives relevance to, and None for one that gets nothing."
+        )
+    if len(found) != len(xs):
+        return found
+    return tuple(torch.zeros_like(x) if c is None else c for c, x in zip(found, xs, strict=True))
+
+
+def _fits(found: Sequence[Any], xs: Sequence[Tensor]) -> bool:
+    return len(found) == len(xs) and all(c is None or c.shape == x.shape for c, x in zip(found, xs, strict=True))
+
+
+def _any(t: Tensor) -> bool:
+    return bool(t.any())
 
 
 class Adjusted(InPlace):

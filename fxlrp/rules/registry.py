@@ -150,16 +150,49 @@ class Rulebook:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule."""
         if isinstance(op, Given):
             return self.lookup(op.op, tuple(i - LEADING for i in active))
-        for entries in (_USER, self.entries):
-            names: tuple[Any, ...] = (op, type(op), _name(op))
-            for name in names:
-                for key in ((name, active), (name, None)):
-                    if key in entries:
-                        return entries[key]
+        names: tuple[Any, ...] = (op, type(op), _name(op))
+        for name in names:
+            if known := {at: entry for (named, at), entry in _USER.items() if named == name}:
+                return _of_user(op, known, active)
+            for key in ((name, active), (name, None)):
+                if key in self.entries:
+                    return self.entries[key]
         return self.unknown
 
 
 _USER: dict[Key, Entry] = {}
+
+
+def _of_user(op: Op, known: Mapping[tuple[int, ...] | None, Entry], active: tuple[int, ...]) -> Entry:
+    """Of the rules registered for an op the one for `active`, the arguments that carry relevance: the one for just
+    these, else the one that gives to most of them.  Raises FxlrpError if there is one for other arguments alone."""
+    if active in known:
+        return known[active]
+    places = max((at for at in known if at is not None), key=lambda at: len({*at} & {*active}), default=None)
+    if places is None or not {*places} & {*active}:
+        rule = known.get(None) or next(iter(known.values()))
+        if not active or (None in known and active[0] == 0):
+            return rule
+        raise FxlrpError(
+            f"Rule {rule.name!r} for {op} is for {'its first argument' if None in known else f'arguments {places}'}, "
+            f"and here relevance stands at {active}: register one for that, @fxlrp.rule(op, args={active})."
+        )
+    shares, entry = tuple(i for i in places if i in active), known[places]
+    if not isinstance(entry, Rule):
+        return entry
+    return Rule(entry.fn if shares == places else _some(entry.fn, places, shares), shares)
+
+
+@functools.cache
+def _some(fn: Callable, places: tuple[int, ...], shares: tuple[int, ...]) -> Callable:
+    """A rule that returns what another gives to some of its arguments; the rest are constants here."""
+
+    @functools.wraps(fn)
+    def rule(*args: Any, **kwargs: Any) -> Any:
+        found = fn(*args, **kwargs)
+        return found if found is None else tuple(found[places.index(i)] for i in shares)
+
+    return rule
 
 
 def user_rules() -> dict[Key, Entry]:
@@ -170,10 +203,12 @@ def user_rules() -> dict[Key, Entry]:
 _BOOKS: dict[str, Callable[..., Rulebook]] = {}
 
 
-def rule(*ops: Op, args: tuple[int, ...] = (0,)) -> Callable[[Callable], Callable]:
+def rule(*ops: Op, args: tuple[int, ...] | None = None) -> Callable[[Callable], Callable]:
     """Register a rule for ops of your own (or instead of ours), in every rulebook.
 
-    args: the positions of the op's arguments that carry relevance, for which the function returns cotangents.
+    args: the positions of the op's arguments for which the function returns cotangents; without it, each argument that
+    carries relevance, the first among them.  None in the place of a cotangent says that an argument gets nothing; what
+    is NaN, or loses all relevance without saying so, is an error when relevance comes by.
 
         @fxlrp.rule(torch.ops.mylib.scale.default)
         def scale(g, z, x, factor):
@@ -183,7 +218,7 @@ def rule(*ops: Op, args: tuple[int, ...] = (0,)) -> Callable[[Callable], Callabl
         raise FxlrpError("fxlrp.rule takes the ops the rule is for, e.g. @fxlrp.rule(torch.ops.mylib.foo.default).")
 
     def register(fn: Callable) -> Callable:
-        _USER.update(table((Rule(fn), args, *ops)))
+        _USER.update({(each, args): Rule(fn) for op in ops for each in overloads(op)})
         return fn
 
     return register

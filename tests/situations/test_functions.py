@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,3 +277,80 @@ def test_an_activation_without_derivative_passes_relevance_on(rules: str) -> Non
     a = convert(model, rules=rules)(X, target=1)
     assert a.relevance.any(1).all()
     assert torch.equal(a.output, model(X))
+
+
+class Nibbles(nn.Parameter):
+    """A weight of 4 bits in a parameter of a kind of its own, with what it takes to unpack it."""
+
+    scale: Tensor
+
+    @staticmethod
+    def of(weight: Tensor) -> Nibbles:
+        scale = weight.abs().amax(1, keepdim=True) / 7
+        new = torch.Tensor._make_subclass(Nibbles, (weight / scale).round().to(torch.int8), False)
+        new.scale = scale
+        return new
+
+
+class NibbleLinear(nn.Module):
+    def __init__(self, columns: int, rows: int) -> None:
+        super().__init__()
+        self.weight = Nibbles.of(torch.randn(rows, columns).double())
+        self.bias = nn.Parameter(torch.randn(rows).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = torch.from_numpy(self.weight.detach().as_subclass(Tensor).numpy() + 0)
+        return nn.functional.linear(x, values * self.weight.scale, self.bias)
+
+    def plain(self) -> nn.Linear:
+        layer = nn.Linear(self.weight.shape[1], self.weight.shape[0]).double()
+        layer.weight.data, layer.bias.data = self.weight.as_subclass(Tensor) * self.weight.scale, self.bias.data
+        return layer
+
+
+def of_bitsandbytes(name: str) -> nn.Module:
+    layers = pytest.importorskip("bitsandbytes").nn
+    kwargs = {"has_fp16_weights": False} if "8" in name else {"compute_dtype": torch.float32}
+    return getattr(layers, name)(64, 16, **kwargs).to("cpu").eval()
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+@pytest.mark.parametrize("name", ["of its own", "Linear8bitLt", "Linear4bit"])
+def test_weights_of_a_kind_that_cannot_be_traced(name: str, rules: str) -> None:
+    torch.manual_seed(0)
+    layer = NibbleLinear(64, 16) if name == "of its own" else of_bitsandbytes(name)
+    x = torch.randn(5, 64, dtype=torch.float64 if name == "of its own" else torch.float32)
+    head = nn.Linear(16, 4).to(x.dtype)
+    model = nn.Sequential(layer, nn.ReLU(), head).eval()
+    if name == "of its own":
+        same = layer.plain()
+    else:
+        same, nothing = nn.Linear(64, 16), layer(torch.zeros(1, 64))
+        same.weight.data, same.bias.data = (layer(torch.eye(64)) - nothing).t().detach(), nothing[0].detach()
+    before = {name: id(p) for name, p in model.named_parameters()}
+    explainer = convert(model, rules=rules)
+    a = explainer(x, target=1)
+    b = convert(nn.Sequential(same, nn.ReLU(), head).eval(), rules=rules)(x, target=1)
+    assert torch.equal(a.output, model(x))
+    assert explainer.report().way.endswith("any size")
+    assert before == {name: id(p) for name, p in model.named_parameters()}
+    torch.testing.assert_close(a.relevance, b.relevance, rtol=0, atol=0.03 * float(b.relevance.abs().max()))
+    torch.testing.assert_close(explainer(x[2:3], target=1).relevance, a.relevance[2:3])
+
+
+def test_plain_layers_are_not() -> None:
+    explainer = convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten()).eval())
+    explainer(torch.randn(2, 3, 5, 5))
+    assert {n.op for n in explainer.report().nodes} >= {"conv2d.default", "batch_norm.default"}
+
+
+def test_compiled_and_exported(tmp_path: Path) -> None:
+    """Forward and relevance pass as one graph, the backward among them."""
+    model = Net(Clipped.apply).eval()
+    a = convert(model)(X, target=1)
+    b = convert(model).compile(backend="eager")(X, target=1)
+    torch.testing.assert_close(a.relevance, b.relevance)
+    convert(model, X).export(tmp_path / "e.pt2", contrast=None)
+    run = torch.export.load(tmp_path / "e.pt2").module()
+    found = run(X, torch.ones(5, dtype=torch.long))[1]
+    torch.testing.assert_close(found, convert(model)(X, target=1, contrast=None).relevance)

@@ -1,0 +1,81 @@
+"""Where relevance ends: a map that is zero although the score is not says at which node, and why."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxlrp.report import NodeReport, Report
+from fxlrp.rules.values import STEPS
+
+NAMES = {str(op).removeprefix("aten.") for op in STEPS}
+
+
+class NoRelevance(UserWarning):
+    """A map is zero although the score is not."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Relevance that reached no input.
+
+    samples: those whose map is zero; what follows is of the first of them.
+    node: where most of it ended.
+    why: in words.
+    """
+
+    samples: tuple[int, ...]
+    node: NodeReport
+    why: str
+
+    def __str__(self) -> str:
+        at = f"{self.node.op} ({self.node.source or self.node.module or self.node.name})"
+        which = ", ".join(map(str, self.samples[:8])) + (", …" if len(self.samples) > 8 else "")
+        return f"The map of sample {which} is zero, though its score is not: relevance ends at {at}, {self.why}."
+
+
+def zero_maps(
+    relevance: Sequence[Tensor], axes: Sequence[int | None], batch: int, columns: int
+) -> list[tuple[int, int]]:
+    """The (sample, column) whose relevance is zero at all inputs.
+
+    axes: that of the samples in each; what they share has to be zero too.  columns: of how many classes there is one.
+    """
+    pairs = list(zip(relevance, axes, strict=True))
+    if batch > 1 and any(bool(r.any()) for r, axis in pairs if axis is None):
+        return []
+
+    def row(r: Tensor, axis: int | None) -> Tensor:
+        if axis:
+            r = r.movedim((axis, axis + 1), (0, 1)) if columns > 1 else r.movedim(axis, 0)
+        return r.reshape(batch, columns, -1)
+
+    rows = [row(r, axis) for r, axis in pairs if axis is not None or batch == 1]
+    if not rows or any(not r.numel() for r in rows):
+        return []
+    dead = torch.stack([~r.any(2) for r in rows]).all(0)
+    return [(i, k) for i, k in dead.nonzero().tolist()] if bool(dead.any()) else []
+
+
+def find_end(report: Report, samples: Sequence[int]) -> Ended | None:
+    """Where it ended, by a report that was weighed; None if there was none to begin with."""
+    ends = [n for n in report.nodes if n.arrives is not None and n.arrives.size and not (n.leaves and n.leaves.size)]
+    if not ends:
+        return None
+    node = max(ends, key=lambda n: n.arrives.size if n.arrives else 0)
+    if node.op in NAMES and node.kind != "rule":
+        why = "which goes in steps, so that its derivative is zero"
+    elif node.kind == "rule":
+        why = f"whose rule {node.rule} gives none of it to what carries it on: it went to constants, as biases are"
+    else:
+        why = "whose derivative is zero here"
+    return Ended(tuple(dict.fromkeys(samples)), node, why)
+
+
+def warn(ended: Ended) -> None:
+    """Warn of it, at the line that asked for the map."""
+    warnings.warn(NoRelevance(str(ended)), stacklevel=2)

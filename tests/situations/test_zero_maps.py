@@ -1,0 +1,71 @@
+"""A map that is zero although the score is not says where relevance ended, and why."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxlrp
+from fxlrp import convert
+
+X = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    def __init__(self, q: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.q = nn.Linear(6, 10).double(), nn.Linear(10, 4).double(), q
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.q(self.a(x)))
+
+
+@pytest.mark.parametrize("target", [None, 1, [0, 1], lambda out: out[:, 2]])
+def test_steps_have_no_gradient(target: object) -> None:
+    explainer = convert(Net(torch.round).eval(), rules="gradient-input")
+    with pytest.warns(fxlrp.NoRelevance, match=r"sample 0, 1, 2, 3, 4 .*ends at round.*test_zero_maps\.py.*in steps"):
+        a = explainer(X, target=target)
+    assert not a.relevance.any()
+    assert a.ended.samples == (0, 1, 2, 3, 4)
+    assert a.ended.node.op == "round.default"
+    with pytest.warns(fxlrp.NoRelevance):
+        (b,) = explainer.ask([fxlrp.explainer.Question(target)], X)
+    assert b.ended.node == a.ended.node or b.ended.node.name == a.ended.node.name
+
+
+def test_only_some_of_a_batch() -> None:
+    """A ReLU that is shut for one sample."""
+    model = Net(torch.relu).eval()
+    x = X.clone()
+    with torch.no_grad():
+        model.a.bias -= 0
+        x[3] = -torch.linalg.pinv(model.a.weight) @ (10 * torch.ones(10).double())
+        model.a.bias -= model.a(x[3:4])[0].clamp(min=0) + 0.1
+    assert not torch.relu(model.a(x[3])).any()
+    for rules in ("abslrp", "epsilon", "gradient-input"):
+        with pytest.warns(fxlrp.NoRelevance, match=r"sample .*3.* zero"):
+            a = convert(model, rules=rules)(x, target=1, contrast=None)
+        assert 3 in a.ended.samples
+        assert list(a.ended.samples) == (~a.relevance.any(1)).nonzero()[:, 0].tolist()
+        assert "relu" in a.ended.node.op or "linear" in a.ended.node.op
+
+
+@pytest.mark.parametrize("rules", list(fxlrp.rulebooks()))
+def test_nothing_is_said_where_nothing_is_wrong(rules: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxlrp.NoRelevance)
+        a = convert(Net(nn.functional.gelu).eval(), rules=rules)(X, target=[1, 2])
+        assert a.ended is None
+        b = convert(Net(lambda y: 0 * y).eval(), rules=rules)(X, target=lambda out: 0 * out[:, 1])
+        assert b.ended is None, "there was no score to explain"
+
+
+def test_a_compiled_explainer_says_it_too() -> None:
+    explainer = convert(Net(torch.round).eval(), rules="gradient-input").compile(backend="eager")
+    with pytest.warns(fxlrp.NoRelevance, match="round"):
+        assert explainer(X, target=1).ended is not None
