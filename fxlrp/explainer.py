@@ -160,7 +160,14 @@ class Explainer(nn.Module):
         run: Callable | None = None,
         compiled: bool = True,
     ) -> list[Attribution]:
-        plan, tensors = self._plan(args, kwargs)
+        try:
+            plan, tensors = self._plan(args, kwargs)
+        except FxlrpError:
+            batch = batch_size([t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)])
+            listed = batch > 1 and any(_one_each(v, batch) for v in (*args, *kwargs.values()))
+            if not listed or run is not None:
+                raise
+            return self._one_by_one(batch, args, kwargs, questions, at)
         batch = batch_size(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
             return self._one_by_one(batch, args, kwargs, questions, at)
@@ -221,8 +228,7 @@ class Explainer(nn.Module):
         """The tensors that the model itself returns for a call, whose tensors it may write into."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
         with torch.no_grad():
-            returned = open_output(self.model(*args, **kwargs))
-        return [t for t in pytree.tree_leaves(returned) if isinstance(t, Tensor)]
+            return _tensors(self.model(*args, **kwargs))
 
     def _said(self, plan: Plan, out: Sequence[Tensor], args: tuple, kwargs: dict) -> Sequence[Tensor]:
         """What the model itself answers to a call, with the logits at their place in `out`, which the graph gave."""
@@ -380,13 +386,21 @@ class Explainer(nn.Module):
         self, batch: int, args: tuple, kwargs: dict, questions: Sequence[Question], at: Sequence[str]
     ) -> list[Attribution]:
         """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
-        together again beside the model's output for all of them."""
+        together again beside the model's output for all of them.
+
+        Raises FxlrpError where a sample alone is answered otherwise than among the others.
+        """
 
         def sample(thing: Any, i: int) -> Any:
             return pytree.tree_map_only(Tensor, lambda t: t[i : i + 1] if t.ndim and len(t) == batch else t, thing)
 
         def one(i: int) -> list[Attribution]:
-            some, named = sample((args, kwargs), i)
+            given = pytree.tree_map(
+                lambda v: v[i : i + 1] if _one_each(v, batch) else v,
+                (args, kwargs),
+                is_leaf=lambda v: _one_each(v, batch),
+            )
+            some, named = sample(given, i)
             asked = [replace(q, target=sample(q.target, i), position=sample(q.position, i)) for q in questions]
             return self._explain(some, named, asked, at)
 
@@ -396,6 +410,7 @@ class Explainer(nn.Module):
         samples = [one(i) for i in range(batch)]
         with torch.no_grad():
             output = self.model(*args, **kwargs)
+        self._check_rows([p[0].output for p in samples], output, args, kwargs)
         return [
             Attribution(
                 pytree.tree_map(join, *(p.relevance for p in parts)),
@@ -501,6 +516,17 @@ class Explainer(nn.Module):
             )
         )
 
+    def _check_rows(self, rows: Sequence[Any], output: Any, args: tuple, kwargs: dict) -> None:
+        """Raises FxlrpError if the model answers samples alone otherwise than among the others, unless it is random."""
+        plan = self._known()
+        apart, among = [_tensors(row)[plan.explained] for row in rows], _tensors(output)[plan.explained]
+        alike = len({row.shape[1:] for row in apart}) == 1 and _close(plan, [share_apart(torch.cat(apart), among)])
+        if not alike and among.isfinite().all() and torch.equal(among, self._outputs(args, kwargs)[plan.explained]):
+            raise FxlrpError(
+                "A sample of this batch alone has another output than among the others (is it padded to the longest of "
+                "them?), and they can't be explained together; explain one sample at a time."
+            )
+
     @property
     def graph(self) -> fx.GraphModule:
         """The rewritten graph of this thread's latest call, if it made one, else of the latest there was (or of the
@@ -529,6 +555,15 @@ def _close(plan: Plan, shares: Sequence[float]) -> bool:
     """Whether outputs are the model's own to a hundredth of their largest value, or to an eighth where the model is in
     half precision, which adds up over its layers."""
     return max(shares, default=0.0) <= (0.125 if plan.capture.narrow else 0.01)
+
+
+def _tensors(returned: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(open_output(returned)) if isinstance(t, Tensor)]
+
+
+def _one_each(value: Any, batch: int) -> bool:
+    """Whether a value is a list of one number for each sample, as of lengths."""
+    return type(value) in (list, tuple) and len(value) == batch and all(type(v) in (int, float) for v in value)
 
 
 def _several(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions, cast_one_hots
 from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.emit import emit
+from fxlrp.patterns.packed import spell_packed
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.reads import Place, find_left_out, find_readouts, mark_reads
 from fxlrp.recent import Recent
@@ -128,6 +129,7 @@ def rewrite(
         captured.narrow, captured.inputs = narrow, widened(captured.inputs)
     if isinstance(output, tuple):
         _put_together(gm, output)
+    spell_packed(gm, captured.inputs)
     spell_bags(gm)
     cast_one_hots(gm)
     mark_reads(gm, captured.parameters, read)

@@ -48,8 +48,8 @@ def take_apart(gm: fx.GraphModule) -> None:
             if made_of is not None:
                 kind = _kind(node)
                 if kind not in traced:
-                    traced[kind] = _trace(node, made_of)
-                _inline(node, traced[kind])
+                    traced[kind] = trace(node, made_of)
+                inline(node, traced[kind])
     gm.graph.eliminate_dead_code()
 
 
@@ -75,7 +75,7 @@ def _kind(node: fx.Node) -> Any:
     return node.target, str(spec), *described, *first
 
 
-def _trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
+def trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
     """The decomposition as a graph whose inputs are the node's own."""
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     operands = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))
@@ -98,7 +98,8 @@ def _trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
         return make_fx(functional, pre_dispatch=python)(*values)
 
 
-def _inline(node: fx.Node, inner: fx.GraphModule) -> None:
+def inline(node: fx.Node, inner: fx.GraphModule) -> None:
+    """Put a decomposition in the place of the node it is of."""
     operands = list(dict.fromkeys(n for n in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(n, fx.Node)))
     copies = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
     for constant in inner.graph.find_nodes(op="get_attr"):  # a tensor the decomposition made
