@@ -194,10 +194,19 @@ class Explainer(nn.Module):
         run: Callable | None = None,
         compiled: bool = True,
     ) -> list[Attribution]:
-        plan, tensors = self._plan(args, kwargs)
+        try:
+            plan, tensors = self._plan(args, kwargs)
+        except FxlrpError:
+            tensors, _ = split_tensors(args, kwargs)
+            axes = self._axes(self._found, args, kwargs, tensors)[0] if tensors else Axes(())
+            batch = axes.count(tensors)
+            listed = batch > 1 and any(_one_each(v, batch) for v in (*args, *kwargs.values()))
+            if not listed or run is not None:
+                raise
+            return self._one_by_one(axes, batch, args, kwargs, questions, at)
         batch = plan.axes.count(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
-            return self._one_by_one(plan, batch, args, kwargs, questions, at)
+            return self._one_by_one(plan.axes, batch, args, kwargs, questions, at)
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
         plain &= not any(isinstance(i, str) for i in plan.readouts)
@@ -259,8 +268,7 @@ class Explainer(nn.Module):
         """The tensors that the model itself returns for a call, whose tensors it may write into."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
         with torch.no_grad():
-            returned = open_output(self.model(*args, **kwargs))
-        return [t for t in pytree.tree_leaves(returned) if isinstance(t, Tensor)]
+            return _tensors(self.model(*args, **kwargs))
 
     def _said(self, plan: Plan, out: Sequence[Tensor], args: tuple, kwargs: dict) -> Sequence[Tensor]:
         """What the model itself answers to a call, with the logits at their place in `out`, which the graph gave."""
@@ -425,7 +433,7 @@ class Explainer(nn.Module):
 
     def _one_by_one(
         self,
-        plan: Plan,
+        axes: Axes,
         batch: int,
         args: tuple,
         kwargs: dict,
@@ -433,10 +441,13 @@ class Explainer(nn.Module):
         at: Sequence[str],
     ) -> list[Attribution]:
         """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
-        together again beside the model's output for all of them, and added up at inputs that they share."""
+        together again beside the model's output for all of them, and added up at inputs that they share.
+
+        Raises FxlrpError where a sample alone is answered otherwise than among the others.
+        """
 
         def one(i: int) -> list[Attribution]:
-            some, named, *asked = _sample(plan.axes, (args, kwargs), questions, i, batch)
+            some, named, *asked = _sample(axes, (args, kwargs), questions, i, batch)
             return self._explain(some, named, asked, at)
 
         def join(ts: Sequence[Tensor], axis: int | None = 0) -> Tensor:
@@ -445,13 +456,14 @@ class Explainer(nn.Module):
         samples = [one(i) for i in range(batch)]
         with torch.no_grad():
             output = self.model(*args, **kwargs)
-        axes = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
+        self._check_rows(axes, [p[0].output for p in samples], output, args, kwargs)
+        at_inputs = dict(zip(names_of(args, kwargs), axes.inputs, strict=True))
 
         def joined(parts: Sequence[Attribution], name: str) -> Tensor | tuple[Tensor, ...]:
             each = zip(*(_several(getattr(p, name)) for p in parts), strict=True)
             shared = name == "inputs"
             return tuple(
-                ts[0] if shared and axes.get(n, 0) is None else join(ts, axes.get(n, 0))
+                ts[0] if shared and at_inputs.get(n, 0) is None else join(ts, at_inputs.get(n, 0))
                 for n, ts in zip(parts[0].names, each, strict=True)
             )
 
@@ -590,6 +602,19 @@ class Explainer(nn.Module):
             )
         )
 
+    def _check_rows(self, axes: Axes, rows: Sequence[Any], output: Any, args: tuple, kwargs: dict) -> None:
+        """Raises FxlrpError if the model answers samples alone otherwise than among the others, unless it is random."""
+        plan = self._known()
+        apart = [plan.axes.rows(_tensors(row)[plan.explained]) for row in rows]
+        among = axes.rows(_tensors(output)[plan.explained])
+        alike = len({row.shape[1:] for row in apart}) == 1 and _close(plan, [share_apart(torch.cat(apart), among)])
+        again = axes.rows(self._outputs(args, kwargs)[plan.explained])
+        if not alike and among.isfinite().all() and torch.equal(among, again):
+            raise FxlrpError(
+                "A sample of this batch alone has another output than among the others (is it padded to the longest of "
+                "them?), and they can't be explained together; explain one sample at a time."
+            )
+
     @property
     def graph(self) -> fx.GraphModule:
         """The rewritten graph of this thread's latest call, if it made one, else of the latest there was (or of the
@@ -626,8 +651,20 @@ def _sample(axes: Axes, call: tuple, questions: Sequence[Question], i: int, batc
     def of(asked: Any) -> Any:
         return asked[i : i + 1] if isinstance(asked, Tensor) and asked.ndim and len(asked) == batch else asked
 
-    some = axes.each(lambda t, axis: t.narrow(axis, i, 1), call)
+    listed = pytree.tree_map(
+        lambda v: v[i : i + 1] if _one_each(v, batch) else v, call, is_leaf=lambda v: _one_each(v, batch)
+    )
+    some = axes.each(lambda t, axis: t.narrow(axis, i, 1), listed)
     return *some, *(replace(q, target=of(q.target), position=of(q.position)) for q in questions)
+
+
+def _tensors(returned: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(open_output(returned)) if isinstance(t, Tensor)]
+
+
+def _one_each(value: Any, batch: int) -> bool:
+    """Whether a value is a list of one number for each sample, as of lengths."""
+    return type(value) is list and len(value) == batch and all(type(v) in (int, float) for v in value)
 
 
 def _several(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

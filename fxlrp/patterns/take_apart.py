@@ -48,7 +48,7 @@ def take_apart(gm: fx.GraphModule) -> None:
             if made_of is not None:
                 kind = _kind(node)
                 if kind not in traced:
-                    traced[kind] = _trace(node, made_of)
+                    traced[kind] = trace(node, made_of)
                 inline(node, traced[kind])
     gm.graph.eliminate_dead_code()
 
@@ -75,7 +75,7 @@ def _kind(node: fx.Node) -> Any:
     return node.target, str(spec), *described, *first
 
 
-def _trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
+def trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
     """The decomposition as a graph whose inputs are the node's own."""
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     operands = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))

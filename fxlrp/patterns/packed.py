@@ -1,0 +1,108 @@
+"""Packed sequences, of lengths that are known → the steps they are made of.
+
+Graphs with them are recorded for the values of one call, lengths included (see `fxlrp.capture`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._decomp import decomposition_table
+
+from fxlrp.patterns.emit import emit
+from fxlrp.patterns.take_apart import inline, trace
+
+aten = torch.ops.aten
+LAYERS = {getattr(aten, name).data: getattr(aten, name).input for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+PACK, PAD = aten._pack_padded_sequence.default, aten._pad_packed_sequence.default
+
+
+def spell_packed(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Write out every packed sequence of the graph, as long as they are in its example inputs."""
+    nodes = [n for n in gm.graph.nodes if n.target in (*LAYERS, PACK, PAD)]
+    if not nodes:
+        return
+    sizes = _sizes(gm, inputs, nodes)
+    for node in nodes:
+        with gm.graph.inserting_before(node):
+            if node.target is PACK:
+                _pack(gm, node, sizes[node])
+            elif node.target is PAD:
+                _pad(gm, node, sizes[node])
+            else:
+                _steps(node, sizes[node])
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+
+
+def _sizes(gm: fx.GraphModule, inputs: Sequence[Tensor], nodes: Sequence[fx.Node]) -> dict[fx.Node, list[int]]:
+    """How many sequences there are at each step, for every node of packed ones."""
+    found: dict[fx.Node, list[int]] = {}
+
+    class Looking(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in nodes:
+                found[n] = (value[1] if n.target is PACK else self.env[n.args[1]]).tolist()
+            return value
+
+    with torch.no_grad():
+        Looking(gm).run(*(t.clone() for t in inputs))
+    return found
+
+
+def _places(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> list[fx.Node]:
+    """Of each row of packed data, the step and the sequence, in the order of the axes of what is padded."""
+    steps = torch.tensor([t for t, n in enumerate(sizes) for _ in range(n)])
+    sequences = torch.tensor([b for n in sizes for b in range(n)])
+    batch_first = node.args[2]
+    names = [f"_{node.name}_{name}" for name in ("rows", "columns")]
+    for name, value in zip(names, (sequences, steps) if batch_first else (steps, sequences), strict=True):
+        gm.register_buffer(name, value.to(node.args[0].meta["val"].device), persistent=False)
+    return [_constant(gm, node, name) for name in names]
+
+
+def _constant(gm: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
+    constant = gm.graph.get_attr(name)
+    mode = node.args[0].meta["val"].fake_mode
+    constant.meta["val"] = mode.from_tensor(getattr(gm, name), static_shapes=True)
+    return constant
+
+
+def _pack(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
+    data = emit(gm.graph, node, aten.index.Tensor, node.args[0], _places(gm, node, sizes))
+    for item in [u for u in node.users if u.args[1] == 0]:
+        item.replace_all_uses_with(data)
+        gm.graph.erase_node(item)
+
+
+def _pad(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
+    padded = next(item for item in node.users if item.args[1] == 0)
+    data, shape = node.args[0], [int(n) for n in padded.meta["val"].shape]
+    empty = emit(gm.graph, node, aten.new_full.default, data, shape, node.args[3])
+    value = emit(gm.graph, node, aten.index_put.default, empty, _places(gm, node, sizes), data)
+    padded.replace_all_uses_with(value)
+    gm.graph.erase_node(padded)
+
+
+def _steps(node: fx.Node, sizes: list[int]) -> None:
+    """A layer over sequences of one length is one that is not packed; of several, what torch composes it of."""
+    data, _, *rest = node.args
+    if len(set(sizes)) > 1:
+        node.args = (data, sizes, *rest)
+        inline(node, trace(node, decomposition_table[node.target]))
+        return
+    graph, width = node.graph, data.meta["val"].shape[1]
+    steps = emit(graph, node, aten.reshape.default, data, [len(sizes), sizes[0], width])
+    layer = emit(graph, node, LAYERS[node.target], steps, *rest, False)
+    for item in list(node.users):
+        value = emit(graph, node, operator.getitem, layer, item.args[1])
+        if item.args[1] == 0:
+            value = emit(graph, node, aten.flatten.using_ints, value, 0, 1)
+        item.replace_all_uses_with(value)
+        graph.erase_node(item)
+    graph.erase_node(node)

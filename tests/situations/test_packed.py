@@ -1,0 +1,122 @@
+"""Packed sequences are explained as each would be alone, without padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from fxlrp import FxlrpError, convert
+
+BOOKS = ("abslrp", "abslrp-hybrid", "epsilon", "gradient-input")
+X = torch.randn(2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+LENGTHS = torch.tensor([2, 4])
+LAYERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "lstm": (nn.LSTM, {}),
+    "lstm both ways": (nn.LSTM, {"bidirectional": True, "num_layers": 2}),
+    "lstm projected": (nn.LSTM, {"proj_size": 3, "bidirectional": True}),
+    "gru both ways": (nn.GRU, {"bidirectional": True, "num_layers": 2}),
+    "rnn": (nn.RNN, {"bias": False}),
+    "rnn relu": (nn.RNN, {"nonlinearity": "relu", "batch_first": False}),
+}
+
+
+class Plain(nn.Module):
+    """Sequences that are not padded, read at their last state and the mean of all."""
+
+    def __init__(self, name: str, enforce_sorted: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        kind, kwargs = LAYERS[name]
+        self.layer = kind(4, 6, **{"batch_first": True, **kwargs})
+        width = (kwargs.get("proj_size") or 6) * (2 if self.layer.bidirectional else 1)
+        self.head, self.enforce_sorted = nn.Linear(2 * width, 3), enforce_sorted
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, state = self.layer(x if self.layer.batch_first else x.transpose(0, 1))
+        return self.read(out, state, x.shape[1])
+
+    def read(self, out: Tensor, state: Any, lengths: Any) -> Tensor:
+        state = state[0] if isinstance(state, tuple) else state
+        last = state[-2:].transpose(0, 1).flatten(1) if self.layer.bidirectional else state[-1]
+        mean = out.sum(1 if self.layer.batch_first else 0) / torch.as_tensor(lengths).reshape(-1, 1)
+        return self.head(torch.cat([last, mean], 1))
+
+
+class Packed(Plain):
+    def forward(self, x: Tensor, lengths: Any) -> Tensor:
+        first = self.layer.batch_first
+        x = x if first else x.transpose(0, 1)
+        packed = pack_padded_sequence(x, lengths, batch_first=first, enforce_sorted=self.enforce_sorted)
+        out, state = self.layer(packed)
+        return self.read(pad_packed_sequence(out, batch_first=first)[0], state, lengths)
+
+
+def pair(name: str, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
+    return Packed(name, **kwargs).double().eval(), Plain(name).double().eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [*(("lstm", rules) for rules in BOOKS), *((name, rules) for name in list(LAYERS)[1:] for rules in BOOKS[::3])],
+)
+def test_rows_are_what_they_are_without_padding(name: str, rules: str) -> None:
+    packed, plain = pair(name)
+    a = convert(packed, rules=rules)(X, LENGTHS, target=1)
+    torch.testing.assert_close(a.output, packed(X, LENGTHS).detach())
+    alone = convert(plain, rules=rules)
+    for x, n, r in zip(X, LENGTHS, a.relevance, strict=True):
+        torch.testing.assert_close(r[:n], alone(x[None, :n], target=1).relevance[0])
+        assert r[:n].any()
+        assert not r[n:].any()
+
+
+def test_lengths_in_a_list_or_in_order() -> None:
+    packed, _ = pair("lstm")
+    expected = convert(packed)(X, LENGTHS, target=1).relevance
+    torch.testing.assert_close(convert(packed)(X, LENGTHS.tolist(), target=1).relevance, expected)
+    torch.testing.assert_close(convert(packed)(X, lengths=LENGTHS.tolist(), target=1).relevance, expected)
+    order = LENGTHS.argsort(descending=True)
+    in_order = convert(pair("lstm", enforce_sorted=True)[0])(X[order], LENGTHS[order], target=1)
+    torch.testing.assert_close(in_order.relevance, expected[order])
+
+
+def test_ids_are_looked_up_before_or_behind() -> None:
+    class Words(Packed):
+        def __init__(self, behind: bool) -> None:
+            super().__init__("lstm")
+            self.words, self.behind = nn.Embedding(20, 4), behind
+
+        def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+            if not self.behind:
+                return super().forward(self.words(ids), lengths)
+            packed = pack_padded_sequence(ids, lengths, batch_first=True, enforce_sorted=False)
+            out, state = self.layer(packed._replace(data=self.words(packed.data)))
+            return self.read(pad_packed_sequence(out, batch_first=True)[0], state, lengths)
+
+    ids = torch.tensor([[3, 7, 0, 0], [1, 5, 19, 4]])
+    before, behind = (convert(Words(b).double().eval())(ids, LENGTHS, target=1).relevance for b in (False, True))
+    torch.testing.assert_close(before, behind)
+    assert torch.equal(before != 0, torch.arange(4) < LENGTHS[:, None])
+
+
+class Longest(Packed):
+    """The maximum sees the zeros that shorter rows are padded with, up to the longest of the batch."""
+
+    def read(self, out: Tensor, state: Any, lengths: Any) -> Tensor:
+        return self.head(torch.cat([out, out], 2).amax(1) - 1)
+
+
+def test_padding_that_depends_on_the_batch() -> None:
+    model = Longest("rnn").double().eval()
+    explainer = convert(model, rules="gradient-input")
+    with pytest.raises(FxlrpError, match="alone has another output"):
+        explainer(X, LENGTHS, target=1, contrast=None)
+    a = explainer(X[:1], LENGTHS[:1], target=1, contrast=None)
+    x = X[:1].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(model(x, LENGTHS[:1])[0, 1], x)
+    torch.testing.assert_close(a.relevance, X[:1] * grad)
+    torch.testing.assert_close(a.output, model(X[:1], LENGTHS[:1]).detach())
