@@ -608,8 +608,9 @@ class Explainer(nn.Module):
         apart = [plan.axes.rows(_tensors(row)[plan.explained]) for row in rows]
         among = axes.rows(_tensors(output)[plan.explained])
         alike = len({row.shape[1:] for row in apart}) == 1 and _close(plan, [share_apart(torch.cat(apart), among)])
-        again = axes.rows(self._outputs(args, kwargs)[plan.explained])
-        if not alike and among.isfinite().all() and torch.equal(among, again):
+        if alike or not among.isfinite().all():
+            return
+        if torch.equal(among, axes.rows(self._outputs(args, kwargs)[plan.explained])):
             raise FxlrpError(
                 "A sample of this batch alone has another output than among the others (is it padded to the longest of "
                 "them?), and they can't be explained together; explain one sample at a time."
