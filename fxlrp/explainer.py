@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from fxlrp.rewrite import Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.samples import find_samples
 from fxlrp.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
+from fxlrp.state import Place, State, drawing
 
 PLANS = 32
 """How many plans, each a graph for calls of one signature, an explainer keeps."""
@@ -41,9 +42,10 @@ CHECKED = 1024
 
 @dataclass(frozen=True)
 class _Known:
-    """What an explainer has found out about a model that consists of `parts`, these layers and weights."""
+    """What an explainer has found out about a model in this `state`."""
 
-    parts: tuple[int, ...] = ()
+    state: State | None = None
+    restless: set[Place] = field(default_factory=set)  # attributes that running the model changes
     plans: Recent = field(default_factory=lambda: Recent(PLANS))
     checked: Recent = field(default_factory=lambda: Recent(CHECKED))  # shapes of a call → the key of its plan
     axes: Recent = field(default_factory=lambda: Recent(PLANS))  # kinds of calls → where their samples are
@@ -81,11 +83,13 @@ class Explainer(nn.Module):
         checkpoint: bool = False,
         batch: Batch = "auto",
         read: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.output = output
         self.batch = batch
         self.read = read
+        self.seed = seed
         self.checkpoint = checkpoint
         self.model = model
         self.rulebook = rulebook
@@ -97,7 +101,7 @@ class Explainer(nn.Module):
         self._others = Recent(PLANS)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_latest": None}
+        return {**self.__dict__, "_latest": None, "_found": _Known()}
 
     def of(self, output: Output) -> Explainer:
         """The same for another of the model's outputs, or for several; it is kept, with what it captures."""
@@ -106,7 +110,7 @@ class Explainer(nn.Module):
         with LOCK:
             other = self._others.get(output)
             if other is None:
-                how = (self.rulebook, self.strict, output, self.checkpoint, self.batch, self.read)
+                how = (self.rulebook, self.strict, output, self.checkpoint, self.batch, self.read, self.seed)
                 other = Explainer(self.model, *how).eval()
                 self._others.set(output, other)
         return other
@@ -215,11 +219,12 @@ class Explainer(nn.Module):
             return [self._compiled(plan, tensors, own, args, kwargs, q) for q in questions]
         one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
         graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
-        if run is None:
+        if run is None and not plan.random:  # what is drawn can't be drawn again
             graph = recompute_squares(graph)
             graph = checkpointed(graph, plan.starts(graph)) if self.checkpoint else graph
         given = [t.clone() if t.is_inference() else t.detach() for t in widened(tensors)]
-        with plan.in_its_types(), casts_made_again() if plan.capture.narrow else nullcontext():
+        again = casts_made_again() if plan.capture.narrow else nullcontext()
+        with plan.in_its_types(), self._draw(plan), again:
             out = (run or graph)(*given)
         said = self._said(plan, out, args, kwargs)
         about = [self._about(plan, said, q.target) for q in questions]
@@ -257,6 +262,10 @@ class Explainer(nn.Module):
             )
         return answers
 
+    def _draw(self, plan: Plan) -> AbstractContextManager:
+        """A context for a graph to run in, with random numbers by the seed that touch no one else's."""
+        return drawing(self.seed, plan.capture.inputs) if plan.random else nullcontext()
+
     def _about(self, plan: Plan, said: Sequence[Tensor], target: Target) -> Explainer:
         """The explainer of the outputs that a target depends on, if it is a callable; else this one."""
         places = _depends_on(target, plan, said) if callable(target) else ()
@@ -264,11 +273,18 @@ class Explainer(nn.Module):
             return self
         return self.of(places if len(places) > 1 else places[0])
 
-    def _outputs(self, args: tuple, kwargs: dict) -> list[Tensor]:
-        """The tensors that the model itself returns for a call, whose tensors it may write into."""
+    def _outputs(self, args: tuple, kwargs: dict, seed: int = 0) -> list[Tensor]:
+        """The tensors that the model itself returns for a call."""
+        return _tensors(self._returned(args, kwargs, seed))
+
+    def _returned(self, args: tuple, kwargs: dict, seed: int = 0) -> Any:
+        """What the model itself returns for a call, whose tensors it may write into, and is left as it was."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
-        with torch.no_grad():
-            return _tensors(self.model(*args, **kwargs))
+        with torch.no_grad(), undisturbed(self.model) as changed:
+            torch.manual_seed(self.seed + seed)
+            returned = self.model(*args, **kwargs)
+        self._found.restless.update(changed)
+        return returned
 
     def _said(self, plan: Plan, out: Sequence[Tensor], args: tuple, kwargs: dict) -> Sequence[Tensor]:
         """What the model itself answers to a call, with the logits at their place in `out`, which the graph gave."""
@@ -454,8 +470,7 @@ class Explainer(nn.Module):
             return sum(ts[1:], ts[0]) if axis is None else torch.cat(list(ts), axis)
 
         samples = [one(i) for i in range(batch)]
-        with torch.no_grad():
-            output = self.model(*args, **kwargs)
+        output = self._returned(args, kwargs)
         self._check_rows(axes, [p[0].output for p in samples], output, args, kwargs)
         at_inputs = dict(zip(names_of(args, kwargs), axes.inputs, strict=True))
 
@@ -489,9 +504,9 @@ class Explainer(nn.Module):
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
         if self.model.training:
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
-        parts = tuple(map(id, (*self.model.modules(), *self.model.parameters(), *self.model.buffers())))
-        if parts != self._found.parts:  # a layer or weight was replaced: the graphs hold the old one
-            self._found = _Known(parts)
+        state = self._found.state
+        if state is None or not state.is_still(self._found.restless):  # the graphs are of the model as it was
+            self._found = _Known(State(self.model))
         found = self._found
         exact = signature(args, kwargs, Axes.none(tensors)).shapes
         checked = found.checked.get(exact)
@@ -567,7 +582,7 @@ class Explainer(nn.Module):
     def _output_apart(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> list[float]:
         """How far each output by the graph is from the model's own, as a share of its largest value."""
         expected = self._outputs(args, kwargs)
-        with torch.no_grad(), plan.in_its_types():
+        with torch.no_grad(), plan.in_its_types(), self._draw(plan):
             try:
                 found = plan.graph(*(t.detach().clone() for t in widened(tensors)))
             except (RuntimeError, IndexError):  # captured for other shapes or values
@@ -583,7 +598,7 @@ class Explainer(nn.Module):
         shares = self._output_apart(plan, tensors, args, kwargs)
         if _close(plan, shares):
             return
-        first, second = self._outputs(args, kwargs), self._outputs(args, kwargs)
+        first, second = self._outputs(args, kwargs), self._outputs(args, kwargs, seed=1)
         if not all(map(torch.equal, first, second)):
             return
         names = zip(plan.capture.output_names, shares, strict=False)
@@ -610,7 +625,7 @@ class Explainer(nn.Module):
         alike = len({row.shape[1:] for row in apart}) == 1 and _close(plan, [share_apart(torch.cat(apart), among)])
         if alike or not among.isfinite().all():
             return
-        if torch.equal(among, axes.rows(self._outputs(args, kwargs)[plan.explained])):
+        if torch.equal(among, axes.rows(self._outputs(args, kwargs, seed=1)[plan.explained])):
             raise FxlrpError(
                 "A sample of this batch alone has another output than among the others (is it padded to the longest of "
                 "them?), and they can't be explained together; explain one sample at a time."
@@ -724,6 +739,7 @@ def convert(
     checkpoint: bool = False,
     batch: Batch = "auto",
     read: str | Sequence[str] = (),
+    seed: int = 0,
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
@@ -741,6 +757,7 @@ def convert(
     what the first axis of the explained output counts, or its second, wherever that leads back to in the inputs.
     read: where relevance is read, if not at the inputs: names of modules, whose output is taken, of graph nodes, or of
     inputs, as forward calls them, which are explained alone then, masks and positions too.
+    seed: which draw is explained of a model that draws random numbers in eval mode, such as noise or a latent code.
 
     Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook, output or read.
 
@@ -756,7 +773,7 @@ def convert(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
     names = (read,) if isinstance(read, str) else tuple(read)
-    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch, names).eval()
+    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch, names, seed).eval()
     if example_inputs is not None:
         if isinstance(example_inputs, Mapping):
             explainer._plan((), dict(example_inputs))

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,6 +85,11 @@ class Plan:
     def axes(self) -> Axes:
         """Where the samples of a call are."""
         return self.capture.axes
+
+    @cached_property
+    def random(self) -> bool:
+        """Whether the graph draws random numbers."""
+        return any(draws(n) for n in self.graph.graph.nodes)
 
     def specialized(self, one_sided: bool) -> fx.GraphModule:
         """The graph, faster; `one_sided`, for questions whose seeds are ≥ 0, as they are without a contrast."""
@@ -204,6 +210,16 @@ def rewrite(
     gm.recompile()
     together = output if isinstance(output, tuple) else ()
     return Plan(gm, captured, places, positions, logits, explained, head, together, report, apart, any_length)
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether a node draws random numbers, which dropout does in training alone."""
+    op = getattr(node.target, "op", node.target)
+    if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
+        return False
+    how = {a.name: a.default_value for a in op._schema.arguments}
+    how |= dict(zip(how, node.args, strict=False)) | dict(node.kwargs)
+    return how.get("train", how.get("training", True)) is not False and how.get("dropout_p") != 0
 
 
 def _pool_as_mean(node: fx.Node) -> None:

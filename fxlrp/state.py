@@ -1,0 +1,116 @@
+"""State: what a model computes with beside its inputs, so that a change of it is noticed, and a run leaves none."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
+from operator import is_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+CONTAINERS = (dict, OrderedDict, list, set, tuple)
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+class Place(NamedTuple):
+    """An attribute of a model's n-th module."""
+
+    module: int
+    name: str
+
+
+class _Part:
+    """A module as it is now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.forward = type(module).forward
+        self.attributes = dict(vars(module))
+        self.holders = [(name, v, _inside(v)) for name, v in self.attributes.items() if v.__class__ in CONTAINERS]
+        self.values = tuple(self.attributes.values())
+
+    def is_still(self) -> bool:
+        """Whether the module is just so."""
+        now = vars(self.module)
+        if type(self.module).forward is not self.forward or len(now) != len(self.values):
+            return False
+        if not all(map(is_, now.values(), self.values)):
+            return False
+        return all(len(v) == len(held) and (not held or all(map(is_, _inside(v), held))) for _, v, held in self.holders)
+
+    def changed(self) -> set[str]:
+        """The attributes that are others now."""
+        now = _Part(self.module)
+        found = set() if now.forward is self.forward else {"forward"}
+        for old, new in (
+            (self.attributes, now.attributes),
+            ({n: held for n, _, held in self.holders}, {n: held for n, _, held in now.holders}),
+        ):
+            found |= {n for n in {*old, *new} if n not in old or n not in new or not _same(old[n], new[n])}
+        return found
+
+
+def _inside(holder: Any) -> tuple:
+    return tuple(holder.values()) if isinstance(holder, dict) else tuple(holder)
+
+
+class State:
+    """A model's modules with their attributes, hooks and weights, as they are now: by identity, numbers by value."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parts = [_Part(module) for module in model.modules()]
+
+    def changed(self) -> set[Place]:
+        """The attributes that are others now, the lists of submodules and weights among them."""
+        found = ((i, part.changed()) for i, part in enumerate(self.parts) if not part.is_still())
+        return {Place(i, name) for i, names in found for name in names}
+
+    def is_still(self, but: Set[Place] = frozenset()) -> bool:
+        """Whether the model is in this state, whatever the attributes `but` are."""
+        return self.changed() <= but
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if type(a) is tuple:
+        return len(a) == len(b) and (all(map(is_, a, b)) or all(map(_same, a, b)))
+    return type(a) in PLAIN and a == b
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[set[Place]]:
+    """Leave a model's buffers and attributes, and torch's random numbers, as they were before; filled with the
+    attributes that the run changes."""
+    before = State(model)
+    buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
+    places: set[Place] = set()
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        try:
+            yield places
+        finally:
+            places |= before.changed()
+            for place in places:
+                part = before.parts[place.module]
+                if place.name in part.attributes:
+                    part.module.__dict__[place.name] = part.attributes[place.name]
+                else:
+                    part.module.__dict__.pop(place.name, None)
+            with torch.no_grad():
+                for buffer, version, value in buffers:
+                    if buffer._version != version:
+                        buffer.copy_(value)
+
+
+@contextmanager
+def drawing(seed: int, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Draw random numbers by a seed, and leave torch's own as they were."""
+    with torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})):
+        torch.manual_seed(seed)
+        yield

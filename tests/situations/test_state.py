@@ -1,0 +1,148 @@
+"""Models that change: by a switch, a hook or a patch, by being run, or by the numbers they draw."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxlrp import convert
+from tests.conftest import randomize
+
+X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Switched(nn.Module):
+    """Two branches and a slope, chosen by attributes of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.other, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.task, self.slope, self.scale, self.active = "a", 0.5, torch.tensor(2.0).double(), ["net"]
+        self.options = {"bias": True}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = sum(getattr(self, name)(x) for name in self.active) if self.task == "a" else self.other(x)
+        h = nn.functional.leaky_relu(h, self.slope) * self.scale
+        return self.head(h + 1 if self.options["bias"] else h)
+
+
+def patched(x: Tensor) -> Tensor:
+    return x[:, :3] * 2
+
+
+CHANGES: dict[str, Callable[[Switched], object]] = {
+    "a word": lambda m: setattr(m, "task", "b"),
+    "a number": lambda m: setattr(m, "slope", 0.1),
+    "a tensor": lambda m: setattr(m, "scale", torch.tensor(-1.0).double()),
+    "a list": lambda m: m.active.append("other"),
+    "a dict": lambda m: m.options.update(bias=False),
+    "a hook": lambda m: m.net.register_forward_hook(lambda module, args, out: out.tanh()),
+    "a hook before": lambda m: m.head.register_forward_pre_hook(lambda module, args: (args[0] ** 2,)),
+    "a patched forward": lambda m: setattr(m, "forward", patched),
+    "a layer": lambda m: setattr(m, "head", randomize(nn.Linear(8, 3))),
+    "a weight": lambda m: setattr(m.head, "weight", nn.Parameter(torch.ones(3, 8).double())),
+    "a non-linearity": lambda m: setattr(m, "head", nn.Sequential(nn.Tanh(), m.head)),
+}
+
+
+@pytest.mark.parametrize("name", list(CHANGES))
+def test_a_change_of_the_model_is_noticed(name: str) -> None:
+    model = Switched().double().eval()
+    explainer = convert(model, rules="epsilon")
+    before = explainer(X, target=1)
+    CHANGES[name](model)
+    a = explainer(X, target=1)
+    torch.testing.assert_close(a.output, model(X).detach())
+    assert not torch.allclose(a.output, before.output)
+    torch.testing.assert_close(a.relevance, convert(model, rules="epsilon")(X, target=1).relevance)
+
+
+class Counts(nn.Module):
+    """Counts its calls, keeps what it saw, and updates a running mean."""
+
+    calls: Tensor
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(6, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("mean", torch.zeros(6))
+        self.seen, self.times = [0], 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.times += 1
+        self.mean.mul_(0.9).add_(0.1 * x.detach()[0])
+        self.last = self.net(x)
+        return self.last
+
+
+def test_a_run_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Counts().double().eval()
+    model(X)
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    attributes, random = dict(vars(model)), torch.get_rng_state()
+    explainer = convert(model)
+    explainer(X)
+    assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
+    assert all(vars(model)[k] is v for k, v in attributes.items())
+    assert vars(model).keys() == attributes.keys()
+    assert torch.equal(torch.get_rng_state(), random)
+    model(X)  # what running it changes is no reason to capture it again
+    monkeypatch.setattr("fxlrp.explainer.capture", lambda *a, **k: pytest.fail("captured again"))
+    explainer(X)
+
+
+class Draws(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.head, self.how = nn.Linear(6, 8), nn.Linear(8, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net(x)
+        if self.how == "noise":
+            h = h + torch.randn_like(h)
+        if self.how == "dropout":
+            h = nn.functional.dropout(h, 0.3, training=True)
+        if self.how == "gumbel":
+            h = nn.functional.gumbel_softmax(h, dim=-1)
+        if self.how == "latent":
+            h = h + (0.5 * h).exp() * torch.randn(h.shape, dtype=h.dtype)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("how", ["noise", "dropout", "gumbel", "latent"])
+def test_a_random_model_is_explained_for_one_draw(how: str) -> None:
+    model = Draws(how).double().eval()
+    before = torch.get_rng_state()
+    explainer = convert(model, rules="gradient-input", seed=3)
+    a, b = explainer(X, target=1, contrast=None), explainer(X, target=1, contrast=None)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(a.relevance, b.relevance)
+    assert "one draw" in explainer.report().way
+    other = convert(model, rules="gradient-input", seed=4)(X, target=1, contrast=None)
+    assert not torch.allclose(a.output, other.output)
+    x = X.clone().requires_grad_()
+    torch.manual_seed(3)
+    out = model(x)
+    torch.testing.assert_close(a.output, out.detach())
+    torch.testing.assert_close(a.relevance, (x * torch.autograd.grad(out[:, 1].sum(), x)[0]).detach())
+    for rules in ("abslrp", "abslrp-hybrid", "epsilon"):
+        a = convert(model, rules=rules, seed=3)(X, target=1)
+        torch.testing.assert_close(a.output, out.detach())
+        assert a.relevance.isfinite().all()
+        assert a.relevance.any(1).all()
+
+
+def test_a_pickled_explainer_explains_alike() -> None:
+    explainer = convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval())
+    expected = explainer(X).relevance
+    torch.testing.assert_close(pickle.loads(pickle.dumps(explainer))(X).relevance, expected)  # our own
