@@ -32,7 +32,7 @@ from fxlrp.rewrite import Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.samples import find_samples
 from fxlrp.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
-from fxlrp.state import Place, State, drawing
+from fxlrp.state import Place, State, drawing, undisturbed
 
 PLANS = 32
 """How many plans, each a graph for calls of one signature, an explainer keeps."""
@@ -514,7 +514,7 @@ class Explainer(nn.Module):
         if plan is None:
             plan = self._known_plan(found, args, kwargs, tensors)
         if plan is None:
-            with alone():  # another thread may have captured it meanwhile
+            with alone(), drawing(self.seed, tensors):  # another thread may have captured it meanwhile
                 plan = self._known_plan(found, args, kwargs, tensors) or self._capture(found, args, kwargs)
         if plan.capture.way is Way.THIS_INPUT:
             one = plan.axes.count(tensors) == 1
@@ -522,7 +522,7 @@ class Explainer(nn.Module):
         else:  # does the model take another branch at this batch size?
             outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
         if outdated:
-            with alone():
+            with alone(), drawing(self.seed, tensors):
                 plan = self._capture(found, args, kwargs, fixed=True)
             self._check_output(plan, tensors, args, kwargs)
         found.checked.set(exact, plan.key)

@@ -32,7 +32,7 @@ from fxlrp.rules.generic import generic
 from fxlrp.rules.kinds import SOFTMAXES
 from fxlrp.rules.movement import carriers
 from fxlrp.rules.normalise import NONE
-from fxlrp.rules.propagate import LEADING, Adjusted, Given, Parted, Site
+from fxlrp.rules.propagate import LEADING, Adjusted, Given, InPlace, Parted, Site
 from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
 from fxlrp.rules.registry import Absolute, Derivative, Parts, Rule, Rulebook, Structural
 from fxlrp.rules.weighted import ones_for
@@ -197,7 +197,9 @@ def rewrite(
             "comes between."
         )
     left_out = {} if read else find_left_out(gm, captured.parameters, list(inputs), outputs[logits])
-    report = Report(rows, rulebook.name, captured.way.value, left_out)
+    drawn = any(map(draws, gm.graph.nodes))
+    way = captured.way.value + ("; for one draw of its random numbers (seed=…)" if drawn else "")
+    report = Report(rows, rulebook.name, way, left_out)
     if strict and report.counts["generic"]:
         names = "; ".join(f"{r.name} ({r.op}) at {r.source}" for r in report.nodes if r.kind == "generic")
         raise FxlrpError(
@@ -214,7 +216,7 @@ def rewrite(
 
 def draws(node: fx.Node) -> bool:
     """Whether a node draws random numbers, which dropout does in training alone."""
-    op = getattr(node.target, "op", node.target)
+    op = getattr(node.target, "op", None) if isinstance(node.target, InPlace | Item) else node.target
     if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
         return False
     how = {a.name: a.default_value for a in op._schema.arguments}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 
 import pytest
@@ -140,9 +139,3 @@ def test_a_random_model_is_explained_for_one_draw(how: str) -> None:
         torch.testing.assert_close(a.output, out.detach())
         assert a.relevance.isfinite().all()
         assert a.relevance.any(1).all()
-
-
-def test_a_pickled_explainer_explains_alike() -> None:
-    explainer = convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval())
-    expected = explainer(X).relevance
-    torch.testing.assert_close(pickle.loads(pickle.dumps(explainer))(X).relevance, expected)  # our own
