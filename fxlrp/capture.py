@@ -27,6 +27,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from fxlrp.axes import Axes
+from fxlrp.caches import caches_cleaned
 from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
 from fxlrp.functions import hide_layers, recorded, settle
@@ -340,7 +341,7 @@ def capture(
     errors: list[Exception] = []
     for way, inputs, trace in ways[-2:] if fixed or axes.whole else ways:
         try:
-            with recorded():
+            with recorded(), caches_cleaned(model):
                 graph = trace(inputs)
             settle(graph, inputs, _plain_interface)
         except FxlrpError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
@@ -97,6 +99,44 @@ def test_a_run_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> No
     model(X)  # what running it changes is no reason to capture it again
     monkeypatch.setattr("fxlrp.explainer.capture", lambda *a, **k: pytest.fail("captured again"))
     explainer(X)
+
+
+@functools.lru_cache(None)
+def table(n: int) -> Tensor:
+    return torch.linspace(0, 1, n, dtype=torch.float64)
+
+
+TABLES: dict[int, Tensor] = {}
+
+
+class Cached(nn.Module):
+    """Keeps tables in a function's cache, in a dict beside it, in one of its class and in its own."""
+
+    shared: ClassVar[dict[int, tuple[Tensor, int]]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.own = nn.Linear(6, 3), dict[int, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        if n not in TABLES:
+            TABLES[n] = torch.arange(n, dtype=x.dtype)
+        if n not in self.shared:
+            self.shared[n] = (torch.ones(n, dtype=x.dtype), n)
+        if n not in self.own:
+            self.own[n] = torch.full((n,), 2.0, dtype=x.dtype)
+        return self.net(x + table(n) + TABLES[n] + self.shared[n][0] + self.own[n])
+
+
+def test_no_cache_keeps_what_was_traced() -> None:
+    model = Cached().double().eval()
+    a = convert(model)(X)
+    assert type(model(X)) is Tensor
+    torch.testing.assert_close(model(X), a.output)
+    assert type(table(6)) is type(TABLES[6]) is type(Cached.shared[6][0]) is type(model.own[6]) is Tensor
+    torch.testing.assert_close(convert(model)(X).relevance, a.relevance)
 
 
 class Draws(nn.Module):

@@ -1,0 +1,63 @@
+"""Caches: what forward remembers outside of its model is rid of the tensors that it was traced with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+from fxlrp.twin import CACHED
+
+
+@contextmanager
+def caches_cleaned(model: nn.Module) -> Iterator[None]:
+    """Empty the caches of functions that were filled meanwhile, and take out of dicts and lists what was traced."""
+    places = _namespaces(model)
+    sizes = {id(f): f.cache_info().currsize for names in places for f in _functions(names)}
+    try:
+        yield
+    finally:
+        for names in places:
+            for f in _functions(names):
+                if f.cache_info().currsize != sizes.get(id(f), 0):
+                    f.cache_clear()
+            for name, held in list(names.items()):
+                if not name.startswith("__"):
+                    _clean(held)
+
+
+def _namespaces(model: nn.Module) -> list[Mapping[str, Any]]:
+    """The names in the files and classes that the modules of a model, but for torch's own, are defined in."""
+    classes = {
+        c
+        for m in model.modules()
+        for c in type(m).__mro__
+        if not f"{c.__module__}.".startswith(("torch.", "builtins."))
+    }
+    files = {c.__module__ for c in classes}
+    return [*(vars(sys.modules[f]) for f in files if f in sys.modules), *map(vars, classes)]
+
+
+def _functions(names: Mapping[str, Any]) -> list[Any]:
+    unwrapped = (getattr(v, "__func__", v) for v in list(names.values()))
+    return [f for f in unwrapped if type(f) is CACHED]
+
+
+def _clean(held: Any) -> None:
+    if type(held) is dict:
+        for key in [k for k, v in held.items() if _is_traced(v)]:
+            held.pop(key, None)
+    elif type(held) is list and any(map(_is_traced, held)):
+        held[:] = [v for v in held if not _is_traced(v)]
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether a value is a tensor that holds for a trace alone, or a small tuple, list or dict with one."""
+    if type(value) in (tuple, list, dict) and len(value) <= 16:
+        return any(map(_is_traced, value.values() if type(value) is dict else value))
+    return isinstance(value, FakeTensor | FunctionalTensor)
