@@ -44,8 +44,8 @@ class Axes:
         return Axes((None,) * len(tensors), output)
 
     @staticmethod
-    def asked(batch: Batch, tensors: Sequence[Tensor], paths: Sequence[str]) -> Axes:
-        """The axes that a user names.
+    def asked(batch: Batch, tensors: Sequence[Tensor], paths: Sequence[str], parameters: Sequence[str]) -> Axes:
+        """The axes that a user names, by where each tensor stands in the call or by what forward calls it.
 
         Raises FxlrpError for an axis or name that the call does not have, and for axes of different lengths.
         """
@@ -53,11 +53,10 @@ class Axes:
             return Axes.none(tensors)
         names = [argument(path) for path in paths]
         if isinstance(batch, Mapping):
-            if unknown := [name for name in batch if name not in names]:
-                raise FxlrpError(
-                    f"batch={dict(batch)} names {unknown[0]!r}; the call's tensors are {', '.join(names)}."
-                )
-            axes = [batch.get(name) for name in names]
+            if unknown := [name for name in batch if name not in (*names, *parameters)]:
+                known = ", ".join(parameters)
+                raise FxlrpError(f"batch={dict(batch)} names {unknown[0]!r}; the call's tensors are {known}.")
+            axes = [batch.get(called, batch.get(name)) for called, name in zip(parameters, names, strict=True)]
         elif isinstance(batch, int) and not isinstance(batch, bool):
             count = next((t.shape[batch] for t in tensors if -t.ndim <= batch < t.ndim), None)
             axes = [batch if -t.ndim <= batch < t.ndim and t.shape[batch] == count else None for t in tensors]

@@ -359,7 +359,7 @@ def capture(
             if axes.count(inputs) != batch:  # it was specialised to our two
                 continue
         _mark_identities(graph, seen[-1].untouched)
-        names, called = names_of(args, kwargs), _parameters(model, args, kwargs)
+        names, called = names_of(args, kwargs), parameters_of(model, args, kwargs)
         any_length = way is Way.ANY_BATCH and _any_length(graph, axes)
         return Capture(graph, inputs, names, called, way, seen[-1], axes, any_length, nearly=flat.quantised)
     _run_as_it_is(model, *rebuild(exact))
@@ -368,7 +368,7 @@ def capture(
     raise FxlrpError(_why(errors[0])) from errors[0]
 
 
-def _parameters(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
+def parameters_of(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
     """What the model's forward calls each tensor in a call, as "input_ids" or "batch.pixels"."""
     known = list(inspect.signature(model.forward).parameters)
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.agreement import check_compiled, no_fast_attention, share_apart
 from fxlrp.attribution import Attribution
 from fxlrp.axes import Axes, Batch
-from fxlrp.capture import Capture, Same, Way, capture, names_of, open_output, signature, split_tensors
+from fxlrp.capture import Capture, Same, Way, capture, names_of, open_output, parameters_of, signature, split_tensors
 from fxlrp.checkpoint import checkpointed, recompute_squares
 from fxlrp.confine import LOCK, alone
 from fxlrp.ended import find_end, warn, zero_maps
@@ -536,7 +536,8 @@ class Explainer(nn.Module):
     def _axes(self, found: _Known, args: tuple, kwargs: dict, tensors: list[Tensor]) -> list[Axes]:
         """Where the samples of a call may be, the likeliest first."""
         if self.batch != "auto":
-            return [Axes.asked(self.batch, tensors, names_of(args, kwargs))]
+            names = names_of(args, kwargs), parameters_of(self.model, args, kwargs)
+            return [Axes.asked(self.batch, tensors, *names)]
         known = found.axes.get(self._kind(args, kwargs, tensors))
         first = Axes.first(tensors)
         return [known, first] if known is not None and known.fit(tensors) and known.inputs != first.inputs else [first]
@@ -753,8 +754,8 @@ def convert(
     checkpoint: keep little of the forward pass and run it again, segment by segment, when relevance comes by: memory
     grows with the root of the depth, time by one forward pass for each map.
     batch: the axis that counts the samples of a call, None for calls that are one sample, or a dict of the axis of each
-    tensor by its name ("input_ids", "0" for the first positional one), None for one that all samples share; without it,
-    what the first axis of the explained output counts, or its second, wherever that leads back to in the inputs.
+    tensor by its name (what forward calls it, or "0" for the first positional one), None for one that all samples
+    share; without it, what the first axis of the explained output counts, or its second, wherever that leads back to.
     read: where relevance is read, if not at the inputs: names of modules, whose output is taken, of graph nodes, or of
     inputs, as forward calls them, which are explained alone then, masks and positions too.
     seed: which draw is explained of a model that draws random numbers in eval mode, such as noise or a latent code.

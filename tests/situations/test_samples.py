@@ -274,13 +274,16 @@ def test_axes_that_are_not_there_are_named() -> None:
     for batch, said in (
         (5, None),
         ({"0": 5}, "no axis 5"),
-        ({"x": 0}, "the call's tensors are 0"),
+        ({"x": 0}, "the call's tensors are args"),
         ("first", "is not an axis"),
         (0, "depend on each other"),
     ):
         with pytest.raises(FxlrpError, match=said):
             convert(model, batch=batch)(*args)  # type: ignore[arg-type]
     axes = convert(model, batch=1)(*args, target=1).relevance
+    layer = randomize(nn.GRU(6, 8))
+    named = convert(layer, batch={"input": 1, "hx": 1}, output=0)(x(4, 3, 6), x(1, 3, 8), position=-1).relevance
+    torch.testing.assert_close(named, convert(layer, output=0)(x(4, 3, 6), x(1, 3, 8), position=-1).relevance)
     torch.testing.assert_close(axes, convert(model)(*args, target=1).relevance)
 
 
