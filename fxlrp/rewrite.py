@@ -18,12 +18,10 @@ from fxlrp.axes import Axes
 from fxlrp.capture import Capture, finite, free_symbols
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
-from fxlrp.lookups import NOWHERE, Positions, cast_one_hots
+from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.outputs import Output, explained_output
-from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.emit import emit
 from fxlrp.patterns.opaque import explain_opaque
-from fxlrp.patterns.packed import spell_packed
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.reads import Place, find_left_out, find_readouts, mark_reads
 from fxlrp.recent import Recent
@@ -139,9 +137,6 @@ def rewrite(
         captured.narrow, captured.inputs = narrow, widened(captured.inputs)
     if isinstance(output, tuple):
         _put_together(gm, output)
-    spell_packed(gm, captured.inputs)
-    spell_bags(gm)
-    cast_one_hots(gm)
     mark_reads(gm, captured.parameters, read)
     gm.meta["example"] = captured.inputs
     seen: list[str] = []

@@ -17,12 +17,18 @@ from torch import Tensor, fx
 from fxlrp.axes import Axes
 from fxlrp.capture import Capture, Way, finite, free_symbols
 from fxlrp.errors import FxlrpError
+from fxlrp.lookups import cast_one_hots
 from fxlrp.outputs import Output, explained_output
+from fxlrp.patterns.bags import spell_bags
+from fxlrp.patterns.packed import spell_packed
 from fxlrp.reads import Place, find_readouts
 from fxlrp.rules.quantities import WHOLE, Batch
 
 NUDGE = 1e-3
 """By which part of itself, at most, a value is nudged: an integer among floats stays that when it is rounded down."""
+
+
+PRIMES = (5, 7, 11, 13, 17, 19)
 
 
 def nudged(t: Tensor) -> Tensor:
@@ -138,6 +144,14 @@ def find_samples(
 
     Raises FxlrpError if the call can't be captured, or if the one guess that is sure does not hold.
     """
+
+    def spelled(axes: Axes) -> Capture:
+        captured = capture(axes)
+        spell_packed(captured.graph, captured.inputs)
+        spell_bags(captured.graph)
+        cast_one_hots(captured.graph)
+        return captured
+
     failed: FxlrpError | None = None
     captured: Capture | None = None
     found: Axes | None = None
@@ -145,7 +159,7 @@ def find_samples(
         if axes.whole:
             continue
         try:
-            captured = capture(axes)
+            captured = spelled(axes)
         except FxlrpError as error:
             if sure:
                 raise
@@ -163,13 +177,13 @@ def find_samples(
             )
     try:
         if captured is None or captured.way is not Way.THIS_BATCH:  # which holds for this call as it is
-            captured = capture(Axes.none(tensors))
+            captured = spelled(Axes.none(tensors))
     except FxlrpError as error:
         raise failed or error from error.__cause__
     if not sure:
         for axes in other_axes(captured, output):
             with suppress(FxlrpError):
-                other = capture(axes)
+                other = spelled(axes)
                 if axes := settled(other, output, tensors):
                     other.axes = axes
                     return other
@@ -231,7 +245,13 @@ def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axe
 
 
 def _same_symbol(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    return isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt) and a.node.expr == b.node.expr
+    """Whether two sizes are one, which may be written in other ways: by their values where symbols have some."""
+    if not isinstance(a, torch.SymInt) or not isinstance(b, torch.SymInt):
+        return False
+    one, other = a.node.expr, b.node.expr
+    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+    tried = [dict(zip(symbols, PRIMES[i:] + PRIMES[:i], strict=False)) for i in range(3)]
+    return one == other or (len(symbols) <= len(PRIMES) and all(one.subs(v) == other.subs(v) for v in tried))
 
 
 def _mix(
