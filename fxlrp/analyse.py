@@ -58,6 +58,7 @@ NONNEGATIVE = {
     aten.abs.default,
     aten.square.default,
     aten.softplus.default,
+    aten.linalg_vector_norm.default,
     aten.relu6.default,
 }
 # fmt: off
