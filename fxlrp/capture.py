@@ -30,6 +30,7 @@ from fxlrp.axes import Axes
 from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
 from fxlrp.functions import hide_layers, recorded, settle
+from fxlrp.objects import PLAIN, close_objects, open_objects
 from fxlrp.patterns.straight_through import join_straight_through
 from fxlrp.precision import autocast_types
 from fxlrp.quantised import InFloat, hide_packed
@@ -83,7 +84,7 @@ class Capture:
         """The model's own output object, with `tensors` in the places of its tensors."""
         it = iter(tensors)
         leaves = [next(it) if leaf is Tensor else leaf for leaf in self.returned.leaves]
-        return _close(pytree.tree_unflatten(leaves, self.returned.spec))
+        return close_objects(_close(pytree.tree_unflatten(leaves, self.returned.spec)))
 
     @property
     def output_names(self) -> list[str]:
@@ -100,6 +101,12 @@ class Signature:
     shapes: tuple
     like: tuple
     kind: tuple
+
+
+def call(model: nn.Module, args: tuple, kwargs: dict) -> Any:
+    """What the model returns for arguments that `open_objects` may have opened."""
+    args, kwargs = close_objects((args, kwargs))
+    return model(*args, **kwargs)
 
 
 def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]]]:
@@ -139,9 +146,6 @@ def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
     like = (*common, *(describe(leaf, axis, "length") for leaf, axis in zip(leaves, at, strict=True)))
     kind = (str(spec), *(leaf.ndim if isinstance(leaf, Tensor) else None for leaf in leaves))
     return Signature((*common, *map(describe, leaves, at)), like, kind)
-
-
-PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, Enum)
 
 
 class Same:
@@ -199,7 +203,7 @@ class _Flat(nn.Module):
         ]
         try:
             with InFloat() if self.quantised else nullcontext():
-                returned = self.model(*args, **kwargs)
+                returned = call(self.model, args, kwargs)
         except Exception as error:
             if (mode := detect_fake_mode(tensors)) and mode.shape_env:
                 _let_go(mode.shape_env)
@@ -260,12 +264,17 @@ def _opened(kind: type, fields: dict[str, Any]) -> _Opened:
 
 
 def open_output(returned: Any) -> Any:
-    """The same with its dataclasses as something that pytree knows."""
+    """The same with its dataclasses as something that pytree knows; where there is no tensor then, any object."""
+    known = _open_dataclasses(returned)
+    return known if any(isinstance(t, Tensor) for t in pytree.tree_leaves(known)) else open_objects(returned)
+
+
+def _open_dataclasses(returned: Any) -> Any:
 
     def known(leaf: Any) -> Any:
         if not is_dataclass(leaf) or isinstance(leaf, type):
             return leaf
-        return _opened(type(leaf), {f.name: open_output(getattr(leaf, f.name)) for f in fields(leaf)})
+        return _opened(type(leaf), {f.name: _open_dataclasses(getattr(leaf, f.name)) for f in fields(leaf)})
 
     return pytree.tree_map(known, returned)
 
@@ -648,7 +657,7 @@ def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
     """What the model raises when it is called so, if it does."""
     try:
         with torch.no_grad():
-            model(*args, **kwargs)
+            call(model, args, kwargs)
     except Exception as error:
         return error
     return None

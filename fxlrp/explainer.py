@@ -16,13 +16,14 @@ from torch.utils import _pytree as pytree
 from fxlrp.agreement import check_compiled, no_fast_attention, share_apart
 from fxlrp.attribution import Attribution
 from fxlrp.axes import Axes, Batch
-from fxlrp.capture import Capture, Same, Way, capture, names_of, open_output, signature, split_tensors
+from fxlrp.capture import Capture, Same, Way, call, capture, names_of, open_output, signature, split_tensors
 from fxlrp.checkpoint import checkpointed, recompute_squares
 from fxlrp.confine import LOCK, alone
 from fxlrp.ended import find_end, warn, zero_maps
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
+from fxlrp.objects import open_objects
 from fxlrp.outputs import Output
 from fxlrp.precision import casts_made_again, no_autocast, widened
 from fxlrp.recent import Recent
@@ -137,6 +138,7 @@ class Explainer(nn.Module):
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
         questions = [Question(target, contrast, position)]
+        args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
                 return self._say_ends(self._explain(args, kwargs, questions, at), questions, args, kwargs)[0]
@@ -156,6 +158,7 @@ class Explainer(nn.Module):
 
         Raises FxlrpError if the model can't be captured or a question does not fit its output.
         """
+        args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
             return self._say_ends(self._explain(args, kwargs, questions), questions, args, kwargs)
 
@@ -268,7 +271,7 @@ class Explainer(nn.Module):
         """The tensors that the model itself returns for a call, whose tensors it may write into."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
         with torch.no_grad():
-            return _tensors(self.model(*args, **kwargs))
+            return _tensors(call(self.model, args, kwargs))
 
     def _said(self, plan: Plan, out: Sequence[Tensor], args: tuple, kwargs: dict) -> Sequence[Tensor]:
         """What the model itself answers to a call, with the logits at their place in `out`, which the graph gave."""
@@ -351,7 +354,7 @@ class Explainer(nn.Module):
         """
         if args or kwargs:
             with torch.inference_mode(False), torch.enable_grad():
-                self._plan(args, kwargs)
+                self._plan(*open_objects((args, kwargs)))
         plan = self._known()
         if plan.capture.way is Way.THIS_INPUT:
             raise FxlrpError("The model takes branches by its values: there is no one graph of its relevance pass.")
@@ -455,7 +458,7 @@ class Explainer(nn.Module):
 
         samples = [one(i) for i in range(batch)]
         with torch.no_grad():
-            output = self.model(*args, **kwargs)
+            output = call(self.model, args, kwargs)
         self._check_rows(axes, [p[0].output for p in samples], output, args, kwargs)
         at_inputs = dict(zip(names_of(args, kwargs), axes.inputs, strict=True))
 
@@ -758,9 +761,7 @@ def convert(
     names = (read,) if isinstance(read, str) else tuple(read)
     explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch, names).eval()
     if example_inputs is not None:
-        if isinstance(example_inputs, Mapping):
-            explainer._plan((), dict(example_inputs))
-        else:
-            args = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-            explainer._plan(tuple(args), {})
+        named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
+        args = example_inputs if isinstance(example_inputs, tuple | list) else () if named else (example_inputs,)
+        explainer._plan(*open_objects((tuple(args), named)))
     return explainer
