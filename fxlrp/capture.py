@@ -139,7 +139,7 @@ def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
             return (type(leaf), leaf) if isinstance(leaf, PLAIN) else Same(leaf)
         lengths = length and axis is not None and _has_length(leaf, axis)
         shape = ["batch" if i == axis else length if lengths else n for i, n in enumerate(leaf.shape)]
-        return tuple(shape), leaf.dtype, leaf.device, finite(leaf)
+        return tuple(shape), leaf.dtype, leaf.layout, leaf.device, finite(leaf)
 
     at = [next(places) if isinstance(leaf, Tensor) else None for leaf in leaves]
     common = (str(spec), autocast_types([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
@@ -163,7 +163,13 @@ class Same:
 
 def finite(t: Tensor) -> bool:
     """Whether there is no infinity in a tensor, as there is in masks: rules look out for it."""
-    return not t.is_floating_point() or not bool(t.isinf().any())
+    dense = t.is_floating_point() and t.layout is torch.strided
+    return not dense or not bool(t.isinf().any())
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """torch.equal, of sparse tensors too."""
+    return torch.equal(*(t if t.layout is torch.strided else t.to_dense() for t in (a, b)))
 
 
 SHORTEST = 2

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.agreement import check_compiled, no_fast_attention, share_apart
 from fxlrp.attribution import Attribution
 from fxlrp.axes import Axes, Batch
-from fxlrp.capture import Capture, Same, Way, call, capture, names_of, open_output, signature, split_tensors
+from fxlrp.capture import Capture, Same, Way, call, capture, equal, names_of, open_output, signature, split_tensors
 from fxlrp.checkpoint import checkpointed, recompute_squares
 from fxlrp.confine import LOCK, alone
 from fxlrp.ended import find_end, warn, zero_maps
@@ -506,7 +506,7 @@ class Explainer(nn.Module):
                 plan = self._known_plan(found, args, kwargs, tensors) or self._capture(found, args, kwargs)
         if plan.capture.way is Way.THIS_INPUT:
             one = plan.axes.count(tensors) == 1
-            outdated = one and not all(map(torch.equal, widened(tensors), plan.capture.inputs))
+            outdated = one and not all(map(equal, widened(tensors), plan.capture.inputs))
         else:  # does the model take another branch at this batch size?
             outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
         if outdated:

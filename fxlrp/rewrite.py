@@ -23,6 +23,7 @@ from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.emit import emit
 from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.patterns.packed import spell_packed
+from fxlrp.patterns.sparse import refuse_sparse, spell_sparse
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.reads import Place, find_left_out, find_readouts, mark_reads
 from fxlrp.recent import Recent
@@ -135,6 +136,7 @@ def rewrite(
         _put_together(gm, output)
     spell_packed(gm, captured.inputs)
     spell_bags(gm)
+    spell_sparse(gm)
     cast_one_hots(gm)
     mark_reads(gm, captured.parameters, read)
     gm.meta["example"] = captured.inputs
@@ -261,6 +263,7 @@ def _annotate(captured: Capture, rulebook: Rulebook, output: Output) -> None:
         entry = rulebook.lookup(node.target, _active_positions(node, active))
         unknown = isinstance(entry, Derivative) and entry is rulebook.unknown  # to be taken apart, if it can be
         node.meta["entry"] = None if unknown else entry
+    refuse_sparse(captured.graph)
 
 
 def _activity(

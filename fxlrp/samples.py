@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.axes import Axes
+from fxlrp.axes import Axes, joined_by_sparse
 from fxlrp.capture import Capture, Way, finite, free_symbols
 from fxlrp.errors import FxlrpError
 from fxlrp.outputs import Output, explained_output
@@ -267,7 +267,7 @@ def other_axes(captured: Capture, output: Output) -> Iterator[Axes]:
     explained, readouts = _explained(captured, output)
     shape = explained.meta["val"].shape
     for place, count in enumerate(shape[: 2 if len(shape) > 2 else 1]):
-        if count == 1:
+        if count == 1 or joined_by_sparse(count, captured.inputs):
             continue
         choices: list[list[int | None]] = []
         for i, t in enumerate(captured.inputs):

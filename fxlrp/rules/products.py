@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fxlrp.rules.contributions import ByContributions, Contributions
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.quantities import add_product, keep_positive, where_positive
+from fxlrp.rules.quantities import add_product, clamped, keep_positive, where_positive
 from fxlrp.rules.scratch import borrow, rows_at_once
 
 aten = torch.ops.aten
@@ -46,7 +46,7 @@ def product(
 
     def made() -> Tensor:
         out = borrow("magnitude", w) if constant else None
-        return torch.clamp(w, min=0, out=out) if nonneg else torch.abs(w, out=out)
+        return clamped(w, 1, out) if nonneg else torch.abs(w, out=out)
 
     magnitude = cache(made) if keep else made
 
