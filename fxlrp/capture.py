@@ -339,7 +339,7 @@ def capture(
         flat.quantised = hide_packed(traced)
     exact = [t.detach().clone() for t in tensors]
     pair = axes.each(_two, exact)  # export specialises 0 and 1
-    single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), exact)
+    single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), pair)
     auto = torch.export.Dim.AUTO
     dims = tuple(None if axis is None else {axis: auto} for axis in axes.inputs)
     sized = tuple(

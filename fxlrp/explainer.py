@@ -575,6 +575,10 @@ class Explainer(nn.Module):
                 found = plan.graph(*(t.detach().clone() for t in widened(tensors)))
             except (RuntimeError, IndexError):  # captured for other shapes or values
                 return [float("inf")]
+        if any(
+            f.ndim != n.meta["val"].ndim for f, n in zip(found, plan.graph.graph.output_node().args[0], strict=False)
+        ):
+            return [float("inf")]  # an axis of this length was squeezed out
         return [
             share_apart(f, e) if e.is_floating_point() and e.numel() and e.isfinite().all() else 0.0
             for f, e in zip(found, expected, strict=False)

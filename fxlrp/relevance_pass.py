@@ -105,7 +105,7 @@ def _seeds(direction: Direction, book: Rulebook) -> list[Seed]:
 
 def maps_at_once(logits: Tensor) -> int:
     """How many directions a batched pass may have, by the size of the logits it starts at."""
-    return max(1, min(AT_ONCE // len(logits), LARGEST // max(logits.numel(), 1)))
+    return max(1, min(AT_ONCE // max(len(logits), 1), LARGEST // max(logits.numel(), 1)))
 
 
 def _by_input(plan: Plan, out: Sequence[Tensor], tensors: Sequence[Tensor], read: dict[int, Tensor]) -> list[Tensor]:

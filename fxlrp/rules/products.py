@@ -70,7 +70,7 @@ def linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: 
     """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
     rows = rows_at_once(w)
     f, whole = torch.nn.functional.linear, len(w) <= rows
-    parts = (w.split(rows), z.split(rows, -1), [None] * len(w) if b is None else b.split(rows))
+    parts = (w.split(rows), z.split(rows, -1), [None] * max(len(w), 1) if b is None else b.split(rows))
     pieces = [
         product(z, x, w, f, torch.matmul, nonneg, b, keep=whole, constant=True) for w, z, b in zip(*parts, strict=False)
     ]

@@ -143,6 +143,8 @@ def sample_scale(t: Tensor, v: Tensor, batch: Batch, own: bool = False) -> Tenso
     if sample_count(t, batch) != 1:
         v = v.view(1, -1, 1).expand(batch.before, -1, batch.after).reshape(-1)
         v = v.view([-1 if d == batch.axis else 1 for d in range(t.ndim)])
+    else:
+        v = v.view(())
     return t.mul_(v) if own and _may_write(t, v) else t * v
 
 
