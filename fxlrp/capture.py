@@ -205,7 +205,9 @@ class _Flat(nn.Module):
         args, kwargs = self.rebuild(tensors)
         passed_on: list[Tensor] = []
         hooks = [
-            m.register_forward_hook(_note_identity(passed_on)) for m in self.model.modules() if m is not self.model
+            m.register_forward_hook(_note_identity(passed_on))
+            for m in self.model.modules()
+            if m is not self.model and not isinstance(m, torch.jit.ScriptModule)  # which takes no hooks
         ]
         try:
             with InFloat() if self.quantised else nullcontext():
@@ -384,7 +386,11 @@ def capture(
 
 def _parameters(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
     """What the model's forward calls each tensor in a call, as "input_ids" or "batch.pixels"."""
-    known = list(inspect.signature(model.forward).parameters)
+    try:
+        known = list(inspect.signature(model.forward).parameters)
+    except ValueError:  # a traced module's forward
+        forward: Any = model.forward
+        known = [a.name for a in forward.schema.arguments][1:]
 
     def called(path: tuple[Any, ...]) -> str:
         first, *rest = (str(getattr(key, "idx", getattr(key, "key", getattr(key, "name", key)))) for key in path[1:])
@@ -549,6 +555,7 @@ def _plain_interface(gm: fx.GraphModule) -> None:
     """Nothing but the computation: no guards, no assertions on metadata, no detach, nothing written back to inputs, no
     views that hold for the strides of one run alone."""
     join_straight_through(gm)
+    _name_convolutions(gm)
     for node in reversed(gm.graph.nodes):
         if node.target in (aten.detach.default, aten.detach_.default):  # relevance is not stopped where training is
             node.replace_all_uses_with(node.args[0])
@@ -563,6 +570,25 @@ def _plain_interface(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
     gm.recompile()
+
+
+CONVOLUTIONS = {  # by how many axes a picture has, and whether they are transposed
+    (1, False): aten.conv1d.default,
+    (2, False): aten.conv2d.default,
+    (3, False): aten.conv3d.default,
+    (1, True): aten.conv_transpose1d.default,
+    (2, True): aten.conv_transpose2d.input,
+    (3, True): aten.conv_transpose3d.input,
+}
+
+
+def _name_convolutions(gm: fx.GraphModule) -> None:
+    """The one op that torch makes of all convolutions, as TorchScript records it → those it stands for."""
+    for node in gm.graph.nodes:
+        if node.target in (aten.convolution.default, aten._convolution.default, aten._convolution.deprecated):
+            x, w, b, stride, padding, dilation, transposed, more, groups = node.args[:9]
+            rest = (padding, more, groups, dilation) if transposed else (padding, dilation, groups)
+            node.target, node.args = CONVOLUTIONS[len(stride), transposed], (x, w, b, stride, *rest)
 
 
 def functionalize_simple(gm: fx.GraphModule) -> bool:

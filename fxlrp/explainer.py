@@ -490,7 +490,7 @@ class Explainer(nn.Module):
         tensors, _ = split_tensors(args, kwargs)
         if not tensors:
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
-        if self.model.training:
+        if getattr(self.model, "training", False):  # what is frozen has no such flag
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
         parts = tuple(map(id, (*self.model.modules(), *self.model.parameters(), *self.model.buffers())))
         if parts != self._found.parts:  # a layer or weight was replaced: the graphs hold the old one
@@ -575,9 +575,8 @@ class Explainer(nn.Module):
                 found = plan.graph(*(t.detach().clone() for t in widened(tensors)))
             except (RuntimeError, IndexError):  # captured for other shapes or values
                 return [float("inf")]
-        if any(
-            f.ndim != n.meta["val"].ndim for f, n in zip(found, plan.graph.graph.output_node().args[0], strict=False)
-        ):
+        ends: Any = plan.graph.graph.output_node().args[0]
+        if any(f.ndim != n.meta["val"].ndim for f, n in zip(found, ends, strict=False)):
             return [float("inf")]  # an axis of this length was squeezed out
         return [
             share_apart(f, e) if e.is_floating_point() and e.numel() and e.isfinite().all() else 0.0
@@ -758,7 +757,7 @@ def convert(
         raise FxlrpError(f"fxlrp.convert takes an nn.Module, not {type(model).__name__}.")
     if isinstance(model, Explainer):
         raise FxlrpError("This is an explainer already; convert the model it was made from.")
-    if model.training:
+    if getattr(model, "training", False):
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
