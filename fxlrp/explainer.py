@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -98,7 +99,8 @@ class Explainer(nn.Module):
         self._others = Recent(PLANS)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_latest": None}
+        new = {"_found": _Known(), "_latest_here": _Latest(), "_latest": None, "_others": Recent(PLANS)}
+        return {**self.__dict__, **new}
 
     def of(self, output: Output) -> Explainer:
         """The same for another of the model's outputs, or for several; it is kept, with what it captures."""
@@ -137,6 +139,8 @@ class Explainer(nn.Module):
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
+        question = {"target": target, "contrast": contrast, "position": position, "at": at, "trace": trace}
+        refuse_ambiguous(self.model, args, question)
         questions = [Question(target, contrast, position)]
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
@@ -650,6 +654,25 @@ def _close(plan: Plan, shares: Sequence[float]) -> bool:
     """Whether outputs are the model's own to a hundredth of their largest value, or to an eighth where the model is in
     half precision or quantised, which adds up over its layers."""
     return max(shares, default=0.0) <= (0.125 if plan.capture.answers_apart else 0.01)
+
+
+ASKED = {"target": None, "contrast": "default", "position": None, "at": (), "trace": False}
+"""The keywords of a question, and what they are where nothing is asked."""
+
+
+def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any]) -> None:
+    """Raises FxlrpError for a keyword of a question that the model's forward has too, unless given by place."""
+    try:
+        known = list(inspect.signature(model.forward).parameters)[len(args) :]
+    except (TypeError, ValueError):  # of a traced module
+        return
+    for name in known:
+        if name in question and question[name] is not ASKED[name]:
+            raise FxlrpError(
+                f"The model's forward has an argument {name!r} of its own, which an explainer takes for what is asked: "
+                f"give the model's by its place, or ask explainer.ask([fxlrp.Question(target=…)], …, {name}=…)[0], "
+                "whose other arguments all go to the model."
+            )
 
 
 def _sample(axes: Axes, call: tuple, questions: Sequence[Question], i: int, batch: int) -> tuple:
