@@ -6,6 +6,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.report import Report
 from fxlrp.rules import Rulebook, rule, rulebook, rulebooks, unregister
+from fxlrp.seeds import Question
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Explainer",
     "FxlrpError",
     "NoRelevance",
+    "Question",
     "Report",
     "Rulebook",
     "convert",

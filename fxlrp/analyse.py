@@ -58,6 +58,7 @@ NONNEGATIVE = {
     aten.abs.default,
     aten.square.default,
     aten.softplus.default,
+    aten.linalg_vector_norm.default,
     aten.relu6.default,
 }
 # fmt: off
@@ -121,4 +122,5 @@ def _finite(gm: fx.GraphModule, node: fx.Node) -> bool:
     node = stored(node)
     if node.op != "get_attr":
         return False
-    return bool(operator.attrgetter(str(node.target))(gm).isfinite().all())
+    stored_there = operator.attrgetter(str(node.target))(gm)
+    return stored_there.layout is not torch.strided or bool(stored_there.isfinite().all())

@@ -7,10 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
+
+
+def joined_by_sparse(count: int, tensors: Sequence[Tensor]) -> bool:
+    """Whether a sparse tensor among these is as long along an axis, so that `count` is the nodes of a graph."""
+    return any(t.layout is not torch.strided and count in t.shape for t in tensors)
+
 
 Batch = None | int | Mapping[str, int | None] | Literal["auto"]
 """What a user says of the samples: the axis of all tensors, None for a call that is one sample, or an axis by name."""
@@ -34,9 +41,11 @@ class Axes:
 
     @staticmethod
     def first(tensors: Sequence[Tensor]) -> Axes:
-        """The first axis of the first tensor that has one, and of all that are as long."""
+        """The first axis of the first tensor that has one, and of all that are as long; none if a sparse matrix joins
+        what is along it."""
         count = next((t.shape[0] for t in tensors if t.ndim), 1)
-        return Axes(tuple(0 if t.ndim and t.shape[0] == count else None for t in tensors))
+        joined = joined_by_sparse(count, tensors)
+        return Axes(tuple(0 if t.ndim and t.shape[0] == count and not joined else None for t in tensors))
 
     @staticmethod
     def none(tensors: Sequence[Tensor], output: int | None = None) -> Axes:
@@ -59,7 +68,10 @@ class Axes:
             axes = [batch.get(called, batch.get(name)) for called, name in zip(parameters, names, strict=True)]
         elif isinstance(batch, int) and not isinstance(batch, bool):
             count = next((t.shape[batch] for t in tensors if -t.ndim <= batch < t.ndim), None)
-            axes = [batch if -t.ndim <= batch < t.ndim and t.shape[batch] == count else None for t in tensors]
+            axes = [
+                batch if -t.ndim <= batch < t.ndim and t.shape[batch] == count and t.layout is torch.strided else None
+                for t in tensors
+            ]
         else:
             raise FxlrpError(f"batch={batch!r} is not an axis, None, or a dict of the axis of each tensor by its name.")
         for name, t, axis in zip(names, tensors, axes, strict=True):

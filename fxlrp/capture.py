@@ -31,6 +31,7 @@ from fxlrp.caches import caches_cleaned
 from fxlrp.confine import alone, quiet
 from fxlrp.errors import FxlrpError
 from fxlrp.functions import hide_layers, recorded, settle
+from fxlrp.objects import PLAIN, close_objects, open_objects
 from fxlrp.patterns.straight_through import join_straight_through
 from fxlrp.precision import autocast_types
 from fxlrp.quantised import InFloat, hide_packed
@@ -84,7 +85,7 @@ class Capture:
         """The model's own output object, with `tensors` in the places of its tensors."""
         it = iter(tensors)
         leaves = [next(it) if leaf is Tensor else leaf for leaf in self.returned.leaves]
-        return _close(pytree.tree_unflatten(leaves, self.returned.spec))
+        return close_objects(_close(pytree.tree_unflatten(leaves, self.returned.spec)))
 
     @property
     def output_names(self) -> list[str]:
@@ -101,6 +102,12 @@ class Signature:
     shapes: tuple
     like: tuple
     kind: tuple
+
+
+def call(model: nn.Module, args: tuple, kwargs: dict) -> Any:
+    """What the model returns for arguments that `open_objects` may have opened."""
+    args, kwargs = close_objects((args, kwargs))
+    return model(*args, **kwargs)
 
 
 def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]]]:
@@ -133,16 +140,13 @@ def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
             return (type(leaf), leaf) if isinstance(leaf, PLAIN) else Same(leaf)
         lengths = length and axis is not None and _has_length(leaf, axis)
         shape = ["batch" if i == axis else length if lengths else n for i, n in enumerate(leaf.shape)]
-        return tuple(shape), leaf.dtype, leaf.device, finite(leaf)
+        return tuple(shape), leaf.dtype, leaf.layout, leaf.device, finite(leaf)
 
     at = [next(places) if isinstance(leaf, Tensor) else None for leaf in leaves]
     common = (str(spec), autocast_types([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
     like = (*common, *(describe(leaf, axis, "length") for leaf, axis in zip(leaves, at, strict=True)))
     kind = (str(spec), *(leaf.ndim if isinstance(leaf, Tensor) else None for leaf in leaves))
     return Signature((*common, *map(describe, leaves, at)), like, kind)
-
-
-PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, Enum)
 
 
 class Same:
@@ -160,7 +164,13 @@ class Same:
 
 def finite(t: Tensor) -> bool:
     """Whether there is no infinity in a tensor, as there is in masks: rules look out for it."""
-    return not t.is_floating_point() or not bool(t.isinf().any())
+    dense = t.is_floating_point() and t.layout is torch.strided
+    return not dense or not bool(t.isinf().any())
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """torch.equal, of sparse tensors too."""
+    return torch.equal(*(t if t.layout is torch.strided else t.to_dense() for t in (a, b)))
 
 
 SHORTEST = 2
@@ -196,11 +206,13 @@ class _Flat(nn.Module):
         args, kwargs = self.rebuild(tensors)
         passed_on: list[Tensor] = []
         hooks = [
-            m.register_forward_hook(_note_identity(passed_on)) for m in self.model.modules() if m is not self.model
+            m.register_forward_hook(_note_identity(passed_on))
+            for m in self.model.modules()
+            if m is not self.model and not isinstance(m, torch.jit.ScriptModule)  # which takes no hooks
         ]
         try:
             with InFloat() if self.quantised else nullcontext():
-                returned = self.model(*args, **kwargs)
+                returned = call(self.model, args, kwargs)
         except Exception as error:
             if (mode := detect_fake_mode(tensors)) and mode.shape_env:
                 _let_go(mode.shape_env)
@@ -261,12 +273,17 @@ def _opened(kind: type, fields: dict[str, Any]) -> _Opened:
 
 
 def open_output(returned: Any) -> Any:
-    """The same with its dataclasses as something that pytree knows."""
+    """The same with its dataclasses as something that pytree knows; where there is no tensor then, any object."""
+    known = _open_dataclasses(returned)
+    return known if any(isinstance(t, Tensor) for t in pytree.tree_leaves(known)) else open_objects(returned)
+
+
+def _open_dataclasses(returned: Any) -> Any:
 
     def known(leaf: Any) -> Any:
         if not is_dataclass(leaf) or isinstance(leaf, type):
             return leaf
-        return _opened(type(leaf), {f.name: open_output(getattr(leaf, f.name)) for f in fields(leaf)})
+        return _opened(type(leaf), {f.name: _open_dataclasses(getattr(leaf, f.name)) for f in fields(leaf)})
 
     return pytree.tree_map(known, returned)
 
@@ -325,7 +342,7 @@ def capture(
         flat.quantised = hide_packed(traced)
     exact = [t.detach().clone() for t in tensors]
     pair = axes.each(_two, exact)  # export specialises 0 and 1
-    single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), exact)
+    single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), pair)
     auto = torch.export.Dim.AUTO
     dims = tuple(None if axis is None else {axis: auto} for axis in axes.inputs)
     sized = tuple(
@@ -370,7 +387,11 @@ def capture(
 
 def parameters_of(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
     """What the model's forward calls each tensor in a call, as "input_ids" or "batch.pixels"."""
-    known = list(inspect.signature(model.forward).parameters)
+    try:
+        known = list(inspect.signature(model.forward).parameters)
+    except ValueError:  # a traced module's forward
+        forward: Any = model.forward
+        known = [a.name for a in forward.schema.arguments][1:]
 
     def called(path: tuple[Any, ...]) -> str:
         first, *rest = (str(getattr(key, "idx", getattr(key, "key", getattr(key, "name", key)))) for key in path[1:])
@@ -535,6 +556,7 @@ def _plain_interface(gm: fx.GraphModule) -> None:
     """Nothing but the computation: no guards, no assertions on metadata, no detach, nothing written back to inputs, no
     views that hold for the strides of one run alone."""
     join_straight_through(gm)
+    _name_convolutions(gm)
     for node in reversed(gm.graph.nodes):
         if node.target in (aten.detach.default, aten.detach_.default):  # relevance is not stopped where training is
             node.replace_all_uses_with(node.args[0])
@@ -549,6 +571,25 @@ def _plain_interface(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
     gm.recompile()
+
+
+CONVOLUTIONS = {  # by how many axes a picture has, and whether they are transposed
+    (1, False): aten.conv1d.default,
+    (2, False): aten.conv2d.default,
+    (3, False): aten.conv3d.default,
+    (1, True): aten.conv_transpose1d.default,
+    (2, True): aten.conv_transpose2d.input,
+    (3, True): aten.conv_transpose3d.input,
+}
+
+
+def _name_convolutions(gm: fx.GraphModule) -> None:
+    """The one op that torch makes of all convolutions, as TorchScript records it → those it stands for."""
+    for node in gm.graph.nodes:
+        if node.target in (aten.convolution.default, aten._convolution.default, aten._convolution.deprecated):
+            x, w, b, stride, padding, dilation, transposed, more, groups = node.args[:9]
+            rest = (padding, more, groups, dilation) if transposed else (padding, dilation, groups)
+            node.target, node.args = CONVOLUTIONS[len(stride), transposed], (x, w, b, stride, *rest)
 
 
 def functionalize_simple(gm: fx.GraphModule) -> bool:
@@ -649,7 +690,7 @@ def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
     """What the model raises when it is called so, if it does."""
     try:
         with torch.no_grad():
-            model(*args, **kwargs)
+            call(model, args, kwargs)
     except Exception as error:
         return error
     return None

@@ -46,7 +46,7 @@ def zero_maps(
     axes: that of the samples in each; what they share has to be zero too.  columns: of how many classes there is one.
     """
     pairs = list(zip(relevance, axes, strict=True))
-    if batch > 1 and any(bool(r.any()) for r, axis in pairs if axis is None):
+    if not batch or (batch > 1 and any(bool(r.any()) for r, axis in pairs if axis is None)):
         return []
 
     def row(r: Tensor, axis: int | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,13 +17,26 @@ from torch.utils import _pytree as pytree
 from fxlrp.agreement import check_compiled, no_fast_attention, share_apart
 from fxlrp.attribution import Attribution
 from fxlrp.axes import Axes, Batch
-from fxlrp.capture import Capture, Same, Way, capture, names_of, open_output, parameters_of, signature, split_tensors
+from fxlrp.capture import (
+    Capture,
+    Same,
+    Way,
+    call,
+    capture,
+    equal,
+    names_of,
+    open_output,
+    parameters_of,
+    signature,
+    split_tensors,
+)
 from fxlrp.checkpoint import checkpointed, recompute_squares
 from fxlrp.confine import LOCK, alone
 from fxlrp.ended import find_end, warn, zero_maps
 from fxlrp.errors import FxlrpError
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
+from fxlrp.objects import open_objects
 from fxlrp.outputs import Output
 from fxlrp.precision import casts_made_again, no_autocast, widened
 from fxlrp.recent import Recent
@@ -101,7 +115,8 @@ class Explainer(nn.Module):
         self._others = Recent(PLANS)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_latest": None, "_found": _Known()}
+        new = {"_found": _Known(), "_latest_here": _Latest(), "_latest": None, "_others": Recent(PLANS)}
+        return {**self.__dict__, **new}
 
     def of(self, output: Output) -> Explainer:
         """The same for another of the model's outputs, or for several; it is kept, with what it captures."""
@@ -140,7 +155,10 @@ class Explainer(nn.Module):
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
+        question = {"target": target, "contrast": contrast, "position": position, "at": at, "trace": trace}
+        refuse_ambiguous(self.model, args, question)
         questions = [Question(target, contrast, position)]
+        args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
                 return self._say_ends(self._explain(args, kwargs, questions, at), questions, args, kwargs)[0]
@@ -160,6 +178,7 @@ class Explainer(nn.Module):
 
         Raises FxlrpError if the model can't be captured or a question does not fit its output.
         """
+        args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
             return self._say_ends(self._explain(args, kwargs, questions), questions, args, kwargs)
 
@@ -282,7 +301,7 @@ class Explainer(nn.Module):
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
         with torch.no_grad(), undisturbed(self.model) as changed:
             torch.manual_seed(self.seed + seed)
-            returned = self.model(*args, **kwargs)
+            returned = call(self.model, args, kwargs)
         self._found.restless.update(changed)
         return returned
 
@@ -367,7 +386,7 @@ class Explainer(nn.Module):
         """
         if args or kwargs:
             with torch.inference_mode(False), torch.enable_grad():
-                self._plan(args, kwargs)
+                self._plan(*open_objects((args, kwargs)))
         plan = self._known()
         if plan.capture.way is Way.THIS_INPUT:
             raise FxlrpError("The model takes branches by its values: there is no one graph of its relevance pass.")
@@ -502,7 +521,7 @@ class Explainer(nn.Module):
         tensors, _ = split_tensors(args, kwargs)
         if not tensors:
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
-        if self.model.training:
+        if getattr(self.model, "training", False):  # what is frozen has no such flag
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
         state = self._found.state
         if state is None or not state.is_still(self._found.restless):  # the graphs are of the model as it was
@@ -518,7 +537,7 @@ class Explainer(nn.Module):
                 plan = self._known_plan(found, args, kwargs, tensors) or self._capture(found, args, kwargs)
         if plan.capture.way is Way.THIS_INPUT:
             one = plan.axes.count(tensors) == 1
-            outdated = one and not all(map(torch.equal, widened(tensors), plan.capture.inputs))
+            outdated = one and not all(map(equal, widened(tensors), plan.capture.inputs))
         else:  # does the model take another branch at this batch size?
             outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
         if outdated:
@@ -588,6 +607,9 @@ class Explainer(nn.Module):
                 found = plan.graph(*(t.detach().clone() for t in widened(tensors)))
             except (RuntimeError, IndexError):  # captured for other shapes or values
                 return [float("inf")]
+        ends: Any = plan.graph.graph.output_node().args[0]
+        if any(f.ndim != n.meta["val"].ndim for f, n in zip(found, ends, strict=False)):
+            return [float("inf")]  # an axis of this length was squeezed out
         return [
             share_apart(f, e) if e.is_floating_point() and e.numel() and e.isfinite().all() else 0.0
             for f, e in zip(found, expected, strict=False)
@@ -660,6 +682,25 @@ def _close(plan: Plan, shares: Sequence[float]) -> bool:
     """Whether outputs are the model's own to a hundredth of their largest value, or to an eighth where the model is in
     half precision or quantised, which adds up over its layers."""
     return max(shares, default=0.0) <= (0.125 if plan.capture.answers_apart else 0.01)
+
+
+ASKED = {"target": None, "contrast": "default", "position": None, "at": (), "trace": False}
+"""The keywords of a question, and what they are where nothing is asked."""
+
+
+def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any]) -> None:
+    """Raises FxlrpError for a keyword of a question that the model's forward has too, unless given by place."""
+    try:
+        known = list(inspect.signature(model.forward).parameters)[len(args) :]
+    except (TypeError, ValueError):  # of a traced module
+        return
+    for name in known:
+        if name in question and question[name] is not ASKED[name]:
+            raise FxlrpError(
+                f"The model's forward has an argument {name!r} of its own, which an explainer takes for what is asked: "
+                f"give the model's by its place, or ask explainer.ask([fxlrp.Question(target=…)], …, {name}=…)[0], "
+                "whose other arguments all go to the model."
+            )
 
 
 def _sample(axes: Axes, call: tuple, questions: Sequence[Question], i: int, batch: int) -> tuple:
@@ -769,16 +810,14 @@ def convert(
         raise FxlrpError(f"fxlrp.convert takes an nn.Module, not {type(model).__name__}.")
     if isinstance(model, Explainer):
         raise FxlrpError("This is an explainer already; convert the model it was made from.")
-    if model.training:
+    if getattr(model, "training", False):
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
     names = (read,) if isinstance(read, str) else tuple(read)
     explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch, names, seed).eval()
     if example_inputs is not None:
-        if isinstance(example_inputs, Mapping):
-            explainer._plan((), dict(example_inputs))
-        else:
-            args = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
-            explainer._plan(tuple(args), {})
+        named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
+        args = example_inputs if isinstance(example_inputs, tuple | list) else () if named else (example_inputs,)
+        explainer._plan(*open_objects((tuple(args), named)))
     return explainer

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import torch
 from torch import fx
 
 from fxlrp.analyse import differentiable
-from fxlrp.capture import Capture
+from fxlrp.capture import Capture, NotCaptured
 from fxlrp.errors import FxlrpError
 from fxlrp.rules.kinds import SOFTMAXES
 
@@ -36,7 +37,13 @@ def _place_of(captured: Capture, outputs: list, asked: str | int | None) -> int:
     names = captured.output_names
     floats = [i for i, n in enumerate(outputs) if isinstance(n, fx.Node) and differentiable(n)]
     if not floats:
-        raise FxlrpError("The model returns no float tensor that could be explained.")
+        arrays = any(leaf.kind is np.ndarray for leaf in captured.returned.leaves if isinstance(leaf, NotCaptured))
+        raise FxlrpError(
+            "The model returns numpy arrays, which say nothing of where they come from: let forward return the tensor "
+            "itself, without .numpy(), and convert what is returned outside."
+            if arrays
+            else "The model returns no float tensor that could be explained."
+        )
     if isinstance(asked, int):
         found = [asked] if asked in floats else []
     else:

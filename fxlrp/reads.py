@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import Trail, find_given
+from fxlrp.patterns.sparse import is_sparse
 from fxlrp.rules.movement import carriers
 from fxlrp.rules.weighted import ones_for
 
@@ -64,7 +65,9 @@ def find_readouts(
     which have infinite values."""
     marked = [n for n in gm.graph.nodes if "read" in n.meta]
     placeholders = enumerate(gm.graph.find_nodes(op="placeholder"))
-    inputs = {i: n for i, n in placeholders if isinstance(n.meta["val"], Tensor) and i not in masks}
+    inputs = {
+        i: n for i, n in placeholders if isinstance(n.meta["val"], Tensor) and not is_sparse(n) and i not in masks
+    }
     given = find_given(gm.graph)
 
     def at(start: fx.Node, numbers: bool, counted: bool) -> list[fx.Node]:
@@ -96,6 +99,8 @@ def find_left_out(
     def why(name: str, node: fx.Node) -> str:
         if node not in needed:
             return "the explained output does not depend on its values"
+        if is_sparse(node):
+            return "a sparse tensor, which is a constant"
         if not _is_float(node) and ASIDE.search(name) and Trail(node, counted=True).lookups():
             return f"a mask or positions, by its name; read={name!r} explains it"
         if not _is_float(node):

@@ -13,7 +13,7 @@ from torch import Tensor
 from fxlrp.confine import without_warnings
 from fxlrp.reads import Place
 from fxlrp.rewrite import Plan, at_positions
-from fxlrp.rules.quantities import is_eager, relevance
+from fxlrp.rules.quantities import by_parts, is_eager, relevance
 from fxlrp.rules.registry import Rulebook
 from fxlrp.rules.scratch import scratch
 from fxlrp.seeds import relevance_at_output
@@ -86,7 +86,8 @@ def propagate(
             found = [p - n for p, n in zip(found, grads.pop(0), strict=True)]
         whole = book.reads == "relevance"
         # an input may be infinite, as a mask is
-        read = [relevance(a.detach(), g, masked=True) if whole else g for a, g in zip(values, found, strict=True)]
+        masked = partial(relevance, masked=True)
+        read = [by_parts(masked, a.detach(), g) if whole else g for a, g in zip(values, found, strict=True)]
         reads.append(Read(_by_input(plan, out, tensors, dict(zip(places, read, strict=False))), read[len(places) :]))
     return reads
 
@@ -104,7 +105,7 @@ def _seeds(direction: Direction, book: Rulebook) -> list[Seed]:
 
 def maps_at_once(logits: Tensor) -> int:
     """How many directions a batched pass may have, by the size of the logits it starts at."""
-    return max(1, min(AT_ONCE // len(logits), LARGEST // max(logits.numel(), 1)))
+    return max(1, min(AT_ONCE // max(len(logits), 1), LARGEST // max(logits.numel(), 1)))
 
 
 def _by_input(plan: Plan, out: Sequence[Tensor], tensors: Sequence[Tensor], read: dict[int, Tensor]) -> list[Tensor]:

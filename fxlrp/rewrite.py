@@ -22,6 +22,7 @@ from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns.emit import emit
 from fxlrp.patterns.opaque import explain_opaque
+from fxlrp.patterns.sparse import refuse_sparse
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
 from fxlrp.reads import Place, find_left_out, find_readouts, mark_reads
 from fxlrp.recent import Recent
@@ -274,6 +275,7 @@ def _annotate(captured: Capture, rulebook: Rulebook, output: Output) -> None:
         entry = rulebook.lookup(node.target, _active_positions(node, active))
         unknown = isinstance(entry, Derivative) and entry is rulebook.unknown  # to be taken apart, if it can be
         node.meta["entry"] = None if unknown else entry
+    refuse_sparse(captured.graph)
 
 
 def _activity(

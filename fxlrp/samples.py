@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.axes import Axes
+from fxlrp.axes import Axes, joined_by_sparse
 from fxlrp.capture import Capture, Way, finite, free_symbols
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import cast_one_hots
 from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.packed import spell_packed
+from fxlrp.patterns.sparse import spell_sparse
 from fxlrp.reads import Place, find_readouts
 from fxlrp.rules.quantities import WHOLE, Batch
 
@@ -149,6 +150,7 @@ def find_samples(
         captured = capture(axes)
         spell_packed(captured.graph, captured.inputs)
         spell_bags(captured.graph)
+        spell_sparse(captured.graph)
         cast_one_hots(captured.graph)
         return captured
 
@@ -287,7 +289,7 @@ def other_axes(captured: Capture, output: Output) -> Iterator[Axes]:
     explained, readouts = _explained(captured, output)
     shape = explained.meta["val"].shape
     for place, count in enumerate(shape[: 2 if len(shape) > 2 else 1]):
-        if count == 1:
+        if count == 1 or joined_by_sparse(count, captured.inputs):
             continue
         choices: list[list[int | None]] = []
         for i, t in enumerate(captured.inputs):

@@ -27,7 +27,7 @@ class _Part:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.forward = type(module).forward
+        self.forward = getattr(type(module), "forward", None)
         self.attributes = dict(vars(module))
         self.holders = [(name, v, _inside(v)) for name, v in self.attributes.items() if v.__class__ in CONTAINERS]
         self.values = tuple(self.attributes.values())
@@ -35,7 +35,7 @@ class _Part:
     def is_still(self) -> bool:
         """Whether the module is just so."""
         now = vars(self.module)
-        if type(self.module).forward is not self.forward or len(now) != len(self.values):
+        if getattr(type(self.module), "forward", None) is not self.forward or len(now) != len(self.values):
             return False
         if not all(map(is_, now.values(), self.values)):
             return False

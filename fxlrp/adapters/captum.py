@@ -7,6 +7,7 @@ from typing import Any
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from fxlrp.errors import FxlrpError
 from fxlrp.explainer import convert
 from fxlrp.rules.registry import Rulebook
 from fxlrp.seeds import Contrast, Target
@@ -33,6 +34,11 @@ class FxLRP(Attribution):
         several = isinstance(inputs, tuple)
         more = additional_forward_args
         rest = () if more is None else more if isinstance(more, tuple) else (more,)
-        found = self.explainer(*(inputs if several else (inputs,)), *rest, target=target, contrast=contrast).relevance
-        every = found if isinstance(found, tuple) else (found,)
-        return every[: len(inputs)] if several else every[0]
+        given = inputs if several else (inputs,)
+        named = self.explainer(*given, *rest, target=target, contrast=contrast).named
+        if missing := [i for i in range(len(given)) if str(i) not in named]:
+            raise FxlrpError(
+                f"Input {missing[0]} carries no relevance (a mask, or integers that look nothing up): pass it by "
+                "additional_forward_args."
+            )
+        return tuple(named[str(i)] for i in range(len(given))) if several else named["0"]

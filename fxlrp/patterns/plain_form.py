@@ -6,7 +6,7 @@ from fxlrp.patterns.attention import expand_attention
 from fxlrp.patterns.batch_norm import fold_batch_norm
 from fxlrp.patterns.bias import join_bias
 from fxlrp.patterns.centring import join_sigmoid, join_softmax, mark_centring
-from fxlrp.patterns.complex_products import split_complex
+from fxlrp.patterns.complex_numbers import split_complex
 from fxlrp.patterns.elementwise import fuse_elementwise
 from fxlrp.patterns.masks import mark_masks
 from fxlrp.patterns.powers import name_powers

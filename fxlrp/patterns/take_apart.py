@@ -31,12 +31,17 @@ APART = {
         aten.mv,
         aten.dot,
         aten.lerp,
-        aten.rrelu,
         aten.logsumexp,
     )
     for overload in (getattr(packet, name) for name in packet.overloads())
 }
 """Ops that are sums and products by another name, beside those that torch itself calls composite (LSTM, einsum, …)."""
+OWN: dict[Any, Callable] = {
+    aten.rrelu.default: lambda x, lower=1 / 8, upper=1 / 3, *_: aten.leaky_relu.default(x, (lower + upper) / 2)
+}
+"""What ops are made of, in a model that is not training, where torch knows of none."""
+LERPS = {op: decomposition_table[op] for op in (aten.lerp.Scalar, aten.lerp.Tensor)}
+"""The one of those that ops (quantile) are made of, and that is taken apart with them."""
 
 
 def take_apart(gm: fx.GraphModule) -> None:
@@ -57,6 +62,8 @@ def _decomposition(op: Any) -> Callable | None:
     """What torch composes `op` of, as a function of the op's arguments."""
     if not isinstance(op, torch._ops.OpOverload):
         return None
+    if op in OWN:
+        return OWN[op]
     if op in APART or (_composite(op) and op in decomposition_table):
         return decomposition_table[op]
     return op.decompose if _composite(op) else None
@@ -91,11 +98,11 @@ def trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
     with torch.enable_grad(), mode:
         # torch's LSTM picks an opaque kernel where no gradient is asked for
         values = [v.detach().requires_grad_().clone() if python and differentiable(v) else v for v in values]
-        made = make_fx(call, pre_dispatch=python)(*values)
+        made = make_fx(call, None if python else LERPS, pre_dispatch=python)(*values)
         if functionalize_simple(made):
             return made
         functional = dispatch_functionalize(fx.Interpreter(made).run, FunctionalTensorMode(pre_dispatch=python))
-        return make_fx(functional, pre_dispatch=python)(*values)
+        return make_fx(functional, None if python else LERPS, pre_dispatch=python)(*values)
 
 
 def inline(node: fx.Node, inner: fx.GraphModule) -> None:

@@ -152,12 +152,13 @@ SHAPE_ONLY = frozenset(
         aten.new_ones,
         aten.new_empty,
         aten.new_full,
+        aten.heaviside,
         aten.sym_size,
         aten.sym_numel,
     )
     for overload in overloads(packet)
 )
-"""Nothing flows through these, although a tensor goes in and a tensor comes out."""
+"""Nothing flows through these, although a tensor goes in and a tensor comes out: values by shape alone, or a mask."""
 
 SHAPE_ARGUMENT: dict[object, int] = {
     aten.expand_as.default: 1,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fxlrp.rules.contributions import ByContributions, Contributions
 from fxlrp.rules.generic import vjp
-from fxlrp.rules.quantities import add_product, keep_positive, where_positive
+from fxlrp.rules.quantities import add_product, clamped, keep_positive, where_positive
 from fxlrp.rules.scratch import borrow, rows_at_once
 
 aten = torch.ops.aten
@@ -46,7 +46,7 @@ def product(
 
     def made() -> Tensor:
         out = borrow("magnitude", w) if constant else None
-        return torch.clamp(w, min=0, out=out) if nonneg else torch.abs(w, out=out)
+        return clamped(w, 1, out) if nonneg else torch.abs(w, out=out)
 
     magnitude = cache(made) if keep else made
 
@@ -70,7 +70,7 @@ def linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: 
     """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
     rows = rows_at_once(w)
     f, whole = torch.nn.functional.linear, len(w) <= rows
-    parts = (w.split(rows), z.split(rows, -1), [None] * len(w) if b is None else b.split(rows))
+    parts = (w.split(rows), z.split(rows, -1), [None] * max(len(w), 1) if b is None else b.split(rows))
     pieces = [
         product(z, x, w, f, torch.matmul, nonneg, b, keep=whole, constant=True) for w, z, b in zip(*parts, strict=False)
     ]

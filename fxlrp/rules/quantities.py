@@ -90,6 +90,13 @@ def where_positive(g: Tensor, x: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward.default(g, x, 0)
 
 
+def clamped(t: Tensor, sign: int, out: Tensor | None = None) -> Tensor:
+    """t⁺ or t⁻, of a sparse tensor too."""
+    if t.layout is not torch.strided:
+        return t.relu() if sign > 0 else -(-t).relu()
+    return torch.clamp(t, min=0, out=out) if sign > 0 else torch.clamp(t, max=0, out=out)
+
+
 def keep_positive(own: Tensor, x: Tensor) -> Tensor:
     """`own` where x > 0, else 0, in its own memory as `times`."""
     if _may_write(own, x):
@@ -136,6 +143,8 @@ def sample_scale(t: Tensor, v: Tensor, batch: Batch, own: bool = False) -> Tenso
     if sample_count(t, batch) != 1:
         v = v.view(1, -1, 1).expand(batch.before, -1, batch.after).reshape(-1)
         v = v.view([-1 if d == batch.axis else 1 for d in range(t.ndim)])
+    else:
+        v = v.view(())
     return t.mul_(v) if own and _may_write(t, v) else t * v
 
 

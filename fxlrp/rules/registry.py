@@ -139,6 +139,24 @@ class Rulebook:
         kept = {(op, args): e for (op, args), e in self.entries.items() if (op, None) not in new}
         return replace(self, **{"name": f"{self.name}+", **changes, "entries": {**kept, **new}})
 
+    def __deepcopy__(self, memo: Any) -> Rulebook:
+        return self
+
+    def __reduce__(self) -> tuple:
+        """Pickled by its name, since torch's ops are not to be pickled.  Raises FxlrpError for one of a user's own."""
+        if self.name.partition(":")[0] not in _BOOKS or find_rulebook(self.name)._content != self._content:
+            raise FxlrpError(
+                f"Rulebook {self.name!r} has no name to be pickled by: fxlrp.rules.registry.publish(book) gives one."
+            )
+        return find_rulebook, (self.name,)
+
+    @property
+    def _content(self) -> tuple:
+        """What tells it from others of its name; rules and passes by their names, since parameters make them anew."""
+        rules = {key: entry.name for key, entry in self.entries.items()}
+        passes = [each.__name__ for each in self.passes]
+        return rules, passes, self.normalise, self.reads, self.seed, self.against, self.contrast
+
     def __or__(self, rows: Mapping[Key, Entry]) -> Rulebook:
         return self.extend(rows)
 

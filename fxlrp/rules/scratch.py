@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 LARGE = 2**22
@@ -17,7 +18,7 @@ LARGE = 2**22
 
 def rows_at_once(w: Tensor) -> int:
     """How many rows of a weight [K, C] are one piece."""
-    return max(LARGE // w.shape[1], 1)
+    return max(LARGE // max(w.shape[1], 1), 1)
 
 
 class _Places(threading.local):
@@ -42,7 +43,8 @@ def borrow(name: str, like: Tensor) -> Tensor | None:
     """Memory shaped like a tensor on the CPU, for an op's `out`: it is the caller's until the same name is borrowed
     again.  None, for which `out` takes new memory, where there is none to lend."""
     memory = _places.memory
-    if memory is None or like.device.type != "cpu" or not like.is_contiguous():
+    dense = like.device.type == "cpu" and like.layout is torch.strided
+    if memory is None or not dense or not like.is_contiguous():
         return None
     if name not in memory or memory[name].dtype != like.dtype or memory[name].numel() < like.numel():
         memory.pop(name, None)  # before there is more

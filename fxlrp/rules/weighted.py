@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxlrp.rules.generic import pullback, vjp
 from fxlrp.rules.propagate import Given
-from fxlrp.rules.quantities import ratio, times, where_positive
+from fxlrp.rules.quantities import clamped, ratio, times, where_positive
 from fxlrp.rules.scratch import borrow, rows_at_once
 
 aten = torch.ops.aten
@@ -119,11 +119,6 @@ def contributions(f: Product, sign: int) -> Contributions:
         return where_positive(grads[0], x) + (grads[1] - where_positive(grads[1], x))  # what x > 0 says, fast on a CPU
 
     return value, pull
-
-
-def clamped(t: Tensor, sign: int, out: Tensor | None = None) -> Tensor:
-    """t⁺ or t⁻."""
-    return torch.clamp(t, min=0, out=out) if sign > 0 else torch.clamp(t, max=0, out=out)
 
 
 def alpha_beta(g: Tensor, z: Tensor, f: Product, *, alpha: float, beta: float, stabilizer: float) -> Tensor:

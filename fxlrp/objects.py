@@ -1,0 +1,174 @@
+"""Objects: what holds tensors and is unknown to pytree (a batch of a graph library, a dataclass, a cache), as a node
+that it knows.
+
+Its tensors are found by walking its attributes; it is put together again as an object of its class with the same
+attributes, and other tensors in their places.  No code of an object is run, but for `__new__`.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, Enum)
+WHOLE = (*PLAIN, Tensor, np.ndarray, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
+"""What is no object to look into."""
+
+
+class _Place:
+    """Stands in a copy of an object for what is given when it is put together."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An object but for what `names` names in it, which the `places` in it stand for."""
+
+    thing: Any
+    names: tuple[str, ...]
+    places: tuple[_Place, ...]
+
+    def __repr__(self) -> str:
+        return f"{type(self.thing).__module__}.{type(self.thing).__qualname__}{self.names}"
+
+
+@dataclass
+class _Opened:
+    """An object as its tensors and plain values."""
+
+    kind: _Kind
+    values: list[Any]
+
+
+pytree.register_pytree_node(
+    _Opened,
+    lambda o: (o.values, o.kind),
+    lambda values, kind: _Opened(kind, list(values)),
+    flatten_with_keys_fn=lambda o: (
+        [(pytree.GetAttrKey(name), v) for name, v in zip(o.kind.names, o.values, strict=True)],
+        o.kind,
+    ),
+    serialized_type_name="fxlrp.objects.Opened",
+)
+
+
+def open_objects(tree: Any) -> Any:
+    """The same with every object that holds tensors as a node that pytree knows."""
+    return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, WHOLE) else _open(leaf), tree)
+
+
+def close_objects(tree: Any) -> Any:
+    """The inverse of `open_objects`: new objects, with the values that stand in the nodes now."""
+    return pytree.tree_map(_close, tree, is_leaf=lambda t: isinstance(t, _Opened))
+
+
+def _open(thing: Any) -> Any:
+    found = list(_walk(thing, (), set()))
+    if not any(isinstance(v, Tensor) for _, v in found):
+        return thing
+    given = [(path, v) for path, v in found if isinstance(v, WHOLE) or not _private(path)]
+    places = tuple(_Place() for _ in given)
+    try:  # plain values stay where they are, and are listed since the graph depends on them
+        memo = {id(v): p for p, (_, v) in zip(places, given, strict=True) if isinstance(v, Tensor)}
+        empty = _copy(thing, memo)
+    except Exception:
+        return thing
+    return _Opened(_Kind(empty, tuple(_names([path for path, _ in given])), places), [v for _, v in given])
+
+
+def _close(thing: Any) -> Any:
+    if not isinstance(thing, _Opened):
+        return thing
+    new = zip(thing.kind.places, thing.values, strict=True)
+    memo: dict[int, Any] = {id(place): v for place, v in new if isinstance(v, Tensor)}
+    return _copy(thing.kind.thing, memo)
+
+
+def _walk(thing: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What is no container in a thing, and the attributes, keys and indices that lead there."""
+    if isinstance(thing, PLAIN):
+        yield path, thing
+        return
+    if id(thing) in seen or isinstance(thing, weakref.ref):
+        return
+    seen.add(id(thing))
+    if isinstance(thing, WHOLE):
+        yield path, thing
+        return
+    steps = [*_items(thing), *_attributes(thing)]
+    if not steps:
+        yield path, thing
+    hidden = "_" if isinstance(thing, Mapping) and not isinstance(thing, dict) else ""  # it keeps its items there
+    for name, value in steps:
+        yield from _walk(value, (*path, hidden + str(name)), seen)
+
+
+def _copy(thing: Any, made: dict[int, Any]) -> Any:
+    """The same containers and objects once more, with what is `made` in the place of things of these ids."""
+    if id(thing) in made:
+        return made[id(thing)]
+    if isinstance(thing, weakref.ref):
+        of = thing()
+        return weakref.ref(made[id(of)]) if id(of) in made else thing
+    items, attributes = _items(thing), _attributes(thing)
+    if isinstance(thing, WHOLE) or not (items or attributes):
+        return thing
+    kind: Any = type(thing)
+    if isinstance(thing, tuple | set | frozenset):
+        values = [_copy(v, made) for _, v in items]
+        new = tuple.__new__(kind, values) if isinstance(thing, tuple) else kind(values)
+    else:
+        new = copy.copy(thing) if kind in (defaultdict, deque) else kind.__new__(kind)
+    made[id(thing)] = new
+    for key, value in items:
+        if isinstance(thing, OrderedDict):
+            OrderedDict.__setitem__(new, key, _copy(value, made))
+        elif isinstance(thing, dict):
+            dict.__setitem__(new, key, _copy(value, made))
+        elif isinstance(thing, list):
+            list.append(new, _copy(value, made))
+        elif isinstance(thing, deque):
+            new[key] = _copy(value, made)
+    for name, value in attributes:
+        if name in getattr(thing, "__dict__", ()):
+            new.__dict__[name] = _copy(value, made)
+        else:
+            object.__setattr__(new, name, _copy(value, made))
+    return new
+
+
+def _items(thing: Any) -> list[tuple[Any, Any]]:
+    if isinstance(thing, dict):
+        return list(dict.items(thing))
+    return list(enumerate(thing)) if isinstance(thing, list | tuple | set | frozenset | deque) else []
+
+
+def _attributes(thing: Any) -> list[tuple[str, Any]]:
+    slots = [c.__dict__.get("__slots__", ()) for c in type(thing).__mro__]
+    named = [s for some in slots for s in ((some,) if isinstance(some, str) else some)]
+    own = getattr(thing, "__dict__", {})
+    return [*own.items(), *((s, getattr(thing, s)) for s in named if not s.startswith("__") and hasattr(thing, s))]
+
+
+def _private(path: tuple[str, ...]) -> bool:
+    return any(step.startswith("_") for step in path)
+
+
+def _names(paths: list[tuple[str, ...]]) -> Iterator[str]:
+    """A name for each path: its public steps, or, where another has these, all of them."""
+    known: set[str] = set()
+    for path in paths:
+        name = ".".join(step for step in path if not step.startswith("_"))
+        name = name if name and name not in known else ".".join(path)
+        known.add(name)
+        yield name

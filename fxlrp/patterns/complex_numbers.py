@@ -1,0 +1,116 @@
+"""Ops on complex numbers → ops on their real and imaginary parts, which the rules speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.patterns.emit import replace
+from fxlrp.rules import elementwise
+from fxlrp.rules.kinds import AVERAGES
+from fxlrp.rules.registry import Rule, overloads
+from fxlrp.rules.weighted import CONVOLUTIONS, MATMULS
+
+aten = torch.ops.aten
+PRODUCTS = (
+    aten.mul.Tensor,
+    *(op for packet in (*MATMULS, aten.linear, *CONVOLUTIONS) for op in overloads(packet)),
+)
+SUMS = (aten.add.Tensor, aten.sub.Tensor)
+KNOWING = (elementwise.div, elementwise.normaliser)
+"""Rules that hold for complex numbers as they are."""
+
+
+@dataclass(frozen=True)
+class OfComplex:
+    """An op on complex numbers, which the rules for it on real ones say nothing of."""
+
+    op: Callable[..., Tensor]
+
+    @property
+    def __name__(self) -> str:
+        return f"{self.op}_of_complex".replace(".", "_")
+
+    @property
+    def tags(self) -> Any:
+        return getattr(self.op, "tags", ())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.op(*args, **kwargs)
+
+
+def split_complex(gm: fx.GraphModule) -> None:
+    """(a + ib)(c + id) → (ac − bd) + i(ad + bc), |a + ib| → the norm of (a, b), and so for every active sum and product
+    with complex operands; what is no such op and has a rule for real numbers alone goes by its derivative."""
+    for node in list(gm.graph.nodes):
+        if not node.meta["active"] or not any(map(_complex, (node, *node.all_input_nodes))):
+            continue
+        op, entry = node.target, node.meta["entry"]
+        if op in PRODUCTS:
+            if all(isinstance(a, fx.Node) for a in node.args[:2]):
+                replace(node, lambda call, *args, op=op, **kw: _product(call, op, *args, **kw))
+        elif op in SUMS:
+            replace(node, lambda call, *args, op=op, **kw: _sum(call, op, *args, **kw))
+        elif op is aten.rsub.Scalar:
+            replace(node, lambda call, x, y, alpha=1: _sum(call, aten.sub.Tensor, call(aten.mul.Tensor, x, -alpha), -y))
+        elif op is aten.abs.default:
+            replace(
+                node, lambda call, x: call(aten.linalg_vector_norm.default, call(aten.view_as_real.default, x), 2, [-1])
+            )
+        elif op in AVERAGES and _complex(node):
+            replace(node, lambda call, *args, op=op, **kw: _apart(call, op, *args, **kw))
+        elif isinstance(entry, Rule) and entry.fn not in KNOWING and entry.fn.__module__.startswith("fxlrp."):
+            node.target, node.meta["entry"] = OfComplex(op), None
+
+
+def _complex(node: Any) -> bool:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else node
+    return value.is_complex() if isinstance(value, Tensor) else isinstance(value, complex)
+
+
+def _parts(call: Any, t: Any) -> tuple[Any, Any]:
+    """The real part, and the imaginary one, None of what is real."""
+    if not _complex(t):
+        return t, None
+    return (call(aten.real.default, t), call(aten.imag.default, t)) if isinstance(t, fx.Node) else (t.real, t.imag)
+
+
+def _product(call: Any, op: Any, x: fx.Node, y: fx.Node, bias: fx.Node | None = None, *rest: Any) -> fx.Node:
+    (a, b), (c, d), (e, f) = _parts(call, x), _parts(call, y), _parts(call, bias)
+    with_real, with_imaginary = (() if t is None and not rest else (t, *rest) for t in (e, f))
+    plain = (None, *rest) if rest else ()
+    if b is None or d is None:  # one of them is real
+        real = call(op, a, c, *with_real)
+        imaginary = call(op, a, d, *with_imaginary) if b is None else call(op, b, c, *with_imaginary)
+    else:
+        real = call(aten.sub.Tensor, call(op, a, c, *with_real), call(op, b, d, *plain))
+        imaginary = call(aten.add.Tensor, call(op, a, d, *with_imaginary), call(op, b, c, *plain))
+    return call(aten.complex.default, real, imaginary)
+
+
+def _size(call: Any, x: fx.Node) -> fx.Node:
+    return call(aten.linalg_vector_norm.default, call(aten.view_as_real.default, x), 2, [-1])
+
+
+def _sum(call: Any, op: Any, x: Any, y: Any, alpha: Any = 1) -> fx.Node:
+    (a, b), (c, d) = _parts(call, x), _parts(call, y)
+    more = {} if alpha == 1 else {"alpha": alpha}
+    real = call(op, a, c, **more)
+    if d is None:
+        imaginary = call(aten.add.Tensor, b, call(aten.zeros_like.default, real))  # as large as the sum
+    else:
+        imaginary = call(op, b if b is not None else call(aten.zeros_like.default, a), d, **more)
+    return call(aten.complex.default, real, imaginary)
+
+
+def _apart(call: Any, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """An op without parameters, of the real parts and of the imaginary ones."""
+
+    def of(part: int) -> fx.Node:
+        return call(op, *(_parts(call, a)[part] if _complex(a) else a for a in args), **kwargs)
+
+    return call(aten.complex.default, of(0), of(1))

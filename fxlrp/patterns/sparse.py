@@ -1,0 +1,42 @@
+"""Products with a sparse matrix (an adjacency), by whatever name → matmul, which rules speak of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.errors import FxlrpError
+from fxlrp.patterns.emit import replace
+from fxlrp.report import describe
+
+aten = torch.ops.aten
+PRODUCTS = (aten._sparse_mm.default, aten.mm.default, aten.mv.default, aten.smm.default)
+SUMS = (aten._sparse_addmm.default, aten.addmm.default, aten.addmv.default)
+
+
+def is_sparse(node: object) -> bool:
+    """Whether a node's value is a sparse tensor."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else node
+    return isinstance(value, Tensor) and value.layout is not torch.strided
+
+
+def spell_sparse(gm: fx.GraphModule) -> None:
+    """A x, and b + A x → matmul and a sum."""
+    for node in list(gm.graph.nodes):
+        if not any(map(is_sparse, node.all_input_nodes)):
+            continue
+        if node.target in PRODUCTS:
+            node.target = aten.matmul.default
+        elif node.target in SUMS and not node.kwargs:
+            replace(node, lambda call, b, x, y: call(aten.add.Tensor, b, call(aten.matmul.default, x, y)))
+
+
+def refuse_sparse(gm: fx.GraphModule) -> None:
+    """Raises FxlrpError if relevance stands at a sparse tensor."""
+    for node in gm.graph.nodes:
+        if node.meta["active"] and is_sparse(node):
+            row = describe(node, "", "")
+            raise FxlrpError(
+                f"{row.op} at {row.source} makes a sparse tensor of what is explained, and relevance can't stand "
+                "there: make it dense, or write the product as y.index_add(0, rows, values[:, None] * x[columns])."
+            )
