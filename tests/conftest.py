@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _every_second(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Of situations that are tried by every rulebook, half: each by every second, and each rulebook with half of them."""
+    """Of situations tried by every rulebook, half: each by every second, and each rulebook with half of them."""
     left_out: list[pytest.Item] = []
     known: dict[tuple, dict] = {}
     for item in items:
