@@ -704,10 +704,20 @@ def _why(error: Exception) -> str:
     said = [ln.strip() for ln in text.splitlines() if ln.strip().startswith("File ") and not _of_torch(ln)]
     lines = [f'File "{f.filename}", line {f.lineno}, in {f.name}: {f.line}' for f in own] or said
     where = f" at {lines[-1]}" if lines else ""
+    inside = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(TRANSFORMS)]
+    if inside:
+        return (
+            f"This model takes derivatives inside forward, or maps over samples, by torch.func{where}: write them out "
+            "in torch operations, or convert the module they are taken of (the energy, not the force)."
+        )
     return (
         f"This model can't be traced ({type(error).__name__}: {first}){where}; write that line in torch operations "
         "(torch.where for a branch on values), or convert the submodule without it."
     )
+
+
+TRANSFORMS = tuple(f"_functorch/{name}.py" for name in ("eager_transforms", "vmap", "apis"))
+"""Where torch.func is in torch."""
 
 
 def _of_torch(file: str) -> bool:
