@@ -222,16 +222,13 @@ def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axe
     for place in range(2 if len(shape) > 2 else min(1, len(shape))):
         size = shape[place]
         if captured.way is Way.ANY_BATCH:
-            outputs = captured.graph.graph.output_node().args[0]
-            every = output if isinstance(output, tuple) else ()
-            several = [s for i in every for s in outputs[i].meta["val"].shape[:1]] or [size]
-            found = Axes(
-                tuple(
-                    a if a is not None and any(_same_symbol(n.meta["val"].shape[a], s) for s in several) else None
-                    for n, a in zip(inputs, axes.inputs, strict=True)
-                ),
-                place,
-            )
+            sizes = [None if a is None else n.meta["val"].shape[a] for n, a in zip(inputs, axes.inputs, strict=True)]
+            if not any(_same_symbol(s, size) for s in sizes):
+                continue
+            # one that is along another axis of the output, as texts for pictures are, is shared by its rows
+            others = [s for i, s in enumerate(shape) if i != place]
+            apart = [any(_same_symbol(s, other) for other in others) and not _same_symbol(s, size) for s in sizes]
+            found = Axes(tuple(None if no else a for a, no in zip(axes.inputs, apart, strict=True)), place)
         else:
             found = Axes(axes.inputs if size == count else (None,) * len(axes.inputs), place)
         if found.whole:
@@ -246,7 +243,7 @@ def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axe
     return None
 
 
-def _same_symbol(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+def _same_symbol(a: int | torch.SymInt | None, b: int | torch.SymInt | None) -> bool:
     """Whether two sizes are one, which may be written in other ways: by their values where symbols have some."""
     if not isinstance(a, torch.SymInt) or not isinstance(b, torch.SymInt):
         return False
