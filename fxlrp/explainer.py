@@ -186,7 +186,10 @@ class Explainer(nn.Module):
         self, answers: list[Attribution], questions: Sequence[Question], args: tuple, kwargs: dict
     ) -> list[Attribution]:
         """The same, having said of maps that are zero, though the score is not, where relevance ended and why."""
-        plan, tensors = self._plan(args, kwargs)
+        try:
+            plan, tensors = self._plan(args, kwargs)
+        except FxlrpError:  # there is none for all samples together, which were explained one by one
+            return answers
         batch = plan.axes.count(tensors)
         at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
         for at, (a, question) in enumerate(zip(answers, questions, strict=True)):

@@ -7,7 +7,6 @@ close to its own, and what changes belongs to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -182,13 +181,18 @@ def find_samples(
             captured = spelled(Axes.none(tensors))
     except FxlrpError as error:
         raise failed or error from error.__cause__
-    if not sure:
-        for axes in other_axes(captured, output):
-            with suppress(FxlrpError):
-                other = spelled(axes)
-                if axes := settled(other, output, tensors):
-                    other.axes = axes
-                    return other
+    refused: FxlrpError | None = None  # samples there are, but they can't be captured as such
+    for axes in () if sure else other_axes(captured, output):
+        try:
+            other = spelled(axes)
+        except FxlrpError as error:
+            refused = error
+            continue
+        if axes := settled(other, output, tensors):
+            other.axes = axes
+            return other
+    if refused and captured.way is Way.THIS_INPUT:
+        raise refused
     if found:
         return captured
     shape = _explained(captured, output)[0].meta["val"].shape
