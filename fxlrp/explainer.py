@@ -200,8 +200,10 @@ class Explainer(nn.Module):
                 continue
             i, k = zero[0]
             some, named, asked = _sample(plan.axes, (args, kwargs), [question], i, batch)
-            if a.target is not None:
+            if a.target is not None and len(a.target) == batch:
                 asked = replace(asked, target=int(a.target.reshape(batch, several)[i, k]))
+            elif a.target is not None:  # of the rows of one sample, the first
+                asked = replace(asked, target=int(a.target[0]), position=0)
             with LOCK:
                 one, _ = self._plan(some, named)
                 weighing = Weighing(one.graph)
@@ -233,6 +235,11 @@ class Explainer(nn.Module):
         batch = plan.axes.count(tensors)
         if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
             return self._one_by_one(plan.axes, batch, args, kwargs, questions, at)
+        if plan.axes.output is None and plan.scores_ndim == 3 and run is None:
+            open_ = [q.position is None and by_classes(q.target) for q in questions]
+            if any(open_):
+                ask = [self._row_by_row if every else self._explain_one for every in open_]
+                return [f(plan, args, kwargs, q, at) for f, q in zip(ask, questions, strict=True)]
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
         plain &= not any(isinstance(i, str) for i in plan.readouts)
@@ -329,12 +336,6 @@ class Explainer(nn.Module):
         rows = plan.axes.rows(out[plan.logits])
         if isinstance(target, Tensor) and target.is_floating_point() and target.shape == out[plan.logits].shape:
             target = plan.axes.rows(target)  # weights of the output as the model gives it
-        if plan.axes.output is None and rows.ndim == 3 and question.position is None and by_classes(target):
-            raise FxlrpError(
-                f"The {rows.shape[1]} rows of this output depend on each other, or on inputs that they share, so the "
-                "call is one sample: say which row is explained, position=0 for the first (or, if they don't, which "
-                "axis of the inputs counts the samples, convert(…, batch=0))."
-            )
         logits = at_position(rows, question.position)
         if logits.ndim == 1 and len(logits) == batch and (target is None or (type(target) is int and target == 0)):
             one = torch.zeros_like(logits, dtype=torch.long)  # the score of each sample is its only class
@@ -467,6 +468,33 @@ class Explainer(nn.Module):
         how = self._compiling or {}
         return how.get("mode") in ("reduce-overhead", "max-autotune") or (how.get("options") or {}).get(
             "triton.cudagraphs", False
+        )
+
+    def _explain_one(self, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]) -> Attribution:
+        return self._explain(args, kwargs, [question], at)[0]
+
+    def _row_by_row(self, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]) -> Attribution:
+        """A call that is one sample, as pictures in a list or texts in a line are, for every row of its output.
+
+        Raises FxlrpError where two rows give relevance to one entry of an input.
+        """
+        count = int(plan.scores_shape[1])
+        targets = [_of_sample(question.target, i, count) for i in range(count)]
+        rows = [replace(question, target=target, position=i) for i, target in enumerate(targets)]
+        answers = self._explain(args, kwargs, rows, at)
+        several = [torch.stack(parts) for parts in zip(*(_several(a.relevance) for a in answers), strict=True)]
+        if any(bool(((r != 0).sum(0) > 1).any()) for r in several):
+            raise FxlrpError(
+                f"The {count} rows of this output depend on each other, or on inputs that they share, so the call is "
+                "one sample: say which row is explained, position=0 for the first (or, if they don't, which axis of "
+                "the inputs counts the samples, convert(…, batch=0))."
+            )
+        return replace(
+            answers[0],
+            relevance=several[0].sum(0) if len(several) == 1 else tuple(r.sum(0) for r in several),
+            logits=torch.cat([a.logits for a in answers]),
+            target=torch.cat([a.target for a in answers if a.target is not None]),
+            latent={name: torch.stack([a.latent[name] for a in answers]).sum(0) for name in at},
         )
 
     def _one_by_one(
@@ -709,14 +737,17 @@ def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any])
 def _sample(axes: Axes, call: tuple, questions: Sequence[Question], i: int, batch: int) -> tuple:
     """One sample of the tensors in a call and of questions about it."""
 
-    def of(asked: Any) -> Any:
-        return asked[i : i + 1] if isinstance(asked, Tensor) and asked.ndim and len(asked) == batch else asked
-
     listed = pytree.tree_map(
         lambda v: v[i : i + 1] if _one_each(v, batch) else v, call, is_leaf=lambda v: _one_each(v, batch)
     )
     some = axes.each(lambda t, axis: t.narrow(axis, i, 1), listed)
-    return *some, *(replace(q, target=of(q.target), position=of(q.position)) for q in questions)
+    asked = ((_of_sample(q.target, i, batch), _of_sample(q.position, i, batch)) for q in questions)
+    return *some, *(replace(q, target=t, position=p) for q, (t, p) in zip(questions, asked, strict=True))
+
+
+def _of_sample(asked: Any, i: int, batch: int) -> Any:
+    """What is asked of sample i, where it is a tensor of something for each."""
+    return asked[i : i + 1] if isinstance(asked, Tensor) and asked.ndim and len(asked) == batch else asked
 
 
 def _tensors(returned: Any) -> list[Tensor]:

@@ -76,9 +76,14 @@ class Plan:
     key: Any = None  # what an explainer keeps it under
 
     @property
+    def scores_shape(self) -> torch.Size:
+        """The shape of the explained output, samples first: [batch, classes], or another."""
+        return self.axes.rows(self.graph.graph.output_node().args[0][self.logits].meta["val"]).shape
+
+    @property
     def scores_ndim(self) -> int:
-        """How many axes the explained output has, samples first: two, [batch, classes], or others."""
-        return self.axes.rows(self.graph.graph.output_node().args[0][self.logits].meta["val"]).ndim
+        """How many axes that has."""
+        return len(self.scores_shape)
 
     @property
     def axes(self) -> Axes:

@@ -296,3 +296,50 @@ def test_the_axis_of_samples_is_found_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert explainer(x(5, 7, 6)).relevance.shape == (5, 7, 6)
     assert explainer(x(5, 1, 6)).relevance.shape == (5, 1, 6)
     assert len(explainer._found.plans) == plans == 1
+
+
+def bags(m: Any, line: Tensor, offsets: Tensor) -> Tensor:
+    return m["h"](m["e"](line, offsets))
+
+
+def graphs(m: Any, nodes: Tensor, edges: Tensor, belongs: Tensor) -> Tensor:
+    h = graph(m, nodes, edges, False)
+    return m["h"](torch.zeros(2, h.shape[1], dtype=h.dtype).index_add(0, belongs, h))
+
+
+TWO = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 0, 4, 3]])
+ROWS: dict[str, tuple[nn.Module, tuple]] = {
+    "pictures in a list": (
+        made(lambda m, some: torch.stack([m["c"](t[None])[0] for t in some]), c=CONV),
+        ([x(3, 8, 8), x(3, 9, 7)],),
+    ),
+    "texts in a line": (made(bags, e=nn.EmbeddingBag(12, 6), h=mlp()), (ids(7), torch.tensor([0, 3]))),
+    "graphs beside each other": (
+        made(graphs, a=nn.Linear(6, 8), b=nn.Linear(8, 6), h=mlp()),
+        (x(5, 6), TWO, torch.tensor([0, 0, 0, 1, 1])),
+    ),
+}
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("name", list(ROWS))
+def test_rows_with_entries_of_their_own_are_explained_together(name: str, rules: str) -> None:
+    model, args = ROWS[name]
+    explainer = convert(model, rules=rules)
+    a = explainer(*args)
+    assert a.logits.shape == (2, 3)
+    assert a.target is not None
+    apart = [explainer(*args, position=i, target=int(a.target[i])) for i in range(2)]
+    for r, parts in zip(_all(a), zip(*map(_all, apart), strict=True), strict=True):
+        torch.testing.assert_close(r, parts[0] + parts[1])
+    ones = explainer(*args, target=1)
+    mixed = explainer(*args, target=torch.tensor([1, 2]))
+    torch.testing.assert_close(mixed.logits, ones.logits)
+    assert mixed.target is not None
+    assert mixed.target.tolist() == [1, 2]
+    if name == "pictures in a list":
+        torch.testing.assert_close(_all(mixed)[0], _all(ones)[0])
+
+
+def _all(a: Any) -> tuple[Tensor, ...]:
+    return a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
