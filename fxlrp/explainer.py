@@ -779,7 +779,15 @@ def _depends_on(score: Callable[[Any], Tensor], plan: Plan, said: Sequence[Tenso
     for i in floats:
         outputs[i].requires_grad_()
     with torch.enable_grad():
-        answer = score(plan.capture.unflatten(tuple(outputs)))
+        try:
+            answer = score(plan.capture.unflatten(tuple(outputs)))
+        except Exception as error:
+            shape = tuple(outputs[plan.explained].shape)
+            raise FxlrpError(
+                f"The target callable raised {type(error).__name__}: {error}, for an output of shape {shape}.  Samples "
+                "that can't be told apart inside are explained one by one, and it is given the output of each; "
+                "convert(…, batch=None) gives it all of a call."
+            ) from error
         if not isinstance(answer, Tensor) or not answer.requires_grad:
             return ()
         grads = torch.autograd.grad(answer.sum(), [outputs[i] for i in floats], allow_unused=True)
@@ -797,7 +805,15 @@ def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor],
         rows = value.split([outputs[i][0].numel() for i in places], 1) if plan.together else [value]
         for i, row in zip(places, rows, strict=True):
             outputs[i] = row.to(outputs[i].dtype).reshape(outputs[i].shape)
-        answer = score(plan.capture.unflatten(tuple(outputs)))
+        try:
+            answer = score(plan.capture.unflatten(tuple(outputs)))
+        except Exception as error:
+            shape = tuple(outputs[plan.explained].shape)
+            raise FxlrpError(
+                f"The target callable raised {type(error).__name__}: {error}, for an output of shape {shape}.  Samples "
+                "that can't be told apart inside are explained one by one, and it is given the output of each; "
+                "convert(…, batch=None) gives it all of a call."
+            ) from error
         if not isinstance(answer, Tensor):
             raise FxlrpError(f"The target callable must return a tensor, not {type(answer).__name__}.")
         if not answer.requires_grad and answer.is_floating_point() and answer.shape != logits.shape:

@@ -196,7 +196,7 @@ def find_samples(
     if found:
         return captured
     shape = _explained(captured, output)[0].meta["val"].shape
-    captured.axes = Axes.none(tensors, 0 if len(shape) and shape[0] == 1 else None)
+    captured.axes = Axes.none(tensors, 0 if len(shape) and isinstance(shape[0], int) and shape[0] == 1 else None)
     return captured
 
 
@@ -234,7 +234,7 @@ def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axe
             apart = [any(_same_symbol(s, other) for other in others) and not _same_symbol(s, size) for s in sizes]
             found = Axes(tuple(None if no else a for a, no in zip(axes.inputs, apart, strict=True)), place)
         else:
-            found = Axes(axes.inputs if size == count else (None,) * len(axes.inputs), place)
+            found = Axes(axes.inputs if isinstance(size, int) and size == count else (None,) * len(axes.inputs), place)
         if found.whole:
             continue
         if count == 1:
@@ -290,7 +290,8 @@ def other_axes(captured: Capture, output: Output) -> Iterator[Axes]:
     explained, readouts = _explained(captured, output)
     shape = explained.meta["val"].shape
     for place, count in enumerate(shape[: 2 if len(shape) > 2 else 1]):
-        if count == 1 or joined_by_sparse(count, captured.inputs):
+        # a count that depends on values is none of samples
+        if not isinstance(count, int) or count == 1 or joined_by_sparse(count, captured.inputs):
             continue
         choices: list[list[int | None]] = []
         for i, t in enumerate(captured.inputs):

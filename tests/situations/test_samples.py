@@ -343,3 +343,22 @@ def test_rows_with_entries_of_their_own_are_explained_together(name: str, rules:
 
 def _all(a: Any) -> tuple[Tensor, ...]:
     return a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
+
+
+def test_a_count_that_depends_on_values_is_none_of_samples() -> None:
+    model = made(lambda m, t: m["h"](t[t[:, 0] > 0])[:2].sum(), h=mlp())
+    a = convert(model, rules="epsilon")(x(5, 6), target=lambda out: out)
+    torch.testing.assert_close(a.output, model(x(5, 6)).detach())
+    parts = made(lambda m, t: [m["h"](r[r[:, 0] > 0]).flatten()[:3] for r in t], h=mlp())
+    b = convert(parts, rules="epsilon")(x(2, 5, 6), target=lambda out: out[0][:1])
+    assert b.relevance[0].any()
+    assert not b.relevance[1].any()
+
+
+def test_a_callable_that_fails_says_what_it_was_given() -> None:
+    model = made(lambda m, s, q: -(torch.cdist(m["h"](q), m["h"](s).view(3, 2, 3).mean(1)) ** 2), h=mlp())
+    call = x(6, 6), x(4, 6, seed=2)
+    with pytest.raises(FxlrpError, match=r"IndexError.* of shape \(1, 3\).*batch=None"):
+        convert(model, rules="epsilon")(*call, target=lambda out: out[1, 2])
+    a = convert(model, rules="epsilon", batch=None)(*call, target=lambda out: out[1, 2])
+    assert a.relevance[1].any(1).tolist() == [False, True, False, False]
