@@ -44,7 +44,7 @@ from fxlrp.relevance_pass import Direction, maps_at_once, propagate
 from fxlrp.report import Report
 from fxlrp.rewrite import Plan, expose, rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
-from fxlrp.samples import find_samples
+from fxlrp.samples import find_samples, spelled
 from fxlrp.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
 from fxlrp.state import Place, State, drawing, undisturbed
 
@@ -238,8 +238,10 @@ class Explainer(nn.Module):
         if plan.axes.output is None and plan.scores_ndim == 3 and run is None:
             open_ = [q.position is None and by_classes(q.target) for q in questions]
             if any(open_):
-                ask = [self._row_by_row if every else self._explain_one for every in open_]
-                return [f(plan, args, kwargs, q, at) for f, q in zip(ask, questions, strict=True)]
+                return [
+                    self._row_by_row(plan, args, kwargs, q, at) if rows else self._explain(args, kwargs, [q], at)[0]
+                    for q, rows in zip(questions, open_, strict=True)
+                ]
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
         plain &= not any(isinstance(i, str) for i in plan.readouts)
@@ -309,8 +311,7 @@ class Explainer(nn.Module):
     def _returned(self, args: tuple, kwargs: dict, seed: int = 0) -> Any:
         """What the model itself returns for a call, whose tensors it may write into, and is left as it was."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
-        with torch.no_grad(), undisturbed(self.model) as changed:
-            torch.manual_seed(self.seed + seed)
+        with torch.no_grad(), undisturbed(self.model, self.seed + seed) as changed:
             returned = call(self.model, args, kwargs)
         self._found.restless.update(changed)
         return returned
@@ -470,9 +471,6 @@ class Explainer(nn.Module):
             "triton.cudagraphs", False
         )
 
-    def _explain_one(self, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]) -> Attribution:
-        return self._explain(args, kwargs, [question], at)[0]
-
     def _row_by_row(self, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]) -> Attribution:
         """A call that is one sample, as pictures in a list or texts in a line are, for every row of its output.
 
@@ -607,17 +605,16 @@ class Explainer(nn.Module):
         tensors, _ = split_tensors(args, kwargs)
         axes = self._axes(found, args, kwargs, tensors)
 
-        def plan_of(axes: list[Axes], any_length: bool) -> Plan:
-            def by(axes: Axes) -> Capture:
-                return capture(self.model, args, kwargs, axes, fixed=fixed, any_length=any_length)
+        def by(axes: Axes, any_length: bool = True) -> Capture:
+            return spelled(capture(self.model, args, kwargs, axes, fixed=fixed, any_length=any_length))
 
-            captured = find_samples(by, axes, tensors, self.output, sure=self.batch != "auto")
+        def plan_of(captured: Capture) -> Plan:
             with no_autocast(captured.inputs):
                 return rewrite(captured, self.rulebook, strict=self.strict, output=self.output, read=self.read)
 
-        plan = plan_of(axes, True)
+        plan = plan_of(find_samples(by, axes, tensors, self.output, sure=self.batch != "auto"))
         if plan.capture.any_length and not plan.any_length:
-            plan = plan_of([plan.axes], False)
+            plan = plan_of(by(plan.axes, any_length=False))  # which keeps the axes that were found
         captured = plan.capture
         about = signature(args, kwargs, plan.axes)
         plan.key = (about.shapes, plan.axes.count(tensors))
@@ -770,6 +767,19 @@ def _graphs_compiled() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -> Any:
+    """What a callable target says of the model's outputs.  Raises FxlrpError for whatever it raises."""
+    try:
+        return score(plan.capture.unflatten(tuple(outputs)))
+    except Exception as error:
+        shape = tuple(outputs[plan.explained].shape)
+        raise FxlrpError(
+            f"The target callable raised {type(error).__name__}: {error}, for an output of shape {shape}.  Samples "
+            "that can't be told apart inside are explained one by one, and it is given the output of each; "
+            "convert(…, batch=None) gives it all of a call."
+        ) from error
+
+
 def _depends_on(score: Callable[[Any], Tensor], plan: Plan, said: Sequence[Tensor]) -> tuple[int, ...]:
     """The places of the float outputs that a callable target has a gradient at."""
     outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
@@ -779,15 +789,7 @@ def _depends_on(score: Callable[[Any], Tensor], plan: Plan, said: Sequence[Tenso
     for i in floats:
         outputs[i].requires_grad_()
     with torch.enable_grad():
-        try:
-            answer = score(plan.capture.unflatten(tuple(outputs)))
-        except Exception as error:
-            shape = tuple(outputs[plan.explained].shape)
-            raise FxlrpError(
-                f"The target callable raised {type(error).__name__}: {error}, for an output of shape {shape}.  Samples "
-                "that can't be told apart inside are explained one by one, and it is given the output of each; "
-                "convert(…, batch=None) gives it all of a call."
-            ) from error
+        answer = _answer(score, plan, outputs)
         if not isinstance(answer, Tensor) or not answer.requires_grad:
             return ()
         grads = torch.autograd.grad(answer.sum(), [outputs[i] for i in floats], allow_unused=True)
@@ -805,15 +807,7 @@ def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor],
         rows = value.split([outputs[i][0].numel() for i in places], 1) if plan.together else [value]
         for i, row in zip(places, rows, strict=True):
             outputs[i] = row.to(outputs[i].dtype).reshape(outputs[i].shape)
-        try:
-            answer = score(plan.capture.unflatten(tuple(outputs)))
-        except Exception as error:
-            shape = tuple(outputs[plan.explained].shape)
-            raise FxlrpError(
-                f"The target callable raised {type(error).__name__}: {error}, for an output of shape {shape}.  Samples "
-                "that can't be told apart inside are explained one by one, and it is given the output of each; "
-                "convert(…, batch=None) gives it all of a call."
-            ) from error
+        answer = _answer(score, plan, outputs)
         if not isinstance(answer, Tensor):
             raise FxlrpError(f"The target callable must return a tensor, not {type(answer).__name__}.")
         if not answer.requires_grad and answer.is_floating_point() and answer.shape != logits.shape:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture import Capture, finite
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import Trail, find_given
 from fxlrp.patterns.sparse import is_sparse
@@ -56,17 +57,18 @@ def mark_reads(gm: fx.GraphModule, parameters: Sequence[str], names: Sequence[st
     gm.recompile()
 
 
-def find_readouts(
-    gm: fx.GraphModule, parameters: Sequence[str] = (), masks: Collection[int] = ()
-) -> dict[Place, list[fx.Node]]:
+def find_readouts(captured: Capture) -> dict[Place, list[fx.Node]]:
     """Where relevance is read: at what was marked, or else for each input: float inputs at themselves and at the ones
     that stand for them in first layers, and all at the vectors that they look up; or, where that is all there is,
-    integer ones at the numbers they become, and those that are named masks or positions too; nowhere for the `masks`,
-    which have infinite values."""
+    integer ones at the numbers they become, and those that are named masks or positions too; nowhere for masks with
+    infinite values."""
+    gm = captured.graph
     marked = [n for n in gm.graph.nodes if "read" in n.meta]
     placeholders = enumerate(gm.graph.find_nodes(op="placeholder"))
     inputs = {
-        i: n for i, n in placeholders if isinstance(n.meta["val"], Tensor) and not is_sparse(n) and i not in masks
+        i: n
+        for i, n in placeholders
+        if isinstance(n.meta["val"], Tensor) and not is_sparse(n) and finite(captured.inputs[i])
     }
     given = find_given(gm.graph)
 
@@ -79,7 +81,7 @@ def find_readouts(
             i: at(n, False, True) or at(n, True, True) for i, n in inputs.items() if n in marked
         }
         return out | {n.meta["read"]: [n] for n in marked if n.op != "placeholder"}
-    aside = {i for i, name in enumerate(parameters) if ASIDE.search(name)}
+    aside = {i for i, name in enumerate(captured.parameters) if ASIDE.search(name)}
     for numbers, left_out in ((False, aside), (True, aside), (True, ())):
         out = {i: at(n, numbers, not left_out and numbers) for i, n in inputs.items() if i not in left_out}
         if any(out.values()):

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.analyse import differentiable, find_active, find_infinite, find_nonnegative
 from fxlrp.axes import Axes
-from fxlrp.capture import Capture, finite, free_symbols
+from fxlrp.capture import Capture, free_symbols
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
@@ -287,8 +287,7 @@ def _activity(
     captured: Capture, output: fx.Node, rulebook: Rulebook
 ) -> tuple[dict[Place, list[fx.Node]], set[fx.Node]]:
     """The readouts of each input tensor that carries relevance to `output`, and all active nodes."""
-    masks = [i for i, t in enumerate(captured.inputs) if not finite(t)]
-    inputs = find_readouts(captured.graph, captured.parameters, masks)
+    inputs = find_readouts(captured)
     active = find_active(captured.graph, [n for ns in inputs.values() for n in ns], output, _flows_by(rulebook))
     return {i: kept for i, ns in inputs.items() if (kept := [n for n in ns if n in active])}, active
 

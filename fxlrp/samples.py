@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.axes import Axes, joined_by_sparse
-from fxlrp.capture import Capture, Way, finite, free_symbols
+from fxlrp.capture import Capture, Way, free_symbols
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import cast_one_hots
 from fxlrp.outputs import Output, explained_output
@@ -23,6 +23,7 @@ from fxlrp.patterns.packed import spell_packed
 from fxlrp.patterns.sparse import spell_sparse
 from fxlrp.reads import Place, find_readouts
 from fxlrp.rules.quantities import WHOLE, Batch
+from fxlrp.state import drawing
 
 NUDGE = 1e-3
 """By which part of itself, at most, a value is nudged: an integer among floats stays that when it is rounded down."""
@@ -71,8 +72,7 @@ class Probe:
                     values[n] = value
                 return value
 
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.no_grad(), drawing(0, self.inputs):
             Nudging(self.graph).run(*(t.clone() for t in self.inputs))
         return values
 
@@ -130,6 +130,15 @@ def plain_axis(node: fx.Node, symbols: set) -> int | None:
     return None
 
 
+def spelled(captured: Capture) -> Capture:
+    """The same, with what is looked up by an op of its own written out, so that it is known where relevance is read."""
+    spell_packed(captured.graph, captured.inputs)
+    spell_bags(captured.graph)
+    spell_sparse(captured.graph)
+    cast_one_hots(captured.graph)
+    return captured
+
+
 def find_samples(
     capture: Callable[[Axes], Capture],
     guesses: Sequence[Axes],
@@ -144,15 +153,6 @@ def find_samples(
 
     Raises FxlrpError if the call can't be captured, or if the one guess that is sure does not hold.
     """
-
-    def spelled(axes: Axes) -> Capture:
-        captured = capture(axes)
-        spell_packed(captured.graph, captured.inputs)
-        spell_bags(captured.graph)
-        spell_sparse(captured.graph)
-        cast_one_hots(captured.graph)
-        return captured
-
     failed: FxlrpError | None = None
     captured: Capture | None = None
     found: Axes | None = None
@@ -160,7 +160,7 @@ def find_samples(
         if axes.whole:
             continue
         try:
-            captured = spelled(axes)
+            captured = capture(axes)
         except FxlrpError as error:
             if sure:
                 raise
@@ -178,13 +178,13 @@ def find_samples(
             )
     try:
         if captured is None or captured.way is not Way.THIS_BATCH:  # which holds for this call as it is
-            captured = spelled(Axes.none(tensors))
+            captured = capture(Axes.none(tensors))
     except FxlrpError as error:
         raise failed or error from error.__cause__
     refused: FxlrpError | None = None  # samples there are, but they can't be captured as such
     for axes in () if sure else other_axes(captured, output):
         try:
-            other = spelled(axes)
+            other = capture(axes)
         except FxlrpError as error:
             refused = error
             continue
@@ -210,8 +210,7 @@ def _explained(captured: Capture, output: Output) -> tuple[fx.Node, dict[Place, 
     """The node whose value is explained, and the readouts of each input."""
     first = output[0] if isinstance(output, tuple) else output  # of several, which have the same samples
     outputs, _, logits, _ = explained_output(captured, first)
-    masks = [i for i, t in enumerate(captured.inputs) if not finite(t)]
-    return outputs[logits], find_readouts(captured.graph, captured.parameters, masks)
+    return outputs[logits], find_readouts(captured)
 
 
 def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axes | None:
@@ -268,17 +267,19 @@ def _mix(
     assert axes.output is not None
     count = axes.count(inputs)
     probe = Probe(captured.graph, inputs, starts_of(captured.graph, readouts, axes, count)[0])
-    found = [_reaches_others(probe, explained, axes.output, sample, count) for sample in (0, count - 1)]
-    return None if None in found else any(found)
+    found = [_rows_reached(probe, explained, axes.output, sample, count) for sample in (0, count - 1)]
+    return None if None in found else any(rows is not None and rows[1] for rows in found)
 
 
-def _reaches_others(probe: Probe, explained: fx.Node, output: int, sample: int, count: int) -> bool | None:
+def _rows_reached(probe: Probe, explained: fx.Node, output: int, sample: int, count: int) -> tuple[bool, bool] | None:
+    """Whether a sample reaches its own row of the explained output, and others; None if that can't be run."""
     changed = probe.changes(sample, {explained})
     if changed is None:
         return None
     rows = changed[explained].movedim(output, 0).reshape(count, -1).any(1)
+    own = bool(rows[sample])
     rows[sample] = False
-    return bool(rows.any())
+    return own, bool(rows.any())
 
 
 def other_axes(captured: Capture, output: Output) -> Iterator[Axes]:
@@ -312,12 +313,10 @@ def _own_rows(
     """Whether the entries of an input along an axis reach a row of the output each, and some do."""
     fit = {n: axis for n in nodes if n.meta["val"].ndim > axis and n.meta["val"].shape[axis] == count}
     probe = Probe(captured.graph, captured.inputs, fit)
-    if len(fit) < len(nodes) or any(
-        _reaches_others(probe, explained, output, i, count) is not False for i in (0, count - 1)
-    ):
+    if len(fit) < len(nodes):
         return False
-    changed = probe.changes(0, {explained})
-    return changed is not None and bool(changed[explained].any())
+    first, last = (_rows_reached(probe, explained, output, i, count) for i in (0, count - 1))
+    return first == (True, False) and last is not None and not last[1]
 
 
 class Samples:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fxlrp.twin import ATOMS
+
 CONTAINERS = (dict, OrderedDict, list, set, tuple)
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 class Place(NamedTuple):
@@ -80,18 +81,17 @@ def _same(a: Any, b: Any) -> bool:
         return False
     if type(a) is tuple:
         return len(a) == len(b) and (all(map(is_, a, b)) or all(map(_same, a, b)))
-    return type(a) in PLAIN and a == b
+    return type(a) in ATOMS and a == b
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[set[Place]]:
-    """Leave a model's buffers and attributes, and torch's random numbers, as they were before; filled with the
-    attributes that the run changes."""
+def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
+    """Leave a model's buffers and attributes, and torch's random numbers, as they were before a run that draws by a
+    seed; filled with the attributes that it changes."""
     before = State(model)
     buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
     places: set[Place] = set()
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices):
+    with drawing(seed, list(model.parameters())):
         try:
             yield places
         finally:

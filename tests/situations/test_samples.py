@@ -49,6 +49,12 @@ def recurrent(m: Any, t: Tensor, *state: Any) -> Tensor:
     return m["h"](m["r"](t, *state)[0][-1])
 
 
+def continued() -> nn.Module:
+    """Two layers that go on from a state [layers, B, H]."""
+    layers = {"r": nn.LSTM(6, 8, 2, batch_first=True), "h": nn.Linear(8, 3)}
+    return made(lambda m, t, h, c: m["h"](m["r"](t, (h, c))[0][:, -1]), **layers)
+
+
 SEQUENCE_FIRST: dict[str, tuple[nn.Module, tuple, tuple[int | None, ...]]] = {
     "lstm": (made(recurrent, r=nn.LSTM(6, 8), h=nn.Linear(8, 3)), (x(4, 3, 6),), (1,)),
     "gru, both ways": (made(recurrent, r=nn.GRU(6, 8, bidirectional=True), h=nn.Linear(16, 3)), (x(4, 3, 6),), (1,)),
@@ -70,20 +76,12 @@ SEQUENCE_FIRST: dict[str, tuple[nn.Module, tuple, tuple[int | None, ...]]] = {
         (1,),
     ),
     "a state of its own axis": (
-        made(
-            lambda m, t, h, c: m["h"](m["r"](t, (h, c))[0][:, -1]),
-            r=nn.LSTM(6, 8, 2, batch_first=True),
-            h=nn.Linear(8, 3),
-        ),
+        continued(),
         (x(3, 4, 6), x(2, 3, 8, seed=2), x(2, 3, 8, seed=3)),
         (0, 1, 1),
     ),
     "as many layers as samples": (
-        made(
-            lambda m, t, h, c: m["h"](m["r"](t, (h, c))[0][:, -1]),
-            r=nn.LSTM(6, 8, 2, batch_first=True),
-            h=nn.Linear(8, 3),
-        ),
+        continued(),
         (x(2, 4, 6), x(2, 2, 8, seed=2), x(2, 2, 8, seed=3)),
         (0, 1, 1),
     ),
