@@ -68,6 +68,8 @@ class Axes:
             axes = [batch.get(called, batch.get(name)) for called, name in zip(parameters, names, strict=True)]
         elif isinstance(batch, int) and not isinstance(batch, bool):
             count = next((t.shape[batch] for t in tensors if -t.ndim <= batch < t.ndim), None)
+            if count is None:
+                raise FxlrpError(f"batch={batch}: no tensor of the call has an axis {batch}.")
             axes = [
                 batch if -t.ndim <= batch < t.ndim and t.shape[batch] == count and t.layout is torch.strided else None
                 for t in tensors

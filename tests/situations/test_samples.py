@@ -270,7 +270,7 @@ def test_values_that_are_indices_are_probed_by_their_like() -> None:
 def test_axes_that_are_not_there_are_named() -> None:
     model, args, _ = SEQUENCE_FIRST["lstm"]
     for batch, said in (
-        (5, None),
+        (5, "no tensor of the call has an axis 5"),
         ({"0": 5}, "no axis 5"),
         ({"x": 0}, "the call's tensors are args"),
         ("first", "is not an axis"),
