@@ -7,6 +7,7 @@ close to its own, and what changes belongs to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -22,6 +23,7 @@ from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.packed import spell_packed
 from fxlrp.patterns.sparse import spell_sparse
 from fxlrp.reads import Place, find_readouts
+from fxlrp.rowwise import differ, is_rowwise
 from fxlrp.rules.quantities import WHOLE, Batch
 from fxlrp.state import drawing
 
@@ -56,7 +58,7 @@ class Probe:
             other = self._run(wanted, sample)
         except (RuntimeError, IndexError, ValueError):  # the network takes no such values
             return None
-        return {n: _differ(self.plain[n], other[n]) for n in wanted}
+        return {n: differ(self.plain[n], other[n]) for n in wanted}
 
     def _run(self, wanted: set[fx.Node], sample: int | None) -> dict[fx.Node, Tensor]:
         starts, values = self.starts, {}
@@ -75,15 +77,6 @@ class Probe:
         with torch.no_grad(), drawing(0, self.inputs):
             Nudging(self.graph).run(*(t.clone() for t in self.inputs))
         return values
-
-
-def _differ(a: Tensor, b: Tensor) -> Tensor:
-    """Where two values are not the same, but for rounding."""
-    if not a.is_floating_point() and not a.is_complex():
-        return a != b
-    size = a.abs()
-    scale = size.where(size.isfinite(), 0).amax() if a.numel() else 0
-    return ~((a - b).abs() <= 8 * torch.finfo(a.dtype).eps * scale) & ~((a == b) | (a.isnan() & b.isnan()))
 
 
 def starts_of(
@@ -122,10 +115,12 @@ def candidates(node: fx.Node, symbols: set) -> list[int]:
 def plain_axis(node: fx.Node, symbols: set) -> int | None:
     """The axis of a node that counts the samples and nothing else, if its shape tells."""
     value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return None
-    axes = candidates(node, symbols)
-    if len(axes) == 1 and value.shape[axes[0]].node.expr in symbols:  # type: ignore[attr-defined]
+    return plain(value, symbols) if isinstance(value, Tensor) else None
+
+
+def plain(traced: Tensor, symbols: set) -> int | None:
+    axes = [axis for axis, size in enumerate(traced.shape) if free_symbols(size) & symbols]
+    if len(axes) == 1 and traced.shape[axes[0]].node.expr in symbols:  # type: ignore[attr-defined]
         return axes[0]
     return None
 
@@ -266,7 +261,11 @@ def _mix(
     """Whether a row of the explained output depends on another sample than its own; None if that can't be run."""
     assert axes.output is not None
     count = axes.count(inputs)
-    probe = Probe(captured.graph, inputs, starts_of(captured.graph, readouts, axes, count)[0])
+    starts, known = starts_of(captured.graph, readouts, axes, count)
+    symbols = batch_symbols(captured.graph, axes)
+    if known and len(symbols) == 1 and is_rowwise(captured.graph, starts, explained, partial(plain, symbols=symbols)):
+        return False
+    probe = Probe(captured.graph, inputs, starts)
     found = [_rows_reached(probe, explained, axes.output, sample, count) for sample in (0, count - 1)]
     return None if None in found else any(rows is not None and rows[1] for rows in found)
 
