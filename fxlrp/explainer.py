@@ -120,14 +120,18 @@ class Explainer(nn.Module):
 
     def of(self, output: Output) -> Explainer:
         """The same for another of the model's outputs, or for several; it is kept, with what it captures."""
-        if output == self.output:
+        return self._other(output, self.batch)
+
+    def _other(self, output: Output, batch: Batch) -> Explainer:
+        if (output, batch) == (self.output, self.batch):
             return self
         with LOCK:
-            other = self._others.get(output)
+            key = output, batch if batch is None else "as here"
+            other = self._others.get(key)
             if other is None:
-                how = (self.rulebook, self.strict, output, self.checkpoint, self.batch, self.read, self.seed)
+                how = (self.rulebook, self.strict, output, self.checkpoint, batch, self.read, self.seed)
                 other = Explainer(self.model, *how).eval()
-                self._others.set(output, other)
+                self._others.set(key, other)
         return other
 
     def forward(
@@ -204,10 +208,13 @@ class Explainer(nn.Module):
                 asked = replace(asked, target=int(a.target.reshape(batch, several)[i, k]))
             elif a.target is not None:  # of the rows of one sample, the first
                 asked = replace(asked, target=int(a.target[0]), position=0)
-            with LOCK:
-                one, _ = self._plan(some, named)
-                weighing = Weighing(one.graph)
-                self._explain(some, named, [asked], (), weighing.run)
+            try:
+                with LOCK:
+                    one, _ = self._plan(some, named)
+                    weighing = Weighing(one.graph)
+                    self._explain(some, named, [asked], (), weighing.run)
+            except FxlrpError:  # a callable that is about another sample
+                continue
             if ended := find_end(one.report.weighed(weighing.edges), [i for i, _ in zero]):
                 answers[at] = replace(a, ended=ended)
                 warn(ended)
@@ -338,8 +345,9 @@ class Explainer(nn.Module):
         if isinstance(target, Tensor) and target.is_floating_point() and target.shape == out[plan.logits].shape:
             target = plan.axes.rows(target)  # weights of the output as the model gives it
         logits = at_position(rows, question.position)
-        if logits.ndim == 1 and len(logits) == batch and (target is None or (type(target) is int and target == 0)):
-            one = torch.zeros_like(logits, dtype=torch.long)  # the score of each sample is its only class
+        only = target is None or (by_classes(target) and not torch.as_tensor(target).any())
+        if logits.ndim == 1 and len(logits) == batch and only:  # the score of each sample is its only class
+            one = torch.zeros_like(logits, dtype=torch.long)
             return [Direction(logits, torch.ones_like(logits), None)], one
         if target is None and said is not out and logits.ndim == 2:
             target = at_position(plan.axes.rows(said[plan.explained]), question.position).argmax(1)
@@ -507,8 +515,13 @@ class Explainer(nn.Module):
         """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
         together again beside the model's output for all of them, and added up at inputs that they share.
 
-        Raises FxlrpError where a sample alone is answered otherwise than among the others.
+        All of it is explained as one sample where a target asks for one number about all of them, or where a sample
+        alone is answered otherwise than among the others, if its rows have entries of their own.
         """
+        output = self._returned(args, kwargs)
+        together = self._other(self.output, None)
+        if self is not together and any(_is_about_all(q.target, output) for q in questions):
+            return together._explain(args, kwargs, questions, at)
 
         def one(i: int) -> list[Attribution]:
             some, named, *asked = _sample(axes, (args, kwargs), questions, i, batch)
@@ -518,8 +531,13 @@ class Explainer(nn.Module):
             return sum(ts[1:], ts[0]) if axis is None else torch.cat(list(ts), axis)
 
         samples = [one(i) for i in range(batch)]
-        output = self._returned(args, kwargs)
-        self._check_rows(axes, [p[0].output for p in samples], output, args, kwargs)
+        try:
+            self._check_rows(axes, [p[0].output for p in samples], output, args, kwargs)
+        except FxlrpError as apart:
+            try:
+                return together._explain(args, kwargs, questions, at)
+            except FxlrpError:
+                raise apart from None
         at_inputs = dict(zip(names_of(args, kwargs), axes.inputs, strict=True))
 
         def joined(parts: Sequence[Attribution], name: str) -> Tensor | tuple[Tensor, ...]:
@@ -780,6 +798,17 @@ def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -
         ) from error
 
 
+def _is_about_all(target: Target, output: Any) -> bool:
+    """Whether a target is a callable that returns one number for all of a batch."""
+    if not callable(target):
+        return False
+    try:
+        answer = target(output)
+    except Exception:  # which is told where it is asked for the answer
+        return False
+    return isinstance(answer, Tensor) and not answer.ndim
+
+
 def _depends_on(score: Callable[[Any], Tensor], plan: Plan, said: Sequence[Tensor]) -> tuple[int, ...]:
     """The places of the float outputs that a callable target has a gradient at."""
     outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
@@ -810,9 +839,23 @@ def _asked_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor],
         answer = _answer(score, plan, outputs)
         if not isinstance(answer, Tensor):
             raise FxlrpError(f"The target callable must return a tensor, not {type(answer).__name__}.")
-        if not answer.requires_grad and answer.is_floating_point() and answer.shape != logits.shape:
-            raise FxlrpError("The target depends on no output of the model that could be explained.")
-        return torch.autograd.grad(answer.sum(), logits)[0] if answer.requires_grad else answer
+        if not answer.requires_grad:
+            if answer.is_floating_point() and answer.shape != logits.shape:
+                raise FxlrpError("The target depends on no output of the model that could be explained.")
+            return answer
+        rows = plan.axes.rows(logits)
+        apart = not plan.axes.whole and answer.ndim == 1 and 1 < len(answer) == len(rows)
+        asked = torch.autograd.grad(answer.sum(), logits, retain_graph=apart)[0]
+        if apart:
+            weights = torch.arange(1, len(rows) + 1).to(answer)
+            other = plan.axes.rows(torch.autograd.grad(answer @ weights, logits)[0])
+            own = plan.axes.rows(asked) * weights.to(asked).view(-1, *[1] * (rows.ndim - 1))
+            if share_apart(other, own) > 1e-3:
+                raise FxlrpError(
+                    "The target callable's score of a sample depends on other samples: return the score of one of "
+                    "them, as lambda out: score(out)[0] does."
+                )
+    return asked
 
 
 def convert(

@@ -121,10 +121,10 @@ def cast_one_hots(gm: fx.GraphModule) -> None:
 
 
 def find_given(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values depend on an input."""
+    """The nodes whose values depend on an input, but for tables whose rows are brought to a norm before being taken."""
     given = set(graph.find_nodes(op="placeholder"))
     for node in graph.nodes:
-        if not given.isdisjoint(carriers(node)):
+        if node.target is not aten.embedding_renorm.default and not given.isdisjoint(carriers(node)):
             given.add(node)
     return given
 

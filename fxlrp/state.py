@@ -104,7 +104,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
                     part.module.__dict__.pop(place.name, None)
             with torch.no_grad():
                 for buffer, version, value in buffers:
-                    if buffer._version != version:
+                    if buffer._version != version or not torch.equal(buffer, value):  # observers write unseen
                         buffer.copy_(value)
 
 

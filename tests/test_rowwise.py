@@ -47,7 +47,7 @@ APART: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": lambda x: x.flip(1),
     "columns": lambda x: torch.cat([x[:, 2:], x[:, :2]], 1),
     "rows of its own": lambda x: x - x.mean(1, keepdim=True),
-    "attention": lambda x: F.scaled_dot_product_attention(*[x.view(len(x), 1, 3, 2)] * 3).flatten(1),
+    "attention": lambda x: F.scaled_dot_product_attention(*[x.view(x.shape[0], 1, 3, 2)] * 3).flatten(1),
     "convolution": lambda x: F.max_pool1d(F.conv1d(x[:, None], torch.ones(2, 1, 3), padding=1), 3, 1, 1)[:, 1],
     "other axis": lambda x: x.T.softmax(0).T,
     "outer": lambda x: torch.einsum("bi,ij,bj->bi", x, W, x),

@@ -120,3 +120,14 @@ def test_a_bag_beside_numbers() -> None:
     a = convert(model)(x, IDS)
     assert list(a.named) == ["0", "1"]
     assert all(r.any() for r in a.relevance)
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_rows_brought_to_a_norm(rules: str) -> None:
+    model = nn.Sequential(nn.Embedding(20, 8, max_norm=1.0), nn.Flatten(), nn.Linear(32, 3)).double().eval()
+    ids = IDS.clone()
+    table = model[0].weight.detach().renorm(2, 0, 1.0)
+    a = convert(model, rules=rules)(ids, target=1)
+    model[0] = nn.Embedding.from_pretrained(table)
+    torch.testing.assert_close(a.relevance, convert(model, rules=rules)(ids, target=1).relevance)
+    assert a.relevance.shape == ids.shape

@@ -179,3 +179,16 @@ def test_a_random_model_is_explained_for_one_draw(how: str) -> None:
         torch.testing.assert_close(a.output, out.detach())
         assert a.relevance.isfinite().all()
         assert a.relevance.any(1).all()
+
+
+def test_what_is_written_unseen_is_put_back() -> None:
+    """Observers of torch.ao write into buffers without a new version of them."""
+    model = nn.Sequential(torch.ao.quantization.QuantStub(), nn.Linear(6, 3)).train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    model = torch.ao.quantization.prepare_qat(model)
+    model(X.float())
+    before = {name: b.clone() for name, b in model.eval().named_buffers()}
+    a = convert(model, rules="epsilon")(2 * X.float(), target=1)
+    assert a.relevance.any()
+    for name, b in model.named_buffers():
+        torch.testing.assert_close(b, before[name], msg=name)
