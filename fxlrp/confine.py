@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import _symbolic_trace
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.modules import transformer
 
 LOCK = threading.RLock()
 """Held by the thread that captures, rewrites, traces or compiles.  Calls of what is captured do not take it."""
@@ -57,12 +58,19 @@ def alone(*, below_backends: bool = False) -> Iterator[None]:
             (non_strict_utils, "math", _Namespace(math)),
             (_trace, "_compiling_state_context", _compiling_here),
             (torch.compiler, "_compile_session_context", _compiling_here),
+            (transformer, "_detect_is_causal_mask", _as_said),
             *([] if below_backends else [(_trace, "_ignore_backend_decomps", nullcontext)]),
         ]
         for owner, name, new in replaced:
             stack.enter_context(_replaced(owner, name, new))
         stack.enter_context(_tidy())
         yield
+
+
+def _as_said(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """Whether a mask may be left out for a faster kernel: if so said, without a look at its values, which no graph for
+    other values could do.  A mask that is not left out gives the same."""
+    return bool(is_causal)
 
 
 def kept(gm: fx.GraphModule, name: str, make: Callable[[], Any]) -> Any:
