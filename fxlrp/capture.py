@@ -59,7 +59,7 @@ class Capture:
     way: how it was captured, which says for which calls the graph holds.
     axes: where the samples of the call are.
     returned: the structure of what the model returns, and where each output tensor stands in it.
-    any_length: whether it holds for integer inputs [B, T] of any length T.
+    lengths: the axes of each input that may be lengths of sequences.
     narrow: the types of the call's tensors and of the model's outputs, where some of the model is in half precision
     and `graph` and `inputs` are in float32; empty for all other models.
     nearly: whether the graph gives the model's output but for rounding, as that of a quantised model does.
@@ -72,9 +72,21 @@ class Capture:
     way: Way
     returned: _Returned
     axes: Axes
-    any_length: bool = False
+    lengths: list[tuple[int, ...]]
     narrow: list[list[torch.dtype]] = field(default_factory=list)
     nearly: bool = False
+
+    @property
+    def any_length(self) -> bool:
+        """Whether it holds for sequences of any length: each has a symbol of its own, which no op was fixed by."""
+        if self.way is not Way.ANY_BATCH:
+            return False
+        shapes = [n.meta["val"].shape for n in self.graph.graph.find_nodes(op="placeholder")]
+        batches = {
+            s for n, a in zip(shapes, self.axes.inputs, strict=True) if a is not None for s in free_symbols(n[a])
+        }
+        sizes = [shape[a] for shape, at in zip(shapes, self.lengths, strict=True) for a in at]
+        return bool(sizes) and all(free_symbols(n) - batches for n in sizes)
 
     @property
     def answers_apart(self) -> bool:
@@ -96,8 +108,8 @@ class Capture:
 @dataclass(frozen=True)
 class Signature:
     """What calls have in common that can share a graph: structure, constants, dtypes, autocast, devices and `shapes`
-    but for the batch; or, for graphs of any length, `like` alone, which leaves out the length of integers [B, T].  What
-    only the `kind` of is the same, with as many axes, have their samples at the same axes as a rule."""
+    but for the batch; or, for graphs of any length, `like` alone, which leaves out the lengths of sequences.  What only
+    the `kind` of is the same, with as many axes, have their samples at the same axes as a rule."""
 
     shapes: tuple
     like: tuple
@@ -138,8 +150,8 @@ def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
             if isinstance(leaf, np.ndarray):
                 return leaf.dtype, leaf.shape, leaf.tobytes()
             return (type(leaf), leaf) if isinstance(leaf, PLAIN) else Same(leaf)
-        lengths = length and axis is not None and _has_length(leaf, axis)
-        shape = ["batch" if i == axis else length if lengths else n for i, n in enumerate(leaf.shape)]
+        lengths = _lengths(leaf, axis) if length else ()
+        shape = ["batch" if i == axis else length if i in lengths else n for i, n in enumerate(leaf.shape)]
         return tuple(shape), leaf.dtype, leaf.layout, leaf.device, finite(leaf)
 
     at = [next(places) if isinstance(leaf, Tensor) else None for leaf in leaves]
@@ -176,10 +188,15 @@ def equal(a: Tensor, b: Tensor) -> bool:
 SHORTEST = 2
 
 
-def _has_length(t: Tensor, axis: int) -> bool:
-    """Whether a tensor may be token ids, their mask or kinds [B, T]; export fixes lengths of 0 and 1, and can't tell
-    one of 2 from the batch."""
-    return t.ndim == 2 and t.shape[1 - axis] > SHORTEST and not t.is_floating_point() and not t.is_complex()
+def _lengths(t: Tensor, axis: int | None) -> tuple[int, ...]:
+    """The axes that may be lengths of a sequence: of token ids, their mask or kinds [B, T], of vectors [B, T, F], of a
+    mask [T, T] that samples share.  Export fixes lengths of 0 and 1, and can't tell one of 2 from the batch."""
+    if axis is None:
+        axes = (0, 1) if t.ndim == 2 and t.shape[0] == t.shape[1] else ()
+    else:
+        vectors = t.ndim == 3 and axis < 2
+        axes = (1 - axis,) if vectors or (t.ndim == 2 and not t.is_floating_point() and not t.is_complex()) else ()
+    return tuple(a for a in axes if t.shape[a] > SHORTEST)
 
 
 @dataclass
@@ -317,7 +334,6 @@ def capture(
     axes: Axes | None = None,
     *,
     fixed: bool = False,
-    any_length: bool = True,
     itself: bool = False,
 ) -> Capture:
     """Trace `model` on (args, kwargs), whose samples are at `axes` (the first ones), while no other thread traces.
@@ -325,9 +341,8 @@ def capture(
     What is traced is a twin of the model, which other threads may run meanwhile; `itself`, or if its twin does not run
     where it does, the model.
 
-    A symbolic batch and (with `any_length`) length of texts are asked for first, then the batch alone, unless `fixed`;
-    if the model fixes its batch, it is traced at the shapes given; if it branches on values, as it runs on the first
-    sample.
+    A symbolic batch and lengths of sequences are asked for first, then the batch alone, unless `fixed`; if the model
+    fixes its batch, it is traced at the shapes given; if it branches on values, as it runs on the first sample.
 
     Raises FxlrpError, with the line in the user's model, if no way succeeds.
     """
@@ -345,12 +360,10 @@ def capture(
     single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), pair)
     auto = torch.export.Dim.AUTO
     dims = tuple(None if axis is None else {axis: auto} for axis in axes.inputs)
-    sized = tuple(
-        {0: auto, 1: auto} if axis is not None and _has_length(t, axis) else dim
-        for dim, axis, t in zip(dims, axes.inputs, tensors, strict=True)
-    )
+    lengths = [_lengths(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
+    sized = tuple({**(dim or {}), **dict.fromkeys(at, auto)} or None for dim, at in zip(dims, lengths, strict=True))
     ways: list[tuple[Way, list[Tensor], Callable[[list[Tensor]], fx.GraphModule]]] = [
-        *([(Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, sized))] if any_length and sized != dims else []),
+        *([(Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, sized))] if sized != dims else []),
         (Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, dims)),
         (Way.THIS_BATCH, exact, lambda ts: _export(flat, ts, None)),
         (Way.THIS_INPUT, single, lambda ts: _trace(flat, ts)),
@@ -377,11 +390,10 @@ def capture(
                 continue
         _mark_identities(graph, seen[-1].untouched)
         names, called = names_of(args, kwargs), parameters_of(model, args, kwargs)
-        any_length = way is Way.ANY_BATCH and _any_length(graph, axes)
-        return Capture(graph, inputs, names, called, way, seen[-1], axes, any_length, nearly=flat.quantised)
+        return Capture(graph, inputs, names, called, way, seen[-1], axes, lengths, nearly=flat.quantised)
     _run_as_it_is(model, *rebuild(exact))
     if traced is not model and _refuses(traced, *rebuild(exact)):
-        return capture(model, args, kwargs, axes, fixed=fixed, any_length=any_length, itself=True)
+        return capture(model, args, kwargs, axes, fixed=fixed, itself=True)
     raise FxlrpError(_why(errors[0])) from errors[0]
 
 
@@ -408,20 +420,6 @@ def _twin(model: nn.Module) -> nn.Module:
         return twin(model)
     except Exception:
         return model
-
-
-def _any_length(gm: fx.GraphModule, axes: Axes) -> bool:
-    """Whether all integer inputs [B, T] have a symbol of their own, apart from the batch's, for T, but for those too
-    short for one (a decoder's first token), whose length calls have to share."""
-    values = zip((n.meta["val"] for n in gm.graph.find_nodes(op="placeholder")), axes.inputs, strict=True)
-    texts = [
-        (t.shape[axis], t.shape[1 - axis])
-        for t, axis in values
-        if isinstance(t, Tensor) and t.ndim == 2 and not t.is_floating_point() and axis is not None
-    ]
-    lengths = [(batch, n) for batch, n in texts if isinstance(n, torch.SymInt) or n > SHORTEST]
-    batches = {symbol for batch, _ in lengths for symbol in free_symbols(batch)}
-    return bool(lengths) and all(free_symbols(n) - batches for _, n in lengths)
 
 
 def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:

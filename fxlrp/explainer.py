@@ -623,21 +623,16 @@ class Explainer(nn.Module):
         tensors, _ = split_tensors(args, kwargs)
         axes = self._axes(found, args, kwargs, tensors)
 
-        def by(axes: Axes, any_length: bool = True) -> Capture:
-            return spelled(capture(self.model, args, kwargs, axes, fixed=fixed, any_length=any_length))
+        def by(axes: Axes) -> Capture:
+            return spelled(capture(self.model, args, kwargs, axes, fixed=fixed))
 
-        def plan_of(captured: Capture) -> Plan:
-            with no_autocast(captured.inputs):
-                return rewrite(captured, self.rulebook, strict=self.strict, output=self.output, read=self.read)
-
-        plan = plan_of(find_samples(by, axes, tensors, self.output, sure=self.batch != "auto"))
-        if plan.capture.any_length and not plan.any_length:
-            plan = plan_of(by(plan.axes, any_length=False))  # which keeps the axes that were found
-        captured = plan.capture
+        captured = find_samples(by, axes, tensors, self.output, sure=self.batch != "auto")
+        with no_autocast(captured.inputs):
+            plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output, read=self.read)
         about = signature(args, kwargs, plan.axes)
         plan.key = (about.shapes, plan.axes.count(tensors))
         if not fixed and captured.way is Way.ANY_BATCH:
-            plan.key = about.like if captured.any_length else about.shapes
+            plan.key = about.like if plan.any_length else about.shapes
         found.axes.set(self._kind(args, kwargs, tensors), plan.axes)
         return found.plans.set(plan.key, plan)
 

@@ -72,7 +72,7 @@ class Plan:
     together: tuple[int, ...]  # places of the outputs that the logits are the entries of, where they are of several
     report: Report
     apart: bool  # whether the samples of a batch can be told apart at every node
-    any_length: bool  # whether it holds for texts of any length
+    any_length: bool  # whether it holds for sequences of any length
     key: Any = None  # what an explainer keeps it under
 
     @property
@@ -162,7 +162,7 @@ def rewrite(
     starts = {n for ns in inputs.values() for n in ns}
     rows: list[NodeReport] = []
     apart = facts.samples.known
-    any_length = captured.any_length
+    any_length = True
     as_mean = rulebook.lookup(aten.mean.dim, (0,))
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr") or stored(node) is not node:
@@ -212,6 +212,7 @@ def rewrite(
     look_up_before_cast(gm)
     gm.recompile()
     together = output if isinstance(output, tuple) else ()
+    any_length &= captured.any_length  # which taking ops apart, a loop over steps, may have ended
     return Plan(gm, captured, places, positions, logits, explained, head, together, report, apart, any_length)
 
 
