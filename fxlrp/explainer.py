@@ -153,7 +153,8 @@ class Explainer(nn.Module):
         contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
         by probability) or a class; "default" is what the rulebook was found best with.  A target of weights or a
         callable states its own.
-        position: which of a sequence of logits [B, T, K] is explained: one for all or a tensor of one per sample [B].
+        position: which of a sequence of logits [B, T, K] is explained: one for all or a tensor of one per sample [B];
+        None: the last one of a causal model.
         at: modules or graph nodes, as "layer3" or "blocks.5.attn", whose output's relevance is returned in `latent`.
         trace: also weigh the relevance at every node: see `Attribution.trace` and `Attribution.conservation`.
 
@@ -249,6 +250,8 @@ class Explainer(nn.Module):
                     self._row_by_row(plan, args, kwargs, q, at) if rows else self._explain(args, kwargs, [q], at)[0]
                     for q, rows in zip(questions, open_, strict=True)
                 ]
+        if plan.scores_ndim == 3:
+            questions = [_at_the_end(plan, tensors, q) for q in questions]
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
         plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
         plain &= not any(isinstance(i, str) for i in plan.readouts)
@@ -717,6 +720,19 @@ class Explainer(nn.Module):
         if plan is None:
             raise FxlrpError("Nothing is captured yet: call the explainer once, or give convert() example_inputs.")
         return plan
+
+
+def _at_the_end(plan: Plan, tensors: Sequence[Tensor], question: Question) -> Question:
+    """The same question, about the last token of a causal model if it says of none, and no sample ends in padding."""
+    if question.position is not None or not by_classes(question.target) or not plan.causal:
+        return question
+    masks = [
+        (t, axis)
+        for i, (t, axis) in enumerate(zip(tensors, plan.axes.inputs, strict=True))
+        if axis is not None and i not in plan.readouts and t.ndim == 2 and not t.is_floating_point()
+    ]
+    padded = any(bool((t == 0).select(1 - axis, -1).any()) for t, axis in masks)
+    return question if padded else replace(question, position=-1)
 
 
 def _close(plan: Plan, shares: Sequence[float]) -> bool:

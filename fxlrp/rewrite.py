@@ -35,7 +35,7 @@ from fxlrp.rules.propagate import LEADING, Adjusted, Given, InPlace, Parted, Sit
 from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
 from fxlrp.rules.registry import Absolute, Derivative, Parts, Rule, Rulebook, Structural
 from fxlrp.rules.weighted import ones_for
-from fxlrp.samples import Samples
+from fxlrp.samples import Probe, Samples
 from fxlrp.specialize import copied, specialize
 
 aten = torch.ops.aten
@@ -89,6 +89,26 @@ class Plan:
     def axes(self) -> Axes:
         """Where the samples of a call are."""
         return self.capture.axes
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether each of a sequence of logits [B, T, K] depends on what is before it alone: on the last entry of the
+        sequence the last one does, and no other, and on the first one too."""
+        logits = self.graph.graph.output_node().args[0][self.logits]
+        rows = self.axes.rows(logits.meta["val"])
+        length = _hint(rows.shape[1])
+        starts = {}
+        for place, ends in self.readouts.items():
+            samples = 0 if isinstance(place, str) else self.axes.inputs[place]
+            for node in (self.graph.graph.output_node().args[0][at] for at in ends):
+                fit = [a for a, n in enumerate(node.meta["val"].shape) if a != samples and _hint(n) == length]
+                starts |= dict.fromkeys([node] if fit else [], fit[0] if fit else 0)
+        probe = Probe(self.graph, self.capture.inputs, starts)
+        first, last = (probe.changes(i, {logits}) if starts else None for i in (0, length - 1))
+        if first is None or last is None:
+            return False
+        reached, ends = (self.axes.rows(c[logits]).transpose(0, 1).flatten(1).any(1) for c in (first, last))
+        return bool(reached[-1] and ends[-1] and not ends[:-1].any())
 
     @cached_property
     def random(self) -> bool:

@@ -65,3 +65,37 @@ def test_other_ways_to_run_it(tmp_path: Path) -> None:
     torch.testing.assert_close(explainer.compile(backend="eager")(X).relevance, expected)
     with pytest.raises(FxlrpError, match="callable"):
         explainer(X, target=1)
+
+
+class Tagger(nn.Module):
+    """Scores at each of a sequence [B, T, K], or the other way round [T, B, K], by steps from one side or from both."""
+
+    def __init__(self, both: bool, batch_first: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(20, 4)
+        self.layer = nn.GRU(4, 6, batch_first=batch_first, bidirectional=both)
+        self.head = nn.Linear(12 if both else 6, 5)
+        self.double().eval()
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.embed(ids)
+        return self.head(self.layer(x if mask is None else x * mask[..., None])[0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_last_token_of_a_causal_model_is_explained(first: bool) -> None:
+    ids = torch.arange(8).view(2, 4) if first else torch.arange(8).view(2, 4).T.contiguous()
+    explainer = convert(Tagger(False, first), rules="epsilon", batch=0 if first else 1)
+    torch.testing.assert_close(explainer(ids).relevance, explainer(ids, position=-1).relevance)
+
+
+def test_other_sequences_of_scores_want_a_position() -> None:
+    ids = torch.arange(8).view(2, 4)
+    with pytest.raises(FxlrpError, match="position=0"):
+        convert(Tagger(True))(ids)
+    explainer = convert(Tagger(False))
+    with pytest.raises(FxlrpError, match="position=0"):  # whose last token is padding
+        explainer(ids, mask=torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]))
+    whole = torch.ones_like(ids)
+    torch.testing.assert_close(explainer(ids, mask=whole).relevance, explainer(ids, mask=whole, position=-1).relevance)
