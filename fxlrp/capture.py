@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import is_dead_tensor_wrapper  # type: ignore[attr-defined]
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
@@ -484,7 +485,7 @@ def _trace(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
     with torch.enable_grad(), alone(), quiet():
         seen = make_fx(flat, **how)(*(t.clone() for t in tensors))
         for node in seen.graph.find_nodes(op="get_attr"):  # what torch.func wrapped is a constant to this trace
-            if torch._C._functorch.is_dead_tensor_wrapper(operator.attrgetter(str(node.target))(seen)):
+            if is_dead_tensor_wrapper(operator.attrgetter(str(node.target))(seen)):
                 raise FxlrpError(_BY_TRANSFORM.format(""))
         for node in seen.graph.find_nodes(op="call_function", target=aten.dropout.default):
             if not node.args[2]:  # functionalization takes its result, which may be its input, for unwritable
