@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import is_dead_tensor_wrapper  # type: ignore[attr-defined]
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
@@ -481,6 +482,9 @@ def _trace(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
     how: dict[str, Any] = {"pre_dispatch": True, "_error_on_data_dependent_ops": False, "record_stack_traces": True}
     with torch.enable_grad(), alone(), quiet():
         seen = make_fx(flat, **how)(*(t.clone() for t in tensors))
+        for node in seen.graph.find_nodes(op="get_attr"):  # what torch.func wrapped is a constant to this trace
+            if is_dead_tensor_wrapper(operator.attrgetter(str(node.target))(seen)):
+                raise FxlrpError(_BY_TRANSFORM.format(""))
         for node in seen.graph.find_nodes(op="call_function", target=aten.dropout.default):
             if not node.args[2]:  # functionalization takes its result, which may be its input, for unwritable
                 node.target, node.args = aten.clone.default, node.args[:1]
@@ -704,10 +708,7 @@ def _why(error: Exception) -> str:
     where = f" at {lines[-1]}" if lines else ""
     inside = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(TRANSFORMS)]
     if inside:
-        return (
-            f"This model takes derivatives inside forward, or maps over samples, by torch.func{where}: write them out "
-            "in torch operations, or convert the module they are taken of (the energy, not the force)."
-        )
+        return _BY_TRANSFORM.format(where)
     return (
         f"This model can't be traced ({type(error).__name__}: {first}){where}; write that line in torch operations "
         "(torch.where for a branch on values), or convert the submodule without it."
@@ -716,6 +717,10 @@ def _why(error: Exception) -> str:
 
 TRANSFORMS = tuple(f"_functorch/{name}.py" for name in ("eager_transforms", "vmap", "apis"))
 """Where torch.func is in torch."""
+_BY_TRANSFORM = (
+    "This model takes derivatives inside forward, or maps over samples, by torch.func{}: write them out "
+    "in torch operations, or convert the module they are taken of (the energy, not the force)."
+)
 
 
 def _of_torch(file: str) -> bool:

@@ -233,6 +233,11 @@ def test_composites_equal_zennits(name: str) -> None:
     torch.manual_seed(0)
     model = trained_like(getattr(torchvision.models, name)(num_classes=10))
     x = torch.randn(1, 3, 64, 64).double()
+    if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+        try:
+            nn.BatchNorm2d(3, eps=0.0).double().eval()(x)
+        except ValueError as error:  # torch 2.11
+            pytest.skip(f"zennit's canonizers set eps to 0: {error}")
     canonizer = ResNetCanonizer if "resnet" in name else canonizers.SequentialMergeBatchNorm
     box = {"low": torch.full_like(x, -2.118), "high": torch.full_like(x, 2.640)}
     for rules, kind, more in (

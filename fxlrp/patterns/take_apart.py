@@ -36,10 +36,21 @@ APART = {
     for overload in (getattr(packet, name) for name in packet.overloads())
 }
 """Ops that are sums and products by another name, beside those that torch itself calls composite (LSTM, einsum, …)."""
+
+
+def _with_tensor(op: torch._ops.OpOverload) -> Callable:
+    """A quantile of a number → that of a tensor, whose range torch before 2.12 can check without values of others."""
+    return lambda x, q, *args, **kwargs: op.decompose(
+        x, torch.tensor(q, dtype=x.dtype, device=x.device), *args, **kwargs
+    )
+
+
 OWN: dict[Any, Callable] = {
-    aten.rrelu.default: lambda x, lower=1 / 8, upper=1 / 3, *_: aten.leaky_relu.default(x, (lower + upper) / 2)
+    aten.rrelu.default: lambda x, lower=1 / 8, upper=1 / 3, *_: aten.leaky_relu.default(x, (lower + upper) / 2),
+    aten.quantile.scalar: _with_tensor(aten.quantile.default),
+    aten.nanquantile.scalar: _with_tensor(aten.nanquantile.default),
 }
-"""What ops are made of, in a model that is not training, where torch knows of none."""
+"""What ops are made of, in a model that is not training, where torch knows of none that can be traced."""
 LERPS = {op: decomposition_table[op] for op in (aten.lerp.Scalar, aten.lerp.Tensor)}
 """The one of those that ops (quantile) are made of, and that is taken apart with them."""
 

@@ -232,7 +232,16 @@ FAITHFUL = {  # what is run in the place of kernels that trust their arguments, 
     "_weight_norm.default": lambda x: (x[0, 0], x[0, 0, :, :1], 0),
     "_softmax_backward_data.default": lambda x: (x, x.softmax(1), 1, x.dtype),
     "native_layer_norm.default": lambda x: (x, [6], x[0, 0, 0], x[0, 0, 1], 1e-5),
-    "native_group_norm.default": lambda x: (x, x[0, :, 0, 0], x[0, :, 0, 1], 2, 4, 36, 2, 1e-5),
+    "native_group_norm.default": lambda x: (
+        x,
+        x[0, 0, 0, :4],
+        x[0, 0, 1, :4],
+        2,
+        4,
+        36,
+        2,
+        1e-5,
+    ),  # torch 2.11: no strides
     "_scaled_dot_product_flash_attention_for_cpu.default": lambda x: (x, x.flip(2), x.flip(3), 0.0, True),
     "lstm.input": lambda x: (
         *(x[0], [torch.rand(1, 4, 4).to(x)] * 2, [torch.rand(16, 6).to(x), torch.rand(16, 4).to(x)]),

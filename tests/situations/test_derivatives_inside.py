@@ -21,12 +21,16 @@ class Force(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.way == "func":
             return torch.func.vmap(torch.func.grad(lambda v: self.energy(v).sum()))(x)
+        if self.way == "beside":
+            return x + torch.func.grad(lambda v: self.energy(v).sum())(x)
         with torch.enable_grad():
             x = x if x.requires_grad else x.requires_grad_(True)
             return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
 
 
-@pytest.mark.parametrize(("way", "said"), [("func", "torch.func"), ("autograd", "torch.autograd.grad")])
+@pytest.mark.parametrize(
+    ("way", "said"), [("func", "torch.func"), ("beside", "torch.func"), ("autograd", "torch.autograd.grad")]
+)
 def test_derivatives_inside(way: str, said: str) -> None:
     model = Force(way).eval()
     with pytest.raises(FxlrpError, match=said):
