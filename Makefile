@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: install demo test fuzz gpu lint format clean
+.PHONY: install demo test random fuzz gpu lint format clean
 
 install: $(VENV)/installed
 
@@ -17,6 +17,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+random: install
+	EXAMPLES=$${EXAMPLES:-10000} $(BIN)/python -m pytest tests/test_random_graphs.py --hypothesis-seed=$${SEED:-1}
 
 fuzz: install
 	$(BIN)/python -W ignore -m tests.inputs.fuzzing --minutes $${MINUTES:-60} --seed $${SEED:-1} --keep out/fuzz

@@ -357,6 +357,6 @@ def test_a_callable_that_fails_says_what_it_was_given() -> None:
     model = made(lambda m, s, q: -(torch.cdist(m["h"](q), m["h"](s).view(3, 2, 3).mean(1)) ** 2), h=mlp())
     call = x(6, 6), x(4, 6, seed=2)
     with pytest.raises(FxlrpError, match=r"IndexError.* of shape \(1, 3\).*batch=None"):
-        convert(model, rules="epsilon")(*call, target=lambda out: out[1, 2])
+        convert(model, rules="epsilon")(*call, target=lambda out: out[:, 7])
     a = convert(model, rules="epsilon", batch=None)(*call, target=lambda out: out[1, 2])
     assert a.relevance[1].any(1).tolist() == [False, True, False, False]

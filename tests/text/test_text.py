@@ -26,7 +26,7 @@ def words():
 
 @pytest.fixture(scope="module")
 def classifier(words):
-    return fxlrp.convert(bert("SequenceClassification", words, id2label=LABELS), rules="abslrp-hybrid")
+    return fxlrp.convert(bert("SequenceClassification", words, id2label=LABELS).double(), rules="abslrp-hybrid")
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
