@@ -68,7 +68,9 @@ def _ask(name: str, book: str) -> tuple[str, str]:
     scars = before.found(case.model)
     if not _same((case.args, case.kwargs), given):
         scars.append("an argument is changed")
-    return ("wrong", "; ".join(scars + [why] * (result != "right"))) if scars else (result, why)
+    if not scars:
+        return result, why
+    return max("wrong", result, key=RESULTS.index), "; ".join(scars + [why] * (result != "right"))
 
 
 def build(name: str) -> Case:
