@@ -265,7 +265,7 @@ def regression() -> Case:
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x) * 12.5 - 40
 
-    return Case(M(net=mlp(6, 8, 1)), (randn(3, 6),))
+    return Case(M(net=mlp(6, 8, 1)), (randn(3, 6),), derivable=False)  # the scale is seen through
 
 
 @case("scores")
@@ -276,7 +276,7 @@ def squeezed() -> Case:
         def forward(self, x: Tensor) -> Tensor:
             return torch.sigmoid(self.net(x)).squeeze()
 
-    return Case(M(net=mlp(6, 8, 1)), (randn(3, 6),), derivable=False)
+    return Case(M(net=mlp(6, 8, 1)), (randn(3, 6),), derivable=False)  # so is the sigmoid
 
 
 @case("scores")

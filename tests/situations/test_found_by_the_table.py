@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxlrp import FxlrpError, convert
+from fxlrp import FxlrpError, NoRelevance, convert
 
 BOOKS = ("abslrp", "abslrp-hybrid", "epsilon", "gradient-input")
 X = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -123,3 +123,15 @@ def test_a_generator_of_the_models_own_is_refused(rules: str) -> None:
 
     with pytest.raises(FxlrpError, match=r"torch.Generator of the model's own"):
         convert(Noisy().eval(), rules=rules)(X)
+
+
+def test_a_zero_map_of_an_output_that_a_callable_is_about_says_why() -> None:
+    class Two(Net):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.net(x)
+            return {"boxes": y.exp(), "scores": torch.tanh(y - 9).squeeze(1)}
+
+    with pytest.warns(NoRelevance, match="tanh"):
+        a = convert(Two().eval())(X[:1], target=lambda out: out["scores"])
+    assert not a.relevance.any()
+    assert a.ended is not None
