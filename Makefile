@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: install demo test random fuzz gpu lint format clean
+.PHONY: install demo test situations random fuzz gpu lint format clean
 
 install: $(VENV)/installed
 
@@ -26,6 +26,10 @@ fuzz: install
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu
+
+situations: install
+	$(BIN)/python -m benchmarks.situations --out out/situations.jsonl
+	$(BIN)/python -m benchmarks.situations --out out/situations.jsonl --report docs/situations.md
 
 lint: install
 	$(BIN)/ruff check .

@@ -12,29 +12,18 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import queue
 import random
-import resource
-import select
-import signal
-import subprocess
 import sys
-import threading
 import warnings
 from pathlib import Path
-from typing import IO
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import zoo
+from benchmarks.workers import ask_all, serve
 from benchmarks.zoo import ZOOS, Entry
-
-SERVES = 40  # models after which a worker is replaced: what libraries cache adds up
 
 
 def work(full_size: bool, gib: float) -> None:
-    """Names in, records out, a line each, until the input ends."""
+    """Examine the models whose names come in."""
     import torch
 
     import fxlrp
@@ -42,102 +31,34 @@ def work(full_size: bool, gib: float) -> None:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    limit = int(gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    for name in ZOOS:  # imports and first calls count for no model
-        zoo.entries(name)
-    fxlrp.convert(torch.nn.Linear(1, 1).eval(), torch.ones(1, 1))
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(examine(Entry(*line.split()), full_size=full_size)), file=answers, flush=True)
+
+    def warm_up() -> None:  # imports and first calls count for no model
+        for name in ZOOS:
+            zoo.entries(name)
+        fxlrp.convert(torch.nn.Linear(1, 1).eval(), torch.ones(1, 1))
+
+    def answer(line: str) -> dict:
         gc.collect()
+        return examine(Entry(*line.split()), full_size=full_size)
 
-
-class Worker:
-    """A process that examines models; replaced when it dies, takes too long, or has served long enough."""
-
-    def __init__(self, args: argparse.Namespace, log: IO[str]) -> None:
-        self.timeout, self.log = args.timeout, log
-        self.command = [sys.executable, "-m", "benchmarks.coverage", "--work", "--memory", str(args.memory)]
-        self.command += ["--full-size"] * args.full_size
-        self.process: subprocess.Popen[str] | None = None
-        self.served = 0
-
-    def ask(self, entry: Entry) -> dict:
-        """The record of a model; a failure if the process does not come back with one."""
-        from benchmarks.examine import blank
-
-        if self.process is not None and self.process.poll() is not None:
-            self.process = None
-        process = self.process or self._start()
-        print(entry.zoo, entry.name, file=process.stdin, flush=True)
-        if not select.select([process.stdout], [], [], self.timeout)[0]:
-            reason = f"timeout after {self.timeout:g} s"
-        elif line := process.stdout.readline():
-            self.served += 1
-            if self.served == SERVES:
-                self.stop()
-            return json.loads(line)
-        else:
-            code = process.wait()
-            by = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            reason = "killed, out of memory" if by == "SIGKILL" else f"the process died ({by})"
-        self.stop()
-        return blank(entry) | {"tried": True, "error": reason}
-
-    def _start(self) -> subprocess.Popen[str]:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
-        self.process, self.served = subprocess.Popen(self.command, text=True, **pipes), 0
-        if not self.process.stdout.readline():
-            raise RuntimeError(f"a worker does not start, see {self.log.name}")
-        return self.process
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+    serve(answer, warm_up, gib)
 
 
 def sweep(entries: list[Entry], args: argparse.Namespace) -> None:
     """Examine all by `args.workers` processes; each record is appended to `args.out` as it comes."""
-    from benchmarks.examine import verdict
+    from benchmarks.examine import blank, verdict
 
-    waiting: queue.SimpleQueue[Entry] = queue.SimpleQueue()
-    for entry in entries:
-        waiting.put(entry)
-    lock = threading.Lock()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=True))
-    with args.out.open("a") as out, args.out.with_suffix(".log").open("a") as log, bar:
-        task = bar.add_task("starting", total=len(entries))
-        workers = [Worker(args, log) for _ in range(args.workers)]
+    by_line = {f"{entry.zoo} {entry.name}": entry for entry in entries}
+    command = [sys.executable, "-m", "benchmarks.coverage", "--work", "--memory", str(args.memory)]
+    command += ["--full-size"] * args.full_size
 
-        def serve(worker: Worker) -> None:
-            while not waiting.empty():
-                try:
-                    entry = waiting.get_nowait()
-                except queue.Empty:
-                    break
-                record = worker.ask(entry)
-                with lock:
-                    print(json.dumps(record), file=out, flush=True)
-                    bar.update(task, advance=1, description=f"{entry.zoo} {entry.name}"[:40])
-                    if not record["ok"]:
-                        kind = "failed" if record["tried"] else "not tried"
-                        bar.console.print(f"{entry.zoo} {entry.name} {kind}: {verdict(record)}", markup=False)
+    def record(line: str, answer: dict | str) -> tuple[dict, str]:
+        if isinstance(answer, str):
+            answer = blank(by_line[line]) | {"tried": True, "error": answer}
+        kind = "failed" if answer["tried"] else "not tried"
+        return answer, "" if answer["ok"] else f"{line} {kind}: {verdict(answer)}"
 
-        threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in workers]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            for worker in workers:
-                worker.stop()
+    ask_all(by_line, command, record, workers=args.workers, timeout=args.timeout, out=args.out)
 
 
 def read(path: Path) -> list[dict]:
@@ -165,7 +86,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.work:
         return work(args.full_size, args.memory)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # by way of `finally`, which ends the workers
     entries = [e for name in args.zoo.split(",") for e in zoo.entries(name)]
     if args.sample:
         entries = zoo.sample(entries)

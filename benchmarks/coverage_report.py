@@ -54,7 +54,7 @@ def _totals(records: list[Record], entries: list[Entry]) -> str:
     rows = [[zoo, listed[zoo], *_counts(groups[zoo])] for zoo in listed if groups[zoo]]
     if len(rows) > 1:
         rows.append(["**all**", sum(listed.values()), *_counts(records)])
-    return _table(["zoo", "entries", "tried", "ok", "of tried", "all ops with a rule", "of captured"], rows)
+    return table(["zoo", "entries", "tried", "ok", "of tried", "all ops with a rule", "of captured"], rows)
 
 
 def _counts(records: list[Record]) -> list[str | int]:
@@ -62,7 +62,7 @@ def _counts(records: list[Record]) -> list[str | int]:
     tried = [r for r in records if r["tried"]]
     captured = [r for r in tried if r["captured"]]
     ok, pure = sum(r["ok"] for r in tried), sum(not r["generic"] for r in captured)
-    return [len(tried), ok, _percent(ok, len(tried)), pure, _percent(pure, len(captured))]
+    return [len(tried), ok, percent(ok, len(tried)), pure, percent(pure, len(captured))]
 
 
 def _seconds(records: list[Record]) -> str:
@@ -71,7 +71,7 @@ def _seconds(records: list[Record]) -> str:
         for key in ("seconds_build", "seconds_capture", "seconds_explain"):
             if found := [r[key] for r in group if r["captured"] and key in r]:
                 rows.append([zoo, key.removeprefix("seconds_"), f"{median(found):.2f}", f"{_quantile(found, 95):.2f}"])
-    return "## Seconds\n\n" + _table(["zoo", "step, two samples", "median", "95 %"], rows)
+    return "## Seconds\n\n" + table(["zoo", "step, two samples", "median", "95 %"], rows)
 
 
 def _failures(records: list[Record]) -> str:
@@ -87,7 +87,7 @@ def _not_tried(records: list[Record]) -> str:
 def _reasons(records: list[Record]) -> str:
     groups = _by(records, lambda r: (r["zoo"], r["error"][:240] or re.sub(NUMBER, "", verdict(r))))
     rows = sorted(groups.items(), key=lambda kv: (kv[0][0], -len(kv[1])))
-    return _table(["zoo", "reason", "", "models"], [[z, _cell(why), len(rs), _with_size(rs)] for (z, why), rs in rows])
+    return table(["zoo", "reason", "", "models"], [[z, cell(why), len(rs), _with_size(rs)] for (z, why), rs in rows])
 
 
 def _with_size(records: list[Record]) -> str:
@@ -104,9 +104,9 @@ def _generic(records: list[Record]) -> str:
     rows = []
     for place, names in sorted(places.items(), key=lambda kv: (-len(kv[1]), kv[0])):
         op, source = place.split(" at ", 1)
-        rows.append([f"`{op}`", _cell(f"`{source}`"), len(names), _names(names)])
-    table = _table(["op", "source", "models", ""], rows) if rows else "None."
-    return f"## Ops that fell to the generic rule\n\n{table}"
+        rows.append([f"`{op}`", cell(f"`{source}`"), len(names), _names(names)])
+    listed = table(["op", "source", "models", ""], rows) if rows else "None."
+    return f"## Ops that fell to the generic rule\n\n{listed}"
 
 
 def _quality(records: list[Record]) -> str:
@@ -126,9 +126,7 @@ def _quality(records: list[Record]) -> str:
         }
         for name, values in columns.items():
             rows.append([zoo, name, *(f"{_quantile(values, q):.2g}" for q in (5, 50, 95))])
-    return (
-        "## Of those that are ok\n\n" + "\n".join(lines) + "\n\n" + _table(["zoo", "", "5 %", "median", "95 %"], rows)
-    )
+    return "## Of those that are ok\n\n" + "\n".join(lines) + "\n\n" + table(["zoo", "", "5 %", "median", "95 %"], rows)
 
 
 def _reduced(records: list[Record]) -> str:
@@ -138,7 +136,7 @@ def _reduced(records: list[Record]) -> str:
             groups[r["zoo"], part].append(r["name"])
     rows = [[z, part, len(names), _names(names)] for (z, part), names in groups.items()]
     rows.sort(key=lambda row: (row[0], -row[2]))
-    return "## What was made smaller\n\n" + (_table(["zoo", "how", "models", ""], rows) if rows else "Nothing.")
+    return "## What was made smaller\n\n" + (table(["zoo", "how", "models", ""], rows) if rows else "Nothing.")
 
 
 def _families(records: list[Record]) -> str:
@@ -146,7 +144,7 @@ def _families(records: list[Record]) -> str:
     for (zoo, family), group in sorted(_by(records, lambda r: (r["zoo"], r["family"])).items()):
         rows.append([zoo, family, len(group), *_counts(group)])
     head = ["zoo", "family", "entries", "tried", "ok", "of tried", "all ops with a rule", "of captured"]
-    return "## Families\n\n" + _table(head, rows)
+    return "## Families\n\n" + table(head, rows)
 
 
 def _by(records: Iterable[Record], key: Callable[[Record], Hashable]) -> dict:
@@ -161,7 +159,7 @@ def _names(names: list[str], most: int = 6) -> str:
     return shown + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
-def _percent(part: int, whole: int) -> str:
+def percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
@@ -169,11 +167,11 @@ def _quantile(values: list[float], percent: int) -> float:
     return quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _table(head: list[str], rows: Iterable[list]) -> str:
+def table(head: list[str], rows: Iterable[list]) -> str:
     def lines() -> Iterator[str]:
         yield "| " + " | ".join(head) + " |"
         yield "|" + "---|" * len(head)

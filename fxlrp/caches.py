@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from fxlrp.twin import CACHED
+from fxlrp.twin import CACHED, content
 
 
 @contextmanager
@@ -32,7 +33,8 @@ def caches_cleaned(model: nn.Module) -> Iterator[None]:
 
 
 def _namespaces(model: nn.Module) -> list[Mapping[str, Any]]:
-    """The names in the files and classes that the modules of a model, but for torch's own, are defined in."""
+    """The names in the files and classes that the modules of a model, but for torch's own, are defined in, and in the
+    functions around these."""
     classes = {
         c
         for m in model.modules()
@@ -40,7 +42,14 @@ def _namespaces(model: nn.Module) -> list[Mapping[str, Any]]:
         if not f"{c.__module__}.".startswith(("torch.", "builtins."))
     }
     files = {c.__module__ for c in classes}
-    return [*(vars(sys.modules[f]) for f in files if f in sys.modules), *map(vars, classes)]
+    around = [_closed_over(f) for c in classes for f in vars(c).values() if isinstance(f, types.FunctionType)]
+    return [*(vars(sys.modules[f]) for f in files if f in sys.modules), *map(vars, classes), *around]
+
+
+def _closed_over(function: types.FunctionType) -> dict[str, Any]:
+    """What a function knows of the functions it is written in."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    return {name: value for name, cell in cells for value in content(cell)}
 
 
 def _functions(names: Mapping[str, Any]) -> list[Any]:

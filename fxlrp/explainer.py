@@ -203,6 +203,11 @@ class Explainer(nn.Module):
             zero = zero_maps(_several(a.relevance), axes, batch, several)
             if not zero:
                 continue
+            said = self._outputs(args, kwargs) if callable(question.target) else []
+            about = self._about(plan, said, question.target)
+            if about is not self:  # it is other outputs that the callable is about
+                answers[at] = about._say_ends([a], [question], args, kwargs)[0]
+                continue
             i, k = zero[0]
             some, named, asked = _sample(plan.axes, (args, kwargs), [question], i, batch)
             if a.target is not None and len(a.target) == batch:

@@ -86,6 +86,5 @@ def _rescales(node: fx.Node) -> bool:
 
 
 def _one_score(node: fx.Node) -> bool:
-    """Whether a node's value is one number for each sample, [B] or [B, 1, …]."""
-    shape = node.meta["val"].shape
-    return len(shape) > 0 and all(isinstance(n, int) and n == 1 for n in shape[1:])
+    """Whether a node's value is one number for each sample, [B] or [B, 1, …], or one for all."""
+    return all(isinstance(n, int) and n == 1 for n in node.meta["val"].shape[1:])

@@ -20,6 +20,7 @@ from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.outputs import Output, explained_output
+from fxlrp.patterns.complex_numbers import write_apart
 from fxlrp.patterns.emit import emit
 from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.patterns.sparse import refuse_sparse
@@ -166,7 +167,8 @@ def rewrite(
     mark_reads(gm, captured.parameters, read)
     gm.meta["example"] = captured.inputs
     seen: list[str] = []
-    for graph_pass in (explain_opaque, *rulebook.passes):
+    _refuse_generators(gm)
+    for graph_pass in (explain_opaque, write_apart, *rulebook.passes):
         names = [n.name for n in gm.graph.nodes]
         if names != seen:
             _annotate(captured, rulebook, output)
@@ -244,6 +246,18 @@ def draws(node: fx.Node) -> bool:
     how = {a.name: a.default_value for a in op._schema.arguments}
     how |= dict(zip(how, node.args, strict=False)) | dict(node.kwargs)
     return how.get("train", how.get("training", True)) is not False and how.get("dropout_p") != 0
+
+
+def _refuse_generators(gm: fx.GraphModule) -> None:
+    """Raises FxlrpError if a generator of the model's own is drawn from: each run of the graph would go on with it."""
+    for node in gm.graph.nodes:
+        if draws(node) and node.kwargs.get("generator") is not None:
+            row = describe(node, "", "")
+            raise FxlrpError(
+                f"{row.op} at {row.source} draws by a torch.Generator of the model's own, which a graph can't start "
+                "anew at every call: let it draw by torch's (convert(…, seed=…) says which draw), or draw before "
+                "the call and give the model what was drawn."
+            )
 
 
 def _pool_as_mean(node: fx.Node) -> None:

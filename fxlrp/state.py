@@ -32,6 +32,7 @@ class _Part:
         self.attributes = dict(vars(module))
         self.holders = [(name, v, _inside(v)) for name, v in self.attributes.items() if v.__class__ in CONTAINERS]
         self.values = tuple(self.attributes.values())
+        self.keys = {name: tuple(v) for name, v, _ in self.holders if isinstance(v, dict)}
 
     def is_still(self) -> bool:
         """Whether the module is just so."""
@@ -52,6 +53,21 @@ class _Part:
         ):
             found |= {n for n in {*old, *new} if n not in old or n not in new or not _same(old[n], new[n])}
         return found
+
+    def put_back(self, name: str) -> None:
+        """Give an attribute the value that it had, and a list, dict or set what was in it."""
+        if name not in self.attributes:
+            vars(self.module).pop(name, None)
+            return
+        vars(self.module)[name] = self.attributes[name]
+        for other, holder, held in self.holders:
+            if other != name or isinstance(holder, tuple) or tuple(map(id, _inside(holder))) == tuple(map(id, held)):
+                continue
+            holder.clear()
+            if isinstance(holder, dict):
+                holder.update(zip(self.keys[name], held, strict=True))
+            else:
+                (holder.update if isinstance(holder, set) else holder.extend)(held)
 
 
 def _inside(holder: Any) -> tuple:
@@ -97,11 +113,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
         finally:
             places |= before.changed()
             for place in places:
-                part = before.parts[place.module]
-                if place.name in part.attributes:
-                    part.module.__dict__[place.name] = part.attributes[place.name]
-                else:
-                    part.module.__dict__.pop(place.name, None)
+                before.parts[place.module].put_back(place.name)
             with torch.no_grad():
                 for buffer, version, value in buffers:
                     if buffer._version != version or not torch.equal(buffer, value):  # observers write unseen

@@ -63,7 +63,7 @@ def twin(model: nn.Module) -> nn.Module:
             new.__qualname__, new.__module__ = thing.__qualname__, thing.__module__
             new.__dict__.update({k: other(v) for k, v in vars(thing).items()})
             for cell, old in zip(cells, thing.__closure__ or (), strict=True):
-                for value in _content(old):
+                for value in content(old):
                     cell.cell_contents = other(value)
             return new
         if kind in CONTAINERS:
@@ -125,11 +125,11 @@ def _parts(thing: Any) -> Iterable[Any]:
     if kind is weakref.ref:
         return (target,) if _is_module(target := thing()) else ()
     if kind is types.FunctionType:
-        return *(v for cell in thing.__closure__ or () for v in _content(cell)), *vars(thing).values()
+        return *(v for cell in thing.__closure__ or () for v in content(cell)), *vars(thing).values()
     return vars(thing).values() if _is_module(thing) or _is_plain(kind) else ()
 
 
-def _content(cell: types.CellType) -> tuple:
+def content(cell: types.CellType) -> tuple:
     """What a variable of a closure holds, if it has been set."""
     try:
         return (cell.cell_contents,)

@@ -21,6 +21,8 @@ PRODUCTS = (
     *(op for packet in (*MATMULS, aten.linear, *CONVOLUTIONS) for op in overloads(packet)),
 )
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
+WRITES = (aten.slice_scatter.default, aten.select_scatter.default)
+"""What is written into a part of a tensor, of complex numbers without a derivative."""
 KNOWING = (elementwise.div, elementwise.normaliser)
 """Rules that hold for complex numbers as they are."""
 
@@ -65,6 +67,13 @@ def split_complex(gm: fx.GraphModule) -> None:
             replace(node, lambda call, *args, op=op, **kw: _apart(call, op, *args, **kw))
         elif isinstance(entry, Rule) and entry.fn not in KNOWING and entry.fn.__module__.startswith("fxlrp."):
             node.target, node.meta["entry"] = OfComplex(op), None
+
+
+def write_apart(gm: fx.GraphModule) -> None:
+    """Complex numbers written into a part of a tensor → their real and imaginary parts, which have derivatives."""
+    for node in list(gm.graph.nodes):
+        if node.target in WRITES and node.meta["active"] and _complex(node):
+            replace(node, lambda call, *args, op=node.target, **kw: _apart(call, op, *args, **kw))
 
 
 def _complex(node: Any) -> bool:
