@@ -16,9 +16,9 @@ from fxlrp.attribution import Attribution
 from fxlrp.axes import Axes, argument
 from fxlrp.capture import free_symbols
 from fxlrp.confine import alone
+from fxlrp.derivatives import transpose_convolutions
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer
-from fxlrp.joint import transpose_convolutions
 from fxlrp.seeds import Contrast, by_classes, directions
 
 RECORD = "fxlrp.json"

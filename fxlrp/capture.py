@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,14 @@ from torch.utils import _pytree as pytree
 from fxlrp.axes import Axes
 from fxlrp.caches import caches_cleaned
 from fxlrp.confine import alone, quiet
+from fxlrp.derivatives import as_symbols, derivatives_noticed, trace_below_autograd, transforming
 from fxlrp.errors import FxlrpError
 from fxlrp.functions import hide_layers, recorded, settle
 from fxlrp.objects import PLAIN, close_objects, open_objects
 from fxlrp.patterns.straight_through import join_straight_through
 from fxlrp.precision import autocast_types
 from fxlrp.quantised import InFloat, hide_packed
+from fxlrp.state import gradients_kept
 from fxlrp.twin import twin
 
 aten = torch.ops.aten
@@ -121,6 +124,18 @@ def call(model: nn.Module, args: tuple, kwargs: dict) -> Any:
     """What the model returns for arguments that `open_objects` may have opened."""
     args, kwargs = close_objects((args, kwargs))
     return model(*args, **kwargs)
+
+
+def answer(model: nn.Module, args: tuple, kwargs: dict) -> Any:
+    """What the model returns, without gradients unless it takes some itself and leaves it to its caller to allow it."""
+    try:
+        with torch.no_grad():
+            return call(model, args, kwargs)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return call(model, args, kwargs)
 
 
 def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]]]:
@@ -219,6 +234,7 @@ class _Flat(nn.Module):
         self.rebuild = rebuild
         self.note = seen.append
         self.quantised = False
+        self.known = SimpleNamespace(derives=False)  # whether it takes derivatives; export puts back own attributes
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self.rebuild(tensors)
@@ -229,7 +245,7 @@ class _Flat(nn.Module):
             if m is not self.model and not isinstance(m, torch.jit.ScriptModule)  # which takes no hooks
         ]
         try:
-            with InFloat() if self.quantised else nullcontext():
+            with InFloat() if self.quantised else nullcontext(), derivatives_noticed(self._notice_derivative):
                 returned = call(self.model, args, kwargs)
         except Exception as error:
             if (mode := detect_fake_mode(tensors)) and mode.shape_env:
@@ -246,6 +262,11 @@ class _Flat(nn.Module):
         untouched = [i for i, (_, leaf) in enumerate(found) if any(leaf is t for t in passed_on)]
         self.note(_Returned(leaves, spec, [pytree.keystr(path) for path, _ in found], untouched))
         return tuple(leaf for _, leaf in found)
+
+    def _notice_derivative(self) -> None:
+        if not self.known.derives:
+            self.known.derives = True
+            raise RuntimeError("a derivative is to be traced below autograd")
 
 
 class _OfModel(Exception):
@@ -364,15 +385,15 @@ def capture(
     lengths = [_lengths(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
     sized = tuple({**(dim or {}), **dict.fromkeys(at, auto)} or None for dim, at in zip(dims, lengths, strict=True))
     ways: list[tuple[Way, list[Tensor], Callable[[list[Tensor]], fx.GraphModule]]] = [
-        *([(Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, sized))] if sized != dims else []),
-        (Way.ANY_BATCH, pair, lambda ts: _export(flat, ts, dims)),
-        (Way.THIS_BATCH, exact, lambda ts: _export(flat, ts, None)),
-        (Way.THIS_INPUT, single, lambda ts: _trace(flat, ts)),
+        *([(Way.ANY_BATCH, pair, lambda ts: _traced(flat, ts, sized))] if sized != dims else []),
+        (Way.ANY_BATCH, pair, lambda ts: _traced(flat, ts, dims)),
+        (Way.THIS_BATCH, exact, lambda ts: _traced(flat, ts, (None,) * len(ts))),
+        (Way.THIS_INPUT, single, lambda ts: _traced(flat, ts, None)),
     ]
     errors: list[Exception] = []
     for way, inputs, trace in ways[-2:] if fixed or axes.whole else ways:
         try:
-            with recorded(), caches_cleaned(model):
+            with caches_cleaned(model):
                 graph = trace(inputs)
             settle(graph, inputs, _plain_interface)
         except FxlrpError:
@@ -451,8 +472,23 @@ def _tensors(node: fx.Node) -> Iterator[Tensor]:
     yield from (v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor))
 
 
-def _export(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
-    shapes = None if dims is None else (dims,)
+def _traced(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
+    """The graph for these tensors, whose axes in `dims` are of any size; for their very values without `dims`."""
+    if not flat.known.derives:
+        try:
+            with recorded():
+                graph = _trace(flat, tensors) if dims is None else _export(flat, tensors, dims)
+        except Exception as error:
+            flat.known.derives |= transforming(error)
+            if not flat.known.derives:
+                raise
+        if not flat.known.derives:
+            return graph
+    return _derive(flat, tensors, dims)
+
+
+def _export(flat: _Flat, tensors: list[Tensor], dims: tuple) -> fx.GraphModule:
+    shapes = (dims,) if any(dims) else None
     with torch.enable_grad(), alone(), quiet():
         program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
         graph = program.module(check_guards=False)
@@ -484,7 +520,7 @@ def _trace(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
         seen = make_fx(flat, **how)(*(t.clone() for t in tensors))
         for node in seen.graph.find_nodes(op="get_attr"):  # what torch.func wrapped is a constant to this trace
             if is_dead_tensor_wrapper(operator.attrgetter(str(node.target))(seen)):
-                raise FxlrpError(_BY_TRANSFORM.format(""))
+                flat.known.derives = True
         for node in seen.graph.find_nodes(op="call_function", target=aten.dropout.default):
             if not node.args[2]:  # functionalization takes its result, which may be its input, for unwritable
                 node.target, node.args = aten.clone.default, node.args[:1]
@@ -495,6 +531,25 @@ def _trace(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
             graph = make_fx(functional, **how)(*(t.clone() for t in tensors))
     inline_modes(graph)
     _note_values(graph, tensors)
+    _restore_vocabulary(graph)
+    _plain_interface(graph)
+    return graph
+
+
+def _derive(flat: _Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
+    """The same of a model that takes derivatives, which are ops below autograd alone."""
+    given = tensors if dims is None else as_symbols(tensors, dims)
+    with alone(), quiet(), gradients_kept(flat):
+        graph = trace_below_autograd(flat, given)
+    if dims is None:
+        _note_values(graph, tensors)
+    else:
+        mode = detect_fake_mode(given)
+        assert mode is not None
+        assert mode.shape_env is not None
+        for node in graph.graph.find_nodes(op="get_attr"):
+            node.meta["val"] = mode.from_tensor(operator.attrgetter(str(node.target))(graph), static_shapes=True)
+        _let_go(mode.shape_env)
     _restore_vocabulary(graph)
     _plain_interface(graph)
     return graph
@@ -691,8 +746,7 @@ def _run_as_it_is(model: nn.Module, args: tuple, kwargs: dict) -> None:
 def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
     """What the model raises when it is called so, if it does."""
     try:
-        with torch.no_grad():
-            call(model, args, kwargs)
+        answer(model, args, kwargs)
     except Exception as error:
         return error
     return None
@@ -706,21 +760,15 @@ def _why(error: Exception) -> str:
     said = [ln.strip() for ln in text.splitlines() if ln.strip().startswith("File ") and not _of_torch(ln)]
     lines = [f'File "{f.filename}", line {f.lineno}, in {f.name}: {f.line}' for f in own] or said
     where = f" at {lines[-1]}" if lines else ""
-    inside = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(TRANSFORMS)]
-    if inside:
-        return _BY_TRANSFORM.format(where)
+    if transforming(error):
+        return (
+            f"This model takes derivatives inside forward, or maps over samples, by torch.func{where}: write them out "
+            "in torch operations, or convert the module they are taken of (the energy, not the force)."
+        )
     return (
         f"This model can't be traced ({type(error).__name__}: {first}){where}; write that line in torch operations "
         "(torch.where for a branch on values), or convert the submodule without it."
     )
-
-
-TRANSFORMS = tuple(f"_functorch/{name}.py" for name in ("eager_transforms", "vmap", "apis"))
-"""Where torch.func is in torch."""
-_BY_TRANSFORM = (
-    "This model takes derivatives inside forward, or maps over samples, by torch.func{}: write them out "
-    "in torch operations, or convert the module they are taken of (the energy, not the force)."
-)
 
 
 def _of_torch(file: str) -> bool:

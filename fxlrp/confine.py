@@ -52,7 +52,7 @@ def alone(*, below_backends: bool = False) -> Iterator[None]:
         from torch.export import _trace
 
         stack.enter_context(compile_lock)  # torch.compile traces too
-        replaced = [
+        instead = [
             (_symbolic_trace, "_Patcher", _Patcher),
             (non_strict_utils, "builtins", _Namespace(builtins)),
             (non_strict_utils, "math", _Namespace(math)),
@@ -61,8 +61,8 @@ def alone(*, below_backends: bool = False) -> Iterator[None]:
             (transformer, "_detect_is_causal_mask", _as_said),
             *([] if below_backends else [(_trace, "_ignore_backend_decomps", nullcontext)]),
         ]
-        for owner, name, new in replaced:
-            stack.enter_context(_replaced(owner, name, new))
+        for owner, name, new in instead:
+            stack.enter_context(replaced(owner, name, new))
         stack.enter_context(_tidy())
         yield
 
@@ -110,7 +110,7 @@ def _tidy() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
     """Within it, a private name of torch stands for something else; one this version of torch lacks is left alone."""
     if (old := getattr(owner, name, None)) is None:
         yield
@@ -165,16 +165,16 @@ class _Here:
         return threading.get_ident() == self.thread
 
 
-class _Flag(_Here):
+class Flag(_Here):
     """Stands for a flag of torch's that models read by `torch.compiler.is_compiling`, and may reckon with."""
 
 
 def _as_bool(name: str) -> Callable:
-    return lambda *flags: getattr(bool, name)(*(bool(f) if isinstance(f, _Flag) else f for f in flags))
+    return lambda *flags: getattr(bool, name)(*(bool(f) if isinstance(f, Flag) else f for f in flags))
 
 
 for _name in ("and", "or", "xor", "rand", "ror", "rxor", "eq", "ne", "hash", "int", "index", "float", "repr"):
-    setattr(_Flag, f"__{_name}__", _as_bool(f"__{_name}__"))
+    setattr(Flag, f"__{_name}__", _as_bool(f"__{_name}__"))
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def _compiling_here() -> Iterator[None]:
     """Within it, `torch.compiler.is_compiling` and `is_exporting` say yes to this thread alone."""
     with ExitStack() as stack:
         for flag in ("_is_compiling_flag", "_is_exporting_flag"):
-            stack.enter_context(_replaced(torch.compiler, flag, _Flag()))
+            stack.enter_context(replaced(torch.compiler, flag, Flag()))
         yield
 
 

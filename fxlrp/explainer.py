@@ -21,7 +21,7 @@ from fxlrp.capture import (
     Capture,
     Same,
     Way,
-    call,
+    answer,
     capture,
     equal,
     names_of,
@@ -321,13 +321,13 @@ class Explainer(nn.Module):
 
     def _outputs(self, args: tuple, kwargs: dict, seed: int = 0) -> list[Tensor]:
         """The tensors that the model itself returns for a call."""
-        return _tensors(self._returned(args, kwargs, seed))
+        return [t.detach() for t in _tensors(self._returned(args, kwargs, seed))]
 
     def _returned(self, args: tuple, kwargs: dict, seed: int = 0) -> Any:
         """What the model itself returns for a call, whose tensors it may write into, and is left as it was."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
-        with torch.no_grad(), undisturbed(self.model, self.seed + seed) as changed:
-            returned = call(self.model, args, kwargs)
+        with undisturbed(self.model, self.seed + seed) as changed:
+            returned = answer(self.model, args, kwargs)
         self._found.restless.update(changed)
         return returned
 

@@ -207,28 +207,3 @@ def fold_constants(gm: fx.GraphModule) -> None:
     gm.graph.eliminate_dead_code()
     gm.delete_all_unused_submodules()
     gm.recompile()
-
-
-def transpose_convolutions(gm: fx.GraphModule) -> None:
-    """The derivative of a convolution by its input → a convolution the other way round, which every backend has."""
-    for node in list(gm.graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
-        g, x, w, _, stride, padding, dilation, transposed, _, groups, mask = node.args
-        if mask[1] or mask[2]:
-            continue
-        if transposed:
-            rest = (stride, padding, dilation, False, [0] * len(stride), groups)
-        else:  # what of the input's size the output's does not tell
-            sizes = zip(x.meta["val"].shape[2:], g.meta["val"].shape[2:], w.meta["val"].shape[2:], strict=True)
-            odd = [
-                n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
-                for (n, m, k), s, p, d in zip(sizes, stride, padding, dilation, strict=True)
-            ]
-            rest = (stride, padding, dilation, True, odd, groups)
-        with gm.graph.inserting_before(node):
-            other = gm.graph.call_function(aten.convolution.default, (g, w, None, *rest))
-        (item,) = node.users
-        other.meta = dict(item.meta)
-        item.replace_all_uses_with(other)
-        gm.graph.erase_node(item)
-        gm.graph.erase_node(node)
-    gm.recompile()

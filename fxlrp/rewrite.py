@@ -334,8 +334,7 @@ def _analyse(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[di
     if not inputs:
         raise FxlrpError(
             "No input carries relevance to the output: the graph from input to output is not differentiable; "
-            "pass a float input, or token ids that the model looks up in an embedding.  Derivatives taken inside "
-            "forward (torch.autograd.grad) are constants to it: write them out, or explain what they are taken of."
+            "pass a float input, or token ids that the model looks up in an embedding."
         )
     return inputs, Facts(active, find_nonnegative(gm), find_infinite(gm, active), Samples(captured, inputs, active))
 

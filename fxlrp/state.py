@@ -107,7 +107,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
     before = State(model)
     buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
     places: set[Place] = set()
-    with drawing(seed, list(model.parameters())):
+    with drawing(seed, list(model.parameters())), gradients_kept(model):
         try:
             yield places
         finally:
@@ -118,6 +118,21 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
                 for buffer, version, value in buffers:
                     if buffer._version != version or not torch.equal(buffer, value):  # observers write unseen
                         buffer.copy_(value)
+
+
+@contextmanager
+def gradients_kept(model: nn.Module) -> Iterator[None]:
+    """Leave the gradients of a model's weights as they are, though its forward may call backward."""
+    before = [(p, p.grad) for p in model.parameters()]
+    try:
+        for p, grad in before:
+            if grad is not None:  # which backward would add to
+                p.grad = None
+        yield
+    finally:
+        for p, grad in before:
+            if p.grad is not grad:
+                p.grad = grad
 
 
 @contextmanager
