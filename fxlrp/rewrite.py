@@ -98,7 +98,7 @@ class Plan:
         logits = self.graph.graph.output_node().args[0][self.logits]
         rows = self.axes.rows(logits.meta["val"])
         length = _hint(rows.shape[1])
-        starts = {}
+        starts: dict[fx.Node, int] = {}
         for place, ends in self.readouts.items():
             samples = 0 if isinstance(place, str) else self.axes.inputs[place]
             for node in (self.graph.graph.output_node().args[0][at] for at in ends):
@@ -108,8 +108,8 @@ class Plan:
         first, last = (probe.changes(i, {logits}) if starts else None for i in (0, length - 1))
         if first is None or last is None:
             return False
-        reached, ends = (self.axes.rows(c[logits]).transpose(0, 1).flatten(1).any(1) for c in (first, last))
-        return bool(reached[-1] and ends[-1] and not ends[:-1].any())
+        by_first, by_last = (self.axes.rows(c[logits]).transpose(0, 1).flatten(1).any(1) for c in (first, last))
+        return bool(by_first[-1] and by_last[-1] and not by_last[:-1].any())
 
     @cached_property
     def random(self) -> bool:
