@@ -95,13 +95,14 @@ class Plan:
     def causal(self) -> bool:
         """Whether each of a sequence of logits [B, T, K] depends on what is before it alone: on the last entry of the
         sequence the last one does, and no other, and on the first one too."""
-        logits = self.graph.graph.output_node().args[0][self.logits]
+        outputs: Any = self.graph.graph.output_node().args[0]
+        logits = outputs[self.logits]
         rows = self.axes.rows(logits.meta["val"])
         length = _hint(rows.shape[1])
         starts: dict[fx.Node, int] = {}
         for place, ends in self.readouts.items():
             samples = 0 if isinstance(place, str) else self.axes.inputs[place]
-            for node in (self.graph.graph.output_node().args[0][at] for at in ends):
+            for node in (outputs[at] for at in ends):
                 fit = [a for a, n in enumerate(node.meta["val"].shape) if a != samples and _hint(n) == length]
                 starts |= dict.fromkeys([node] if fit else [], fit[0] if fit else 0)
         probe = Probe(self.graph, self.capture.inputs, starts)
