@@ -33,6 +33,7 @@ from fxlrp.caches import caches_cleaned
 from fxlrp.confine import alone, quiet
 from fxlrp.derivatives import as_symbols, derivatives_noticed, trace_below_autograd, transforming
 from fxlrp.errors import FxlrpError
+from fxlrp.flex import flex_attention_spelled
 from fxlrp.functions import hide_layers, recorded, settle
 from fxlrp.objects import PLAIN, close_objects, open_objects
 from fxlrp.patterns.straight_through import join_straight_through
@@ -234,7 +235,7 @@ class _Flat(nn.Module):
         self.rebuild = rebuild
         self.note = seen.append
         self.quantised = False
-        self.known = SimpleNamespace(derives=False)  # whether it takes derivatives; export puts back own attributes
+        self.known = SimpleNamespace(derives=False)  # whether it is traced below autograd; export puts back attributes
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self.rebuild(tensors)
@@ -245,7 +246,11 @@ class _Flat(nn.Module):
             if m is not self.model and not isinstance(m, torch.jit.ScriptModule)  # which takes no hooks
         ]
         try:
-            with InFloat() if self.quantised else nullcontext(), derivatives_noticed(self._notice_derivative):
+            with (
+                InFloat() if self.quantised else nullcontext(),
+                derivatives_noticed(self._notice_below),
+                flex_attention_spelled(self._notice_below),
+            ):
                 returned = call(self.model, args, kwargs)
         except Exception as error:
             if (mode := detect_fake_mode(tensors)) and mode.shape_env:
@@ -263,10 +268,10 @@ class _Flat(nn.Module):
         self.note(_Returned(leaves, spec, [pytree.keystr(path) for path, _ in found], untouched))
         return tuple(leaf for _, leaf in found)
 
-    def _notice_derivative(self) -> None:
+    def _notice_below(self) -> None:
         if not self.known.derives:
             self.known.derives = True
-            raise RuntimeError("a derivative is to be traced below autograd")
+            raise RuntimeError("this is to be traced below autograd")
 
 
 class _OfModel(Exception):
