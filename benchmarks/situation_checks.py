@@ -22,6 +22,7 @@ Record = dict[str, Any]
 RESULTS = ("right", "refused", "wrong", "broken")  # from best to worst
 BOOKS = ("abslrp", "abslrp-hybrid", "epsilon", "gradient-input")
 EXACT, CONSERVED = 1e-8, 1e-4  # largest differences that pass, over the largest value; all is in float64
+NOISE = 1e-6  # relevance this small a part of the score is taken for this large
 
 
 def blank(name: str) -> Record:
@@ -126,7 +127,8 @@ def _rows_apart(case: Case, book: str, explainer: fxlrp.Explainer, a: Any) -> fl
     if count is None or count < 2:
         return 0.0
     shared: dict[str, Tensor] = {}
-    size = max([float(r.abs().max()) for r in a.named.values() if r.numel()] or [0]) or 1.0
+    least = NOISE * _largest(a.logits.detach())  # two sides that cancel leave nothing but rounding
+    size = max([least, *(_largest(r) for r in a.named.values())]) or 1.0
     worst = 0.0
     for i in range(count):
         args, kwargs, axes = case.alone(i)

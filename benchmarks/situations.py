@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--all-rulebooks", action="store_true", help="ask every rulebook, not just four")
     parser.add_argument("--list", action="store_true", help="list the cases instead")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=300, help="seconds per case")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds per case")
     parser.add_argument("--memory", type=float, default=8, help="GiB per worker")
     parser.add_argument("--resume", action="store_true", help="skip cases that --out has a record of")
     parser.add_argument("--out", type=Path, default=Path("situations.jsonl"))

@@ -100,6 +100,7 @@ class Explainer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.training = False  # as the model is; an exported one can't be told so
         self.output = output
         self.batch = batch
         self.read = read
@@ -130,7 +131,7 @@ class Explainer(nn.Module):
             other = self._others.get(key)
             if other is None:
                 how = (self.rulebook, self.strict, output, self.checkpoint, batch, self.read, self.seed)
-                other = Explainer(self.model, *how).eval()
+                other = Explainer(self.model, *how)
                 self._others.set(key, other)
         return other
 
@@ -576,7 +577,7 @@ class Explainer(nn.Module):
         tensors, _ = split_tensors(args, kwargs)
         if not tensors:
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
-        if getattr(self.model, "training", False):  # what is frozen has no such flag
+        if getattr(self.model, "training", False) and not _has_no_modes(self.model):
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
         state = self._found.state
         if state is None or not state.is_still(self._found.restless):  # the graphs are of the model as it was
@@ -750,6 +751,12 @@ ASKED = {"target": None, "contrast": "default", "position": None, "at": (), "tra
 """The keywords of a question, and what they are where nothing is asked."""
 
 
+def _has_no_modes(model: nn.Module) -> bool:
+    """Whether a model is an exported program's, which says that it trains whatever it was exported as, and can't be
+    switched."""
+    return isinstance(model, fx.GraphModule) and "eval" in vars(model)
+
+
 def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any]) -> None:
     """Raises FxlrpError for a keyword of a question that the model's forward has too, unless given by place."""
     try:
@@ -913,12 +920,12 @@ def convert(
         raise FxlrpError(f"fxlrp.convert takes an nn.Module, not {type(model).__name__}.")
     if isinstance(model, Explainer):
         raise FxlrpError("This is an explainer already; convert the model it was made from.")
-    if getattr(model, "training", False):
+    if getattr(model, "training", False) and not _has_no_modes(model):
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
     names = (read,) if isinstance(read, str) else tuple(read)
-    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch, names, seed).eval()
+    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch, names, seed)
     if example_inputs is not None:
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         args = example_inputs if isinstance(example_inputs, tuple | list) else () if named else (example_inputs,)

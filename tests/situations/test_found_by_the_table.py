@@ -135,3 +135,13 @@ def test_a_zero_map_of_an_output_that_a_callable_is_about_says_why() -> None:
         a = convert(Two().eval())(X[:1], target=lambda out: out["scores"])
     assert not a.relevance.any()
     assert a.ended is not None
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_the_module_of_an_exported_program(rules: str) -> None:
+    """It says that it is training, and has no eval() that could be called."""
+    model = Net().eval()
+    program = torch.export.export(model, (X,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    a, expected = (convert(m, rules=rules)(X) for m in (program.module(), model))
+    torch.testing.assert_close(a.relevance, expected.relevance)
+    torch.testing.assert_close(a.output, expected.output)
