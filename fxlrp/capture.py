@@ -38,7 +38,7 @@ from fxlrp.functions import hide_layers, recorded, settle
 from fxlrp.objects import PLAIN, close_objects, open_objects
 from fxlrp.patterns.straight_through import join_straight_through
 from fxlrp.precision import autocast_types
-from fxlrp.quantised import InFloat, hide_packed
+from fxlrp.quantised import hide_packed, in_float
 from fxlrp.state import gradients_kept
 from fxlrp.twin import twin
 
@@ -247,7 +247,7 @@ class _Flat(nn.Module):
         ]
         try:
             with (
-                InFloat() if self.quantised else nullcontext(),
+                in_float() if self.quantised else nullcontext(),
                 derivatives_noticed(self._notice_below),
                 flex_attention_spelled(self._notice_below),
             ):

@@ -6,13 +6,17 @@ much they are rounded from one call to the next (dynamic quantisation) is left o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from fxlrp.confine import only_here, replaced
 
 RANGE = {torch.quint8: (0, 255), torch.qint8: (-128, 127), torch.qint32: (-(2**31), 2**31 - 1)}
 
@@ -35,19 +39,54 @@ class Packed:
         return getattr(self.thing, name)
 
 
+class PackedCell:
+    """The packed weights of a layer that goes step by step; likewise."""
+
+    def __init__(self, thing: torch.ScriptObject, module: nn.Module, name: str) -> None:
+        *_, parts = thing.__getstate__()[0]  # type: ignore[index]
+        self.parts = [Packed(part, module, f"{name}_{i}") for i, part in enumerate(parts)]
+
+    def weights(self) -> tuple[Tensor | None, ...]:
+        """Weights of inputs and of states, and the biases of both."""
+        (w, b), (u, c) = (part.unpack() for part in self.parts)
+        return w, u, b, c
+
+
 def hide_packed(twin: nn.Module) -> bool:
     """Make what is packed in a model of our own something that can be traced; whether there is any."""
     found = False
     for module in twin.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, torch.ScriptObject) and hasattr(value, "unpack"):
-                vars(module)[name] = Packed(value, module, name)
-                found = True
+            if isinstance(value, torch.ScriptObject):
+                cell = "CellParams" in str(value._type())
+                if cell or hasattr(value, "unpack"):
+                    vars(module)[name] = (PackedCell if cell else Packed)(value, module, name)
+                    found = True
         if type(module).__module__.startswith("torch.ao.nn.quantized") and "scale" in module._buffers:
             for name in ("scale", "zero_point"):  # numbers, which quantising asks for as such
                 scale = module._buffers.pop(name)
                 vars(module)[name] = scale.item() if scale is not None and scale.numel() == 1 else scale
     return found
+
+
+@contextmanager
+def in_float() -> Iterator[None]:
+    """Within it, what this thread computes on packed weights and quantised tensors is traced in floating point."""
+    steps = (("quantized_lstm", torch.lstm), ("quantized_gru", torch.gru))
+    with ExitStack() as stack:
+        for name, op in steps:  # whose C++ takes nothing but what is packed
+            instead = only_here(partial(_steps, op), getattr(torch, name))
+            stack.enter_context(replaced(torch, name, instead))
+        stack.enter_context(InFloat())
+        yield
+
+
+def _steps(op: Callable, *args: Any, **_: Any) -> Any:
+    def unpacked(a: Any) -> Any:
+        cells = isinstance(a, list) and isinstance(a[0], PackedCell)
+        return [w for cell in a for w in cell.weights()] if cells else a
+
+    return op(*map(unpacked, args))
 
 
 class InFloat(TorchFunctionMode):

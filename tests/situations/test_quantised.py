@@ -81,3 +81,33 @@ def test_static(rules: str) -> None:
     assert cosine.median() > 0.98, cosine
     assert (cosine > 0.8).all(), cosine
     close(explainer(x[3:4], target=1).relevance, a.relevance[3:4], 1e-5)
+
+
+class Steps(nn.Module):
+    """The last state of both directions, of sequences that may be packed."""
+
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = layer(8, 6, 2, batch_first=True, bidirectional=True), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if lengths is not None:
+            x = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        states = self.layer(x)[1]
+        return self.head((states[0] if isinstance(states, tuple) else states)[-2:].transpose(0, 1).flatten(1))
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_steps(layer: type[nn.RNNBase], rules: str) -> None:
+    model, x = Steps(layer).eval(), torch.randn(3, 4, 8)
+    quantised = ao.quantize_dynamic(model, {layer, nn.Linear}, torch.qint8)
+    plain = dequantised(model, quantised)
+    for kind in ("weight", "bias"):
+        for name, value in getattr(quantised.layer, f"get_{kind}")().items():
+            getattr(plain.layer, name).data = value.dequantize() if value.is_quantized else value
+    for call in ((x,), (x, torch.tensor([4, 3, 1]))):
+        a, b = convert(quantised, rules=rules)(*call, target=1), convert(plain, rules=rules)(*call, target=1)
+        assert torch.equal(a.output, quantised(*call))
+        close(a.relevance, b.relevance, 1e-5)
