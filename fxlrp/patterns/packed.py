@@ -17,7 +17,7 @@ from fxlrp.patterns.emit import emit
 from fxlrp.patterns.take_apart import inline, trace
 
 aten = torch.ops.aten
-LAYERS = {getattr(aten, name).data: getattr(aten, name).input for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+LAYERS = tuple(getattr(aten, name).data for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 PACK, PAD = aten._pack_padded_sequence.default, aten._pad_packed_sequence.default
 
 
@@ -34,7 +34,7 @@ def spell_packed(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
             elif node.target is PAD:
                 _pad(gm, node, sizes[node])
             else:
-                _steps(node, sizes[node])
+                _steps(gm, node, sizes[node])
     gm.graph.eliminate_dead_code()
     gm.recompile()
 
@@ -89,20 +89,29 @@ def _pad(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
     gm.graph.erase_node(padded)
 
 
-def _steps(node: fx.Node, sizes: list[int]) -> None:
-    """A layer over sequences of one length is one that is not packed; of several, what torch composes it of."""
+def _steps(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
+    """What torch composes a layer of, step by step, but for the product with the input, which is one of all steps as in
+    a layer that is not packed: a rule may bring what it gives to a mass, product by product."""
     data, _, *rest = node.args
-    if len(set(sizes)) > 1:
-        node.args = (data, sizes, *rest)
-        inline(node, trace(node, decomposition_table[node.target]))
-        return
-    graph, width = node.graph, data.meta["val"].shape[1]
-    steps = emit(graph, node, aten.reshape.default, data, [len(sizes), sizes[0], width])
-    layer = emit(graph, node, LAYERS[node.target], steps, *rest, False)
-    for item in list(node.users):
-        value = emit(graph, node, operator.getitem, layer, item.args[1])
-        if item.args[1] == 0:
-            value = emit(graph, node, aten.flatten.using_ints, value, 0, 1)
-        item.replace_all_uses_with(value)
-        graph.erase_node(item)
-    graph.erase_node(node)
+    node.args = (data, sizes, *rest)
+    inline(node, trace(node, decomposition_table[node.target]))
+    for split in gm.graph.find_nodes(op="call_function", target=aten.split_with_sizes.default):
+        products: dict[tuple, dict[int, fx.Node]] = {}
+        for piece in split.users:
+            for user in piece.users:
+                if user.target is aten.linear.default and user.args[0] is piece:
+                    products.setdefault(user.args[1:], {})[piece.args[1]] = user
+        for weights, parts in products.items():
+            if len(parts) == len(split.args[1]) > 1:
+                _product_of_all(gm.graph, split, weights, parts)
+
+
+def _product_of_all(graph: fx.Graph, split: fx.Node, weights: tuple, parts: dict[int, fx.Node]) -> None:
+    first = next(n for n in graph.nodes if n in parts.values())
+    with graph.inserting_before(first):
+        whole = emit(graph, first, aten.linear.default, split.args[0], *weights)
+        pieces = emit(graph, split, aten.split_with_sizes.default, whole, *split.args[1:])
+        items = {i: emit(graph, part, operator.getitem, pieces, i) for i, part in parts.items()}
+    for i, part in parts.items():
+        part.replace_all_uses_with(items[i])
+        graph.erase_node(part)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fxlrp import FxlrpError, convert
+from fxlrp import convert
 
 BOOKS = ("abslrp", "abslrp-hybrid", "epsilon", "gradient-input")
 X = torch.randn(2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -113,10 +113,24 @@ class Longest(Packed):
 def test_padding_that_depends_on_the_batch() -> None:
     model = Longest("rnn").double().eval()
     explainer = convert(model, rules="gradient-input")
-    with pytest.raises(FxlrpError, match="alone has another output"):
-        explainer(X, LENGTHS, target=1, contrast=None)
-    a = explainer(X[:1], LENGTHS[:1], target=1, contrast=None)
-    x = X[:1].clone().requires_grad_()
-    (grad,) = torch.autograd.grad(model(x, LENGTHS[:1])[0, 1], x)
-    torch.testing.assert_close(a.relevance, X[:1] * grad)
-    torch.testing.assert_close(a.output, model(X[:1], LENGTHS[:1]).detach())
+    for x, lengths in ((X, LENGTHS), (X[:1], LENGTHS[:1])):  # each as it is answered among the others
+        a = explainer(x, lengths, target=1, contrast=None)
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(model(leaf, lengths)[:, 1].sum(), leaf)
+        torch.testing.assert_close(a.relevance, x * grad)
+        torch.testing.assert_close(a.output, model(x, lengths).detach())
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_sequences_in_a_list(rules: str) -> None:
+    class Listed(Packed):
+        def forward(self, xs: list[Tensor]) -> Tensor:  # type: ignore[override]
+            lengths = torch.tensor([len(x) for x in xs])
+            return super().forward(nn.utils.rnn.pad_sequence(xs, batch_first=True), lengths)
+
+    model = Listed("rnn").double().eval()
+    short, long = X[0, :2], X[1]
+    a = convert(model, rules=rules)([short, long], target=1)
+    for x, r in zip((short, long), a.relevance, strict=True):
+        alone = convert(model, rules=rules)([x], target=1).relevance
+        torch.testing.assert_close(r, alone[0] if isinstance(alone, tuple) else alone)
