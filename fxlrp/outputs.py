@@ -42,7 +42,8 @@ def _place_of(captured: Capture, outputs: list, asked: str | int | None) -> int:
             "The model returns numpy arrays, which say nothing of where they come from: let forward return the tensor "
             "itself, without .numpy(), and convert what is returned outside."
             if arrays
-            else "The model returns no float tensor that could be explained."
+            else "The model returns no float tensor that could be explained: let forward return one, of a distribution "
+            "its logits or its mean."
         )
     if isinstance(asked, int):
         found = [asked] if asked in floats else []

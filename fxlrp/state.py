@@ -116,8 +116,9 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
                 before.parts[place.module].put_back(place.name)
             with torch.no_grad():
                 for buffer, version, value in buffers:
-                    if buffer._version != version or not torch.equal(buffer, value):  # observers write unseen
-                        buffer.copy_(value)
+                    dense = buffer.layout is torch.strided and not buffer.is_meta
+                    if buffer._version != version or (dense and not torch.equal(buffer, value)):
+                        buffer.copy_(value)  # observers write without a new version
 
 
 @contextmanager
