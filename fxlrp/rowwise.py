@@ -79,10 +79,11 @@ def _keeps_rows(gm: fx.GraphModule, node: fx.Node, between: Collection[fx.Node],
             others = dict(values)
             for n, a in rows.items():
                 others[n] = values[n].clone()
-                others[n].select(a, i).copy_(_drawn(others[n].select(a, i), drawn))
+                row = others[n].select(a, i)
+                row.copy_(2 - row if row.is_floating_point() else 1 - row.int())  # another of the same range
             for traced, a, b in zip(_tensors(node.meta["val"]), plain, _call(node, others), strict=True):
-                at = axis(traced)
-                if bool(differ(a, b).select(at, 1 - i).any()):
+                other = (axis(traced), 1 - i)
+                if bool(differ(a.select(*other), b.select(*other)).any()):
                     return False
     except (RuntimeError, IndexError, ValueError, NotImplementedError):  # it takes no such values
         return False
