@@ -47,13 +47,13 @@ def copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
 
 
 def mark_one_sided(gm: fx.GraphModule, logits: fx.Node) -> None:
-    """Tell the rules at which all relevance is ≥ 0: from the logits back to where some rule may turn its sign."""
+    """Tell the rules at which all relevance is ≥ 0 and stays: from the logits back to where one may turn its sign."""
     positive = {logits}
     for node in reversed(gm.graph.nodes):
         users = [u for u in node.users if u.meta.get("active")]
         if users and node not in positive and all(u in positive and _keeps_sign(u) for u in users):
             positive.add(node)
-        if node in positive and isinstance(node.target, Site):
+        if node in positive and isinstance(node.target, Site) and _keeps_sign(node):
             node.target = node.target.but(one_sided=True)
 
 

@@ -38,6 +38,18 @@ def test_signs_are_known_without_a_contrast(cnn: nn.Module) -> None:
     torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("last", [nn.Softmax(-1), nn.LayerNorm(6)])
+def test_mass_is_kept_where_signs_may_turn(last: nn.Module) -> None:
+    """Relevance that comes ≥ 0 and leaves with both signs is rescaled by what leaves, not by its sum."""
+    x = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(last.double(), nn.Flatten(), nn.Linear(24, 3).double()).eval()
+    a = convert(model)(x, target=1, contrast=None)
+    assert (a.relevance < 0).any()
+    b = convert(model)(x, target=torch.eye(3, dtype=torch.float64)[[1, 1, 1]])
+    torch.testing.assert_close(a.relevance, b.relevance)
+    assert (a.relevance.abs().flatten(1).sum(1) <= 1 + 1e-9).all()
+
+
 def test_a_norm_may_turn_the_sign() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
@@ -45,7 +57,7 @@ def test_a_norm_may_turn_the_sign() -> None:
     explainer = convert(model, x)
     assert [s.one_sided for s in sites(explainer, True)] == [
         False,
-        True,
+        False,
         True,
         True,
     ]  # the norm gets one sign, not gives
