@@ -466,6 +466,11 @@ def free_symbols(size: int | torch.SymInt) -> set:
     return size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
 
 
+def hint(size: int | torch.SymInt) -> int:
+    """A size in the example that the graph was captured with."""
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
 def _two(t: Tensor, axis: int) -> Tensor:
     """The first sample and the last, of an empty batch two that are zero."""
     if not t.shape[axis]:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.analyse import differentiable, find_active, find_infinite, find_nonnegative
 from fxlrp.axes import Axes
-from fxlrp.capture import Capture, free_symbols
+from fxlrp.capture import Capture, free_symbols, hint
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
@@ -98,12 +98,12 @@ class Plan:
         outputs: Any = self.graph.graph.output_node().args[0]
         logits = outputs[self.logits]
         rows = self.axes.rows(logits.meta["val"])
-        length = _hint(rows.shape[1])
+        length = hint(rows.shape[1])
         starts: dict[fx.Node, int] = {}
         for place, ends in self.readouts.items():
             samples = 0 if isinstance(place, str) else self.axes.inputs[place]
             for node in (outputs[at] for at in ends):
-                fit = [a for a, n in enumerate(node.meta["val"].shape) if a != samples and _hint(n) == length]
+                fit = [a for a, n in enumerate(node.meta["val"].shape) if a != samples and hint(n) == length]
                 starts |= dict.fromkeys([node] if fit else [], fit[0] if fit else 0)
         probe = Probe(self.graph, self.capture.inputs, starts)
         first, last = (probe.changes(i, {logits}) if starts else None for i in (0, length - 1))
@@ -287,7 +287,7 @@ def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
     """
     end = gm.graph.output_node()
     several = [end.args[0][i] for i in places]
-    sizes = {_hint(size) for n in several for size in n.meta["val"].shape[:1] or (0,)}
+    sizes = {hint(size) for n in several for size in n.meta["val"].shape[:1] or (0,)}
     if len(sizes) > 1 or 0 in sizes:
         shapes = ", ".join(str(tuple(n.meta["val"].shape)) for n in several)
         raise FxlrpError(f"The target depends on outputs of shapes {shapes}, which have no axis of samples in common.")
@@ -300,11 +300,6 @@ def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
         ]
         both = emit(gm.graph, several[0], aten.cat.default, rows, 1)
     end.args = ((*end.args[0], both),)
-
-
-def _hint(size: int | torch.SymInt) -> int:
-    """A size in the example that the graph was captured with."""
-    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _annotate(captured: Capture, rulebook: Rulebook, output: Output) -> None:

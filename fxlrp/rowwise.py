@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture import hint
 from fxlrp.rules.quantities import is_pointwise
 from fxlrp.rules.weighted import CONVOLUTIONS, MATMULS
 
@@ -63,7 +64,7 @@ def _about(node: fx.Node, between: Collection[fx.Node], axis: Callable) -> Any:
         if not isinstance(val, Tensor):
             return repr(val)
         shared = n not in between and not val.is_floating_point()  # integers may be indices of rows
-        return [n.name if shared else None, list(map(_size, val.shape)), val.dtype, axis(val)]
+        return [n.name if shared else None, list(map(hint, val.shape)), val.dtype, axis(val)]
 
     return node.target, repr(fx.node.map_arg((node.args, node.kwargs), lambda n: repr(one(n))))
 
@@ -96,10 +97,10 @@ def _value(gm: fx.GraphModule, n: fx.Node, own: bool, drawn: torch.Generator) ->
     if n.op == "get_attr":
         return attrgetter(str(n.target))(gm)
     if not isinstance(val, Tensor):
-        return _size(val)
+        return hint(val)
     if not own and not val.is_floating_point() and val.dtype != torch.bool:
         raise ValueError("which rows these are the indices of is not known")
-    return _drawn(torch.empty(list(map(_size, val.shape)), dtype=val.dtype, device=val.device), drawn)
+    return _drawn(torch.empty(list(map(hint, val.shape)), dtype=val.dtype, device=val.device), drawn)
 
 
 def _drawn(like: Tensor, drawn: torch.Generator) -> Tensor:
@@ -116,11 +117,6 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any]) -> list[Tensor]:
 
 def _tensors(value: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
-
-
-def _size(n: Any) -> Any:
-    """A symbolic size as it is in the example."""
-    return n.node.hint if isinstance(n, torch.SymInt) else n
 
 
 def differ(a: Tensor, b: Tensor) -> Tensor:

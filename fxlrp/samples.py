@@ -96,7 +96,7 @@ def starts_of(
                 starts[node] = plain
             elif len(shape) > axis and shape[axis] == count:
                 starts[node] = axis
-            elif candidates(node, symbols):  # folded with another axis before it was looked up
+            elif candidates(node.meta["val"], symbols):  # folded with another axis before it was looked up
                 known = False
     return starts, known
 
@@ -107,9 +107,9 @@ def batch_symbols(graph: fx.GraphModule, axes: Axes) -> set:
     return {s for n, axis in places if axis is not None for s in free_symbols(n.meta["val"].shape[axis])}
 
 
-def candidates(node: fx.Node, symbols: set) -> list[int]:
-    """The axes of a node that the samples are a part of, by their symbols."""
-    return [axis for axis, size in enumerate(node.meta["val"].shape) if free_symbols(size) & symbols]
+def candidates(traced: Tensor, symbols: set) -> list[int]:
+    """The axes of a traced tensor that the samples are a part of, by their symbols."""
+    return [axis for axis, size in enumerate(traced.shape) if free_symbols(size) & symbols]
 
 
 def plain_axis(node: fx.Node, symbols: set) -> int | None:
@@ -119,7 +119,8 @@ def plain_axis(node: fx.Node, symbols: set) -> int | None:
 
 
 def plain(traced: Tensor, symbols: set) -> int | None:
-    axes = [axis for axis, size in enumerate(traced.shape) if free_symbols(size) & symbols]
+    """The same of a traced tensor."""
+    axes = candidates(traced, symbols)
     if len(axes) == 1 and traced.shape[axes[0]].node.expr in symbols:  # type: ignore[attr-defined]
         return axes[0]
     return None
@@ -356,7 +357,7 @@ class Samples:
                 return
             for node, entries in changed.items():
                 if entries.any():
-                    at = candidates(node, self.symbols) or list(range(entries.ndim))
+                    at = candidates(node.meta["val"], self.symbols) or list(range(entries.ndim))
                     layouts = list(locate(entries, at, self.count, sample))
                     seen[node] += 1
                     fits[node] = [b for b in fits.get(node, layouts) if b in layouts]

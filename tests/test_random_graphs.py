@@ -74,6 +74,8 @@ LAST_AXIS = (  # looking along the last axis at most: right in any layout
     "torch.stack(torch.hstack([x, y]).chunk(2, 1)).sum(0)", "x * y[..., 0, None] + x[..., -1:].expand_as(y)",
     "torch.cat([t * s for t, s in zip(x.split(1, -1), y.split(1, -1))], -1)",
     "x[..., ::2].repeat_interleave(2, -1)[..., : len(v)]",
+)
+RARER = (  # likewise
     "F.prelu(x, v[:1].abs())", "F.logsigmoid(x)", "F.softmin(x, -1)", "torch.lerp(x, y, 0.3)",
     "x.topk(2, -1).values.sum(-1, keepdim=True) * y", "x.scatter(-1, order.argsort().expand(x.shape), y)",
     "x.cummax(-1).values", "x.norm(dim=-1, keepdim=True) + y", "x.round() + y", "F.selu(x)",
@@ -97,7 +99,10 @@ PLAIN = (
     "m.instance_norm(x)", "F.max_pool1d(x, 3, 1, 1)", "F.avg_pool1d(x, 3, 1, 1)", "torch.bmm(torch.bmm(x, y.mT), x)",
     "x * F.adaptive_avg_pool1d(y, 1).sigmoid()", "F.interpolate(F.adaptive_avg_pool1d(x, 3), scale_factor=2.0)",
     "torch.addmm(v, x.flatten(0, 1), w).view(x.shape)", "torch.baddbmm(x, x @ y.mT, y, beta=2)",
-    "torch.stack([t.relu() + s for t, s in zip(x.unbind(0), y)])", "m.gru(x)[0]", "m.lstm(x)[0] + y",
+    "torch.stack([t.relu() + s for t, s in zip(x.unbind(0), y)])",
+)
+RARER_PLAIN = (
+    "m.gru(x)[0]", "m.lstm(x)[0] + y",
     "m.cell(x[:, 0], y[:, 1])[:, None] * x", "m.attention(x, y, y)[0]", "F.max_pool1d(x, 2).repeat(1, 1, 2)",
     "F.interpolate(x, scale_factor=0.5, mode='linear').repeat(1, 1, 2)", "F.fold(F.unfold(x[:, :, None], (1, 3), "
     "padding=(0, 1)), (1, 6), (1, 3), padding=(0, 1))[:, :, 0]", "x.index_copy_(1, order[:1] % 4, y[:, 1:2].clone())",
@@ -113,9 +118,8 @@ WHERE = {  # the layouts an op is right in
     **dict.fromkeys(PLAIN, ("plain",)),
     **dict.fromkeys(IMAGE, ("image",)),
 }
-if not MANY:  # the suite's few programs are of these; what other models are made of joins in `make random`
-    later = (*LAST_AXIS[LAST_AXIS.index("F.prelu(x, v[:1].abs())") :], *PLAIN[PLAIN.index("m.gru(x)[0]") :])
-    WHERE = {op: layouts for op, layouts in WHERE.items() if op not in later}
+if MANY:  # the suite's few programs are of the common ones
+    WHERE |= {**dict.fromkeys(RARER, tuple(LAYOUTS)), **dict.fromkeys(RARER_PLAIN, ("plain",))}
 
 
 @dataclass(frozen=True)

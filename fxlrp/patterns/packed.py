@@ -94,8 +94,11 @@ def _steps(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
     a layer that is not packed: a rule may bring what it gives to a mass, product by product."""
     data, _, *rest = node.args
     node.args = (data, sizes, *rest)
+    before = set(gm.graph.nodes)
     inline(node, trace(node, decomposition_table[node.target]))
     for split in gm.graph.find_nodes(op="call_function", target=aten.split_with_sizes.default):
+        if split in before:
+            continue
         products: dict[tuple, dict[int, fx.Node]] = {}
         for piece in split.users:
             for user in piece.users:
