@@ -361,6 +361,7 @@ def capture(
     axes: Axes | None = None,
     *,
     fixed: bool = False,
+    longer: bool = False,
     itself: bool = False,
 ) -> Capture:
     """Trace `model` on (args, kwargs), whose samples are at `axes` (the first ones), while no other thread traces.
@@ -368,8 +369,9 @@ def capture(
     What is traced is a twin of the model, which other threads may run meanwhile; `itself`, or if its twin does not run
     where it does, the model.
 
-    A symbolic batch and lengths of sequences are asked for first, then the batch alone, unless `fixed`; if the model
-    fixes its batch, it is traced at the shapes given; if it branches on values, as it runs on the first sample.
+    A symbolic batch and lengths of texts are asked for first, and of vectors and shared masks if calls differ in them
+    (`longer`), which takes torch several times as long; then the batch alone, unless `fixed`; if the model fixes its
+    batch, it is traced at the shapes given; if it branches on values, as it runs on the first sample.
 
     Raises FxlrpError, with the line in the user's model, if no way succeeds.
     """
@@ -388,7 +390,11 @@ def capture(
     auto = torch.export.Dim.AUTO
     dims = tuple(None if axis is None else {axis: auto} for axis in axes.inputs)
     lengths = [_lengths(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
-    sized = tuple({**(dim or {}), **dict.fromkeys(at, auto)} or None for dim, at in zip(dims, lengths, strict=True))
+    texts = [longer or (t.ndim == 2 and axis is not None) for t, axis in zip(tensors, axes.inputs, strict=True)]
+    sized = tuple(
+        {**(dim or {}), **dict.fromkeys(at if asked else (), auto)} or None
+        for dim, at, asked in zip(dims, lengths, texts, strict=True)
+    )
     ways: list[tuple[Way, list[Tensor], Callable[[list[Tensor]], fx.GraphModule]]] = [
         *([(Way.ANY_BATCH, pair, lambda ts: _traced(flat, ts, sized))] if sized != dims else []),
         (Way.ANY_BATCH, pair, lambda ts: _traced(flat, ts, dims)),
@@ -396,7 +402,8 @@ def capture(
         (Way.THIS_INPUT, single, lambda ts: _traced(flat, ts, None)),
     ]
     errors: list[Exception] = []
-    for way, inputs, trace in ways[-2:] if fixed or axes.whole else ways:
+    tried = ways[-2:] if fixed or axes.whole else ways
+    for at, (way, inputs, trace) in enumerate(tried):
         try:
             with caches_cleaned(model):
                 graph = trace(inputs)
@@ -412,6 +419,8 @@ def capture(
         places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
         open_ = (free_symbols(n.meta["val"].shape[axis]) for n, axis in places if axis is not None)
         if way is Way.ANY_BATCH and not all(open_):
+            if tried[at + 1][0] is way:  # of one length, it may hold for any batch
+                continue
             way = Way.THIS_BATCH
             if axes.count(inputs) != batch:  # it was specialised to our two
                 continue
@@ -420,7 +429,7 @@ def capture(
         return Capture(graph, inputs, names, called, way, seen[-1], axes, lengths, nearly=flat.quantised)
     _run_as_it_is(model, *rebuild(exact))
     if traced is not model and _refuses(traced, *rebuild(exact)):
-        return capture(model, args, kwargs, axes, fixed=fixed, itself=True)
+        return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, itself=True)
     raise FxlrpError(_why(errors[0])) from errors[0]
 
 

@@ -54,6 +54,10 @@ CHECKED = 1024
 """How many shapes of calls it remembers the plan of, which was checked against the model's own output."""
 
 
+EACH = "each"
+"""Stands for the shapes of calls of which every length has a graph of its own."""
+
+
 @dataclass(frozen=True)
 class _Known:
     """What an explainer has found out about a model in this `state`."""
@@ -63,6 +67,7 @@ class _Known:
     plans: Recent = field(default_factory=lambda: Recent(PLANS))
     checked: Recent = field(default_factory=lambda: Recent(CHECKED))  # shapes of a call → the key of its plan
     axes: Recent = field(default_factory=lambda: Recent(PLANS))  # kinds of calls → where their samples are
+    first: Recent = field(default_factory=lambda: Recent(PLANS))  # calls but for their lengths → shapes of the first
     joints: Recent = field(default_factory=lambda: Recent(PLANS))
 
     def plan(self, *keys: Any) -> Plan | None:
@@ -632,8 +637,11 @@ class Explainer(nn.Module):
         tensors, _ = split_tensors(args, kwargs)
         axes = self._axes(found, args, kwargs, tensors)
 
+        abouts = [signature(args, kwargs, a) for a in axes]
+        longer = any(found.first.get(about.like) not in (None, EACH, about.shapes) for about in abouts)
+
         def by(axes: Axes) -> Capture:
-            return spelled(capture(self.model, args, kwargs, axes, fixed=fixed))
+            return spelled(capture(self.model, args, kwargs, axes, fixed=fixed, longer=longer))
 
         captured = find_samples(by, axes, tensors, self.output, sure=self.batch != "auto")
         with no_autocast(captured.inputs):
@@ -642,6 +650,10 @@ class Explainer(nn.Module):
         plan.key = (about.shapes, plan.axes.count(tensors))
         if not fixed and captured.way is Way.ANY_BATCH:
             plan.key = about.like if plan.any_length else about.shapes
+        if longer and plan.key is about.like:
+            found.plans.drop(found.first.get(about.like))
+        elif not fixed:
+            found.first.set(about.like, EACH if longer else about.shapes)
         found.axes.set(self._kind(args, kwargs, tensors), plan.axes)
         return found.plans.set(plan.key, plan)
 

@@ -39,5 +39,10 @@ class Recent:
             self._used.pop(oldest, None)
         return value
 
+    def drop(self, key: Any) -> None:
+        """Forget a value, if it is there."""
+        self._values.pop(key, None)
+        self._used.pop(key, None)
+
     def __reduce__(self) -> tuple:
         return Recent, (self.size,)
