@@ -49,6 +49,38 @@ def test_samples_are_apart_and_nothing_is_generic(rules: str) -> None:
         torch.testing.assert_close(explainer(x[1:], target=3).relevance, both[1:], rtol=1e-9, atol=1e-13)
 
 
+class Masked(Attention):
+    """Pooled attention that does not look at the last `hidden` tokens."""
+
+    def __init__(self, hidden: int, fused: bool) -> None:
+        super().__init__()
+        self.hidden, self.fused = hidden, fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        shown = torch.arange(x.shape[1]) < x.shape[1] - self.hidden
+        shown = shown.expand(x.shape[1], -1)
+        if self.fused:
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, shown)
+        else:
+            mixed = (q @ k.mT / 8**0.5).masked_fill(~shown, float("-inf")).softmax(-1) @ v
+        return self.head(nn.functional.gelu(self.out(mixed[:, 0])))
+
+
+@pytest.mark.parametrize("rules", sorted(fxlrp.rulebooks()))
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_a_mask_shuts_is_as_if_it_were_not_there(rules: str, fused: bool) -> None:
+    torch.manual_seed(0)
+    model = Masked(2, fused).double().eval()
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    masked = convert(model, x, rules=rules)(x, target=3).relevance
+    model.hidden = 0
+    alone = convert(model, x[:, :4], rules=rules)(x[:, :4], target=3).relevance
+    assert alone.any()
+    torch.testing.assert_close(masked[:, :4], alone, rtol=1e-9, atol=1e-12)
+    assert not masked[:, 4:].any()
+
+
 @pytest.mark.parametrize("rules", ["attnlrp", "cp-lrp"])
 @pytest.mark.parametrize("mask", ["none", "causal", "window"])
 def test_fused_attention_is_what_its_parts_are(rules: str, mask: str) -> None:
