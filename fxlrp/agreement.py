@@ -72,6 +72,11 @@ def check_compiled(
         )
 
 
+def rounding(output: Tensor) -> float:
+    """The share of its largest value by which an output of one network may be apart in two runs, by rounding alone."""
+    return 1e-2 if _tf32([output]) else EXACT.get(output.dtype, CLOSE)
+
+
 def _tf32(inputs: Sequence[Tensor]) -> bool:
     """Whether products are rounded to 10 bits, in eager kernels other than in compiled ones."""
     cuda = any(t.is_cuda for t in inputs)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.agreement import check_compiled, no_fast_attention, share_apart
+from fxlrp.agreement import check_compiled, no_fast_attention, rounding, share_apart
 from fxlrp.attribution import Attribution
 from fxlrp.axes import Axes, Batch
 from fxlrp.capture import (
@@ -754,9 +754,12 @@ def _at_the_end(plan: Plan, tensors: Sequence[Tensor], question: Question) -> Qu
 
 
 def _close(plan: Plan, shares: Sequence[float]) -> bool:
-    """Whether outputs are the model's own to a hundredth of their largest value, or to an eighth where the model is in
-    half precision or quantised, which adds up over its layers."""
-    return max(shares, default=0.0) <= (0.125 if plan.capture.answers_apart else 0.01)
+    """Whether outputs are the model's own but for rounding, shares of their largest values that they are apart by;
+    half precision and quantising add up over the layers to an eighth."""
+    outputs: Any = plan.graph.graph.output_node().args[0]
+    return max(shares, default=0.0) <= (
+        0.125 if plan.capture.answers_apart else rounding(outputs[plan.explained].meta["val"])
+    )
 
 
 ASKED = {"target": None, "contrast": "default", "position": None, "at": (), "trace": False}

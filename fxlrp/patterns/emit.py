@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
+
+aten = torch.ops.aten
 
 KEPT = ("stack_trace", "nn_module_stack", "active")
 """What of a node's metadata holds for what is written in its place."""
@@ -31,6 +34,20 @@ def replace(node: fx.Node, write: Callable[..., fx.Node]) -> fx.Node:
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
     return new
+
+
+def write_in(node: fx.Node, inner: fx.Graph, operands: Sequence[fx.Node]) -> Any:
+    """Write a graph whose inputs are `operands` before a node, as part of what this stands for: its outputs."""
+    copies = dict(zip(inner.find_nodes(op="placeholder"), operands, strict=True))
+    with node.graph.inserting_before(node):
+        outputs = node.graph.graph_copy(inner, copies)
+    place = {k: node.meta[k] for k in KEPT if k in node.meta}
+    for copy in copies.values():
+        if copy not in operands:
+            copy.meta = {**copy.meta, **place}
+            if copy.target in (aten.view.default, aten._unsafe_view.default):  # as strides were when it was traced
+                copy.target = aten.reshape.default
+    return outputs
 
 
 def cut_out(

@@ -5,19 +5,17 @@ Graphs with them are recorded for the values of one call, lengths included (see 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import decomposition_table
 
 from fxlrp.patterns.emit import emit
-from fxlrp.patterns.take_apart import inline, trace
+from fxlrp.patterns.recurrent import CELLS, write_steps
 
 aten = torch.ops.aten
-LAYERS = tuple(getattr(aten, name).data for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
+LAYERS = tuple(op for op in CELLS if op._overloadname == "data")
 PACK, PAD = aten._pack_padded_sequence.default, aten._pad_packed_sequence.default
 
 
@@ -34,7 +32,7 @@ def spell_packed(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
             elif node.target is PAD:
                 _pad(gm, node, sizes[node])
             else:
-                _steps(gm, node, sizes[node])
+                write_steps(node, sizes[node])
     gm.graph.eliminate_dead_code()
     gm.recompile()
 
@@ -87,34 +85,3 @@ def _pad(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
     value = emit(gm.graph, node, aten.index_put.default, empty, _places(gm, node, sizes), data)
     padded.replace_all_uses_with(value)
     gm.graph.erase_node(padded)
-
-
-def _steps(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
-    """What torch composes a layer of, step by step, but for the product with the input, which is one of all steps as in
-    a layer that is not packed: a rule may bring what it gives to a mass, product by product."""
-    data, _, *rest = node.args
-    node.args = (data, sizes, *rest)
-    before = set(gm.graph.nodes)
-    inline(node, trace(node, decomposition_table[node.target]))
-    for split in gm.graph.find_nodes(op="call_function", target=aten.split_with_sizes.default):
-        if split in before:
-            continue
-        products: dict[tuple, dict[int, fx.Node]] = {}
-        for piece in split.users:
-            for user in piece.users:
-                if user.target is aten.linear.default and user.args[0] is piece:
-                    products.setdefault(user.args[1:], {})[piece.args[1]] = user
-        for weights, parts in products.items():
-            if len(parts) == len(split.args[1]) > 1:
-                _product_of_all(gm.graph, split, weights, parts)
-
-
-def _product_of_all(graph: fx.Graph, split: fx.Node, weights: tuple, parts: dict[int, fx.Node]) -> None:
-    first = next(n for n in graph.nodes if n in parts.values())
-    with graph.inserting_before(first):
-        whole = emit(graph, first, aten.linear.default, split.args[0], *weights)
-        pieces = emit(graph, split, aten.split_with_sizes.default, whole, *split.args[1:])
-        items = {i: emit(graph, part, operator.getitem, pieces, i) for i, part in parts.items()}
-    for i, part in parts.items():
-        part.replace_all_uses_with(items[i])
-        graph.erase_node(part)

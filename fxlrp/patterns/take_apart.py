@@ -14,7 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture import functionalize_simple
-from fxlrp.rules.generic import differentiable
+from fxlrp.patterns.emit import write_in
+from fxlrp.patterns.recurrent import CELLS, write_steps
 
 aten = torch.ops.aten
 
@@ -35,7 +36,7 @@ APART = {
     )
     for overload in (getattr(packet, name) for name in packet.overloads())
 }
-"""Ops that are sums and products by another name, beside those that torch itself calls composite (LSTM, einsum, …)."""
+"""Ops that are sums and products by another name, beside those that torch itself calls composite (einsum, …)."""
 
 
 def _with_tensor(op: torch._ops.OpOverload) -> Callable:
@@ -60,6 +61,9 @@ def take_apart(gm: fx.GraphModule) -> None:
     traced: dict[Any, fx.GraphModule] = {}  # layers of one shape are made of the same
     for node in list(gm.graph.nodes):
         if node.meta["active"] and node.meta["entry"] is None:
+            if node.target in CELLS:
+                write_steps(node)
+                continue
             made_of = _decomposition(node.target)
             if made_of is not None:
                 kind = _kind(node)
@@ -106,9 +110,7 @@ def trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
     values = [n.meta["val"] for n in operands]
     mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
     python = made_of is decomposition_table.get(node.target)  # what C++ composes shows below autograd only
-    with torch.enable_grad(), mode:
-        # torch's LSTM picks an opaque kernel where no gradient is asked for
-        values = [v.detach().requires_grad_().clone() if python and differentiable(v) else v for v in values]
+    with mode:
         made = make_fx(call, None if python else LERPS, pre_dispatch=python)(*values)
         if functionalize_simple(made):
             return made
@@ -119,21 +121,13 @@ def trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
 def inline(node: fx.Node, inner: fx.GraphModule) -> None:
     """Put the ops of a graph, whose inputs are the node's own, in its place."""
     operands = list(dict.fromkeys(n for n in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(n, fx.Node)))
-    copies = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
     for constant in inner.graph.find_nodes(op="get_attr"):  # a tensor the decomposition made
         name = f"_{node.name}_{constant.target}"
         value = getattr(inner, str(constant.target))
         node.graph.owning_module.register_buffer(name, value, persistent=False)
         inner.register_buffer(name, value, persistent=False)
         constant.target = name
-    with node.graph.inserting_before(node):
-        outputs = node.graph.graph_copy(inner.graph, copies)
-    place = {k: node.meta[k] for k in ("stack_trace", "nn_module_stack") if k in node.meta}
-    for copy in copies.values():
-        if copy not in operands:
-            copy.meta = {**copy.meta, **place}
-            if copy.target in (aten.view.default, aten._unsafe_view.default):  # as strides were when it was traced
-                copy.target = aten.reshape.default
+    outputs = write_in(node, inner.graph, operands)
     if isinstance(outputs, fx.Node):
         node.replace_all_uses_with(outputs)
     for item in [u for u in node.users if u.target is operator.getitem]:
