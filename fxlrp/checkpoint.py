@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from fxlrp.confine import kept
-from fxlrp.rules.kinds import SOFTMAXES
+from fxlrp.ops import about
 from fxlrp.rules.propagate import InPlace
 from fxlrp.rules.quantities import outside_vmap
 from fxlrp.specialize import copied
@@ -79,7 +79,7 @@ def recompute_squares(gm: fx.GraphModule) -> fx.GraphModule:
 
     def make() -> fx.GraphModule:
         copy, _ = copied(gm)
-        parts = [part for node in copy.graph.nodes if _op(node) in SOFTMAXES and (part := _around(node))]
+        parts = [part for node in copy.graph.nodes if about(_op(node)).kind == "softmax" and (part := _around(node))]
         fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
         for name, part in list(copy.named_children()):
             if name.startswith("attention_"):

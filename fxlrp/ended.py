@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxlrp.ops import of_kind
 from fxlrp.report import NodeReport, Report
-from fxlrp.rules.values import STEPS
 
-NAMES = {str(op).removeprefix("aten.") for op in STEPS}
+NAMES = {str(op).removeprefix("aten.") for op in of_kind("step")}
 
 
 class NoRelevance(UserWarning):

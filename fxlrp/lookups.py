@@ -6,43 +6,17 @@ which entry each came from, however the model slices, shifts, hashes or transpos
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.patterns.emit import emit
-from fxlrp.rules.movement import MOVEMENT, carriers
-from fxlrp.rules.quantities import is_pointwise
 
 aten = torch.ops.aten
 NOWHERE = -1  # the position of an entry that is no entry of the input
-
-VALUES = {  # the arguments that values are taken from, where it is not the first alone
-    aten.cat: (0,),
-    aten.stack: (0,),
-    aten.where: (1, 2),
-    aten.slice_scatter: (0, 1),
-    aten.select_scatter: (0, 1),
-    aten.index_put: (0, 2),
-    aten.index_copy: (0, 3),
-    aten.scatter: (0, 3),
-    aten.masked_fill: (0, 2),
-    aten.pad: (0, 3),
-    aten.constant_pad_nd: (0, 2),
-}
-
-
-CHOICES = {aten.max, aten.min, aten.amax, aten.amin, aten.cummax, aten.median, aten.kthvalue, aten.topk, aten.sort}
-"""Ops that move values by what these are, so that no other tensor, as of positions, would go the same way."""
-FUNCTIONS = {aten.relu, aten.neg, aten.nan_to_num, aten.maximum, aten.minimum}
-"""Functions of each entry among what rules take for moves."""
-MOVES = {operator.getitem, *MOVEMENT} - CHOICES - FUNCTIONS
-ENTRYWISE = {aten.bucketize, aten.searchsorted, aten.isin, aten.floor_divide}
-"""Functions of each entry that torch does not tag so."""
-CASTS = (aten.to.dtype, aten.type_as.default)
 
 
 class Trail:
@@ -81,7 +55,7 @@ class Trail:
         if self.takes_rows(node):
             return {_index(node)}
         if _moves(node):
-            at = VALUES.get(_packet(node), (0,))
+            at = about(node.target).values
             return {n for i in at if i < len(node.args) for n in tree_leaves(node.args[i]) if isinstance(n, fx.Node)}
         return set(node.all_input_nodes) if _entrywise(node) or node.target is aten.one_hot.default else set()
 
@@ -129,16 +103,14 @@ def find_given(graph: fx.Graph) -> set[fx.Node]:
     return given
 
 
-def _packet(node: fx.Node) -> Any:
-    return getattr(node.target, "overloadpacket", node.target)
-
-
 def _moves(node: fx.Node) -> bool:
-    return _packet(node) in MOVES
+    """Whether a node moves entries to places that do not depend on what they are, so that others go the same way."""
+    known = about(node.target)
+    return known.moves and not known.chooses and not known.entrywise
 
 
 def _entrywise(node: fx.Node) -> bool:
-    return is_pointwise(node.target) or _packet(node) in ENTRYWISE | FUNCTIONS
+    return is_pointwise(node.target) or about(node.target).entrywise
 
 
 def _number(node: fx.Node) -> bool:
@@ -194,14 +166,14 @@ class Positions:
             return self._beside(node, aten.full_like.default, node, NOWHERE, dtype=torch.int64)
         if self.trail.takes_rows(node):  # a table of integers
             return self.of(_index(node))
-        if node.target in CASTS:
+        if about(node.target).copies:
             return self.of(node.args[0])
         if node.target is aten.one_hot.default:
             places = self._beside(node, aten.unsqueeze.default, self.of(node.args[0]), -1)
             return self._beside(node, aten.expand_as.default, places, node)
         if not _moves(node):
             return self._beside(node, aten.expand_as.default, self.of(self._source(node)), node)
-        at = VALUES.get(_packet(node), (0,))
+        at = about(node.target).values
         args = [self._moved(a) if i in at else a for i, a in enumerate(node.args)]
         return self._beside(node, node.target, *args, **node.kwargs)
 

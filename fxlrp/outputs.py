@@ -11,7 +11,7 @@ from torch import fx
 from fxlrp.analyse import differentiable
 from fxlrp.capture import Capture, NotCaptured
 from fxlrp.errors import FxlrpError
-from fxlrp.rules.kinds import SOFTMAXES
+from fxlrp.ops import about
 
 aten = torch.ops.aten
 
@@ -55,9 +55,6 @@ def _place_of(captured: Capture, outputs: list, asked: str | int | None) -> int:
     return (found or [i for i in floats if "logits" in names[i]] or floats)[0]
 
 
-COPIES = (aten.alias.default, aten.clone.default, aten.to.dtype, aten.contiguous.default)
-
-
 RESCALES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 SIGMOIDS = (aten.sigmoid.default, aten.log_sigmoid.default)
@@ -68,10 +65,15 @@ def _probability_head(output: fx.Node) -> list[fx.Node]:
     one, or one score put on another scale, whose constants would take a share that may be all there is; else none."""
     head: list[fx.Node] = []
     node = output
-    while node.target in (*COPIES, *SIGMOIDS) or _rescales(node) or (node.target in SQUEEZES and _one_score(node)):
+    while (
+        about(node.target).copies
+        or node.target in SIGMOIDS
+        or _rescales(node)
+        or (node.target in SQUEEZES and _one_score(node))
+    ):
         head.insert(0, node)
         node = node.args[0]
-    if node.target in SOFTMAXES and node.meta["val"].ndim == 2 and node.args[1] in (1, -1):
+    if about(node.target).kind == "softmax" and node.meta["val"].ndim == 2 and node.args[1] in (1, -1):
         return [node, *head]
     return head if any(n.target in SIGMOIDS or _rescales(n) for n in head) else []
 

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from fxlrp.capture import Capture, finite
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import Trail, find_given
+from fxlrp.ops import carriers
 from fxlrp.patterns.sparse import is_sparse
-from fxlrp.rules.movement import carriers
 from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten

@@ -19,6 +19,7 @@ from fxlrp.capture import Capture, free_symbols, hint
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
 from fxlrp.lookups import NOWHERE, Positions
+from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns.complex_numbers import write_apart
 from fxlrp.patterns.emit import emit
@@ -29,11 +30,9 @@ from fxlrp.reads import Place, find_left_out, find_readouts, mark_reads
 from fxlrp.recent import Recent
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
-from fxlrp.rules.kinds import SOFTMAXES
-from fxlrp.rules.movement import carriers
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.propagate import LEADING, Adjusted, Given, InPlace, Parted, Site
-from fxlrp.rules.quantities import WHOLE, Placement, is_pointwise
+from fxlrp.rules.quantities import WHOLE, Placement
 from fxlrp.rules.registry import Absolute, Derivative, Parts, Rule, Rulebook, Structural
 from fxlrp.rules.weighted import ones_for
 from fxlrp.samples import Probe, Samples
@@ -370,7 +369,7 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
     where = facts.samples.of(node)
     batches = [where, *(where if is_pointwise(op) else facts.samples.of(leaves[i]) for i in shares)]
     output, *inputs = (b or WHOLE for b in batches)
-    masked = op in SOFTMAXES or node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
+    masked = about(op).kind == "softmax" or node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]
     nonnegs = tuple(leaves[i] in facts.nonnegative for i in shares)
     known: dict[str, Any] = {"nonneg": nonnegs[:1] == (True,), "nonnegs": nonnegs}

@@ -15,12 +15,11 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture import hint
-from fxlrp.rules.quantities import is_pointwise
-from fxlrp.rules.weighted import CONVOLUTIONS, MATMULS
+from fxlrp.ops import about, is_pointwise, of_kind
 
 aten = torch.ops.aten
 
-SHAPES_TELL = {getitem, aten.linear, *MATMULS, aten.addmm, aten.baddbmm}
+SHAPES_TELL = {getitem, aten.linear.default, aten.addmm.default, aten.baddbmm.default, *of_kind("matmul")}
 """Ops that keep rows apart if their result has an axis for them: sums of products over other axes."""
 
 
@@ -46,13 +45,14 @@ def is_rowwise(
         axes = [axis(t) for t in _tensors(node.meta.get("val"))]
         if not axes or None in axes:
             return False
-        op = getattr(node.target, "overloadpacket", node.target)
-        if node in starts or is_pointwise(node.target) or op in SHAPES_TELL or (op in CONVOLUTIONS and axes == [0]):
+        op = node.target
+        convolved = about(op).kind == "convolution" and axes == [0]
+        if node in starts or is_pointwise(op) or op in SHAPES_TELL or convolved:
             continue
-        about = _about(node, between, axis)
-        if about not in tried and not _keeps_rows(gm, node, between, axis):
+        alike = _about(node, between, axis)
+        if alike not in tried and not _keeps_rows(gm, node, between, axis):
             return False
-        tried.add(about)
+        tried.add(alike)
     return True
 
 

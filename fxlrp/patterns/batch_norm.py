@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxlrp.ops import of_kind
 from fxlrp.patterns.emit import KEPT, emit, replace
 from fxlrp.rules.propagate import Given
-from fxlrp.rules.registry import Rule, overloads
-from fxlrp.rules.weighted import CONVOLUTIONS
+from fxlrp.rules.registry import Rule
 
 aten = torch.ops.aten
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-FOLDABLE = (aten.linear.default, *(op for packet in CONVOLUTIONS for op in overloads(packet)))
+FOLDABLE = (aten.linear.default, *of_kind("convolution"))
 
 
 def fold_batch_norm(gm: fx.GraphModule) -> None:

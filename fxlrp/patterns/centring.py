@@ -7,13 +7,14 @@ import operator
 import torch
 from torch import Tensor, fx
 
+from fxlrp.ops import about, describe
 from fxlrp.patterns.emit import replace
 
 aten = torch.ops.aten
 
 MEANS = (aten.mean.dim, aten.mean.default)
 OFFSETS = (aten.amax.default, aten.max.dim, aten.logsumexp.default)
-COPIES = (aten.detach, aten.alias, aten.clone, aten.to, aten.unsqueeze, aten.expand, aten.expand_as, aten.view)
+RESHAPES = (operator.getitem, aten.detach, aten.unsqueeze, aten.expand, aten.expand_as, aten.view)
 
 
 def centred(x: Tensor, mean: Tensor) -> Tensor:
@@ -24,6 +25,9 @@ def centred(x: Tensor, mean: Tensor) -> Tensor:
 def offset(x: Tensor, top: Tensor) -> Tensor:
     """x − top, where `top` is what a softmax subtracts to stay finite: it cancels from the result."""
     return x - top
+
+
+describe(offset, entrywise=True)
 
 
 def mark_centring(gm: fx.GraphModule) -> None:
@@ -64,6 +68,6 @@ def join_sigmoid(gm: fx.GraphModule) -> None:
 
 def _origin(node: fx.Node) -> fx.Node:
     """The node that `node` is a copy of, in another shape or type perhaps."""
-    while node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in COPIES:
+    while about(node.target).copies or getattr(node.target, "overloadpacket", node.target) in RESHAPES:
         node = node.args[0]
     return node

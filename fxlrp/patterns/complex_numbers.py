@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.ops import about, of_kind
 from fxlrp.patterns.emit import replace
 from fxlrp.rules import elementwise
-from fxlrp.rules.kinds import AVERAGES
-from fxlrp.rules.registry import Rule, overloads
-from fxlrp.rules.weighted import CONVOLUTIONS, MATMULS
+from fxlrp.rules.registry import Rule
 
 aten = torch.ops.aten
 PRODUCTS = (
     aten.mul.Tensor,
-    *(op for packet in (*MATMULS, aten.linear, *CONVOLUTIONS) for op in overloads(packet)),
+    aten.linear.default,
+    *of_kind("matmul", "convolution"),
 )
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 WRITES = (aten.slice_scatter.default, aten.select_scatter.default)
@@ -63,7 +63,7 @@ def split_complex(gm: fx.GraphModule) -> None:
             replace(
                 node, lambda call, x: call(aten.linalg_vector_norm.default, call(aten.view_as_real.default, x), 2, [-1])
             )
-        elif op in AVERAGES and _complex(node):
+        elif about(op).kind in ("positive sum", "sum") and _complex(node):
             replace(node, lambda call, *args, op=op, **kw: _apart(call, op, *args, **kw))
         elif isinstance(entry, Rule) and entry.fn not in KNOWING and entry.fn.__module__.startswith("fxlrp."):
             node.target, node.meta["entry"] = OfComplex(op), None

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.ops import about, is_pointwise
 from fxlrp.patterns.emit import cut_out, emit
-from fxlrp.rules.quantities import is_pointwise
 
 aten = torch.ops.aten
-CASTS = (aten.to, aten.type_as, aten.alias, aten.clone, aten.dropout, aten.contiguous)
 
 
 class Elementwise:
@@ -57,7 +56,7 @@ def _cone(top: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, list[fx.Nod
     front, inside = set(_active(top)), [top]
     while len(front) > 1:
         latest = max(front, key=order.__getitem__)
-        if not (is_pointwise(latest.target) or getattr(latest.target, "overloadpacket", None) in CASTS):
+        if not (is_pointwise(latest.target) or about(latest.target).copies):
             return None
         front = (front - {latest}) | set(_active(latest))
         inside.append(latest)

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxlrp.ops import about, is_pointwise, overloads
 from fxlrp.patterns.emit import emit
-from fxlrp.rules.movement import MOVEMENT
 from fxlrp.rules.propagate import LEADING, Given
-from fxlrp.rules.quantities import is_pointwise
-from fxlrp.rules.registry import overloads
 from fxlrp.rules.weighted import CONVOLVING, DENSE, FirstLayer, ones_for
 
 aten = torch.ops.aten
 
-# fmt: off
-CHOOSING = {
-    aten.relu, aten.neg, aten.where, aten.maximum, aten.minimum, aten.max, aten.min, aten.amax, aten.amin, aten.topk,
-    aten.sort, aten.median, aten.kthvalue, aten.cummax, aten.max_pool1d, aten.max_pool2d, aten.max_pool3d,
-    aten.max_pool2d_with_indices, aten.adaptive_max_pool2d, aten.real, aten.imag, aten.complex, aten.masked_fill,
-}
-# fmt: on
-"""What looks at values, among the ops that move them."""
-MOVING = {op for packet in MOVEMENT if packet not in CHOOSING for op in overloads(packet)} | {operator.getitem}
 SCALING = {op for packet in (aten.add, aten.sub, aten.mul, aten.div) for op in overloads(packet)}
 PLACES = {
     op: places
@@ -74,7 +62,8 @@ def _made(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if node.target in SCALING and is_pointwise(node.target) and len(active) == 1:
         same = active[0].meta["val"].shape == node.meta["val"].shape
         return made[active[0]] if same else None
-    if node.target not in MOVING:
+    op = about(node.target)
+    if not op.moves or op.chooses or op.entrywise or op.parts or op.fills == "masks":  # it looks at values
         return None
     with graph.inserting_after(node):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: made.get(n, n))

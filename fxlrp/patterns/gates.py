@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxlrp.ops import about
 from fxlrp.patterns.elementwise import Elementwise
 from fxlrp.patterns.emit import emit
-from fxlrp.rules.kinds import ACTIVATIONS
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ def mark_gates(gm: fx.GraphModule) -> None:
             isinstance(a, fx.Node) and a.meta["active"] for a in node.args
         ):
             continue
-        gates = [a for a in node.args if a.target in ACTIVATIONS or isinstance(a.target, Elementwise)]
+        gates = [a for a in node.args if about(a.target).kind == "activation" or isinstance(a.target, Elementwise)]
         if len(gates) == 1:
             with gm.graph.inserting_before(node):
                 node.replace_input_with(gates[0], emit(gm.graph, node, gate, gates[0]))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxlrp.ops import describe
 from fxlrp.patterns.emit import replace
 from fxlrp.precision import stored
 
@@ -18,6 +19,9 @@ SHUT = -50.0  # e to this power is nothing in float32
 def masked(x: Tensor, mask: Tensor) -> Tensor:
     """x + mask, where `mask` is 0 or very negative."""
     return x + mask
+
+
+describe(masked, fills="masks")
 
 
 def mark_masks(gm: fx.GraphModule) -> None:

@@ -11,8 +11,9 @@ from collections import Counter
 import torch
 from torch import fx
 
+from fxlrp.ops import about
 from fxlrp.patterns.emit import emit
-from fxlrp.rules.values import STEPS, stands_for
+from fxlrp.rules.values import stands_for
 
 aten = torch.ops.aten
 DETACH = (aten.detach.default, aten.detach_.default)
@@ -78,7 +79,7 @@ def _moves(node: fx.Node) -> bool:
     front = [node]
     while front:
         n = front.pop()
-        if n in seen or not differentiable(n) or n.target in (*DETACH, *STEPS):
+        if n in seen or not differentiable(n) or n.target in DETACH or about(n.target).kind == "step":
             continue
         if n.op == "placeholder":
             return True

@@ -14,29 +14,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture import functionalize_simple
+from fxlrp.ops import about
 from fxlrp.patterns.emit import write_in
 from fxlrp.patterns.recurrent import CELLS, write_steps
 
 aten = torch.ops.aten
-
-APART = {
-    overload
-    for packet in (
-        aten.addmm,
-        aten.addbmm,
-        aten.baddbmm,
-        aten.addmv,
-        aten.addcmul,
-        aten.addcdiv,
-        aten.glu,
-        aten.mv,
-        aten.dot,
-        aten.lerp,
-        aten.logsumexp,
-    )
-    for overload in (getattr(packet, name) for name in packet.overloads())
-}
-"""Ops that are sums and products by another name, beside those that torch itself calls composite (einsum, …)."""
 
 
 def _with_tensor(op: torch._ops.OpOverload) -> Callable:
@@ -79,7 +61,7 @@ def _decomposition(op: Any) -> Callable | None:
         return None
     if op in OWN:
         return OWN[op]
-    if op in APART or (_composite(op) and op in decomposition_table):
+    if about(op).decomposes or (_composite(op) and op in decomposition_table):
         return decomposition_table[op]
     return op.decompose if _composite(op) else None
 

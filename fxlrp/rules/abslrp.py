@@ -9,17 +9,17 @@ from __future__ import annotations
 import torch
 
 from fxlrp.functions import Entrywise, Stepwise
+from fxlrp.ops import of_kind
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.patterns.masks import masked
 from fxlrp.patterns.plain_form import PLAIN_FORM
 from fxlrp.rules import convolutions, elementwise, norms, products
 from fxlrp.rules.generic import activation
-from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS, POSITIVE_SUMS
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import MASS
 from fxlrp.rules.registry import ABSOLUTE, STRUCTURAL, Rule, Rulebook, publish, table
-from fxlrp.rules.values import STEPS, rounding
+from fxlrp.rules.values import rounding
 
 aten = torch.ops.aten
 
@@ -59,7 +59,7 @@ ABSLRP = publish(
                 (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
                 (
                     products.positive_sum,
-                    *POSITIVE_SUMS,
+                    *of_kind("positive sum"),
                     aten.grid_sampler.default,
                     aten.grid_sampler_2d.default,
                     "torchvision::roi_align",
@@ -71,19 +71,17 @@ ABSLRP = publish(
                     "torchvision::roi_align",
                 ),
                 (products.grouped_mm, "aten::_grouped_mm", "transformers::grouped_mm_fallback"),
-                (rounding, *STEPS, Stepwise),
+                (rounding, *of_kind("step"), Stepwise),
                 (elementwise.exp, aten.exp.default),
                 (elementwise.logsumexp, aten.logsumexp.default),
                 (STRUCTURAL, masked),
                 (elementwise.gate, Gate),
                 *((Rule(norms.centred, shares=(0,)), at, centred) for at in ((0,), (0, 1))),
                 *((Rule(norms.offset, shares=(0,)), at, offset) for at in ((0,), (0, 1))),
-                *((activation(op), op) for op in ACTIVATIONS),
+                *((activation(op), op) for op in of_kind("activation")),
                 (
                     ABSOLUTE,
-                    *(op for op in AVERAGES if op not in POSITIVE_SUMS),
-                    *FUNCTIONS,
-                    *FOURIER,
+                    *of_kind("sum", "function", "fourier"),
                     Elementwise,
                     Entrywise,
                 ),

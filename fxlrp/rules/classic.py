@@ -14,17 +14,17 @@ import torch
 
 from fxlrp.errors import FxlrpError
 from fxlrp.functions import Entrywise, Stepwise
+from fxlrp.ops import is_pointwise, of_kind
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.patterns.first_layers import mark_first_layers
 from fxlrp.patterns.masks import masked
 from fxlrp.patterns.plain_form import PLAIN_FORM
 from fxlrp.rules import elementwise, norms, signed, weighted
-from fxlrp.rules.kinds import ACTIVATIONS, AVERAGES, FOURIER, FUNCTIONS
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.registry import STRUCTURAL, Derivative, Entry, Key, Rule, Rulebook, publish, table
-from fxlrp.rules.values import STEPS, rounding
+from fxlrp.rules.values import rounding
 from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Weighted
 
 aten = torch.ops.aten
@@ -40,12 +40,19 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
     return {
         **STRUCTURAL_ENTRIES,
         **table(
-            (by_contribution, aten.add, aten.sub, aten.rsub, aten.batch_norm, *AVERAGES, *FOURIER),
+            (
+                by_contribution,
+                aten.add,
+                aten.sub,
+                aten.rsub,
+                aten.batch_norm,
+                *of_kind("positive sum", "sum", "fourier"),
+            ),
             (by_contribution, aten.grid_sampler, aten.grid_sampler_2d, "torchvision::roi_align"),
             (half, (0, 1), aten.mul, aten.multiply, aten.bilinear, *(op for _, ops in PRODUCTS for op in ops)),
             (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
             (Rule(elementwise.normaliser, shares=()), aten.rsqrt.default, aten.reciprocal.default),
-            (rounding, *STEPS, Stepwise),
+            (rounding, *of_kind("step"), Stepwise),
             (signed.layer_norm, aten.layer_norm.default),
             (signed.group_norm, aten.group_norm.default),
             (signed.instance_norm, aten.instance_norm.default),
@@ -63,8 +70,8 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
                 centred,
             ),
             *((Rule(norms.offset, shares=(0,)), at, offset) for at in ((0,), (0, 1))),
-            *((signed.identity, op) for op in (*ACTIVATIONS, aten.exp.default, Elementwise, Entrywise, Gate)),
-            *((signed.identity, op) for op in FUNCTIONS if torch.Tag.pointwise in op.tags),
+            *((signed.identity, op) for op in (*of_kind("activation"), aten.exp.default, Elementwise, Entrywise, Gate)),
+            *((signed.identity, op) for op in of_kind("function") if is_pointwise(op)),
         ),
     }
 

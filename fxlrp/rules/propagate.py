@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
+from fxlrp.ops import is_pointwise
 from fxlrp.rules.contributions import ByContributions
 from fxlrp.rules.normalise import Call, Normalise
-from fxlrp.rules.quantities import Placement, as_pair, is_eager, is_pointwise, relevance, sample_count
+from fxlrp.rules.quantities import Placement, as_pair, is_eager, relevance, sample_count
 from fxlrp.rules.scratch import borrow
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,11 +28,6 @@ class Placement(NamedTuple):
     output: Batch
     inputs: tuple[Batch, ...]
     masked: bool = False
-
-
-def is_pointwise(op: Any) -> bool:
-    """Whether an op works entry by entry, broadcasting its tensors, as ATen tags it."""
-    return torch.Tag.pointwise in getattr(op, "tags", ())
 
 
 def as_pair(t: Tensor) -> Tensor:

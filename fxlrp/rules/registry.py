@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import FxlrpError
+from fxlrp.ops import overloads
 from fxlrp.rules.normalise import MASS, Normalise
 from fxlrp.rules.propagate import LEADING, Given
 
@@ -96,13 +97,6 @@ def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
         entry = rule if isinstance(rule, Entry) else Rule(rule)
         out.update({(overload, args): entry for op in ops for overload in overloads(op)})
     return out
-
-
-def overloads(op: Op) -> list[Op]:
-    """The op itself, or all overloads of a packet such as torch.ops.aten.gelu."""
-    if isinstance(op, torch._ops.OpOverloadPacket):
-        return [getattr(op, name) for name in op.overloads()]
-    return [op]
 
 
 @dataclass(frozen=True)

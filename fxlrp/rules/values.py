@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.ops import describe
 from fxlrp.rules.contributions import keeps_relevance
 
 aten = torch.ops.aten
@@ -32,21 +33,5 @@ def rounding(g: Tensor, z: Tensor, x: Tensor, *_: Any, **__: Any) -> Tensor:
     return g * (z / x).masked_fill_(x == 0, 0)
 
 
-STEPS = (
-    aten.round.default,
-    aten.round.decimals,
-    aten.floor.default,
-    aten.ceil.default,
-    aten.trunc.default,
-    aten.fix.default,
-    aten.sign.default,
-    aten.floor_divide.default,
-    aten.floor_divide.Scalar,
-    aten.div.Tensor_mode,
-    aten.div.Scalar_mode,
-    aten.fake_quantize_per_tensor_affine.default,
-    aten.fake_quantize_per_tensor_affine.tensor_qparams,
-    aten.fake_quantize_per_channel_affine.default,
-    stands_for,
-)
-"""Ops that are flat but for their steps, and so have no derivative, or only one that says so."""
+describe(stands_for, kind="step", shape_argument=1)
+describe(nearly, shape_argument=1)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.ops import of_kind
 from fxlrp.rules.generic import pullback, vjp
 from fxlrp.rules.propagate import Given
 from fxlrp.rules.quantities import clamped, ratio, times, where_positive
@@ -38,22 +39,13 @@ def signs(z: Tensor, size: float = 1) -> Tensor:
 Places = tuple[int, int, "int | None"]
 """Where x, w and b, if any, stand among an op's arguments."""
 
-CONVOLUTIONS = (
-    aten.conv1d,
-    aten.conv2d,
-    aten.conv3d,
-    aten.conv_transpose1d,
-    aten.conv_transpose2d,
-    aten.conv_transpose3d,
-)
-MATMULS = (aten.matmul, aten.mm, aten.bmm)
 DENSE: tuple[tuple[Places, tuple], ...] = (
     ((0, 1, 2), (aten.linear,)),
-    ((0, 1, None), (*MATMULS, "aten::_grouped_mm", "transformers::grouped_mm_fallback")),
-    ((1, 0, None), MATMULS),
+    ((0, 1, None), (*of_kind("matmul"), "aten::_grouped_mm", "transformers::grouped_mm_fallback")),
+    ((1, 0, None), of_kind("matmul")),
     ((1, 2, 0), (aten.addmm.default,)),
 )
-CONVOLVING: tuple[tuple[Places, tuple], ...] = (((0, 1, 2), CONVOLUTIONS),)
+CONVOLVING: tuple[tuple[Places, tuple], ...] = (((0, 1, 2), of_kind("convolution")),)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,196 @@
+"""What an op is, said once for all who ask: where its entries come from, what is known of signs, what kind it is of.
+
+What is said here holds whatever the method; how relevance goes through an op is its rule's to say (`fxlrp.rules`).
+Names are of ATen's ops, of all overloads or ("mean.dim") of one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+Kind = Literal["activation", "softmax", "positive sum", "sum", "fourier", "function", "step", "convolution", "matmul"]
+
+
+@dataclass(frozen=True)
+class Op:
+    """What is known of an op.
+
+    moves: each entry of the result is one entry of its values, or a constant: the ordinary vector-Jacobian product
+        moves relevance rightly, because R = a ⊙ g is routed; a ReLU, a gate of ones and zeros, is among these.
+    copies: it moves every entry to where it was, perhaps as another type.
+    chooses: it moves entries that it picks by what they are, as a maximum does.
+    entrywise: it works entry by entry, though torch does not tag it as pointwise or it is a move as well.
+    fills: it leaves constants beside what it moves; "masks": infinite ones, for all that is known.
+    parts: it takes complex numbers apart or puts them together.
+    values: the places of the arguments whose entries the result is made of.
+    sign: the result is ≥ 0 always ("positive"), or ("kept") where all its values are.
+    shape_only: the result depends on the shapes and types of tensors alone.
+    shape_argument: the place of the argument of which only the shape or type is used, or that no relevance goes to.
+    kind: what it is to rules that treat ops alike.
+    decomposes: it is a sum of products by another name, and is taken apart where it has no rule.
+    """
+
+    moves: bool = False
+    copies: bool = False
+    chooses: bool = False
+    entrywise: bool = False
+    fills: bool | Literal["masks"] = False
+    parts: bool = False
+    values: tuple[int, ...] = (0,)
+    sign: Literal["positive", "kept"] | None = None
+    shape_only: bool = False
+    shape_argument: int | None = None
+    kind: Kind | None = None
+    decomposes: bool = False
+
+
+OPS: dict[Any, Op] = {}
+"""What is known of ops, of overloads or of packets of them, and of functions that stand for ops in a graph."""
+
+
+def describe(*ops: Callable | str, **facts: Any) -> None:
+    """Say what ops are, which are named as ATen's or given themselves."""
+    for op in (each for some in ops for each in (some.split() if isinstance(some, str) else [some])):
+        known: Any = operator.attrgetter(op)(aten) if isinstance(op, str) else op
+        assert known not in OPS, f"{known} is described twice"
+        OPS[known] = Op(**facts)
+
+
+@cache
+def about(op: Any) -> Op:
+    """What is known of an op, by itself or as one of its packet."""
+    return OPS.get(op) or OPS.get(getattr(op, "overloadpacket", op)) or Op()
+
+
+def those(asked: Callable[[Op], bool]) -> tuple[Any, ...]:
+    """The ops of which that holds, overload by overload."""
+    return tuple(each for op in OPS for each in overloads(op) if asked(OPS.get(each, OPS[op])) and _of_graphs(each))
+
+
+def of_kind(*kinds: Kind) -> tuple[Any, ...]:
+    """The ops of these kinds, overload by overload."""
+    return those(lambda op: op.kind in kinds)
+
+
+def _of_graphs(op: Any) -> bool:
+    """Whether captured graphs have an op: of tensors, and not one that writes its result to one of the caller's."""
+    arguments = op._schema.arguments if isinstance(op, torch._ops.OpOverload) else []
+    tensors = any("Tensor" in str(a.type) for a in arguments) or not arguments
+    return tensors and not any(a.is_out for a in arguments)
+
+
+def overloads(op: Any) -> list[Any]:
+    """The op itself, or all overloads of a packet such as torch.ops.aten.gelu."""
+    return [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
+
+
+def is_pointwise(op: Any) -> bool:
+    """Whether an op works entry by entry, broadcasting its tensors, as ATen tags it."""
+    return torch.Tag.pointwise in getattr(op, "tags", ())
+
+
+def carriers(node: fx.Node) -> list[fx.Node]:
+    """The inputs whose values (not just shapes) the node's value depends on differentiably."""
+    known = about(node.target)
+    if known.shape_only:
+        return []
+    skip = known.shape_argument
+    shape_only = {node.args[skip]} if skip is not None and len(node.args) > skip else set()
+    return [n for n in node.all_input_nodes if n not in shape_only or node.args[0] is n]
+
+
+describe(
+    "clone contiguous alias lift_fresh_copy to _to_copy dropout feature_dropout alpha_dropout",
+    moves=True,
+    copies=True,
+    sign="kept",
+)
+describe("type_as", moves=True, copies=True, sign="kept", shape_argument=1)
+describe(
+    "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T mT swapdims swapaxes moveaxis movedim",
+    "ravel atleast_1d squeeze unsqueeze expand broadcast_to repeat repeat_interleave tile split split_with_sizes",
+    "tensor_split chunk unsafe_split unsafe_split_with_sizes unsafe_chunk unbind slice select narrow index",
+    "index_select gather take_along_dim roll flip fliplr flipud rot90 im2col unfold unfold_copy as_strided",
+    "pixel_shuffle pixel_unshuffle channel_shuffle masked_select tril triu diagonal diag_embed fft_fftshift",
+    "fft_ifftshift cat concat concatenate stack hstack vstack",
+    operator.getitem,
+    moves=True,
+    sign="kept",
+)
+describe("expand_as view_as reshape_as", moves=True, sign="kept", shape_argument=1)
+describe("slice_scatter select_scatter diagonal_scatter", moves=True, fills=True, sign="kept", values=(0, 1))
+describe("index_put masked_scatter constant_pad_nd", moves=True, fills=True, sign="kept", values=(0, 2))
+describe("scatter index_copy index_fill pad", moves=True, fills=True, sign="kept", values=(0, 3))
+describe("masked_fill", moves=True, fills="masks", sign="kept", values=(0, 2))
+describe("where", moves=True, fills="masks", sign="kept", values=(1, 2))
+describe(
+    "max min amax amin cummax median kthvalue topk sort max_pool1d max_pool2d max_pool3d max_pool2d_with_indices",
+    "adaptive_max_pool2d",
+    moves=True,
+    chooses=True,
+    sign="kept",
+)
+describe("relu", moves=True, entrywise=True, sign="positive")
+describe("nan_to_num maximum minimum", moves=True, entrywise=True, sign="kept", values=(0, 1))
+describe("neg", moves=True, entrywise=True)
+describe(
+    "view_as_real view_as_complex real imag complex _conj conj _conj_physical resolve_conj", moves=True, parts=True
+)
+
+describe(
+    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_empty_strided fill new_zeros",
+    "new_ones new_empty new_full heaviside sym_size sym_numel",
+    shape_only=True,
+)
+describe("bucketize searchsorted isin", entrywise=True)
+
+describe("sigmoid hardsigmoid softplus relu6", kind="activation", sign="positive")
+describe(
+    "gelu silu mish hardswish tanh elu celu selu leaky_relu hardtanh clamp clamp_min clamp_max prelu threshold",
+    "softshrink hardshrink log_sigmoid",
+    kind="activation",
+)
+describe("softmax.int _softmax", kind="softmax", sign="positive")
+describe("log_softmax.int _log_softmax", kind="softmax")
+describe("exp", sign="positive")
+describe("square abs sqrt var std", kind="function", sign="positive")
+describe(
+    "pow.Tensor_Scalar log log2 log10 log1p expm1 erf sin cos tan asin acos atan sinh cosh asinh prod.default",
+    "prod.dim_int bilinear",
+    kind="function",
+)
+
+describe("add mul multiply div divide", sign="kept", values=(0, 1))
+describe(
+    "mean.default mean.dim sum.default sum.dim_IntList avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d",
+    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_linear1d",
+    "upsample_bilinear2d upsample_trilinear3d cumsum col2im trace",
+    kind="positive sum",  # of one tensor, with weights ≥ 0 that are no parameters
+    sign="kept",
+)
+describe("index_add scatter_add scatter_reduce.two", kind="sum", sign="kept", values=(0, 3))
+describe("linalg_vector_norm", kind="sum", sign="positive")
+describe("upsample_bicubic2d", kind="sum")  # whose weights are no parameters, but of either sign
+describe(
+    *(f"fft_{i}{r}fft{n}" for i in ("", "i") for r in ("", "r", "h") for n in ("", "2", "n")),
+    "stft istft",
+    kind="fourier",  # linear in the real and the imaginary parts, without parameters
+)
+describe("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", kind="convolution")
+describe("matmul mm bmm", kind="matmul")
+describe("addmm addbmm baddbmm addmv addcmul addcdiv glu mv dot lerp logsumexp", decomposes=True)
+describe(
+    "round floor ceil trunc fix sign div.Tensor_mode div.Scalar_mode fake_quantize_per_tensor_affine",
+    "fake_quantize_per_channel_affine",
+    kind="step",  # flat but for its steps, and so without a derivative, or with one that says so alone
+)
+describe("floor_divide", kind="step", entrywise=True)
