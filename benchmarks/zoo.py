@@ -148,7 +148,10 @@ def _build_vision(entry: Entry, full_size: bool) -> Built:
                         found = _ready(entry, changes | shallow, size)
                         notes += [f"{k}={v}" for k, v in shallow.items()]
                         return Built(*found, {}, "; ".join(notes))
-                return Built(*_ready(entry, changes, size), {}, "; ".join(notes))
+                try:
+                    return Built(*_ready(entry, changes, size), {}, "; ".join(notes))
+                except Exception as problem:
+                    error = problem
             except Exception as problem:
                 error = problem
     raise NotTried(f"does not run by itself ({one_line(error)})" if error else "no size to try")

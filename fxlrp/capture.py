@@ -407,7 +407,7 @@ def capture(
         try:
             with caches_cleaned(model):
                 graph = trace(inputs)
-            settle(graph, inputs, _plain_interface)
+            settle(graph, inputs, _plain_ops)
         except FxlrpError:
             raise
         except _OfModel as problem:
@@ -649,6 +649,12 @@ def _plain_interface(gm: fx.GraphModule) -> None:
     gm.recompile()
 
 
+def _plain_ops(gm: fx.GraphModule) -> None:
+    """The same, of what was run without gradients, which may have written in place what its derivative needs."""
+    _plain_interface(gm)
+    functionalize_simple(gm)
+
+
 CONVOLUTIONS = {  # by how many axes a picture has, and whether they are transposed
     (1, False): aten.conv1d.default,
     (2, False): aten.conv2d.default,
@@ -703,7 +709,7 @@ def _functional_twin(node: fx.Node) -> Any:
     twin = getattr(packet, overload, None)
     others = [a.meta["val"] for a in node.all_input_nodes[1:] if isinstance(a.meta.get("val"), Tensor)]
     mine = node.meta["val"]
-    same = all(o.dtype == mine.dtype and o.ndim <= mine.ndim for o in others)
+    same = all(torch.promote_types(o.dtype, mine.dtype) == mine.dtype and o.ndim <= mine.ndim for o in others)
     return twin if same and isinstance(node.args[0], fx.Node) else None
 
 

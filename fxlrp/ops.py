@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -58,17 +57,19 @@ OPS: dict[Any, Op] = {}
 
 
 def describe(*ops: Callable | str, **facts: Any) -> None:
-    """Say what ops are, which are named as ATen's or given themselves."""
+    """Say what ops are, which are named as ATen's or given themselves: one name, or several with spaces between."""
     for op in (each for some in ops for each in (some.split() if isinstance(some, str) else [some])):
         known: Any = operator.attrgetter(op)(aten) if isinstance(op, str) else op
         assert known not in OPS, f"{known} is described twice"
         OPS[known] = Op(**facts)
 
 
-@cache
+NOTHING = Op()
+
+
 def about(op: Any) -> Op:
     """What is known of an op, by itself or as one of its packet."""
-    return OPS.get(op) or OPS.get(getattr(op, "overloadpacket", op)) or Op()
+    return OPS.get(op) or OPS.get(getattr(op, "overloadpacket", None)) or NOTHING
 
 
 def those(asked: Callable[[Op], bool]) -> tuple[Any, ...]:

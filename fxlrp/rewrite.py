@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from fxlrp.analyse import differentiable, find_active, find_infinite, find_nonnegative
+from fxlrp.analyse import differentiable
 from fxlrp.axes import Axes
 from fxlrp.capture import Capture, free_symbols, hint
 from fxlrp.confine import LOCK, kept
 from fxlrp.errors import FxlrpError
+from fxlrp.facts import Facts, leaves
 from fxlrp.lookups import NOWHERE, Positions
 from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.outputs import Output, explained_output
@@ -26,16 +26,16 @@ from fxlrp.patterns.emit import emit
 from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.patterns.sparse import refuse_sparse
 from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
-from fxlrp.reads import Place, find_left_out, find_readouts, mark_reads
+from fxlrp.reads import Place, find_left_out, mark_reads
 from fxlrp.recent import Recent
 from fxlrp.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.generic import generic
 from fxlrp.rules.normalise import NONE
-from fxlrp.rules.propagate import LEADING, Adjusted, Given, InPlace, Parted, Site
+from fxlrp.rules.propagate import Adjusted, Given, InPlace, Parted, Site
 from fxlrp.rules.quantities import WHOLE, Placement
 from fxlrp.rules.registry import Absolute, Derivative, Parts, Rule, Rulebook, Structural
 from fxlrp.rules.weighted import ones_for
-from fxlrp.samples import Probe, Samples
+from fxlrp.samples import Probe
 from fxlrp.specialize import copied, specialize
 
 aten = torch.ops.aten
@@ -130,16 +130,6 @@ class Plan:
         return [outputs[at] for several in self.readouts.values() for at in several]
 
 
-@dataclass
-class Facts:
-    """What the analyses found out about a graph."""
-
-    active: set[fx.Node]
-    nonnegative: set[fx.Node]
-    infinite: set[fx.Node]
-    samples: Samples
-
-
 def rewrite(
     captured: Capture,
     rulebook: Rulebook,
@@ -165,20 +155,23 @@ def rewrite(
     if isinstance(output, tuple):
         _put_together(gm, output)
     mark_reads(gm, captured.parameters, read)
-    gm.meta["example"] = captured.inputs
-    seen: list[str] = []
     _refuse_generators(gm)
+    facts = Facts(captured, rulebook, output)
     for graph_pass in (explain_opaque, write_apart, *rulebook.passes):
-        names = [n.name for n in gm.graph.nodes]
-        if names != seen:
-            _annotate(captured, rulebook, output)
-        graph_pass(gm)
-        seen = names
+        refuse_sparse(gm, facts.active)
+        if graph_pass(gm, facts):
+            facts = Facts(captured, rulebook, output)
     _split_outputs(gm, rulebook)
     gm.graph.eliminate_dead_code()
     gm.recompile()
     outputs, explained, logits, head = explained_output(captured, output)
-    inputs, facts = _analyse(captured, outputs[logits], rulebook)
+    facts = Facts(captured, rulebook, output)
+    inputs = facts.readouts
+    if not inputs:
+        raise FxlrpError(
+            "No input carries relevance to the output: the graph from input to output is not differentiable; "
+            "pass a float input, or token ids that the model looks up in an embedding."
+        )
     for node in gm.graph.nodes:
         node.meta["active"] = node in facts.active
     starts = {n for ns in inputs.values() for n in ns}
@@ -189,7 +182,7 @@ def rewrite(
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr") or stored(node) is not node:
             continue
-        entry = rulebook.lookup(node.target, _active_positions(node, facts.active))
+        entry = rulebook.lookup(node.target, facts.positions(node))
         if entry is as_mean:
             _pool_as_mean(node)
         if node not in facts.active or node in starts:
@@ -205,7 +198,7 @@ def rewrite(
             if isinstance(entry, Derivative):
                 node.target = Adjusted(node.target, entry.adjust, entry.parameters, rulebook.name)
             else:
-                parts = zip(_active_positions(node, facts.active), entry.parts, strict=bool(entry.parts))
+                parts = zip(facts.positions(node), entry.parts, strict=bool(entry.parts))
                 node.target = Parted(node.target, entry.name, tuple(parts), rulebook.name)
             continue
         if isinstance(entry, Rule) and entry.shares:
@@ -301,65 +294,10 @@ def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
     end.args = ((*end.args[0], both),)
 
 
-def _annotate(captured: Capture, rulebook: Rulebook, output: Output) -> None:
-    """Note in each node's meta, for the passes, whether it is active and which entry of the rulebook it has."""
-    outputs, _, logits, _ = explained_output(captured, output)
-    active = _activity(captured, outputs[logits], rulebook)[1]
-    for node in captured.graph.graph.nodes:
-        node.meta["active"] = node in active
-        entry = rulebook.lookup(node.target, _active_positions(node, active))
-        unknown = isinstance(entry, Derivative) and entry is rulebook.unknown  # to be taken apart, if it can be
-        node.meta["entry"] = None if unknown else entry
-    refuse_sparse(captured.graph)
-
-
-def _activity(
-    captured: Capture, output: fx.Node, rulebook: Rulebook
-) -> tuple[dict[Place, list[fx.Node]], set[fx.Node]]:
-    """The readouts of each input tensor that carries relevance to `output`, and all active nodes."""
-    inputs = find_readouts(captured)
-    active = find_active(captured.graph, [n for ns in inputs.values() for n in ns], output, _flows_by(rulebook))
-    return {i: kept for i, ns in inputs.items() if (kept := [n for n in ns if n in active])}, active
-
-
-def _analyse(captured: Capture, output: fx.Node, rulebook: Rulebook) -> tuple[dict[Place, list[fx.Node]], Facts]:
-    """The readouts of each input tensor that carries relevance to `output`, and what is known of the graph."""
-    gm = captured.graph
-    inputs, active = _activity(captured, output, rulebook)
-    if not inputs:
-        raise FxlrpError(
-            "No input carries relevance to the output: the graph from input to output is not differentiable; "
-            "pass a float input, or token ids that the model looks up in an embedding."
-        )
-    return inputs, Facts(active, find_nonnegative(gm), find_infinite(gm, active), Samples(captured, inputs, active))
-
-
-def _leaves(node: fx.Node) -> list:
-    return pytree.tree_leaves((node.args, node.kwargs))
-
-
-def _active_positions(node: fx.Node, active: set[fx.Node]) -> tuple[int, ...]:
-    carrying = set(carriers(node)) & active
-    first = LEADING if isinstance(node.target, Given) else 0  # a given value is no operand
-    return tuple(i for i, a in enumerate(_leaves(node)) if isinstance(a, fx.Node) and a in carrying and i >= first)
-
-
-def _flows_by(rulebook: Rulebook) -> Callable[[fx.Node, set[fx.Node]], list[fx.Node]]:
-    """Which of a node's inputs its rule gives relevance to."""
-
-    def flows(node: fx.Node, reached: set[fx.Node]) -> list[fx.Node]:
-        positions = _active_positions(node, reached)
-        entry = rulebook.lookup(node.target, positions)
-        shares = entry.shares if isinstance(entry, Rule) and entry.shares is not None else positions
-        return [leaf for i, leaf in enumerate(_leaves(node)) if i in positions and i in shares]
-
-    return flows
-
-
 def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: Rulebook) -> bool:
     """Put a Site in the node's place; False if its samples can't be told apart."""
-    op, leaves = node.target, _leaves(node)
-    positions = _active_positions(node, facts.active)
+    op, operands = node.target, leaves(node)
+    positions = facts.positions(node)
     rule = entry if isinstance(entry, Rule) else None
     shares = positions if rule is None or rule.shares is None else rule.shares
     value = node.meta.get("val")
@@ -367,11 +305,11 @@ def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: R
         row = describe(node, "", "")
         raise FxlrpError(f"{row.op} at {row.source} returns several tensors and has no rule for that.")
     where = facts.samples.of(node)
-    batches = [where, *(where if is_pointwise(op) else facts.samples.of(leaves[i]) for i in shares)]
+    batches = [where, *(where if is_pointwise(op) else facts.samples.of(operands[i]) for i in shares)]
     output, *inputs = (b or WHOLE for b in batches)
-    masked = about(op).kind == "softmax" or node in facts.infinite or any(leaves[i] in facts.infinite for i in shares)
+    masked = about(op).kind == "softmax" or node in facts.infinite or any(operands[i] in facts.infinite for i in shares)
     plain = op_name(node).split(".")[0]
-    nonnegs = tuple(leaves[i] in facts.nonnegative for i in shares)
+    nonnegs = tuple(operands[i] in facts.nonnegative for i in shares)
     known: dict[str, Any] = {"nonneg": nonnegs[:1] == (True,), "nonnegs": nonnegs}
     known["op"] = op.op if isinstance(op, Given) else op
     extras = tuple((k, v) for k, v in known.items() if rule and rule.wants(k))

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxlrp
+from fxlrp.facts import Facts
+from fxlrp.rules.registry import find_rulebook
 
 Body = Callable[["Written", Tensor], Tensor]
 
@@ -208,3 +214,36 @@ def test_a_query_that_may_see_nothing(boolean: bool) -> None:
         return torch.cat([y[:, :3], 0 * y[:, :1], x[:, 4:]], 1)
 
     torch.testing.assert_close(explain(body), explain(shorter), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rules", ["abslrp", "abslrp-2024-04", "abslrp-2024-12:leak=1", "epsilon-gamma-box", "cp-lrp"])
+def test_passes_say_whether_they_change_a_graph(rules: str) -> None:
+    """What is known of a graph is found anew where a pass says so."""
+    book, said = find_rulebook(rules), Counter[bool]()
+
+    def watched(run: Any) -> Any:
+        def watching(gm: fx.GraphModule, facts: Facts) -> bool:
+            gm.graph.eliminate_dead_code()
+            before = str(gm.graph), [n.target for n in gm.graph.nodes]
+            changed = run(gm, facts)
+            said[changed] += 1
+            assert changed or before == (str(gm.graph), [n.target for n in gm.graph.nodes]), f"{run} says nothing"
+            return changed
+
+        watching.__name__ = getattr(run, "func", run).__name__
+        return watching
+
+    watching = replace(book, name="watching", passes=tuple(map(watched, book.passes)))
+    torch.manual_seed(0)
+    bodies = [lambda m, x: x, *(written for written, _ in SAME.values())]
+    for body in bodies:
+        model, x = Written(body).double().eval(), torch.randn(2, 5, 4).double()
+        with suppress(fxlrp.FxlrpError):  # a sigmoid in parts, where no pass joins it
+            assert fxlrp.convert(model, x, rules=watching)(x, target=1).relevance.isfinite().all()
+    conv = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double().eval()
+    )
+    x = torch.randn(2, 3, 6, 6).double()
+    assert fxlrp.convert(conv, x, rules=watching)(x, target=1).relevance.any()
+    assert said[True]
+    assert said[False]

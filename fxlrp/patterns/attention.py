@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from fxlrp.patterns.emit import replace
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 
 
-def expand_attention(gm: fx.GraphModule) -> None:
+def expand_attention(gm: fx.GraphModule, facts: Facts) -> bool:
     """scaled_dot_product_attention(q, k, v) → dropout(softmax(q kᵀ · scale + mask)) v, unless it has a rule itself."""
-    for node in list(gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)):
-        if not node.meta["entry"] or any(node.args[4:5]):  # its dropout_p
-            replace(node, _attention)
+    fused = gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)
+    found = [n for n in fused if not facts.entry(n) or any(n.args[4:5])]  # its dropout_p
+    for node in found:
+        facts.replace(node, _attention)
+    return bool(found)
 
 
 def _attention(

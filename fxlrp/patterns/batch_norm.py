@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from fxlrp.ops import of_kind
-from fxlrp.patterns.emit import KEPT, emit, replace
+from fxlrp.patterns.emit import KEPT
 from fxlrp.rules.propagate import Given
 from fxlrp.rules.registry import Rule
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 FOLDABLE = (aten.linear.default, *of_kind("convolution"))
 
 
-def fold_batch_norm(gm: fx.GraphModule) -> None:
+def fold_batch_norm(gm: fx.GraphModule, facts: Facts) -> bool:
     """product → batch_norm (in eval mode, the product used nowhere else) is explained as one product: γ/√(v + ε) goes
     into its weight, the rest into its bias.  Its value stays the one that the model computes."""
+    changed = False
     for node in list(gm.graph.nodes):
         product = node.args[0] if node.target is aten.batch_norm.default else None
         if not isinstance(product, fx.Node) or product.target not in FOLDABLE or len(product.users) > 1:
             continue
         grouped = product.target in TRANSPOSED and len(product.args) > 6 and product.args[6] != 1
-        if node.args[5] or product.kwargs or grouped or product.args[1].meta["active"]:
+        if node.args[5] or product.kwargs or grouped or facts.carries(product.args[1]):
             continue  # batch statistics do not fold
-        if isinstance(product.meta["entry"], Rule):
+        if isinstance(facts.entry(product), Rule):
             users = list(node.users)
             with gm.graph.inserting_before(node.next):
-                folded = _folded(partial(emit, gm.graph, node), node, product, *node.args[1:])
+                folded = _folded(partial(facts.emit, node), node, product, *node.args[1:])
             for user in users:
                 user.replace_input_with(node, folded)
+            changed = True
+    return changed
 
 
 def _folded(
@@ -59,11 +65,13 @@ def _folded(
     return folded
 
 
-def split_batch_norm(gm: fx.GraphModule) -> None:
+def split_batch_norm(gm: fx.GraphModule, facts: Facts) -> bool:
     """batch_norm → standardize, then scale and shift: one batch norm without weights, one without statistics."""
-    for node in list(gm.graph.nodes):
-        if node.target is aten.batch_norm.default and isinstance(node.args[1], fx.Node) and not node.args[5]:
-            replace(node, _standardize_then_scale)
+    norms = gm.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
+    found = [n for n in norms if isinstance(n.args[1], fx.Node) and not n.args[5]]
+    for node in found:
+        facts.replace(node, _standardize_then_scale)
+    return bool(found)
 
 
 def _standardize_then_scale(

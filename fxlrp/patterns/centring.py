@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import operator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
 
 from fxlrp.ops import about, describe
-from fxlrp.patterns.emit import replace
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 
@@ -30,8 +33,9 @@ def offset(x: Tensor, top: Tensor) -> Tensor:
 describe(offset, entrywise=True)
 
 
-def mark_centring(gm: fx.GraphModule) -> None:
+def mark_centring(gm: fx.GraphModule, facts: Facts) -> bool:
     """sub(x, mean(x)) → centred(x, mean(x)); sub(x, amax(x)) → offset(x, amax(x))."""
+    changed = False
     for node in list(gm.graph.nodes):
         if node.target is not aten.sub.Tensor or node.kwargs or not isinstance(node.args[1], fx.Node):
             continue
@@ -41,11 +45,14 @@ def mark_centring(gm: fx.GraphModule) -> None:
             continue
         if x.meta["val"].ndim == node.meta["val"].ndim:
             op = centred if source.target in MEANS else offset
-            replace(node, lambda call, x, m, op=op: call(op, x, m))
+            facts.replace(node, lambda call, x, m, op=op: call(op, x, m))
+            changed = True
+    return changed
 
 
-def join_softmax(gm: fx.GraphModule) -> None:
+def join_softmax(gm: fx.GraphModule, facts: Facts) -> bool:
     """exp(x) / sum(exp(x), dim) → softmax(x, dim), with or without the maximum taken off first."""
+    changed = False
     for node in list(gm.graph.nodes):
         if node.target is not aten.div.Tensor or not all(isinstance(a, fx.Node) for a in node.args):
             continue
@@ -54,16 +61,21 @@ def join_softmax(gm: fx.GraphModule) -> None:
         if e.target is not aten.exp.default or not summed or len(total.args[1]) != 1:
             continue
         x = e.args[0].args[0] if e.args[0].target is offset else e.args[0]
-        replace(node, lambda call, e, total, x=x: call(aten.softmax.int, x, total.args[1][0]))
+        facts.replace(node, lambda call, e, total, x=x: call(aten.softmax.int, x, total.args[1][0]))
+        changed = True
+    return changed
 
 
-def join_sigmoid(gm: fx.GraphModule) -> None:
+def join_sigmoid(gm: fx.GraphModule, facts: Facts) -> bool:
     """1 / (1 + exp(−x)) → sigmoid(x): its denominator is no constant but all there is."""
+    changed = False
     for node in list(gm.graph.nodes):
         total = node.args[0] if node.target is aten.reciprocal.default else None
         exp = total.args[0] if total is not None and total.target is aten.add.Tensor and total.args[1] == 1 else None
         if isinstance(exp, fx.Node) and exp.target is aten.exp.default and exp.args[0].target is aten.neg.default:
-            replace(node, lambda call, _, x=exp.args[0].args[0]: call(aten.sigmoid.default, x))
+            facts.replace(node, lambda call, _, x=exp.args[0].args[0]: call(aten.sigmoid.default, x))
+            changed = True
+    return changed
 
 
 def _origin(node: fx.Node) -> fx.Node:

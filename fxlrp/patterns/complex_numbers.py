@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from fxlrp.ops import about, of_kind
-from fxlrp.patterns.emit import replace
 from fxlrp.rules import elementwise
 from fxlrp.rules.registry import Rule
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 PRODUCTS = (
@@ -45,35 +47,38 @@ class OfComplex:
         return self.op(*args, **kwargs)
 
 
-def split_complex(gm: fx.GraphModule) -> None:
+def split_complex(gm: fx.GraphModule, facts: Facts) -> bool:
     """(a + ib)(c + id) → (ac − bd) + i(ad + bc), |a + ib| → the norm of (a, b), and so for every active sum and product
     with complex operands; what is no such op and has a rule for real numbers alone goes by its derivative."""
-    for node in list(gm.graph.nodes):
-        if not node.meta["active"] or not any(map(_complex, (node, *node.all_input_nodes))):
-            continue
-        op, entry = node.target, node.meta["entry"]
+    found = [n for n in gm.graph.nodes if facts.carries(n) and any(map(_complex, (n, *n.all_input_nodes)))]
+    for node in found:
+        op, entry = node.target, facts.entry(node)
         if op in PRODUCTS:
             if all(isinstance(a, fx.Node) for a in node.args[:2]):
-                replace(node, lambda call, *args, op=op, **kw: _product(call, op, *args, **kw))
+                facts.replace(node, lambda call, *args, op=op, **kw: _product(call, op, *args, **kw))
         elif op in SUMS:
-            replace(node, lambda call, *args, op=op, **kw: _sum(call, op, *args, **kw))
+            facts.replace(node, lambda call, *args, op=op, **kw: _sum(call, op, *args, **kw))
         elif op is aten.rsub.Scalar:
-            replace(node, lambda call, x, y, alpha=1: _sum(call, aten.sub.Tensor, call(aten.mul.Tensor, x, -alpha), -y))
+            facts.replace(
+                node, lambda call, x, y, alpha=1: _sum(call, aten.sub.Tensor, call(aten.mul.Tensor, x, -alpha), -y)
+            )
         elif op is aten.abs.default:
-            replace(
+            facts.replace(
                 node, lambda call, x: call(aten.linalg_vector_norm.default, call(aten.view_as_real.default, x), 2, [-1])
             )
         elif about(op).kind in ("positive sum", "sum") and _complex(node):
-            replace(node, lambda call, *args, op=op, **kw: _apart(call, op, *args, **kw))
+            facts.replace(node, lambda call, *args, op=op, **kw: _apart(call, op, *args, **kw))
         elif isinstance(entry, Rule) and entry.fn not in KNOWING and entry.fn.__module__.startswith("fxlrp."):
-            node.target, node.meta["entry"] = OfComplex(op), None
+            node.target = OfComplex(op)
+    return bool(found)
 
 
-def write_apart(gm: fx.GraphModule) -> None:
+def write_apart(gm: fx.GraphModule, facts: Facts) -> bool:
     """Complex numbers written into a part of a tensor → their real and imaginary parts, which have derivatives."""
-    for node in list(gm.graph.nodes):
-        if node.target in WRITES and node.meta["active"] and _complex(node):
-            replace(node, lambda call, *args, op=node.target, **kw: _apart(call, op, *args, **kw))
+    found = [n for n in gm.graph.nodes if n.target in WRITES and facts.carries(n) and _complex(n)]
+    for node in found:
+        facts.replace(node, lambda call, *args, op=node.target, **kw: _apart(call, op, *args, **kw))
+    return bool(found)
 
 
 def _complex(node: Any) -> bool:

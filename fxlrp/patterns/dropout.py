@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import fx
 
 from fxlrp.precision import stored
 
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
+
 aten = torch.ops.aten
 
 
-def skip_position_dropout(gm: fx.GraphModule) -> None:
+def skip_position_dropout(gm: fx.GraphModule, facts: Facts) -> bool:
     """Take out dropouts right behind the sum with a learned constant (a position embedding)."""
+    changed = False
     for node in list(gm.graph.nodes):
         total = node.args[0] if node.target is aten.dropout.default else None
         if not isinstance(total, fx.Node) or total.target is not aten.add.Tensor:
@@ -19,3 +25,5 @@ def skip_position_dropout(gm: fx.GraphModule) -> None:
         if any(isinstance(a, fx.Node) and stored(a).op == "get_attr" for a in total.args):
             node.replace_all_uses_with(total)
             gm.graph.erase_node(node)
+            changed = True
+    return changed

@@ -6,13 +6,16 @@ tanh-GELU, quick-GELU, Swish, Mish, hard-Swish by hand and whatever else is writ
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from fxlrp.ops import about, is_pointwise
-from fxlrp.patterns.emit import cut_out, emit
+from fxlrp.patterns.emit import cut_out
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 
@@ -33,43 +36,46 @@ class Gate(Elementwise):
     """x · gate(x)."""
 
 
-def fuse_elementwise(gm: fx.GraphModule) -> None:
+def fuse_elementwise(gm: fx.GraphModule, facts: Facts) -> bool:
     """Where two branches from one tensor x meet again, entry by entry all the way, they become one function of x."""
     order = {n: i for i, n in enumerate(gm.graph.nodes)}
+    changed = False
     for node in reversed(list(gm.graph.nodes)):
-        cone = _cone(node, order) if not node._erased and _joins(node) else None
+        cone = _cone(node, order, facts) if not node._erased and _joins(node, facts) else None
         if cone is not None:
-            order[_fuse(node, *cone)] = order[node]
+            order[_fuse(node, *cone, facts)] = order[node]
+            changed = True
     gm.graph.eliminate_dead_code()
+    return changed
 
 
-def _joins(node: fx.Node) -> bool:
-    return node.meta.get("active", False) and is_pointwise(node.target) and len(list(_active(node))) > 1
+def _joins(node: fx.Node, facts: Facts) -> bool:
+    return facts.carries(node) and is_pointwise(node.target) and len(list(_active(node, facts))) > 1
 
 
-def _active(node: fx.Node) -> Iterator[fx.Node]:
-    return (n for n in node.all_input_nodes if n.meta["active"])
+def _active(node: fx.Node, facts: Facts) -> Iterator[fx.Node]:
+    return (n for n in node.all_input_nodes if facts.carries(n))
 
 
-def _cone(top: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, list[fx.Node]] | None:
+def _cone(top: fx.Node, order: dict[fx.Node, int], facts: Facts) -> tuple[fx.Node, list[fx.Node]] | None:
     """The nearest tensor x that all of `top` depends on entry by entry, and the nodes between, in order."""
-    front, inside = set(_active(top)), [top]
+    front, inside = set(_active(top, facts)), [top]
     while len(front) > 1:
         latest = max(front, key=order.__getitem__)
         if not (is_pointwise(latest.target) or about(latest.target).copies):
             return None
-        front = (front - {latest}) | set(_active(latest))
+        front = (front - {latest}) | set(_active(latest, facts))
         inside.append(latest)
     (x,) = front
     same = x.meta["val"].shape == top.meta["val"].shape
     return (x, sorted(inside, key=order.__getitem__)) if same else None
 
 
-def _fuse(top: fx.Node, x: fx.Node, inside: list[fx.Node]) -> fx.Node:
+def _fuse(top: fx.Node, x: fx.Node, inside: list[fx.Node], facts: Facts) -> fx.Node:
     body, constants = cut_out(top, inside, x)
-    kind = Gate if _is_gate(top, x) else Elementwise
+    kind = Gate if _is_gate(top, x, facts) else Elementwise
     with top.graph.inserting_before(top):
-        fused = emit(top.graph, top, kind(body), x, *constants)
+        fused = facts.emit(top, kind(body), x, *constants)
     top.replace_all_uses_with(fused)
     for node in reversed(inside):
         if not node.users:
@@ -77,13 +83,15 @@ def _fuse(top: fx.Node, x: fx.Node, inside: list[fx.Node]) -> fx.Node:
     return fused
 
 
-def _is_gate(top: fx.Node, x: fx.Node) -> bool:
+def _is_gate(top: fx.Node, x: fx.Node, facts: Facts) -> bool:
     """Whether `top` is a product with x itself, or x times constants, as one factor, and another factor beside it."""
 
     def scaled(node: fx.Node) -> bool:
-        while node is not x and node.target in (aten.mul.Tensor, aten.div.Tensor) and len(list(_active(node))) == 1:
-            (node,) = _active(node)
+        while (
+            node is not x and node.target in (aten.mul.Tensor, aten.div.Tensor) and len(list(_active(node, facts))) == 1
+        ):
+            (node,) = _active(node, facts)
         return node is x
 
-    factors = list(_active(top))
+    factors = list(_active(top, facts))
     return top.target is aten.mul.Tensor and [scaled(f) for f in factors].count(True) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 aten = torch.ops.aten
 
-KEPT = ("stack_trace", "nn_module_stack", "active")
+KEPT = ("stack_trace", "nn_module_stack")
 """What of a node's metadata holds for what is written in its place."""
 
 
@@ -27,10 +28,12 @@ def emit(graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, **kwargs: Any
     return node
 
 
-def replace(node: fx.Node, write: Callable[..., fx.Node]) -> fx.Node:
-    """Put what `write(call, *args, **kwargs)` builds in the place of `node`; call(op, …) appends a node."""
+def replace(node: fx.Node, write: Callable[..., fx.Node], append: Callable[..., fx.Node] | None = None) -> fx.Node:
+    """Put what `write(call, *args, **kwargs)` builds in the place of `node`; call(op, …) appends a node, by
+    `append(node, op, …)` or as `emit` does."""
+    append = append or (lambda like, op, *a, **k: emit(like.graph, like, op, *a, **k))
     with node.graph.inserting_before(node):
-        new = write(lambda op, *a, **k: emit(node.graph, node, op, *a, **k), *node.args, **node.kwargs)
+        new = write(partial(append, node), *node.args, **node.kwargs)
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
     return new

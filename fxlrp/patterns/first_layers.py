@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from fxlrp.ops import about, is_pointwise, overloads
-from fxlrp.patterns.emit import emit
 from fxlrp.rules.propagate import LEADING, Given
 from fxlrp.rules.weighted import CONVOLVING, DENSE, FirstLayer, ones_for
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 
@@ -24,39 +26,42 @@ PLACES = {
 }
 
 
-def mark_first_layers(gm: fx.GraphModule) -> None:
+def mark_first_layers(gm: fx.GraphModule, facts: Facts) -> bool:
     """Products of an input, moved or normalized with constants at most, become `FirstLayer`s beside the ones moved
     likewise."""
     known: dict[fx.Node, Any] = {}
+    changed = False
     for node in list(gm.graph.nodes):
         given = isinstance(node.target, Given)
         places = PLACES.get(node.target.op if given else node.target)
         operands = node.args[LEADING:] if given else node.args
-        if places is None or not node.meta["active"] or operands[1].meta["active"]:
+        if places is None or not facts.carries(node) or facts.carries(operands[1]):
             continue
-        ones = _ones(operands[0], known)
+        ones = _ones(operands[0], known, facts)
         if ones is None:
             continue
         with gm.graph.inserting_before(node):
-            first = emit(gm.graph, node, FirstLayer(node.target, places), ones, *node.args, **node.kwargs)
+            first = facts.emit(node, FirstLayer(node.target, places), ones, *node.args, **node.kwargs)
         node.replace_all_uses_with(first)
         gm.graph.erase_node(node)
+        changed = True
+    return changed
 
 
-def _ones(node: Any, known: dict[fx.Node, Any]) -> Any:
+def _ones(node: Any, known: dict[fx.Node, Any], facts: Facts) -> Any:
     """The ones that stand for an active node, made like it from those of the inputs; None if they can't be."""
     if node not in known:
-        known[node] = _made(node, known)
+        known[node] = _made(node, known, facts)
     return known[node]
 
 
-def _made(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+def _made(node: fx.Node, known: dict[fx.Node, Any], facts: Facts) -> Any:
     graph = node.graph
     if node.op == "placeholder":
         with graph.inserting_after(max(graph.find_nodes(op="placeholder"))):
-            return emit(graph, node, ones_for, node) if node.meta["val"].is_floating_point() else None
-    active = [n for n in node.all_input_nodes if n.meta["active"]]
-    made = {n: _ones(n, known) for n in active}
+            return facts.emit(node, ones_for, node) if node.meta["val"].is_floating_point() else None
+    active = [n for n in node.all_input_nodes if facts.carries(n)]
+    made = {n: _ones(n, known, facts) for n in active}
     if None in made.values():
         return None
     if node.target in SCALING and is_pointwise(node.target) and len(active) == 1:
@@ -67,4 +72,4 @@ def _made(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         return None
     with graph.inserting_after(node):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: made.get(n, n))
-        return emit(graph, node, node.target, *args, **kwargs)
+        return facts.emit(node, node.target, *args, **kwargs)

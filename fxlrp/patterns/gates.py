@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, fx
 
 from fxlrp.ops import about
 from fxlrp.patterns.elementwise import Elementwise
-from fxlrp.patterns.emit import emit
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 
@@ -17,14 +21,15 @@ def gate(x: Tensor) -> Tensor:
     return x.view_as(x)
 
 
-def mark_gates(gm: fx.GraphModule) -> None:
+def mark_gates(gm: fx.GraphModule, facts: Facts) -> bool:
     """mul(x, f(y)), f a non-linearity and the other factor none → mul(x, gate(f(y)))."""
+    changed = False
     for node in list(gm.graph.nodes):
-        if node.target is not aten.mul.Tensor or not all(
-            isinstance(a, fx.Node) and a.meta["active"] for a in node.args
-        ):
+        if node.target is not aten.mul.Tensor or not all(map(facts.carries, node.args)):
             continue
         gates = [a for a in node.args if about(a.target).kind == "activation" or isinstance(a.target, Elementwise)]
         if len(gates) == 1:
             with gm.graph.inserting_before(node):
-                node.replace_input_with(gates[0], emit(gm.graph, node, gate, gates[0]))
+                node.replace_input_with(gates[0], facts.emit(node, gate, gates[0]))
+            changed = True
+    return changed

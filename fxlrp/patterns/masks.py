@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.ops import describe
-from fxlrp.patterns.emit import replace
 from fxlrp.precision import stored
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 SHUT = -50.0  # e to this power is nothing in float32
@@ -24,18 +26,21 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
 describe(masked, fills="masks")
 
 
-def mark_masks(gm: fx.GraphModule) -> None:
+def mark_masks(gm: fx.GraphModule, facts: Facts) -> bool:
     """add(x, constant) → masked(x, constant) where the constant, as the example inputs make it, is a mask."""
-    known: dict[fx.Node, Any] = dict(zip(gm.graph.find_nodes(op="placeholder"), gm.meta["example"], strict=True))
+    known: dict[fx.Node, Any] = dict(zip(gm.graph.find_nodes(op="placeholder"), facts.example, strict=True))
+    changed = False
     for node in list(gm.graph.nodes):
-        if node.target is not aten.add.Tensor or not node.meta["active"] or node.kwargs:
+        if node.target is not aten.add.Tensor or not facts.carries(node) or node.kwargs:
             continue
-        constants = [n for n in node.args if isinstance(n, fx.Node) and not n.meta["active"]]
+        constants = [n for n in node.args if isinstance(n, fx.Node) and not facts.carries(n)]
         if len(constants) == 1 and _is_mask(_value(stored(constants[0]), known)):
             (mask,) = constants
             x = node.args[1 - node.args.index(mask)]
             if x.meta["val"].shape == node.meta["val"].shape:
-                replace(node, lambda call, *_, x=x, mask=mask: call(masked, x, mask))
+                facts.replace(node, lambda call, *_, x=x, mask=mask: call(masked, x, mask))
+                changed = True
+    return changed
 
 
 def _is_mask(value: Any) -> bool:

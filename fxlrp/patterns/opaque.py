@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -17,9 +18,12 @@ from torch import Tensor, fx
 from fxlrp.confine import without_warnings
 from fxlrp.errors import FxlrpError
 from fxlrp.functions import Entrywise, OwnBackward, Stepwise
-from fxlrp.patterns.emit import emit
 from fxlrp.report import describe
+from fxlrp.rules.registry import Structural
 from fxlrp.rules.values import nearly, stands_for
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 KNOWN = ("aten", "prims", "prim")
@@ -29,11 +33,11 @@ ROUNDED = 0.05
 """How far a product's values may be from those by its weights, as a share of the largest."""
 
 
-def explain_opaque(gm: fx.GraphModule) -> None:
+def explain_opaque(gm: fx.GraphModule, facts: Facts) -> bool:
     """Opaque ops become what they are found to be; what is not found out stays as it is."""
-    found = [n for n in gm.graph.nodes if n.meta["active"] and _opaque(n)]
+    found = [n for n in gm.graph.nodes if facts.carries(n) and _opaque(n, facts)]
     if not found:
-        return
+        return False
     given: dict[fx.Node, tuple] = {}
 
     class Noting(fx.Interpreter):
@@ -43,21 +47,22 @@ def explain_opaque(gm: fx.GraphModule) -> None:
             return super().run_node(n)
 
     with torch.no_grad():
-        Noting(gm).run(*(t.detach().clone() for t in gm.meta["example"]))
+        Noting(gm).run(*(t.detach().clone() for t in facts.example))
     for node in found:
-        active = [n for n in node.all_input_nodes if n.meta["active"]]
+        active = [n for n in node.all_input_nodes if facts.carries(n)]
         if len(active) == 1 and isinstance(node.meta["val"], Tensor) and node.meta["val"].is_floating_point():
             (x,) = active
             with without_warnings():  # of ops without a derivative
-                _explain(gm, node, x, Seen(_of(node, x, *given[node]), _value(node, x, *given[node])))
+                _explain(facts, node, x, Seen(_of(node, x, *given[node]), _value(node, x, *given[node])))
     gm.recompile()
+    return True
 
 
-def _opaque(node: fx.Node) -> bool:
+def _opaque(node: fx.Node, facts: Facts) -> bool:
     if isinstance(node.target, OwnBackward):
         return True
     library = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in KNOWN
-    return library and (node.meta["entry"] is None or node.meta["entry"].name == "structural")
+    return library and isinstance(facts.entry(node), Structural | None)
 
 
 def _of(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
@@ -139,7 +144,7 @@ class Seen:
         return (weight, bias) if same else None
 
 
-def _explain(gm: fx.GraphModule, node: fx.Node, x: fx.Node, seen: Seen) -> None:
+def _explain(facts: Facts, node: fx.Node, x: fx.Node, seen: Seen) -> None:
     seen.x = seen.x.detach()
     with torch.no_grad():
         entrywise = seen.x.ndim > 0 and seen.entrywise()
@@ -148,12 +153,10 @@ def _explain(gm: fx.GraphModule, node: fx.Node, x: fx.Node, seen: Seen) -> None:
         derivative = seen.pull(seen.x, torch.ones_like(seen.f(seen.x))) is not None
         product = None if entrywise or straight or seen.x.ndim < 2 else seen.product()
     if straight or (entrywise and not derivative):
-        _put(node, lambda call: call(stands_for, x, node))
+        _put(facts, node, lambda call: call(stands_for, x, node))
     elif product is not None:
-        _put(
-            node,
-            lambda call: call(nearly, call(aten.linear.default, x, *(_stored(gm, node, t) for t in product)), node),
-        )
+        linear = (aten.linear.default, x, *(_stored(node, t) for t in product))
+        _put(facts, node, lambda call: call(nearly, call(*linear), node))
     elif not seen.derivable:
         row = describe(node, "", "")
         raise FxlrpError(
@@ -165,17 +168,18 @@ def _explain(gm: fx.GraphModule, node: fx.Node, x: fx.Node, seen: Seen) -> None:
             node.target = node.target.as_kind(Entrywise if seen.smooth() else Stepwise)
 
 
-def _put(node: fx.Node, write: Callable) -> None:
+def _put(facts: Facts, node: fx.Node, write: Callable) -> None:
     """What `write(call)` builds, by nodes that come after it, in the place of `node` wherever it is used."""
     users = list(node.users)
     with node.graph.inserting_before(node.next):
-        new = write(lambda op, *args: emit(node.graph, node, op, *args))
+        new = write(partial(facts.emit, node))
     for user in users:
         user.replace_input_with(node, new)
 
 
-def _stored(gm: fx.GraphModule, node: fx.Node, t: Tensor) -> fx.Node:
+def _stored(node: fx.Node, t: Tensor) -> fx.Node:
     """A tensor as an attribute of the graph."""
+    gm = node.graph.owning_module
     at = len(list(gm.named_buffers()))
     name = f"_found_{at}"
     gm.register_buffer(name, t, persistent=False)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from fxlrp.patterns.emit import replace
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 NAMES = {2: aten.square.default, 0.5: aten.sqrt.default, -0.5: aten.rsqrt.default, -1: aten.reciprocal.default}
 
 
-def name_powers(gm: fx.GraphModule) -> None:
+def name_powers(gm: fx.GraphModule, facts: Facts) -> bool:
     """pow(x, p) → the op that is named for it; a negative power divides."""
-    for node in list(gm.graph.nodes):
-        if node.target is aten.pow.Tensor_Scalar and (node.args[1] in NAMES or node.args[1] < 0):
-            replace(node, _named)
+    powers = gm.graph.find_nodes(op="call_function", target=aten.pow.Tensor_Scalar)
+    found = [n for n in powers if n.args[1] in NAMES or n.args[1] < 0]
+    for node in found:
+        facts.replace(node, _named)
+    return bool(found)
 
 
 def _named(call: Any, x: fx.Node, p: float) -> fx.Node:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from fxlrp.patterns.emit import emit
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 RESHAPES = (aten.reshape.default, aten.view.default)
 
 
-def split_projections(gm: fx.GraphModule) -> None:
+def split_projections(gm: fx.GraphModule, facts: Facts) -> bool:
     """unbind(permute(reshape(linear(x, W, b)))) along the outermost part of W's rows → linear(x, W_i, b_i) for each."""
+    changed = False
     for unbind in [n for n in gm.graph.nodes if n.target is aten.unbind.int]:
         chain = _chain(unbind)
         if chain is None:
@@ -24,21 +26,23 @@ def split_projections(gm: fx.GraphModule) -> None:
         shape = [s for d, s in enumerate(reshape.args[1]) if d != axis]
         for item in list(unbind.users):
             with gm.graph.inserting_before(unbind):
-                rows = [_rows(gm.graph, t, item.args[1], parts) for t in linear.args[1:]]
-                part = emit(gm.graph, linear, aten.linear.default, linear.args[0], *rows)
-                part = emit(gm.graph, reshape, reshape.target, part, shape)
-                part = emit(gm.graph, permute, aten.permute.default, part, order)
+                rows = [_rows(facts, t, item.args[1], parts) for t in linear.args[1:]]
+                part = facts.emit(linear, aten.linear.default, linear.args[0], *rows)
+                part = facts.emit(reshape, reshape.target, part, shape)
+                part = facts.emit(permute, aten.permute.default, part, order)
             item.replace_all_uses_with(part)
             gm.graph.erase_node(item)
         gm.graph.erase_node(unbind)
+        changed = True
     gm.graph.eliminate_dead_code()
+    return changed
 
 
-def _rows(graph: fx.Graph, t: Any, part: int, parts: int) -> Any:
+def _rows(facts: Facts, t: Any, part: int, parts: int) -> Any:
     if t is None:
         return None
     size = t.meta["val"].shape[0] // parts
-    return emit(graph, t, aten.slice.Tensor, t, 0, part * size, (part + 1) * size)
+    return facts.emit(t, aten.slice.Tensor, t, 0, part * size, (part + 1) * size)
 
 
 def _chain(unbind: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, int, int] | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
-from fxlrp.patterns.emit import cut_out, replace
+from fxlrp.patterns.emit import cut_out
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 
@@ -25,17 +28,20 @@ class Residual:
         return branch + shortcut
 
 
-def join_branches(gm: fx.GraphModule, instead: Mapping[Any, Callable]) -> None:
+def join_branches(gm: fx.GraphModule, facts: Facts, instead: Mapping[Any, Callable]) -> bool:
     """f(x) + x → one op of f(x), x and what else f takes; `instead`: the ops in f that have another derivative."""
-    for node in [n for n in gm.graph.nodes if n.target is aten.add.Tensor and n.meta["active"] and not n.kwargs]:
+    changed = False
+    for node in [n for n in gm.graph.nodes if n.target is aten.add.Tensor and facts.carries(n) and not n.kwargs]:
         for branch, shortcut in (node.args, node.args[::-1]):
-            pair = all(isinstance(n, fx.Node) and n.meta["active"] for n in (branch, shortcut))
+            pair = facts.carries(branch) and facts.carries(shortcut)
             inside = _between(shortcut, branch) if pair else []
             if inside and branch.meta["val"].shape == shortcut.meta["val"].shape:
                 body, given = cut_out(branch, inside, shortcut, instead=instead)
                 args = (branch, shortcut, *given)
-                replace(node, lambda call, *_, body=body, args=args: call(Residual(body), *args))
+                facts.replace(node, lambda call, *_, body=body, args=args: call(Residual(body), *args))
+                changed = True
                 break
+    return changed
 
 
 def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:

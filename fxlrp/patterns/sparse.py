@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, fx
 
@@ -31,10 +33,10 @@ def spell_sparse(gm: fx.GraphModule) -> None:
             replace(node, lambda call, b, x, y: call(aten.add.Tensor, b, call(aten.matmul.default, x, y)))
 
 
-def refuse_sparse(gm: fx.GraphModule) -> None:
+def refuse_sparse(gm: fx.GraphModule, active: Collection[fx.Node]) -> None:
     """Raises FxlrpError if relevance stands at a sparse tensor."""
     for node in gm.graph.nodes:
-        if node.meta["active"] and is_sparse(node):
+        if node in active and is_sparse(node):
             row = describe(node, "", "")
             raise FxlrpError(
                 f"{row.op} at {row.source} makes a sparse tensor of what is explained, and relevance can't stand "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +17,9 @@ from fxlrp.capture import functionalize_simple
 from fxlrp.ops import about
 from fxlrp.patterns.emit import write_in
 from fxlrp.patterns.recurrent import CELLS, write_steps
+
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
 
 aten = torch.ops.aten
 
@@ -38,21 +41,21 @@ LERPS = {op: decomposition_table[op] for op in (aten.lerp.Scalar, aten.lerp.Tens
 """The one of those that ops (quantile) are made of, and that is taken apart with them."""
 
 
-def take_apart(gm: fx.GraphModule) -> None:
+def take_apart(gm: fx.GraphModule, facts: Facts) -> bool:
     """Every active node that would fall to the generic rule becomes the ops it is composed of, if torch knows them."""
     traced: dict[Any, fx.GraphModule] = {}  # layers of one shape are made of the same
-    for node in list(gm.graph.nodes):
-        if node.meta["active"] and node.meta["entry"] is None:
-            if node.target in CELLS:
-                write_steps(node)
-                continue
-            made_of = _decomposition(node.target)
-            if made_of is not None:
-                kind = _kind(node)
-                if kind not in traced:
-                    traced[kind] = trace(node, made_of)
-                inline(node, traced[kind])
+    unknown = [n for n in gm.graph.nodes if facts.carries(n) and facts.entry(n) is None]
+    found = [n for n in unknown if n.target in CELLS or _decomposition(n.target)]
+    for node in found:
+        if node.target in CELLS:
+            write_steps(node)
+            continue
+        kind = _kind(node)
+        if kind not in traced:
+            traced[kind] = trace(node, _decomposition(node.target))
+        inline(node, traced[kind])
     gm.graph.eliminate_dead_code()
+    return bool(found)
 
 
 def _decomposition(op: Any) -> Callable | None:

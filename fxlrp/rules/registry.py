@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, fx
@@ -16,9 +16,12 @@ from fxlrp.ops import overloads
 from fxlrp.rules.normalise import MASS, Normalise
 from fxlrp.rules.propagate import LEADING, Given
 
+if TYPE_CHECKING:
+    from fxlrp.facts import Facts
+
 Op = Callable[..., Any]
 Key = tuple["Op | str", "tuple[int, ...] | None"]
-Pass = Callable[[fx.GraphModule], None]
+Pass = Callable[[fx.GraphModule, "Facts"], bool]
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,8 @@ class Rulebook:
     entries: (op, positions that carry relevance, or None for any) → Rule, STRUCTURAL or ABSOLUTE.  A class stands for
         the ops that are its instances, "namespace::name" for the op of a library that need not be there.
     normalise: MASS, UNIT or NONE (fxlrp.rules.normalise).
-    passes: graph passes that put the graph into the form the table speaks of, run in order; each finds in a node's
-        meta whether it is "active" and the "entry" it has here, and in the graph's the "example" inputs.
+    passes: graph passes that put the graph into the form the table speaks of, run in order; each is called with the
+        graph and what is known of it (fxlrp.facts), and returns whether it changed it.
     unknown: the entry of an op that stands nowhere; None is the generic rule.
     reads: what an explanation is: the "relevance" a ⊙ g of each input, or its "gradient" g.
     seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each
@@ -158,7 +161,7 @@ class Rulebook:
         """What a contrast stands for: "default" is what this rulebook is set against."""
         return self.against if contrast == "default" else contrast
 
-    def lookup(self, op: Op, active: tuple[int, ...]) -> Entry | None:
+    def lookup(self, op: Any, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule."""
         if isinstance(op, Given):
             return self.lookup(op.op, tuple(i - LEADING for i in active))

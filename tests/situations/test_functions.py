@@ -84,6 +84,23 @@ class Swish(Function):
         return g * s * (1 + x * (1 - s))
 
 
+class Shut(Function):
+    """A softmax over some entries, whose forward writes over what the derivative of its ops would need."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        shut = torch.arange(x.shape[-1]) > 7
+        out = x.masked_fill(shut, torch.finfo(x.dtype).min).softmax(-1)
+        out.masked_fill_(shut, 0)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors
+        return out * (g - (g * out).sum(-1, keepdim=True))
+
+
 class Split(Function):
     """Two outputs, one of which has a gradient of its own."""
 
@@ -135,6 +152,7 @@ OWN: dict[str, Callable[[Tensor], Tensor]] = {
     "reversed": lambda y: Reversed.apply(y, 0.5),
     "numpy": NumpyTanh.apply,
     "swish": Swish.apply,
+    "written over": Shut.apply,
     "two outputs": sum_of_both,
 }
 
@@ -159,6 +177,7 @@ def test_relevance_arrives(name: str, rules: str) -> None:
 LIKE: dict[str, tuple[Callable, Callable]] = {
     "swish": (Swish.apply, nn.functional.silu),
     "numpy": (NumpyTanh.apply, torch.tanh),
+    "written over": (Shut.apply, lambda y: y.masked_fill(torch.arange(10) > 7, float("-inf")).softmax(-1)),
     "sign": (Sign.apply, lambda y: y + (y.sign() - y).detach()),
 }
 

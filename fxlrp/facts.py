@@ -1,0 +1,101 @@
+"""Facts: what is known of a captured graph while it is rewritten, which every pass is told.
+
+A pass is a function (graph, facts) → whether it changed the graph; it writes by `Facts.emit` and `Facts.replace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxlrp.analyse import find_active, find_infinite, find_nonnegative
+from fxlrp.capture import Capture
+from fxlrp.ops import carriers
+from fxlrp.outputs import Output, explained_output
+from fxlrp.patterns import emit
+from fxlrp.reads import Place, find_readouts
+from fxlrp.rules.propagate import LEADING, Given
+from fxlrp.rules.registry import Derivative, Entry, Rule, Rulebook
+from fxlrp.samples import Samples
+
+
+class Facts:
+    """What is known of the graph of `captured`, as it is explained by `rulebook`.
+
+    readouts: of each input tensor that carries relevance, the nodes where it is read.
+    active: the nodes that carry relevance from there to the explained output.
+    """
+
+    def __init__(self, captured: Capture, rulebook: Rulebook, output: Output) -> None:
+        self.captured, self.rulebook = captured, rulebook
+        outputs, _, logits, _ = explained_output(captured, output)
+        found = find_readouts(captured)
+        starts = [n for ns in found.values() for n in ns]
+        self.active = find_active(captured.graph, starts, outputs[logits], self._flows)
+        kept = {i: [n for n in ns if n in self.active] for i, ns in found.items()}
+        self.readouts: dict[Place, list[fx.Node]] = {i: ns for i, ns in kept.items() if ns}
+
+    @property
+    def example(self) -> Sequence[Tensor]:
+        """The inputs that the graph was captured with."""
+        return self.captured.inputs
+
+    @cached_property
+    def nonnegative(self) -> set[fx.Node]:
+        """The nodes known to be ≥ 0."""
+        return find_nonnegative(self.captured.graph)
+
+    @cached_property
+    def infinite(self) -> set[fx.Node]:
+        """The active nodes that masks may have made infinite."""
+        return find_infinite(self.captured.graph, self.active)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Where the samples of a batch are at every node."""
+        return Samples(self.captured, self.readouts, self.active)
+
+    def carries(self, value: Any) -> bool:
+        """Whether an argument is a node that carries relevance."""
+        return isinstance(value, fx.Node) and value in self.active
+
+    def positions(self, node: fx.Node) -> tuple[int, ...]:
+        """The places, among the leaves of a node's call, of what carries relevance to it."""
+        return self._positions(node, self.active)
+
+    def entry(self, node: fx.Node) -> Entry | None:
+        """The rulebook's entry for a node as it stands; None if it has no rule of its own."""
+        entry = self.rulebook.lookup(node.target, self.positions(node))
+        return None if isinstance(entry, Derivative) and entry is self.rulebook.unknown else entry
+
+    def emit(self, like: fx.Node, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
+        """Append op(*args, **kwargs) at the graph's insertion point, as part of what `like` stands for."""
+        node = emit.emit(like.graph, like, op, *args, **kwargs)
+        if like in self.active:
+            self.active.add(node)
+        return node
+
+    def replace(self, node: fx.Node, write: Callable[..., fx.Node]) -> fx.Node:
+        """Put what `write(call, *args, **kwargs)` builds in the place of `node`; call(op, …) appends a node."""
+        return emit.replace(node, write, self.emit)
+
+    def _positions(self, node: fx.Node, active: set[fx.Node]) -> tuple[int, ...]:
+        carrying = set(carriers(node)) & active
+        first = LEADING if isinstance(node.target, Given) else 0  # a given value is no operand
+        return tuple(i for i, leaf in enumerate(leaves(node)) if i >= first and leaf in carrying)
+
+    def _flows(self, node: fx.Node, reached: set[fx.Node]) -> list[fx.Node]:
+        """Which of a node's inputs its rule gives relevance to."""
+        positions = self._positions(node, reached)
+        entry = self.rulebook.lookup(node.target, positions)
+        shares = entry.shares if isinstance(entry, Rule) and entry.shares is not None else positions
+        return [leaf for i, leaf in enumerate(leaves(node)) if i in positions and i in shares]
+
+
+def leaves(node: fx.Node) -> list[Any]:
+    """The arguments of a node's call, in pytree order."""
+    return pytree.tree_leaves((node.args, node.kwargs))
