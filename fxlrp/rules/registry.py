@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.errors import FxlrpError
-from fxlrp.ops import overloads
+from fxlrp.ops import about, overloads
 from fxlrp.rules.normalise import MASS, Normalise
 from fxlrp.rules.propagate import LEADING, Given
 
@@ -106,7 +106,8 @@ def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
 class Rulebook:
     """A method: a table from op to rule, how relevance is rescaled, how an explanation is seeded.
 
-    entries: (op, positions that carry relevance, or None for any) → Rule, STRUCTURAL or ABSOLUTE.  A class stands for
+    entries: (op, positions that carry relevance, or None for any) → Rule, STRUCTURAL or ABSOLUTE.  Ops that move values
+        (`fxlrp.ops`) need none.  A class stands for
         the ops that are its instances, "namespace::name" for the op of a library that need not be there.
     normalise: MASS, UNIT or NONE (fxlrp.rules.normalise).
     passes: graph passes that put the graph into the form the table speaks of, run in order; each is called with the
@@ -162,7 +163,10 @@ class Rulebook:
         return self.against if contrast == "default" else contrast
 
     def lookup(self, op: Any, active: tuple[int, ...]) -> Entry | None:
-        """The entry for an op with relevance at the argument positions `active`; None means the generic rule."""
+        """The entry for an op with relevance at the argument positions `active`; None means the generic rule.
+
+        Of entries, a user's come first, then the rulebook's own; without any, ops that move values need no rule.
+        """
         if isinstance(op, Given):
             return self.lookup(op.op, tuple(i - LEADING for i in active))
         names: tuple[Any, ...] = (op, type(op), _name(op))
@@ -172,7 +176,7 @@ class Rulebook:
             for key in ((name, active), (name, None)):
                 if key in self.entries:
                     return self.entries[key]
-        return self.unknown
+        return STRUCTURAL if about(op).moves else self.unknown
 
 
 _USER: dict[Key, Entry] = {}
