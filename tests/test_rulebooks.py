@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -282,3 +286,17 @@ def test_composites_equal_zennits(name: str) -> None:
         with attribution.Gradient(model, kind(canonizers=[canonizer()], **more)) as attributor:
             _, theirs = attributor(x, lambda out: out * torch.eye(10).double()[[3]])
         assert (ours - theirs).abs().max() <= 1e-9 * theirs.abs().max(), rules
+
+
+def test_the_link_at_the_root_is_the_same_registry() -> None:
+    root = Path(__file__).parents[1]
+    if not (root / "rules").is_symlink():
+        pytest.skip("no link: this is no checkout")
+    same = """
+import rules.registry, fxlrp.rules.registry, rules
+from rules import products
+assert rules.registry is fxlrp.rules.registry and rules is fxlrp.rules
+assert products is fxlrp.rules.products and rules.registry.rule is fxlrp.rule
+"""
+    done = subprocess.run([sys.executable, "-c", same], cwd=root, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
