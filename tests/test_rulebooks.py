@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import randomize
 from torch import Tensor, nn
 
 import fxlrp
@@ -204,6 +206,68 @@ def test_rules_written_out(rule: str) -> None:
     torch.testing.assert_close(
         a.relevance[0], dense(x[0], model.weight.data, model.bias.data, r, rule), rtol=1e-10, atol=1e-12
     )
+
+
+def frozen(x: Tensor, axes: tuple[int, ...], weight: Tensor, bias: Tensor, centre: bool = True) -> Tensor:
+    """A norm over `axes` whose deviation is a constant."""
+    mean = x.mean(axes, keepdim=True) if centre else torch.zeros(())
+    sigma = ((x - mean).square().mean(axes, keepdim=True) + 1e-5).sqrt().detach()
+    return (x - mean) / sigma * weight + bias
+
+
+def column(t: Tensor) -> Tensor:
+    return t[:, None, None]
+
+
+NORMS: dict[str, tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]] = {
+    "layer": (nn.LayerNorm((4, 5)), lambda m, x: frozen(x, (2, 3), m.weight, m.bias)),
+    "group": (
+        nn.GroupNorm(2, 6),
+        lambda m, x: (
+            frozen(x.unflatten(1, (2, 3)), (2, 3, 4), torch.ones(()), torch.zeros(())).flatten(1, 2) * column(m.weight)
+            + column(m.bias)
+        ),
+    ),
+    "instance": (
+        nn.InstanceNorm2d(6, affine=True),
+        lambda m, x: frozen(x, (2, 3), column(m.weight), column(m.bias)),
+    ),
+    "instance, with statistics": (nn.InstanceNorm2d(6, affine=True, track_running_stats=True), lambda m, x: m(x)),
+    "rms": (nn.RMSNorm(5, eps=1e-5), lambda m, x: frozen(x, (3,), m.weight, torch.zeros(()), centre=False)),
+    "batch": (nn.BatchNorm2d(6), lambda m, x: m(x)),
+}
+
+
+@pytest.mark.parametrize("rules", ["attnlrp", "cp-lrp", "epsilon:epsilon=0"])
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_are_linear_with_their_deviation_as_a_constant(name: str, rules: str) -> None:
+    torch.manual_seed(0)
+    norm, definition = NORMS[name]
+    model = nn.Sequential(norm, nn.Flatten(), nn.Linear(120, 3)).double().eval()
+    randomize(model)
+    x = torch.randn(2, 6, 4, 5, dtype=torch.float64, requires_grad=True)
+    (g,) = torch.autograd.grad(model[1:](definition(norm, x))[:, 1].sum(), x)
+    found = convert(model, x.detach(), rules=rules)(x.detach(), target=1, contrast=None).relevance
+    torch.testing.assert_close(found, (x * g).detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rules", ["attnlrp", "epsilon:epsilon=0"])
+@pytest.mark.parametrize(("f", "nothing"), [(torch.log, 0.0), (torch.exp, 1.0), (torch.cos, 1.0), (torch.tanh, 0.0)])
+def test_what_a_function_gives_for_nothing_is_a_bias(f: Callable, nothing: float, rules: str) -> None:
+    """R_x = R (1 − f(0) / f(x)), and R itself where f(0) is infinite."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(f(x))
+
+    torch.manual_seed(0)
+    model, x = Model().double().eval(), torch.rand(2, 5, dtype=torch.float64) + 0.5
+    found = convert(model, x, rules=rules)(x, target=1, contrast=None).relevance
+    torch.testing.assert_close(found, ((f(x) - nothing) * model.head.weight[1]).detach(), rtol=1e-9, atol=1e-12)
 
 
 def test_parameters_are_read_from_the_name() -> None:
