@@ -49,7 +49,7 @@ def test_relevance_lands_on_the_object_asked_for(name: str, pictures: Pictures) 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_the_map(dtype: torch.dtype) -> None:
-    pictures = two_objects(4)
+    pictures = two_objects(2)
     for name, rules in (("cnn", "abslrp"), ("cnn", "abslrp-hybrid"), ("vit", "abslrp-hybrid"), ("vit", "attnlrp")):
         model = load(name)
         full = fxlrp.convert(model, rules=rules)(pictures.x, target=pictures.labels[:, 0]).relevance

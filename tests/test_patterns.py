@@ -216,7 +216,7 @@ def test_a_query_that_may_see_nothing(boolean: bool) -> None:
     torch.testing.assert_close(explain(body), explain(shorter), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("rules", ["abslrp", "abslrp-2024-04", "abslrp-2024-12:leak=1", "epsilon-gamma-box", "cp-lrp"])
+@pytest.mark.parametrize("rules", ["abslrp", "abslrp-2024-12:leak=1", "epsilon-gamma-box"])
 def test_passes_say_whether_they_change_a_graph(rules: str) -> None:
     """What is known of a graph is found anew where a pass says so."""
     book, said = find_rulebook(rules), Counter[bool]()
@@ -235,7 +235,7 @@ def test_passes_say_whether_they_change_a_graph(rules: str) -> None:
 
     watching = replace(book, name="watching", passes=tuple(map(watched, book.passes)))
     torch.manual_seed(0)
-    bodies = [lambda m, x: x, *(written for written, _ in SAME.values())]
+    bodies = [lambda m, x: x, *(written for written, _ in list(SAME.values())[::4])]
     for body in bodies:
         model, x = Written(body).double().eval(), torch.randn(2, 5, 4).double()
         with suppress(fxlrp.FxlrpError):  # a sigmoid in parts, where no pass joins it

@@ -42,7 +42,7 @@ class Reader(nn.Module):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize(("bias", "both", "packed"), itertools.product((True, False), repeat=3))
+@pytest.mark.parametrize(("bias", "both", "packed"), list(itertools.product((True, False), repeat=3)))
 def test_steps_have_the_derivative_of_the_layer(kind: str, bias: bool, both: bool, packed: bool) -> None:
     torch.manual_seed(0)
     lengths = [torch.tensor([2, 5, 3])] if packed else []
