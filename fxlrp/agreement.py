@@ -46,7 +46,7 @@ def no_fast_attention() -> Iterator[None]:
 
 EXACT = {torch.float64: 1e-8}
 CLOSE = 1e-3
-"""How far compiled relevance may be from the eager one before it is asked what rounding alone does."""
+"""How far outputs may be apart by rounding, and compiled relevance from the eager one before that is looked into."""
 ROUNDINGS = 30.0
 """How many times as far as what one rounding of the inputs does."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from fxlrp.ops import about, carriers, is_pointwise, overloads
+from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.precision import stored
 
 aten = torch.ops.aten
@@ -88,7 +88,7 @@ def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
             continue
         known = about(node.target)
         pointwise = is_pointwise(node.target)
-        mixing = (pointwise and node.target not in overloads(aten.mul)) or known.fills
+        mixing = (pointwise and getattr(node.target, "overloadpacket", None) is not aten.mul) or known.fills
         constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
         masked = mixing and any(not _finite(gm, n) for n in constants)
         inherits = (pointwise or known.moves or known.entrywise) and any(n in found for n in node.all_input_nodes)

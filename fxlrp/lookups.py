@@ -104,9 +104,7 @@ def find_given(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _moves(node: fx.Node) -> bool:
-    """Whether a node moves entries to places that do not depend on what they are, so that others go the same way."""
-    known = about(node.target)
-    return known.moves and not known.chooses and not known.entrywise
+    return about(node.target).routes
 
 
 def _entrywise(node: fx.Node) -> bool:

@@ -51,6 +51,11 @@ class Op:
     kind: Kind | None = None
     decomposes: bool = False
 
+    @property
+    def routes(self) -> bool:
+        """Whether it moves entries to places that do not depend on what they are, so that others go the same way."""
+        return self.moves and not self.chooses and not self.entrywise
+
 
 OPS: dict[Any, Op] = {}
 """What is known of ops, of overloads or of packets of them, and of functions that stand for ops in a graph."""

@@ -156,11 +156,13 @@ def rewrite(
         _put_together(gm, output)
     mark_reads(gm, captured.parameters, read)
     _refuse_generators(gm)
-    facts = Facts(captured, rulebook, output)
+    facts: Facts | None = None
     for graph_pass in (explain_opaque, write_apart, *rulebook.passes):
-        refuse_sparse(gm, facts.active)
-        if graph_pass(gm, facts):
+        if facts is None:  # the graph is new, or changed
             facts = Facts(captured, rulebook, output)
+            refuse_sparse(gm, facts.active)
+        if graph_pass(gm, facts):
+            facts = None
     _split_outputs(gm, rulebook)
     gm.graph.eliminate_dead_code()
     gm.recompile()

@@ -5,7 +5,6 @@ tanh-GELU, quick-GELU, Swish, Mish, hard-Swish by hand and whatever else is writ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,11 +49,11 @@ def fuse_elementwise(gm: fx.GraphModule, facts: Facts) -> bool:
 
 
 def _joins(node: fx.Node, facts: Facts) -> bool:
-    return facts.carries(node) and is_pointwise(node.target) and len(list(_active(node, facts))) > 1
+    return facts.carries(node) and is_pointwise(node.target) and len(_active(node, facts)) > 1
 
 
-def _active(node: fx.Node, facts: Facts) -> Iterator[fx.Node]:
-    return (n for n in node.all_input_nodes if facts.carries(n))
+def _active(node: fx.Node, facts: Facts) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if facts.carries(n)]
 
 
 def _cone(top: fx.Node, order: dict[fx.Node, int], facts: Facts) -> tuple[fx.Node, list[fx.Node]] | None:
@@ -87,11 +86,9 @@ def _is_gate(top: fx.Node, x: fx.Node, facts: Facts) -> bool:
     """Whether `top` is a product with x itself, or x times constants, as one factor, and another factor beside it."""
 
     def scaled(node: fx.Node) -> bool:
-        while (
-            node is not x and node.target in (aten.mul.Tensor, aten.div.Tensor) and len(list(_active(node, facts))) == 1
-        ):
+        while node is not x and node.target in (aten.mul.Tensor, aten.div.Tensor) and len(_active(node, facts)) == 1:
             (node,) = _active(node, facts)
         return node is x
 
-    factors = list(_active(top, facts))
+    factors = _active(top, facts)
     return top.target is aten.mul.Tensor and [scaled(f) for f in factors].count(True) == 1

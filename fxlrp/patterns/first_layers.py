@@ -68,7 +68,7 @@ def _made(node: fx.Node, known: dict[fx.Node, Any], facts: Facts) -> Any:
         same = active[0].meta["val"].shape == node.meta["val"].shape
         return made[active[0]] if same else None
     op = about(node.target)
-    if not op.moves or op.chooses or op.entrywise or op.parts or op.fills == "masks":  # it looks at values
+    if not op.routes or op.parts or op.fills == "masks":
         return None
     with graph.inserting_after(node):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: made.get(n, n))
