@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from fxlrp.confine import without_warnings
 from fxlrp.errors import FxlrpError
 from fxlrp.functions import Entrywise, OwnBackward, Stepwise
+from fxlrp.ops import NOTHING, about
 from fxlrp.report import describe
 from fxlrp.rules.registry import Structural
 from fxlrp.rules.values import nearly, stands_for
@@ -62,7 +63,7 @@ def _opaque(node: fx.Node, facts: Facts) -> bool:
     if isinstance(node.target, OwnBackward):
         return True
     library = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in KNOWN
-    return library and isinstance(facts.entry(node), Structural | None)
+    return library and about(node.target) is NOTHING and isinstance(facts.entry(node), Structural | None)
 
 
 def _of(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
