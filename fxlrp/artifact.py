@@ -17,9 +17,9 @@ from fxlrp.axes import Axes, argument
 from fxlrp.capture import free_symbols
 from fxlrp.confine import alone
 from fxlrp.derivatives import transpose_convolutions
+from fxlrp.engine.seeds import Contrast, by_classes, directions
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer
-from fxlrp.seeds import Contrast, by_classes, directions
 
 RECORD = "fxlrp.json"
 """The name of the file in the archive that says what its inputs and outputs are."""

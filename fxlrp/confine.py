@@ -63,7 +63,7 @@ def alone(*, below_backends: bool = False) -> Iterator[None]:
         ]
         for owner, name, new in instead:
             stack.enter_context(replaced(owner, name, new))
-        stack.enter_context(_tidy())
+        stack.enter_context(tidy())
         yield
 
 
@@ -73,23 +73,13 @@ def _as_said(mask: Any, is_causal: bool | None = None, size: int | None = None) 
     return bool(is_causal)
 
 
-def kept(gm: fx.GraphModule, name: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns, made once for a graph, by whichever thread comes first."""
-    if name not in gm.meta:
-        with LOCK:
-            if name not in gm.meta:
-                with _tidy():
-                    gm.meta[name] = make()
-    return gm.meta[name]
-
-
 SOURCES = 2000
 """Of how many generated functions the source is kept, which tracebacks quote."""
 _sources: deque[str] = deque()
 
 
 @contextmanager
-def _tidy() -> Iterator[None]:
+def tidy() -> Iterator[None]:
     """Drop what torch would keep for good of the graphs made within: what ops do to fake tensors, with the symbols of
     their shapes, and the sources of all but the latest functions."""
     known = getattr(fx.graph_module._loader, "eval_cache", {})

@@ -30,22 +30,22 @@ from fxlrp.capture import (
     signature,
     split_tensors,
 )
-from fxlrp.checkpoint import checkpointed, recompute_squares
 from fxlrp.confine import LOCK, alone
 from fxlrp.ended import find_end, warn, zero_maps
+from fxlrp.engine.relevance_pass import Direction, maps_at_once, propagate
+from fxlrp.engine.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
 from fxlrp.errors import FxlrpError
+from fxlrp.graphs import Plan
 from fxlrp.joint import Joint, trace_joint
 from fxlrp.mass import Weighing
 from fxlrp.objects import open_objects
 from fxlrp.outputs import Output
 from fxlrp.precision import casts_made_again, no_autocast, widened
 from fxlrp.recent import Recent
-from fxlrp.relevance_pass import Direction, maps_at_once, propagate
 from fxlrp.report import Report
-from fxlrp.rewrite import Plan, expose, rewrite
+from fxlrp.rewrite import rewrite
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.samples import find_samples, spelled
-from fxlrp.seeds import Contrast, Position, Question, Target, at_position, by_classes, directions
 from fxlrp.state import Place, State, drawing, undisturbed
 
 PLANS = 32
@@ -270,13 +270,11 @@ class Explainer(nn.Module):
             own = self._outputs(args, kwargs) if plan.capture.answers_apart else []
             return [self._compiled(plan, tensors, own, args, kwargs, q) for q in questions]
         one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
-        graph, latent = expose(plan.graph, at) if at else (plan.specialized(one_sided), [])
-        if run is None and not plan.random:  # what is drawn can't be drawn again
-            graph = recompute_squares(graph)
-            graph = checkpointed(graph, plan.starts(graph)) if self.checkpoint else graph
+        again = run is None and not plan.random  # what is drawn can't be drawn again
+        graph, latent = plan.form(one_sided and not at, at, small=again, checkpoint=again and self.checkpoint)
         given = [t.clone() if t.is_inference() else t.detach() for t in widened(tensors)]
-        again = casts_made_again() if plan.capture.narrow else nullcontext()
-        with plan.in_its_types(), self._draw(plan), again:
+        casts = casts_made_again() if plan.capture.narrow else nullcontext()
+        with plan.in_its_types(), self._draw(plan), casts:
             out = (run or graph)(*given)
         said = self._said(plan, out, args, kwargs)
         about = [self._about(plan, said, q.target) for q in questions]

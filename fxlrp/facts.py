@@ -18,7 +18,6 @@ from fxlrp.ops import carriers
 from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns import emit
 from fxlrp.reads import Place, find_readouts
-from fxlrp.rules.propagate import LEADING, Given
 from fxlrp.rules.registry import Derivative, Entry, Rule, Rulebook
 from fxlrp.samples import Samples
 
@@ -85,15 +84,14 @@ class Facts:
 
     def _positions(self, node: fx.Node, active: set[fx.Node]) -> tuple[int, ...]:
         carrying = set(carriers(node)) & active
-        first = LEADING if isinstance(node.target, Given) else 0  # a given value is no operand
-        return tuple(i for i, leaf in enumerate(leaves(node)) if i >= first and leaf in carrying)
+        return tuple(i for i, leaf in enumerate(leaves(node)) if leaf in carrying)
 
     def _flows(self, node: fx.Node, reached: set[fx.Node]) -> list[fx.Node]:
         """Which of a node's inputs its rule gives relevance to."""
         positions = self._positions(node, reached)
         entry = self.rulebook.lookup(node.target, positions)
-        shares = entry.shares if isinstance(entry, Rule) and entry.shares is not None else positions
-        return [leaf for i, leaf in enumerate(leaves(node)) if i in positions and i in shares]
+        argnums = entry.argnums if isinstance(entry, Rule) and entry.argnums is not None else positions
+        return [leaf for i, leaf in enumerate(leaves(node)) if i in positions and i in argnums]
 
 
 def leaves(node: fx.Node) -> list[Any]:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxlrp.confine import only_here
-from fxlrp.rules.generic import differentiable
+from fxlrp.rules.calculus import differentiable
 
 LIBRARY = torch.library.Library("fxlrp", "FRAGMENT")
 LIBRARY.define("function(Tensor[] tensors, str key) -> Tensor[]")

@@ -15,12 +15,12 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true as known
 from torch.utils import _pytree as pytree
 
 from fxlrp.confine import alone
+from fxlrp.engine.relevance_pass import Direction, propagate
+from fxlrp.engine.replaced import ReplacedOp
+from fxlrp.engine.seeds import Contrast, sides
+from fxlrp.graphs import Plan
 from fxlrp.precision import widened
-from fxlrp.relevance_pass import Direction, propagate
-from fxlrp.rewrite import Plan
-from fxlrp.rules.propagate import InPlace
 from fxlrp.rules.registry import Rulebook
-from fxlrp.seeds import Contrast, sides
 
 aten = torch.ops.aten
 
@@ -55,7 +55,7 @@ def trace_joint(
         *given, target = inputs
         tensors = widened(given)
         with torch.enable_grad():
-            out = Tracing(plan.specialized(contrast is None)).run(*tensors)
+            out = Tracing(plan.form(one_sided=contrast is None).graph).run(*tensors)
             rows = plan.axes.rows(out[plan.logits])
             logits = rows.detach()
             columns = target.unbind(1) if several else (target,)
@@ -97,7 +97,7 @@ class Tracing(fx.Interpreter):
     by which rule.  `print_readable()` prints that."""
 
     def run_node(self, n: fx.Node) -> Any:
-        rule = n.target.__name__ if isinstance(n.target, InPlace) else "derivative"
+        rule = n.target.__name__ if isinstance(n.target, ReplacedOp) else "derivative"
         n.meta["custom"] = {"of": n.name}
         value = super().run_node(n)
         for t in [] if n.target is operator.getitem else pytree.tree_leaves(value):

@@ -34,6 +34,7 @@ class Op:
     sign: the result is ≥ 0 always ("positive"), or ("kept") where all its values are.
     shape_only: the result depends on the shapes and types of tensors alone.
     shape_argument: the place of the argument of which only the shape or type is used, or that no relevance goes to.
+    constants: the names of the arguments that no relevance goes to, whatever they depend on.
     kind: what it is to rules that treat ops alike.
     decomposes: it is a sum of products by another name, and is taken apart where it has no rule.
     """
@@ -48,6 +49,7 @@ class Op:
     sign: Literal["positive", "kept"] | None = None
     shape_only: bool = False
     shape_argument: int | None = None
+    constants: tuple[str, ...] = ()
     kind: Kind | None = None
     decomposes: bool = False
 
@@ -73,8 +75,8 @@ NOTHING = Op()
 
 
 def about(op: Any) -> Op:
-    """What is known of an op, by itself or as one of its packet."""
-    return OPS.get(op) or OPS.get(getattr(op, "overloadpacket", None)) or NOTHING
+    """What is known of an op, by itself or as one of its packet, or of its class."""
+    return OPS.get(op) or OPS.get(getattr(op, "overloadpacket", None)) or OPS.get(type(op)) or NOTHING
 
 
 def those(asked: Callable[[Op], bool]) -> tuple[Any, ...]:
@@ -110,8 +112,9 @@ def carriers(node: fx.Node) -> list[fx.Node]:
     if known.shape_only:
         return []
     skip = known.shape_argument
-    shape_only = {node.args[skip]} if skip is not None and len(node.args) > skip else set()
-    return [n for n in node.all_input_nodes if n not in shape_only or node.args[0] is n]
+    skipped = {node.args[skip]} if skip is not None and len(node.args) > skip else set()
+    skipped |= {node.kwargs[name] for name in known.constants}
+    return [n for n in node.all_input_nodes if n not in skipped or node.args[0] is n]
 
 
 describe(

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 
+from fxlrp import acceleration
 from fxlrp.analyse import differentiable
-from fxlrp.axes import Axes
 from fxlrp.capture import Capture, free_symbols, hint
-from fxlrp.confine import LOCK, kept
+from fxlrp.engine.replaced import ByDerivative, ByRule, InParts
 from fxlrp.errors import FxlrpError
 from fxlrp.facts import Facts, leaves
-from fxlrp.lookups import NOWHERE, Positions
+from fxlrp.graphs import Item, Plan, draws
+from fxlrp.lookups import Positions
 from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns.complex_numbers import write_apart
 from fxlrp.patterns.emit import emit
 from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.patterns.sparse import refuse_sparse
-from fxlrp.precision import look_up_before_cast, no_autocast, stored, widen, widened
+from fxlrp.precision import look_up_before_cast, stored, widen, widened
 from fxlrp.reads import Place, find_left_out, mark_reads
-from fxlrp.recent import Recent
 from fxlrp.report import NodeReport, Report, describe, op_name
-from fxlrp.rules.generic import generic
 from fxlrp.rules.normalise import NONE
-from fxlrp.rules.propagate import Adjusted, Given, InPlace, Parted, Site
-from fxlrp.rules.quantities import WHOLE, Placement
-from fxlrp.rules.registry import Absolute, Derivative, Parts, Rule, Rulebook, Structural
+from fxlrp.rules.per_sample import WHOLE, Placement
+from fxlrp.rules.registry import ABSOLUTE, Derivative, Parts, Rule, Rulebook, Structural
 from fxlrp.rules.weighted import ones_for
-from fxlrp.samples import Probe
-from fxlrp.specialize import copied, specialize
 
 aten = torch.ops.aten
 
@@ -46,88 +38,9 @@ def readout(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
 
 
-def at_positions(r: Tensor, positions: Tensor, count: int) -> Tensor:
-    """Relevance r of looked-up entries, summed at the `count` input entries they stand for."""
-    known = positions.flatten() != NOWHERE
-    out = torch.zeros(count, dtype=r.dtype, device=r.device)
-    return out.index_add(0, positions.flatten().clamp(min=0), r.flatten() * known)
-
-
 def constant(x: Tensor) -> Tensor:
     """The same values, through which no relevance flows: an input that its user's rule gives nothing to."""
     return x.detach()
-
-
-@dataclass
-class Plan:
-    """A rewritten graph, ready to run: inputs → (*outputs, *readouts), and what each of these is."""
-
-    graph: fx.GraphModule
-    capture: Capture
-    readouts: dict[Place, list[int]]  # input tensor, or name → places of its readouts among the graph's outputs
-    positions: dict[int, int]  # place of a readout of integers → place of the positions its entries stand for
-    logits: int  # place of the logits that are explained
-    explained: int  # place of the output they become, which is themselves or, through `head`, their softmax or sigmoid
-    head: list[fx.Node]
-    together: tuple[int, ...]  # places of the outputs that the logits are the entries of, where they are of several
-    report: Report
-    apart: bool  # whether the samples of a batch can be told apart at every node
-    any_length: bool  # whether it holds for sequences of any length
-    key: Any = None  # what an explainer keeps it under
-
-    @property
-    def scores_shape(self) -> torch.Size:
-        """The shape of the explained output, samples first: [batch, classes], or another."""
-        return self.axes.rows(self.graph.graph.output_node().args[0][self.logits].meta["val"]).shape
-
-    @property
-    def scores_ndim(self) -> int:
-        """How many axes that has."""
-        return len(self.scores_shape)
-
-    @property
-    def axes(self) -> Axes:
-        """Where the samples of a call are."""
-        return self.capture.axes
-
-    @cached_property
-    def causal(self) -> bool:
-        """Whether each of a sequence of logits [B, T, K] depends on what is before it alone: on the last entry of the
-        sequence the last one does, and no other, and on the first one too."""
-        outputs: Any = self.graph.graph.output_node().args[0]
-        logits = outputs[self.logits]
-        rows = self.axes.rows(logits.meta["val"])
-        length = hint(rows.shape[1])
-        starts: dict[fx.Node, int] = {}
-        for place, ends in self.readouts.items():
-            samples = 0 if isinstance(place, str) else self.axes.inputs[place]
-            for node in (outputs[at] for at in ends):
-                fit = [a for a, n in enumerate(node.meta["val"].shape) if a != samples and hint(n) == length]
-                starts |= dict.fromkeys([node] if fit else [], fit[0] if fit else 0)
-        probe = Probe(self.graph, self.capture.inputs, starts)
-        first, last = (probe.changes(i, {logits}) if starts else None for i in (0, length - 1))
-        if first is None or last is None:
-            return False
-        by_first, by_last = (self.axes.rows(c[logits]).transpose(0, 1).flatten(1).any(1) for c in (first, last))
-        return bool(by_first[-1] and by_last[-1] and not by_last[:-1].any())
-
-    @cached_property
-    def random(self) -> bool:
-        """Whether the graph draws random numbers."""
-        return any(draws(n) for n in self.graph.graph.nodes)
-
-    def specialized(self, one_sided: bool) -> fx.GraphModule:
-        """The graph, faster; `one_sided`, for questions whose seeds are ≥ 0, as they are without a contrast."""
-        return specialize(self.graph, self.logits, one_sided)
-
-    def in_its_types(self) -> AbstractContextManager:
-        """A context that the graph runs in: one in float32 in the place of half precision is not cast back to that."""
-        return no_autocast(self.capture.inputs) if self.capture.narrow else nullcontext()
-
-    def starts(self, graph: fx.GraphModule) -> list[fx.Node]:
-        """The nodes of a graph like this one that the relevance pass ends at."""
-        outputs = graph.graph.output_node().args[0]
-        return [outputs[at] for several in self.readouts.values() for at in several]
 
 
 def rewrite(
@@ -174,8 +87,6 @@ def rewrite(
             "No input carries relevance to the output: the graph from input to output is not differentiable; "
             "pass a float input, or token ids that the model looks up in an embedding."
         )
-    for node in gm.graph.nodes:
-        node.meta["active"] = node in facts.active
     starts = {n for ns in inputs.values() for n in ns}
     rows: list[NodeReport] = []
     apart = facts.samples.known
@@ -194,17 +105,15 @@ def rewrite(
             rows.append(describe(node, "structural", ""))
             continue
         if isinstance(entry, Derivative | Parts):
-            known = entry is not rulebook.unknown
-            rows.append(describe(node, "rule" if known else "generic", entry.name))
+            rows.append(describe(node, "generic" if entry is rulebook.unknown else "rule", entry.name))
             apart &= not _merges(node, facts)
             if isinstance(entry, Derivative):
-                node.target = Adjusted(node.target, entry.adjust, entry.parameters, rulebook.name)
+                node.target = ByDerivative(node.target, entry, rulebook.name)
             else:
-                parts = zip(facts.positions(node), entry.parts, strict=bool(entry.parts))
-                node.target = Parted(node.target, entry.name, tuple(parts), rulebook.name)
+                node.target = InParts(node.target, entry, facts.positions(node), rulebook.name)
             continue
-        if isinstance(entry, Rule) and entry.shares:
-            _numbers_as_tensors(node, entry.shares)
+        if entry and entry.argnums:
+            _numbers_as_tensors(node, entry.argnums)
         rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
         apart &= _install(node, entry, facts, rulebook)
         any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
@@ -225,22 +134,13 @@ def rewrite(
             "Register one with @fxlrp.rule(op), or convert without strict=True."
         )
     _cut_constants(gm, facts.active)
-    places, positions = _add_readouts(gm, outputs, inputs)
+    places, positions = _add_readouts(gm, outputs, inputs, facts.active)
     look_up_before_cast(gm)
     gm.recompile()
     together = output if isinstance(output, tuple) else ()
     any_length &= captured.any_length  # which taking ops apart, a loop over steps, may have ended
-    return Plan(gm, captured, places, positions, logits, explained, head, together, report, apart, any_length)
-
-
-def draws(node: fx.Node) -> bool:
-    """Whether a node draws random numbers, which dropout does in training alone."""
-    op = getattr(node.target, "op", None) if isinstance(node.target, InPlace | Item) else node.target
-    if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
-        return False
-    how = {a.name: a.default_value for a in op._schema.arguments}
-    how |= dict(zip(how, node.args, strict=False)) | dict(node.kwargs)
-    return how.get("train", how.get("training", True)) is not False and how.get("dropout_p") != 0
+    active = frozenset(n.name for n in facts.active)
+    return Plan(gm, captured, places, positions, logits, explained, head, together, report, active, apart, any_length)
 
 
 def _refuse_generators(gm: fx.GraphModule) -> None:
@@ -296,36 +196,31 @@ def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
     end.args = ((*end.args[0], both),)
 
 
-def _install(node: fx.Node, entry: Rule | Absolute | None, facts: Facts, book: Rulebook) -> bool:
-    """Put a Site in the node's place; False if its samples can't be told apart."""
+def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) -> bool:
+    """Put an op with a rule in the node's place; False if its samples can't be told apart."""
     op, operands = node.target, leaves(node)
     positions = facts.positions(node)
-    rule = entry if isinstance(entry, Rule) else None
-    shares = positions if rule is None or rule.shares is None else rule.shares
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
+    rule = entry or ABSOLUTE
+    argnums = positions if rule.argnums is None else rule.argnums
+    if not isinstance(node.meta.get("val"), Tensor):
         row = describe(node, "", "")
         raise FxlrpError(f"{row.op} at {row.source} returns several tensors and has no rule for that.")
     where = facts.samples.of(node)
-    batches = [where, *(where if is_pointwise(op) else facts.samples.of(operands[i]) for i in shares)]
+    batches = [where, *(where if is_pointwise(op) else facts.samples.of(operands[i]) for i in argnums)]
     output, *inputs = (b or WHOLE for b in batches)
-    masked = about(op).kind == "softmax" or node in facts.infinite or any(operands[i] in facts.infinite for i in shares)
+    masked = about(op).kind == "softmax" or any(n in facts.infinite for n in (node, *(operands[i] for i in argnums)))
     plain = op_name(node).split(".")[0]
-    nonnegs = tuple(operands[i] in facts.nonnegative for i in shares)
-    known: dict[str, Any] = {"nonneg": nonnegs[:1] == (True,), "nonnegs": nonnegs}
-    known["op"] = op.op if isinstance(op, Given) else op
-    extras = tuple((k, v) for k, v in known.items() if rule and rule.wants(k))
-    node.target = Site(
+    replaced = ByRule(
         op,
-        rule.fn if rule else generic(op, shares),
-        rule.name if rule else plain if entry else f"generic_{plain}",
+        rule,
+        f"generic_{plain}" if entry is None else plain if entry is ABSOLUTE else rule.name,
         book.name,
         book.normalise,
-        shares,
+        argnums,
         frozenset(positions),
         Placement(output, tuple(inputs), masked),
-        extras,
     )
+    node.target = acceleration.with_kernel(replaced, tuple(operands[i] in facts.nonnegative for i in argnums))
     if book.normalise is NONE:  # then it does not matter where they are
         return not _merges(node, facts)
     # a tensor that all samples share takes relevance from all of them, which can't be told apart
@@ -348,21 +243,6 @@ def _merges(node: fx.Node, facts: Facts) -> bool:
     """Whether an input that all samples share takes relevance from each of them here."""
     inputs = [facts.samples.of(n) for n in carriers(node) if n in facts.active]
     return facts.samples.of(node) != WHOLE and WHOLE in inputs
-
-
-@dataclass(frozen=True)
-class Item:
-    """One output of an op that has several, as an op of its own."""
-
-    op: Callable
-    index: int
-
-    @property
-    def __name__(self) -> str:
-        return f"{getattr(self.op, '__name__', self.op)}_{self.index}".replace(".", "_")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.op(*args, **kwargs)[self.index]
 
 
 def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
@@ -394,7 +274,7 @@ def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
 
 
 def _add_readouts(
-    gm: fx.GraphModule, outputs: list, inputs: dict[Place, list[fx.Node]]
+    gm: fx.GraphModule, outputs: list, inputs: dict[Place, list[fx.Node]], active: set[fx.Node]
 ) -> tuple[dict[Place, list[int]], dict[int, int]]:
     """Return the readouts beside the model's outputs, each made the leaf of the relevance pass, and, where they stand
     for entries that were looked up, the positions of these."""
@@ -412,6 +292,7 @@ def _add_readouts(
         with gm.graph.inserting_after(node):
             leaf = gm.graph.call_function(readout)
         leaf.meta = dict(node.meta)
+        active.add(leaf)
         node.replace_all_uses_with(leaf)
         leaf.args = (node,)
         outputs = [leaf if o is node else o for o in outputs]
@@ -422,42 +303,3 @@ def _add_readouts(
             outputs = [*outputs, stands_for]
     gm.graph.output_node().args = (tuple(outputs),)
     return places, positions
-
-
-EXPOSED = 8
-"""How many choices of modules to explain inside of are kept for a graph."""
-
-
-def expose(gm: fx.GraphModule, names: Sequence[str]) -> tuple[fx.GraphModule, list[int]]:
-    """The graph returning also what `names` (modules, by their output, or nodes) name, and the places of these.
-
-    Raises FxlrpError for a name of nothing that carries relevance.
-    """
-    if not names:
-        return gm, []
-    known = kept(gm, "exposed", lambda: Recent(EXPOSED))
-    with LOCK if known.get(tuple(names)) is None else nullcontext():
-        exposed = known.get(tuple(names))
-        if exposed is None:
-            copy, nodes = copied(gm)
-            end = copy.graph.output_node()
-            first = len(end.args[0])
-            end.args = ((*end.args[0], *(nodes[_named(gm, name)] for name in names)),)
-            copy.recompile()
-            exposed = known.set(tuple(names), (copy, list(range(first, first + len(names)))))
-    return exposed
-
-
-def _named(gm: fx.GraphModule, name: str) -> fx.Node:
-    """The active node of that name, else the last one inside the module of that name."""
-    active = [n for n in gm.graph.nodes if n.op == "call_function" and n.meta.get("active")]
-    paths = {n: describe(n, "", "").module for n in active}
-    inside = [n for n in active if f"{paths[n]}.".startswith(f"{name}.")]
-    left = [n for n in inside if any(u not in inside for u in n.users)]
-    found = [n for n in active if n.name == name] or (left or inside)[-1:]
-    if not found:
-        raise FxlrpError(
-            f"at={name!r} names no module or node on the way of relevance; modules are, among others, "
-            f"{', '.join(sorted({p for p in paths.values() if p})[:8]) or 'none'}."
-        )
-    return found[0]

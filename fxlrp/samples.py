@@ -24,7 +24,7 @@ from fxlrp.patterns.packed import spell_packed
 from fxlrp.patterns.sparse import spell_sparse
 from fxlrp.reads import Place, find_readouts
 from fxlrp.rowwise import differ, is_rowwise
-from fxlrp.rules.quantities import WHOLE, Batch
+from fxlrp.rules.per_sample import WHOLE, Batch
 from fxlrp.state import drawing
 
 NUDGE = 1e-3

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxlrp
 from fxlrp.analyse import find_nonnegative
 from fxlrp.capture import capture
-from fxlrp.rules.quantities import Batch
+from fxlrp.rules.per_sample import Batch
 from fxlrp.samples import locate
 
 aten = torch.ops.aten

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxlrp import convert
+from fxlrp import acceleration, convert
 from fxlrp.ops import OPS, Op, about, describe, overloads
-from fxlrp.rules import products
 
 aten = torch.ops.aten
 
@@ -206,13 +205,14 @@ TURNING: dict[str, Callable[[Tensor], Tensor]] = {
 def test_a_product_behind_what_keeps_a_sign_is_one(name: str, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that sees values ≥ 0 for all that is known costs one product instead of two."""
     told: list[bool] = []
-    product = products.product
+    with_kernel = acceleration.with_kernel
 
-    def spied(*args: Any, **kwargs: Any) -> Any:
-        told.append(args[5])
-        return product(*args, **kwargs)
+    def spied(replaced: Any, nonnegs: tuple[bool, ...]) -> Any:
+        if replaced.op in (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default):
+            told.append(nonnegs[0])
+        return with_kernel(replaced, nonnegs)
 
-    monkeypatch.setattr(products, "product", spied)
+    monkeypatch.setattr(acceleration, "with_kernel", spied)
     torch.manual_seed(0)
     model, x = Positive((KEEPING if kept else TURNING)[name]), torch.randn(2, 4, 4, 4, dtype=torch.float64)
     model(x.float())

@@ -1,9 +1,11 @@
-"""Every rule against its definition, in float64: one row per rule of `abslrp`, and a rule without a row fails."""
+"""Every rule against its definition and every kernel against its rule, in float64: one row for each, and a rule or a
+kernel without a row fails."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,14 +14,17 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 import fxlrp
+from fxlrp.engine.replaced import ByRule
 from fxlrp.functions import Stepwise
+from fxlrp.methods import ABSLRP
+from fxlrp.methods.published import by_definition
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate
-from fxlrp.rules import ABSLRP, ABSOLUTE, STRUCTURAL, products, scratch
-from fxlrp.rules.generic import by_definition, generic
+from fxlrp.rules import ABSOLUTE, STRUCTURAL
+from fxlrp.rules.absolute import absolute
 from fxlrp.rules.normalise import MASS, NONE
-from fxlrp.rules.propagate import Site
-from fxlrp.rules.quantities import WHOLE, Batch, Placement, over_abs, ratio, sample_dot
+from fxlrp.rules.per_sample import Batch, Placement
+from fxlrp.rules.quantities import over_abs, ratio
 from fxlrp.rules.registry import Rule
 from fxlrp.rules.values import stands_for
 
@@ -30,7 +35,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """An op with arguments (two samples in the tensors that carry relevance) and the rule's own definition, if it has
     one other than the generic rule: h and its absolute companion h_abs, whose derivatives are summed; h alone stands
@@ -38,7 +43,7 @@ class Row:
 
     op: Callable
     args: tuple
-    shares: tuple[int, ...] = (0,)
+    argnums: tuple[int, ...] = (0,)
     kwargs: dict[str, Any] | None = None
     h: Callable | None = None
     h_abs: Callable | None = None
@@ -278,32 +283,38 @@ ROWS = [
 
 
 def key(row: Row) -> tuple:
-    return type(row.op) if isinstance(row.op, Elementwise | Stepwise) else row.op, row.shares
+    return type(row.op) if isinstance(row.op, Elementwise | Stepwise) else row.op, row.argnums
 
 
 def name(row: Row) -> str:
-    return f"{getattr(row.op, '__name__', row.op)}{row.shares}"
+    return f"{getattr(row.op, '__name__', row.op)}{row.argnums}"
 
 
 def rule_of(row: Row) -> Rule:
-    entry = ABSLRP.lookup(row.op, row.shares)
-    assert isinstance(entry, Rule), f"{row.op} with {row.shares} active has no rule"
+    entry = ABSLRP.lookup(row.op, row.argnums)
+    assert isinstance(entry, Rule), f"{row.op} with {row.argnums} active has no rule"
     return entry
 
 
-def extras(row: Row) -> dict[str, Any]:
-    return {"op": row.op} if rule_of(row).wants("op") else {}
+def told(row: Row) -> dict[str, Any]:
+    known = {"op": row.op, "argnums": argnums_of(row)}
+    return {keyword: value for keyword, value in known.items() if rule_of(row).wants(keyword)}
+
+
+def argnums_of(row: Row) -> tuple[int, ...]:
+    entry = rule_of(row)
+    return row.argnums if entry.argnums is None else entry.argnums
 
 
 def definition(row: Row) -> Callable[..., list[Tensor]]:
-    """The rule by autograd from its definition, as cotangents of `row.shares`."""
+    """The rule by autograd from its definition, as cotangents of `row.argnums`."""
     if row.h is None:
-        return generic(row.op, row.shares)
+        return partial(absolute, op=row.op, argnums=row.argnums)
 
     def rule(g: Tensor, z: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
         leaves, spec = pytree.tree_flatten(args)
-        xs = [leaves[i].detach().requires_grad_() for i in row.shares]
-        for i, x in zip(row.shares, xs, strict=True):
+        xs = [leaves[i].detach().requires_grad_() for i in row.argnums]
+        for i, x in zip(row.argnums, xs, strict=True):
             leaves[i] = x
         a = pytree.tree_unflatten(leaves, spec)
         if row.h_abs is None:
@@ -318,58 +329,32 @@ def definition(row: Row) -> Callable[..., list[Tensor]]:
 
 def test_every_rule_has_a_row() -> None:
     rows = {key(r) for r in ROWS}
-    entries = {(op, args) for (op, args), e in ABSLRP.entries.items() if isinstance(e, Rule)}
+    entries = {(op, args) for (op, args), e in ABSLRP.entries.items() if isinstance(e, Rule) and e is not ABSOLUTE}
     # `out=` overloads never appear in a captured graph; rules by an op's name: test_grouped_mm_is_a_linear_per_group
     entries = {(op, args) for op, args in entries if "out" not in getattr(op, "_overloadname", "")}
     entries = {(op, args) for op, args in entries if not isinstance(op, str)}
     assert entries - rows == set()
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name)
+@pytest.mark.parametrize("row", [r for r in ROWS if r.h or rule_of(r) is not ABSOLUTE], ids=name)
 def test_equals_definition(row: Row) -> None:
     entry, kwargs = rule_of(row), row.kwargs or {}
     z = row.op(*row.args, **kwargs)
     g = rand(*z.shape, seed=9)
-    fast = entry.fn(g, z, *row.args, **kwargs, **extras(row))
-    fast = (fast,) if isinstance(fast, Tensor) else fast
-    leaves = pytree.tree_leaves(row.args)
-    shares = entry.shares if entry.shares is not None else row.shares
-    slow = dict(zip(row.shares, definition(row)(g, z, *row.args, **kwargs), strict=True))
-    for i, f in zip(shares, fast, strict=True):
-        torch.testing.assert_close(leaves[i] * f, leaves[i] * slow[i], rtol=1e-10, atol=1e-10)
-    for i in set(row.shares) - set(shares):
-        assert not slow[i].any(), "the definition gives relevance to an argument the rule leaves out"
+    found = entry.fn(g, z, *row.args, **kwargs, **told(row))
+    found = (found,) if isinstance(found, Tensor) else found
+    leaves, argnums = pytree.tree_leaves(row.args), argnums_of(row)
+    wanted = dict(zip(row.argnums, definition(row)(g, z, *row.args, **kwargs), strict=True))
+    for i, f in zip(argnums, found, strict=True):
+        torch.testing.assert_close(leaves[i] * f, leaves[i] * wanted[i], rtol=1e-10, atol=1e-10)
+    for i in set(row.argnums) - set(argnums):
+        assert not wanted[i].any(), "the definition gives relevance to an argument the rule leaves out"
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if rule_of(r).wants("nonneg")], ids=name)
-def test_nonnegative_shortcut(row: Row) -> None:
-    leaves, spec = pytree.tree_flatten(row.args)
-    leaves[row.shares[0]] = leaves[row.shares[0]].clamp(min=0)
-    args = pytree.tree_unflatten(leaves, spec)
-    z = row.op(*args)
-    g = rand(*z.shape, seed=9)
-    fn, xs = rule_of(row).fn, [leaves[i] for i in row.shares]
-    for x, a, b in zip(xs, fn(g, z, *args, nonneg=True), fn(g, z, *args, nonneg=False), strict=True):
-        torch.testing.assert_close(x * a, x * b, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("at", [(0,), (1,), (0, 1)])
-def test_a_summand_known_to_be_nonnegative(at: tuple[int, ...]) -> None:
-    xs = [x4.clone().clamp(min=0) if i in at else rand(*x4.shape, seed=i + 3) for i in (0, 1)]
-    z = xs[0] + xs[1]
-    g, add = rand(*z.shape, seed=9), ABSLRP.lookup(aten.add.Tensor, (0, 1)).fn
-    known = add(g, z, *xs, nonnegs=(0 in at, 1 in at))
-    assert known[0].data_ptr() != known[1].data_ptr()  # each is somebody's own
-    for x, a, b in zip(xs, known, add(g, z, *xs), strict=True):
-        torch.testing.assert_close(x * a, x * b, rtol=0, atol=0)
-
-
-def site(row: Row, normalise: Any) -> Callable[..., Tensor]:
-    entry = rule_of(row)
-    shares = entry.shares if entry.shares is not None else row.shares
-    batch = Placement(Batch(0), (Batch(0),) * len(shares))
-    more = tuple(extras(row).items())
-    return Site(row.op, entry.fn, entry.name, "test", normalise, shares, frozenset(row.shares), batch, more)
+def site(row: Row, normalise: Any) -> ByRule:
+    argnums = argnums_of(row)
+    batch = Placement(Batch(0), (Batch(0),) * len(argnums))
+    return ByRule(row.op, rule_of(row), "row", "test", normalise, argnums, frozenset(row.argnums), batch)
 
 
 PAIRED = (aten.bmm.default, centred, offset, aten.grid_sampler.default, aten.grid_sampler_2d.default)
@@ -380,7 +365,7 @@ BATCHED = [
     for r in ROWS
     if r.op not in (aten.mm.default, aten.rsqrt.default, aten.reciprocal.default)
     and r.op not in (aten.mean.default, aten.sum.default, aten.trace.default)
-    and all(pytree.tree_leaves(r.args)[i].shape[0] == 2 for i in r.shares)
+    and all(pytree.tree_leaves(r.args)[i].shape[0] == 2 for i in r.argnums)
 ]
 
 
@@ -390,10 +375,10 @@ def test_mass_is_kept_and_samples_are_apart(row: Row) -> None:
 
     def run(pick: slice) -> tuple[list[Tensor], Tensor]:
         leaves, spec = pytree.tree_flatten(row.args)
-        paired = [i for i, t in enumerate(leaves) if i in row.shares or (row.op in PAIRED and isinstance(t, Tensor))]
+        paired = [i for i, t in enumerate(leaves) if i in row.argnums or (row.op in PAIRED and isinstance(t, Tensor))]
         for i in paired:
-            leaves[i] = leaves[i][pick].clone().requires_grad_(i in row.shares)
-        xs = [leaves[i] for i in row.shares]
+            leaves[i] = leaves[i][pick].clone().requires_grad_(i in row.argnums)
+        xs = [leaves[i] for i in row.argnums]
         z = site(row, MASS)(*pytree.tree_unflatten(leaves, spec), **kwargs)
         g = rand(2, *z.shape[1:], seed=9)[pick]
         grads = torch.autograd.grad(z, xs, g, allow_unused=True)
@@ -410,50 +395,6 @@ def test_mass_is_kept_and_samples_are_apart(row: Row) -> None:
         torch.testing.assert_close(total, mass[0] - mass[1], rtol=1e-9, atol=1e-9)
 
 
-KNOWN = [r for r in BATCHED if vars(rule_of(r).fn).keys() & {"of", "keeps_sign", "keeps_relevance"}]
-
-
-@pytest.mark.parametrize("row", KNOWN, ids=name)
-def test_what_rules_say_of_themselves_is_true(row: Row) -> None:
-    """Mass is kept the same with what a rule says of itself as without, for one sign of relevance as for both."""
-    full, kwargs = site(row, MASS), row.kwargs or {}
-    plain = site(row, MASS)
-    plain.rule = lambda *a, **k: full.rule(*a, **k)
-
-    def run(at: Site, positive: bool) -> list[Tensor]:
-        leaves, spec = pytree.tree_flatten(row.args)
-        for i in row.shares:
-            leaves[i] = leaves[i].clone().requires_grad_()
-        z = at(*pytree.tree_unflatten(leaves, spec), **kwargs)
-        g = rand(*z.shape, seed=9)
-        seed = g.abs() * z.sign() if positive else g
-        found = torch.autograd.grad(z, [leaves[i] for i in row.shares], seed, allow_unused=True)
-        return [leaves[i].detach() * c for i, c in zip(row.shares, found, strict=True) if c is not None]
-
-    for a, b in zip(run(full, False), run(plain, False), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    if getattr(full.rule, "keeps_sign", False):
-        full.one_sided = True
-        for a, b in zip(run(full, True), run(plain, True), strict=True):
-            assert (a >= -1e-12 * a.max()).all()
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-
-
-def test_grouped_mm_is_a_linear_per_group() -> None:
-    x, w, offs = rand(5, 8).float(), rand(3, 8, 4, seed=1).float(), torch.tensor([2, 2, 5], dtype=torch.int32)
-    z = torch.cat([x[:2] @ w[0], x[2:] @ w[2]])
-    g = rand(5, 4, seed=2).float()
-
-    def grouped(x: Tensor, w: Tensor, offs: Tensor) -> Tensor:
-        return torch.cat([x[a:b] @ w[i] for i, (a, b) in enumerate(zip([0, 2, 2], offs.tolist(), strict=True))])
-
-    expected = torch.cat(
-        [products.right_weight(g[:2], z[:2], x[:2], w[0])[0], products.right_weight(g[2:], z[2:], x[2:], w[2])[0]]
-    )
-    torch.testing.assert_close(products.grouped_mm(g, z, x, w, offs, op=grouped)[0], expected)
-    assert ABSLRP.lookup(aten._grouped_mm.default, (0,)).fn is products.grouped_mm
-
-
 def test_linear_written_out() -> None:
     """R_i = Σ_j 2 (x_i w_ij)⁺ R_j / |z_j|, with loops."""
     x, w, b = rand(1, 5), rand(4, 5, seed=1), rand(4, seed=2)
@@ -463,7 +404,7 @@ def test_linear_written_out() -> None:
     for i in range(5):
         for j in range(4):
             expected[i] += 2 * max(x[0, i] * w[j, i], 0) * (z[0, j] * g[0, j]) / abs(z[0, j])
-    got = x * site(Row(aten.linear.default, (x, w, b)), NONE).rule(g, z, x, w, b)[0]
+    got = x * site(Row(aten.linear.default, (x, w, b)), NONE).call_rule(g, z, [x], (x, w, b), {})[0]
     torch.testing.assert_close(got[0], expected, rtol=1e-12, atol=1e-12)
 
 
@@ -475,13 +416,13 @@ def test_convolution_written_out() -> None:
     for o in range(3):
         for k in range(2):
             expected[o + k] += 2 * max(x[0, 0, o + k] * w[0, 0, k], 0) * z[0, 0, o].sign() * g[0, 0, o]
-    rule = ABSLRP.lookup(aten.conv1d.default, (0,))
-    torch.testing.assert_close((x * rule.fn(g, z, x, w)[0])[0, 0], expected, rtol=1e-12, atol=1e-12)
+    (found,) = absolute(g, z, x, w, op=aten.conv1d.default, argnums=(0,))
+    torch.testing.assert_close((x * found)[0, 0], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_zero_output_carries_no_relevance() -> None:
     x, w = torch.zeros(1, 3).double(), rand(2, 3)
-    g = ABSLRP.lookup(aten.linear.default, (0,)).fn(torch.ones(1, 2).double(), x @ w.T, x, w)[0]
+    (g,) = absolute(torch.ones(1, 2).double(), x @ w.T, x, w, op=aten.linear.default, argnums=(0,))
     assert torch.isfinite(g).all()
     assert not (x * g).any()
 
@@ -522,45 +463,10 @@ def test_an_op_without_a_derivative_is_named() -> None:
         return x.detach()
 
     with pytest.raises(fxlrp.FxlrpError, match=r"cut_off.* has no derivative"):
-        generic(cut_off, (0,))(c, c, c)
+        absolute(c, c, c, op=cut_off, argnums=(0,))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_ratio_drops_what_divides_by_nothing(dtype: torch.dtype) -> None:
     a, b = torch.tensor([1, 2, 3, 0, 5], dtype=dtype), torch.tensor([2, -4, 0, 0, 0.25], dtype=dtype)
     assert torch.equal(ratio(a, b), torch.tensor([0.5, -0.5, 0, 0, 20], dtype=dtype))
-
-
-def test_a_large_weight_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    z, g, x, w, b = rand(2, 7), rand(2, 7, seed=1), rand(2, 5, seed=2), rand(7, 5, seed=3), rand(7, seed=4)
-    rule = ABSLRP.lookup(aten.linear.default, (0,)).fn
-
-    def both() -> list[Tensor]:
-        made = [rule.of(z, x, w, b, nonneg=n) for n in (False, True)]
-        return [t for by in made for t in (*by.rule(g, z), by.total())]
-
-    whole = both()
-    monkeypatch.setattr(scratch, "LARGE", 10)
-    pieces = both()
-    for a, c in zip(whole, pieces, strict=True):
-        torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["zplus", "alpha-beta", "gamma"])
-def test_classic_rules_take_a_large_weight_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    z, g, x, w, b = rand(2, 7), rand(2, 7, seed=1), rand(2, 5, seed=2), rand(7, 5, seed=3), rand(7, seed=4)
-    rule = fxlrp.rulebook(name).lookup(aten.linear.default, (0,)).fn
-    whole = rule(g, z, x, w, b, op=aten.linear.default, nonneg=False)
-    monkeypatch.setattr(scratch, "LARGE", 10)
-    torch.testing.assert_close(rule(g, z, x, w, b, op=aten.linear.default, nonneg=False), whole, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [10, 5000])
-@pytest.mark.parametrize("batch", [Batch(0), Batch(1), Batch(0, 1, 3), WHOLE], ids=str)
-def test_products_per_sample(batch: Batch, size: int) -> None:
-    a, b = rand(6, 3, size), rand(6, 3, size, seed=1)
-    parts = {0: (a * b).sum((1, 2)), 1: (a * b).sum((0, 2)), -1: (a * b).sum()[None]}[batch.axis]
-    parts = parts.view(-1, batch.after).sum(1)
-    torch.testing.assert_close(sample_dot(a, b, batch), parts)
-    twice = torch.vmap(lambda b: sample_dot(a, b, batch))(torch.stack([b, -2 * b]))
-    torch.testing.assert_close(twice, torch.stack([parts, -2 * parts]))

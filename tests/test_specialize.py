@@ -10,11 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxlrp import convert
-from fxlrp.checkpoint import Segment, recompute_squares
+from fxlrp import acceleration, convert
 from fxlrp.explainer import Explainer
-from fxlrp.rules.propagate import Site
-from fxlrp.rules.scratch import borrow, scratch
+
+if not acceleration.FAST:
+    pytest.skip("fxlrp.fast is switched off", allow_module_level=True)
+
+from fxlrp.fast.checkpoint import Segment, without_squares
+from fxlrp.fast.memory import borrow, scratch
+from fxlrp.fast.replaced import Fast
 
 BOOKS = ["abslrp", "abslrp-hybrid", "abslrp-2024-04", "abslrp-2024-12", "attnlrp", "epsilon-plus-flat"]
 
@@ -23,9 +27,9 @@ def pictures(count: int) -> Tensor:
     return torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
 
 
-def sites(explainer: Explainer, one_sided: bool) -> list[Site]:
-    graph = explainer._known().specialized(one_sided).graph
-    return [n.target for n in graph.nodes if isinstance(n.target, Site)]
+def sites(explainer: Explainer, one_sided: bool) -> list[Fast]:
+    graph = explainer._known().form(one_sided).graph.graph
+    return [n.target for n in graph.nodes if isinstance(n.target, Fast)]
 
 
 def test_signs_are_known_without_a_contrast(cnn: nn.Module) -> None:
@@ -69,7 +73,7 @@ def test_a_norm_may_turn_the_sign() -> None:
 def test_relu_joins_the_product_before_it(cnn: nn.Module) -> None:
     explainer = convert(cnn, pictures(2))
     plan, x = explainer._known(), pictures(3)
-    fast = plan.specialized(False)
+    fast = plan.form().graph
     relu = torch.ops.aten.relu.default
     assert plan.graph.graph.find_nodes(op="call_function", target=relu)
     assert not fast.graph.find_nodes(op="call_function", target=relu)
@@ -115,16 +119,16 @@ def test_weights_of_attention_are_not_kept(rules: str, monkeypatch: pytest.Monke
     x = torch.randn(2, 20, 8, dtype=torch.float64)
     explainer = convert(model, x, rules=rules)
 
-    graph = explainer._known().specialized(False)
+    graph = explainer._known().form().graph
 
     def keeps_squares(graph: nn.Module) -> bool:
         return any(t.shape[-2:] == (20, 20) for t in kept_by(graph, x))
 
     assert keeps_squares(graph) != rules.startswith("attnlrp")  # which leaves attention fused
-    assert not keeps_squares(recompute_squares(graph))
+    assert not keeps_squares(without_squares(graph))
     a = explainer(x, target=[0, 1]).relevance
-    monkeypatch.setattr("fxlrp.explainer.recompute_squares", lambda graph: graph)
-    b = explainer(x, target=[0, 1]).relevance
+    monkeypatch.setattr("fxlrp.fast.checkpoint.without_squares", lambda graph: graph)
+    b = convert(model, x, rules=rules)(x, target=[0, 1]).relevance
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
@@ -159,11 +163,11 @@ def test_functions_are_computed_again_instead_of_kept(rules: str, monkeypatch: p
     def explained() -> tuple[int, Tensor]:
         explainer = convert(model, x, rules=rules)
         relevance = explainer(x, target=[0, 1], position=1).relevance
-        kept = kept_by(explainer._known().specialized(False), x)
+        kept = kept_by(explainer._known().form().graph, x)
         return sum({t.data_ptr(): t.nbytes for t in kept}.values()), relevance
 
     less, a = explained()
-    monkeypatch.setattr("fxlrp.specialize.recompute_functions", lambda gm: None)
+    monkeypatch.setattr("fxlrp.fast.specialize.recompute_functions", lambda gm: None)
     more, b = explained()
     values = 2 * 5 * (2 * 16 + 6) * 8  # of gelu, silu and elu
     assert more - less >= (values if rules == "abslrp" else 0)  # other rulebooks have fewer rules that could
@@ -208,7 +212,7 @@ def test_several_targets_by_one_batched_pass(cnn: nn.Module, rules: str, monkeyp
     passes = count_batched_passes(monkeypatch)
     batched = explainer(x, target=[0, 3, 4], contrast="others")
     assert passes == [6 if explainer.rulebook.contrast == "apart" else 3]
-    monkeypatch.setattr("fxlrp.relevance_pass.AT_ONCE", 1)
+    monkeypatch.setattr("fxlrp.engine.relevance_pass.AT_ONCE", 1)
     torch.testing.assert_close(batched.relevance, explainer(x, target=[0, 3, 4], contrast="others").relevance)
 
 
@@ -238,7 +242,7 @@ def test_checkpoints_leave_relevance_as_it_is(rules: str) -> None:
     plain, small = convert(model, x, rules=rules), convert(model, x, rules=rules, checkpoint=True)
     a, b = plain(x, target=[0, 1]), small(x, target=[0, 1])
     torch.testing.assert_close(a.relevance, b.relevance)
-    split = recompute_squares(small._known().specialized(False)).meta["checkpointed"]
+    split = small._known().form(small=True, checkpoint=True).graph
     assert sum(isinstance(m, Segment) for m in split.modules()) > 2
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from captum.attr import Attribution
 from torch import Tensor, nn
 
+from fxlrp.engine.seeds import Contrast, Target
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import convert
 from fxlrp.rules.registry import Rulebook
-from fxlrp.seeds import Contrast, Target
 
 
 class FxLRP(Attribution):

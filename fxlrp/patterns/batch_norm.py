@@ -10,7 +10,7 @@ from torch import fx
 
 from fxlrp.ops import of_kind
 from fxlrp.patterns.emit import KEPT
-from fxlrp.rules.propagate import Given
+from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.registry import Rule
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def _folded(
     shift = call(aten.neg.default, mean) if bias is None else call(aten.sub.Tensor, bias, mean)
     shift = call(aten.mul.Tensor, shift, scale)
     shift = shift if b is None else call(aten.add.Tensor, shift, b)
-    given = Given(product.target, channels=1 if product.target in TRANSPOSED else 0)
-    folded = call(given, z, scale, x, weight, shift, *more)
+    op = FoldedProduct(product.target, channels=1 if product.target in TRANSPOSED else 0)
+    folded = call(op, x, weight, shift, *more, value=z, scale=scale)
     folded.meta.update({k: product.meta[k] for k in KEPT if k in product.meta})
     return folded
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.ops import about, of_kind
-from fxlrp.rules import elementwise
+from fxlrp.rules import passing
+from fxlrp.rules.absolute import absolute
 from fxlrp.rules.registry import Rule
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ PRODUCTS = (
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 WRITES = (aten.slice_scatter.default, aten.select_scatter.default)
 """What is written into a part of a tensor, of complex numbers without a derivative."""
-KNOWING = (elementwise.div, elementwise.normaliser)
+KNOWING = (absolute, passing.div, passing.normaliser)
 """Rules that hold for complex numbers as they are."""
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from fxlrp.ops import about, is_pointwise, overloads
-from fxlrp.rules.propagate import LEADING, Given
+from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.weighted import CONVOLVING, DENSE, FirstLayer, ones_for
 
 if TYPE_CHECKING:
@@ -32,12 +32,10 @@ def mark_first_layers(gm: fx.GraphModule, facts: Facts) -> bool:
     known: dict[fx.Node, Any] = {}
     changed = False
     for node in list(gm.graph.nodes):
-        given = isinstance(node.target, Given)
-        places = PLACES.get(node.target.op if given else node.target)
-        operands = node.args[LEADING:] if given else node.args
-        if places is None or not facts.carries(node) or facts.carries(operands[1]):
+        places = PLACES.get(node.target.product if isinstance(node.target, FoldedProduct) else node.target)
+        if places is None or not facts.carries(node) or facts.carries(node.args[1]):
             continue
-        ones = _ones(operands[0], known, facts)
+        ones = _ones(node.args[0], known, facts)
         if ones is None:
             continue
         with gm.graph.inserting_before(node):

@@ -1,10 +1,7 @@
-"""Rules: the registry, and the rulebooks, each a table from op to rule."""
+"""Rules: how relevance goes through each op, as formulas, and the registry that rulebooks find them by."""
 
 import sys
 
-from fxlrp.rules import classic, gradients, hybrid, transformers
-from fxlrp.rules.abslrp import ABSLRP
-from fxlrp.rules.published import APRIL, abslrp_2024_12
 from fxlrp.rules.registry import (
     ABSOLUTE,
     STRUCTURAL,
@@ -19,22 +16,15 @@ from fxlrp.rules.registry import (
 )
 
 __all__ = [
-    "ABSLRP",
     "ABSOLUTE",
-    "APRIL",
     "STRUCTURAL",
     "Derivative",
     "Rule",
     "Rulebook",
-    "abslrp_2024_12",
-    "classic",
-    "gradients",
-    "hybrid",
     "rule",
     "rulebook",
     "rulebooks",
     "table",
-    "transformers",
     "unregister",
 ]
 

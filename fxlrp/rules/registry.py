@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from fxlrp.errors import FxlrpError
 from fxlrp.ops import about, overloads
+from fxlrp.rules.absolute import absolute
+from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS, Normalise
-from fxlrp.rules.propagate import LEADING, Given
 
 if TYPE_CHECKING:
     from fxlrp.facts import Facts
@@ -29,13 +30,13 @@ class Rule:
     """A relevance rule for an op.
 
     fn(g, z, *args, **kwargs) gets the cotangent g and the value z of the op's output (R = z g) and the op's own
-    arguments, and returns the cotangents of the arguments `shares` points at (default: the ones that carry relevance).
-    A rule that asks for the keyword `nonneg` is told whether the first of those arguments is known to be ≥ 0, for
-    `nonnegs` whether each is; one that asks for `op` gets the op.
+    arguments, and returns the cotangents of the arguments that `argnums` points at (default: those that carry
+    relevance), in pytree order.  One that asks for the keyword `argnums` is told these; one that asks for `op` gets the
+    op.
     """
 
     fn: Callable[..., Any]
-    shares: tuple[int, ...] | None = None
+    argnums: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -72,15 +73,10 @@ class Structural:
     name = "structural"
 
 
-class Absolute:
-    """The generic absLRP rule, known to be the right one for this op."""
-
-    name = "absolute"
-
-
 STRUCTURAL = Structural()
-ABSOLUTE = Absolute()
-Entry = Rule | Derivative | Parts | Structural | Absolute
+ABSOLUTE = Rule(absolute)
+"""absLRP's own rule, known to be the right one for an op; the op of which nothing is known has it, too."""
+Entry = Rule | Derivative | Parts | Structural
 
 
 def _name(op: Op) -> str | None:
@@ -94,7 +90,8 @@ def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
     """
     out: dict[Key, Entry] = {}
     for rule, *ops in rows:
-        args: tuple[int, ...] | None = None if isinstance(rule, Structural | Absolute | Derivative | Parts) else (0,)
+        anywhere = rule is ABSOLUTE or isinstance(rule, Structural | Derivative | Parts)
+        args: tuple[int, ...] | None = None if anywhere else (0,)
         if ops and (ops[0] is None or isinstance(ops[0], tuple)):
             args, *ops = ops
         entry = rule if isinstance(rule, Entry) else Rule(rule)
@@ -167,8 +164,8 @@ class Rulebook:
 
         Of entries, a user's come first, then the rulebook's own; without any, ops that move values need no rule.
         """
-        if isinstance(op, Given):
-            return self.lookup(op.op, tuple(i - LEADING for i in active))
+        if isinstance(op, FoldedProduct):
+            op = op.product
         names: tuple[Any, ...] = (op, type(op), _name(op))
         for name in names:
             if known := {at: entry for (named, at), entry in _USER.items() if named == name}:
@@ -196,20 +193,20 @@ def _of_user(op: Op, known: Mapping[tuple[int, ...] | None, Entry], active: tupl
             f"Rule {rule.name!r} for {op} is for {'its first argument' if None in known else f'arguments {places}'}, "
             f"and here relevance stands at {active}: register one for that, @fxlrp.rule(op, args={active})."
         )
-    shares, entry = tuple(i for i in places if i in active), known[places]
+    argnums, entry = tuple(i for i in places if i in active), known[places]
     if not isinstance(entry, Rule):
         return entry
-    return Rule(entry.fn if shares == places else _some(entry.fn, places, shares), shares)
+    return Rule(entry.fn if argnums == places else _some(entry.fn, places, argnums), argnums)
 
 
 @functools.cache
-def _some(fn: Callable, places: tuple[int, ...], shares: tuple[int, ...]) -> Callable:
+def _some(fn: Callable, places: tuple[int, ...], argnums: tuple[int, ...]) -> Callable:
     """A rule that returns what another gives to some of its arguments; the rest are constants here."""
 
     @functools.wraps(fn)
     def rule(*args: Any, **kwargs: Any) -> Any:
         found = fn(*args, **kwargs)
-        return found if found is None else tuple(found[places.index(i)] for i in shares)
+        return found if found is None else tuple(found[places.index(i)] for i in argnums)
 
     return rule
 

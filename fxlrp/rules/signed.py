@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.rules.generic import vjp
-from fxlrp.rules.norms import deviation, norm_scale, per_channel
-from fxlrp.rules.quantities import by_parts, less, times
+from fxlrp.rules.absolute import norm_scale, per_channel, standardize
+from fxlrp.rules.calculus import vjp
+from fxlrp.rules.quantities import by_parts
 from fxlrp.rules.registry import Derivative, Parts
 from fxlrp.rules.weighted import stabilized
 
@@ -59,19 +59,16 @@ def attention_to_values(
 
 def identity(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
     """A non-linearity passes R on, R_x = R (1 − f(0)/f(x)): what it gives for nothing, f(0), counts as a bias."""
-    same = getattr(op, "broadcasts", True) and not any(isinstance(a, Tensor) for a in (*rest, *kwargs.values()))
-    nothing = x.new_zeros(()) if same else torch.zeros_like(x)  # f(0) is one number, or one for each entry
+    nothing = torch.zeros_like(x)
     f0 = op(nothing, *rest, **kwargs)
-    (slope,) = vjp(lambda t: op(t, *rest, **kwargs), [nothing], torch.ones_like(nothing))
-    quotient = (z - torch.where(f0.isfinite(), f0, 0)).div_(x)
-    none = x == 0
-    return times(quotient.masked_fill_(none, slope) if same else torch.where(none, slope, quotient), g)
+    slope = vjp(lambda t: op(t, *rest, **kwargs), [nothing], torch.ones_like(x))[0]
+    return torch.where(x == 0, slope, (z - torch.where(f0.isfinite(), f0, 0)) / x) * g
 
 
 def standardized(g: Tensor, x: Tensor, first: int, eps: float) -> Tensor:
     """Jᵀg of (x − mean) / σ over the axes from `first` on, with σ a constant, which makes it linear in x."""
-    g = g * deviation(x, first, eps)[1]
-    return less(g, g.mean(list(range(first, x.ndim)), keepdim=True))
+    g = g / standardize(x, first, eps)[1]
+    return g - g.mean(list(range(first, x.ndim)), keepdim=True)
 
 
 def layer_norm(

@@ -9,19 +9,17 @@ Every rule here is R_i = Σ_j (contribution of i to j) / (sum of contributions t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import reduce
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxlrp.ops import of_kind
-from fxlrp.rules.generic import pullback, vjp
-from fxlrp.rules.propagate import Given
-from fxlrp.rules.quantities import clamped, ratio, times, where_positive
-from fxlrp.rules.scratch import borrow, rows_at_once
+from fxlrp.rules.calculus import vjp
+from fxlrp.rules.folded import unfolded
+from fxlrp.rules.quantities import clamped, ratio
 
 aten = torch.ops.aten
 
@@ -56,7 +54,6 @@ class Product:
     args: tuple
     kwargs: dict[str, Any]
     places: Places
-    nonneg: bool = False  # whether x is known to be ≥ 0
 
     def __call__(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         args = list(self.args)
@@ -73,53 +70,28 @@ class Product:
         assert w is not None
         return x, w, b
 
-    def pieces(self, g: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor, Product]]:
-        """The product with g and z of its outputs, in pieces of the outputs where a dense layer's weight is large."""
-        x, w, b = self.operands
-        rows = rows_at_once(w) if self.op is aten.linear.default else len(w)
-        if len(w) <= rows:
-            yield g, z, self
-            return
-        for i in range(0, len(w), rows):
-            cut = slice(i, i + rows)
-            args = (x, w[cut], None if b is None else b[cut])
-            yield g[..., cut], z[..., cut], replace(self, args=args)
 
-
-Contributions = tuple[Tensor, Callable[[Tensor], Tensor]]
-"""Their sum at each output, and how s = R / sum at the outputs becomes g at x."""
-
-
-def contributions(f: Product, sign: int) -> Contributions:
-    """Those of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0)."""
+def contributions(f: Product, sign: int) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
+    """Those of one sign, Σ_i z±_ij + b_j± = f(x⁺; w±, b±) + f(x⁻; w∓, 0), as a function of x⁺ and x⁻; and these."""
     x, w, b = f.operands
-    halves = [(1, x)] if f.nonneg else [(1, x.clamp(min=0)), (-1, x.clamp(max=0))]
-    none = None if b is None else torch.zeros_like(b)
-    biases = [none if b is None or half < 0 else clamped(b, sign) for half, _ in halves]
-    weights = [clamped(w.detach(), sign * half, borrow(f"part{half}", w)) for half, _ in halves]
+    same, other = clamped(w, sign), clamped(w, -sign)
+    bias, none = (None, None) if b is None else (clamped(b, sign), torch.zeros_like(b))
 
-    def total(*parts: Tensor) -> Tensor:
-        found = [f(*operands) for operands in zip(parts, weights, biases, strict=True)]
-        return sum(found[1:], found[0])
+    def total(positive: Tensor, negative: Tensor) -> Tensor:
+        return f(positive, same, bias) + f(negative, other, none)
 
-    value, transposed = pullback(total, *(part for _, part in halves))
-
-    def pull(s: Tensor) -> Tensor:
-        grads = transposed(s)
-        if f.nonneg:
-            return grads[0]
-        return where_positive(grads[0], x) + (grads[1] - where_positive(grads[1], x))  # what x > 0 says, fast on a CPU
-
-    return value, pull
+    return total, (x.clamp(min=0), x.clamp(max=0))
 
 
 def alpha_beta(g: Tensor, z: Tensor, f: Product, *, alpha: float, beta: float, stabilizer: float) -> Tensor:
     """R_i = Σ_j (α z⁺_ij / Σ_i z⁺_ij − β z⁻_ij / Σ_i z⁻_ij) R_j, with b_j⁺ and b_j⁻ in the sums."""
-    r, out = z * g, torch.zeros_like(f.operands[0])
+    x, _, _ = f.operands
+    out = torch.zeros_like(x)
     for factor, sign in ((alpha, 1), (-beta, -1)):
         if factor:
-            total, pull = contributions(f, sign)
-            out = out + factor * pull(ratio(r, stabilized(total, stabilizer)))
+            total, xs = contributions(f, sign)
+            above, below = vjp(total, xs, ratio(z * g, stabilized(total(*xs), stabilizer)))
+            out = out + factor * torch.where(x > 0, above, below)
     return out
 
 
@@ -136,14 +108,12 @@ def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) 
     """
     x, w, b = f.operands
     h, none = gamma / 2, None if b is None else torch.zeros_like(b)
-    size = torch.abs(w.detach(), out=borrow("magnitude", w))
-    total, transposed = pullback(lambda t: f(t, size, None if b is None else b.abs()), x if f.nonneg else x.abs())
     sign = signs(z)
-    s = ratio(z * g, stabilized(((1 + h) * z).addcmul_(sign, total, value=h), stabilizer))
-    del total
+    total = (1 + h) * z + h * sign * f(x.abs(), w.abs(), None if b is None else b.abs())
+    s = ratio(z * g, stabilized(total, stabilizer))
     (signed,) = vjp(lambda t: f(t, w, none), [x], s)
-    (absolute,) = transposed(times(s, sign))
-    return signed.mul_(1 + h).add_(absolute if f.nonneg else times(absolute, x.sign()), alpha=h)
+    (absolute,) = vjp(lambda t: f(t, w.abs(), none), [x.abs()], sign * s)
+    return (1 + h) * signed + h * x.sign() * absolute
 
 
 def flat(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, stabilizer: float) -> Tensor:
@@ -184,11 +154,8 @@ class Weighted:
     def __name__(self) -> str:
         return self.rule.__name__
 
-    def __call__(
-        self, g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], nonneg: bool, **kwargs: Any
-    ) -> Tensor:
-        parts = Product(op, args, kwargs, self.places, nonneg).pieces(g, z)
-        return reduce(Tensor.add_, (self.rule(*part, **dict(self.parameters)) for part in parts))
+    def __call__(self, g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+        return self.rule(g, z, Product(op, args, kwargs, self.places), **dict(self.parameters))
 
 
 def ones_for(x: Tensor) -> Tensor:
@@ -226,5 +193,5 @@ class AtInput:
         return self.rule.__name__
 
     def __call__(self, g: Tensor, z: Tensor, ones: Tensor, *args: Any, op: FirstLayer, **kwargs: Any) -> Tensor:
-        product, args = (op.op.op, op.op.operands(*args)) if isinstance(op.op, Given) else (op.op, args)
+        product, args, kwargs = unfolded(op.op, args, kwargs)
         return self.rule(g, z, ones, Product(product, args, kwargs, op.places), **dict(self.parameters))

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.rules.registry import Rulebook
-from fxlrp.seeds import Question
 from fxlrp.text.attribution import Asked, TextAttribution
 from fxlrp.text.encode import Encoded, batched, encode, limit_of
 from fxlrp.text.tasks import (

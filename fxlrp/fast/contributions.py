@@ -1,11 +1,10 @@
 """Contributions: what an op's inputs give to its output, known apart from the relevance that is shared by it.
 
-A rule made of them costs relevance of both signs one call: what it will give is known beforehand.
+A rule made of them costs relevance of both signs one call: the mass that it will give is known beforehand.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.rules.quantities import over_abs, times
+from fxlrp.fast.memory import times
+from fxlrp.rules.absolute import Formula
+from fxlrp.rules.quantities import over_abs
 
 Give = Callable[[Tensor], Sequence[Tensor]]
 
@@ -38,33 +39,18 @@ class Contributions:
         return self.give(s if self.factor == 1 else self.factor * s)
 
 
-class ByContributions:
-    """A rule (g, z, *args, **kwargs) made of contributions, of(z, *args, **kwargs).
-
-    keeps_sign: whether R_i has the sign of the relevance it comes from.
-    """
-
-    def __init__(self, of: Callable[..., Contributions], keeps_sign: bool = True) -> None:
-        functools.update_wrapper(self, of)
-        self.of, self.keeps_sign = of, keeps_sign
-
-    def __call__(self, g: Tensor, z: Tensor, *args: Any, **kwargs: Any) -> Sequence[Tensor]:
-        return self.of(z, *args, **kwargs).rule(g, z)
-
-
-def keeps_sign(rule: Callable) -> Callable:
-    """Says of a rule that R_i has the sign of the relevance it comes from."""
-    vars(rule).update(keeps_sign=True)
-    return rule
-
-
-def keeps_relevance(rule: Callable) -> Callable:
-    """Says of a rule that relevance goes on as it came, entry by entry: there is nothing to rescale."""
-    vars(rule).update(keeps_sign=True, keeps_relevance=True)
-    return rule
-
-
 def diagonal(x: Tensor, d: Tensor, factor: float = 1) -> Contributions:
     """Of an op that works entry by entry, g = d s; x may be −∞ where d is 0."""
     least = torch.finfo(x.dtype).min
     return Contributions(lambda s: (times(s, d),), lambda: times(x.clamp(min=least), d).abs_(), factor)
+
+
+def entrywise(rule: Formula) -> Callable[..., Contributions]:
+    """Those of a rule whose formula works entry by entry: what it gives for s = 1 is all there is to know."""
+
+    def of(z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Contributions:
+        found = rule.formula(z.new_ones(()).expand_as(z), z, x, *args, **kwargs)
+        d = found if isinstance(found, Tensor) else found[0]
+        return diagonal(x, d)
+
+    return of

@@ -1,4 +1,4 @@
-"""absLRP rules for products with weights (linear; rules/convolutions.py) and of two activations (matmul).
+"""Kernels of absLRP for products with weights (convolutions: fast/convolutions.py) and of two activations.
 
 The published rule R_x = x ⊙ (Wᵀs) + |x| ⊙ (|W|ᵀs), s = R/|z|, keeps the positive contributions x_i w_ij > 0 twice:
 
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.rules.contributions import ByContributions, Contributions
-from fxlrp.rules.generic import vjp
-from fxlrp.rules.quantities import add_product, clamped, keep_positive, where_positive
-from fxlrp.rules.scratch import borrow, rows_at_once
+from fxlrp.fast.contributions import Contributions
+from fxlrp.fast.memory import add_product, borrow, clamped, keep_positive, rows_at_once
+from fxlrp.rules.calculus import vjp
+from fxlrp.rules.quantities import where_positive
 
 aten = torch.ops.aten
 Two = Callable[[Tensor, Tensor], Tensor]
@@ -65,7 +65,6 @@ def product(
     return Contributions(give, total, 2 if nonneg else 1)
 
 
-@ByContributions
 def linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: bool = False) -> Contributions:
     """Relevance goes to the positive contributions x_i w_ij > 0; the bias takes part in |z| only."""
     rows = rows_at_once(w)
@@ -106,25 +105,21 @@ def _after(x: Tensor) -> Two:
     return transposed
 
 
-@ByContributions
 def right_weight(z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Contributions:
     """x @ w with a constant w: as `linear`."""
     return product(z, x, w, torch.matmul, _before(x), nonneg)
 
 
-@ByContributions
 def left_weight(z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Contributions:
     """w @ x with a constant w: as `linear`."""
     return product(z, x, w, lambda x, w: w @ x, _after(x), nonneg)
 
 
-@ByContributions
 def addmm(z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Contributions:
     """b + x @ w with constant b, w: as `linear`."""
     return product(z if nonneg else x @ w, x, w, torch.matmul, _before(x), nonneg)
 
 
-@ByContributions
 def matmul(z: Tensor, x: Tensor, y: Tensor, *, nonneg: bool = False) -> Contributions:
     """A product of two activations: each gets the positive contributions, with the other as its weight; nonneg says
     that x ≥ 0, as attention weights are."""
@@ -140,7 +135,6 @@ def matmul(z: Tensor, x: Tensor, y: Tensor, *, nonneg: bool = False) -> Contribu
     return Contributions(lambda s: (*to_x.give(s), *to_y.give(s)), lambda: to_x.total().mul_(2))
 
 
-@ByContributions
 def grouped_mm(
     z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
 ) -> Contributions:
@@ -152,7 +146,6 @@ def grouped_mm(
     return product(z, x, w, forward, lambda s, w: forward(s, w.mT))
 
 
-@ByContributions
 def positive_sum(z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Contributions:
     """A sum with weights ≥ 0 (a mean, a value read between pixels), R_x = 2 x⁺ ⊙ Jᵀs; what says where takes nothing."""
 

@@ -1,4 +1,4 @@
-"""absLRP rules for convolutions: products with weights (rules/products.py) in their own layout."""
+"""Kernels of absLRP for convolutions: products with weights (fast/products.py) in their own layout."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.rules.contributions import ByContributions, Contributions
-from fxlrp.rules.products import product
+from fxlrp.fast.contributions import Contributions
+from fxlrp.fast.products import product
 
 aten = torch.ops.aten
 
@@ -126,7 +126,7 @@ def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple
         return replace(whole, give=lambda s: (whole.give(s)[0][inside],)) if inside else whole
 
     rule.__name__ = name
-    return ByContributions(rule)
+    return rule
 
 
 def _tuple(v: Any, n: int) -> list[int]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from fxlrp.methods.classic import PRODUCTS, by_epsilon, by_rule, composite
 from fxlrp.patterns.gates import gate, mark_gates
-from fxlrp.rules import elementwise, signed, weighted
-from fxlrp.rules.classic import PRODUCTS, by_epsilon, by_rule, composite
+from fxlrp.rules import passing, signed, weighted
 from fxlrp.rules.registry import Rule, Rulebook, publish
 
 aten = torch.ops.aten
@@ -29,7 +29,7 @@ def attnlrp(gamma: float = 0.0, epsilon: float = 0.0) -> Rulebook:
 @publish
 def cp_lrp(gamma: float = 0.0, epsilon: float = 0.0) -> Rulebook:
     """CP-LRP: attention weights and gates are constants, else as attnlrp."""
-    constant = (Rule(elementwise.normaliser, shares=()), aten.softmax.int, aten._softmax.default, gate)
+    constant = (Rule(passing.normaliser, argnums=()), aten.softmax.int, aten._softmax.default, gate)
     book = attnlrp(gamma=gamma, epsilon=epsilon)
-    fused = () if epsilon else ((Rule(signed.attention_to_values, shares=(2,)), None, ATTENTION),)
+    fused = () if epsilon else ((Rule(signed.attention_to_values, argnums=(2,)), None, ATTENTION),)
     return book.extend([constant, *fused], passes=(*book.passes, mark_gates))

@@ -20,11 +20,10 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions, validate_parti
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from fxlrp.confine import kept
+from fxlrp.engine.replaced import ReplacedOp
+from fxlrp.graphs import copied
 from fxlrp.ops import about
-from fxlrp.rules.propagate import InPlace
-from fxlrp.rules.quantities import outside_vmap
-from fxlrp.specialize import copied
+from fxlrp.rules.calculus import outside_vmap
 
 aten = torch.ops.aten
 
@@ -61,40 +60,32 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linu
 def checkpointed(gm: fx.GraphModule, leaves: list[fx.Node]) -> fx.GraphModule:
     """The graph in √(all it keeps / what a cut keeps) segments; what `leaves`, where the relevance pass ends, depend on
     stays outside of them."""
-
-    def make() -> fx.GraphModule:
-        parts = _parts(gm, leaves)
-        split = split_module(gm, nn.Module(), parts.__getitem__, keep_original_order=False)
-        for name, part in list(split.named_children()):
-            if name.startswith("submod_") and name != "submod_0":
-                setattr(split, name, Tidy(part))
-        return split
-
-    return kept(gm, "checkpointed", make)
+    parts = _parts(gm, leaves)
+    split = split_module(gm, nn.Module(), parts.__getitem__, keep_original_order=False)
+    for name, part in list(split.named_children()):
+        if name.startswith("submod_") and name != "submod_0":
+            setattr(split, name, Tidy(part))
+    return split
 
 
-def recompute_squares(gm: fx.GraphModule) -> fx.GraphModule:
+def without_squares(gm: fx.GraphModule) -> fx.GraphModule:
     """The graph with attention, from queries and keys to what its weights make of the values, as segments: weights of
     tokens × tokens are not kept, but those of one layer while relevance passes it."""
-
-    def make() -> fx.GraphModule:
-        copy, _ = copied(gm)
-        parts = [part for node in copy.graph.nodes if about(_op(node)).kind == "softmax" and (part := _around(node))]
-        fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
-        for name, part in list(copy.named_children()):
-            if name.startswith("attention_"):
-                setattr(copy, name, Segment(part))
-        copy.recompile()
-        return copy
-
-    return kept(gm, "recomputing", make)
+    copy, _ = copied(gm)
+    parts = [part for node in copy.graph.nodes if about(_op(node)).kind == "softmax" and (part := _around(node))]
+    fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
+    for name, part in list(copy.named_children()):
+        if name.startswith("attention_"):
+            setattr(copy, name, Segment(part))
+    copy.recompile()
+    return copy
 
 
 PRODUCTS = (aten.matmul, aten.mm, aten.bmm, aten.baddbmm, aten.linear, aten.addmm, aten.einsum)
 
 
 def _op(node: fx.Node) -> Any:
-    return node.target.op if isinstance(node.target, InPlace) else node.target
+    return node.target.op if isinstance(node.target, ReplacedOp) else node.target
 
 
 def _around(softmax: fx.Node) -> list[fx.Node]:
@@ -110,7 +101,7 @@ def _around(softmax: fx.Node) -> list[fx.Node]:
     inputs = {n for m in part | ends for n in m.all_input_nodes} - part
     saved = sum(map(_bytes, part)) > sum(map(_bytes, inputs))
     whole = [n for n in softmax.graph.nodes if n in part | ends]
-    ours = any(isinstance(n.target, InPlace) for n in whole)  # else it keeps no more than the model itself does
+    ours = any(isinstance(n.target, ReplacedOp) for n in whole)  # else it keeps no more than the model itself does
     return whole if saved and ours and validate_partition(whole) else []
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fxlrp import acceleration
 from fxlrp.confine import without_warnings
+from fxlrp.engine.seeds import relevance_at_output
+from fxlrp.graphs import Plan
+from fxlrp.lookups import NOWHERE
 from fxlrp.reads import Place
-from fxlrp.rewrite import Plan, at_positions
-from fxlrp.rules.quantities import by_parts, is_eager, relevance
+from fxlrp.rules.quantities import by_parts, relevance
 from fxlrp.rules.registry import Rulebook
-from fxlrp.rules.scratch import scratch
-from fxlrp.seeds import relevance_at_output
 
 
 class Read(NamedTuple):
@@ -77,7 +78,7 @@ def propagate(
         return [cotangents(g, keep or g is not at_end[-1]) for g in at_end]
 
     starts = range(0, len(seeds), at_once)
-    with scratch() if is_eager(out[plan.logits]) else nullcontext():
+    with acceleration.scratch(out[plan.logits]):
         grads = [g for i in starts for g in pull(seeds[i : i + at_once], keep=i + at_once < len(seeds))]
     reads = []
     for direction in asked:
@@ -118,3 +119,10 @@ def _by_input(plan: Plan, out: Sequence[Tensor], tensors: Sequence[Tensor], read
 
     parts = [[one(at, i) for at in places] for i, places in plan.readouts.items()]
     return [sum(several[1:], several[0]) for several in parts]
+
+
+def at_positions(r: Tensor, positions: Tensor, count: int) -> Tensor:
+    """Relevance r of looked-up entries, summed at the `count` input entries they stand for."""
+    known = positions.flatten() != NOWHERE
+    out = torch.zeros(count, dtype=r.dtype, device=r.device)
+    return out.index_add(0, positions.flatten().clamp(min=0), r.flatten() * known)

@@ -10,57 +10,48 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.analyse import differentiable
-from fxlrp.confine import kept
-from fxlrp.rules.contributions import ByContributions
-from fxlrp.rules.propagate import Given, Site
+from fxlrp.fast.replaced import Fast
+from fxlrp.graphs import copied
+from fxlrp.rules.folded import FoldedProduct
+from fxlrp.rules.normalise import MASS
 
 aten = torch.ops.aten
 
 
-def specialize(gm: fx.GraphModule, logits: int, one_sided: bool) -> fx.GraphModule:
+def specialized(gm: fx.GraphModule, logits: int, active: frozenset[str], one_sided: bool) -> fx.GraphModule:
     """A copy of a rewritten graph with the same outputs and, for the questions it is made for, the same relevance.
 
     logits: the place among its outputs of what is explained.
-    one_sided: whether all relevance there is ≥ 0, as it is without a contrast.
+    active: the names of the nodes that relevance goes through.
+    one_sided: whether all relevance at the logits is ≥ 0, as it is without a contrast.
     """
-
-    def make() -> fx.GraphModule:
-        copy, _ = copied(gm)
-        if one_sided:
-            mark_one_sided(copy, copy.graph.output_node().args[0][logits])
-        join_relu(copy)
-        if one_sided:
-            tell_masses(copy)
-        recompute_functions(copy)
-        copy.recompile()
-        return copy
-
-    return kept(gm, "one_sided" if one_sided else "two_sided", make)
+    copy, _ = copied(gm)
+    on_way = {n for n in copy.graph.nodes if n.name in active}
+    if one_sided:
+        mark_one_sided(copy, copy.graph.output_node().args[0][logits], on_way)
+    join_relu(copy)
+    if one_sided:
+        tell_masses(copy, on_way)
+    recompute_functions(copy)
+    copy.recompile()
+    return copy
 
 
-def copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
-    """A copy of a graph over the same modules, and what each node is in it."""
-    graph = fx.Graph()
-    nodes: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(gm.graph, nodes))
-    return fx.GraphModule(gm, graph), nodes
-
-
-def mark_one_sided(gm: fx.GraphModule, logits: fx.Node) -> None:
+def mark_one_sided(gm: fx.GraphModule, logits: fx.Node, active: set[fx.Node]) -> None:
     """Tell the rules at which all relevance is ≥ 0 and stays: from the logits back to where one may turn its sign."""
     positive = {logits}
     for node in reversed(gm.graph.nodes):
-        users = [u for u in node.users if u.meta.get("active")]
+        users = [u for u in node.users if u in active]
         if users and node not in positive and all(u in positive and _keeps_sign(u) for u in users):
             positive.add(node)
-        if node in positive and isinstance(node.target, Site) and _keeps_sign(node):
+        if node in positive and isinstance(node.target, Fast) and node.target.normalise is MASS and _keeps_sign(node):
             node.target = node.target.but(one_sided=True)
 
 
 def _keeps_sign(node: fx.Node) -> bool:
     """Whether relevance ≥ 0 of a node is ≥ 0 at its inputs; what has no rule moves real numbers as they are."""
-    if isinstance(node.target, Site):
-        return getattr(node.target.rule, "keeps_sign", False)
+    if isinstance(node.target, Fast):
+        return node.target.keeps_sign
     values = [v for n in (node, *node.all_input_nodes) if differentiable(n) for v in [n.meta["val"]]]
     plain = isinstance(node.target, torch._ops.OpOverload) or node.op == "output"
     return plain and not any(isinstance(v, torch.Tensor) and v.is_complex() for v in values)
@@ -71,18 +62,18 @@ def join_relu(gm: fx.GraphModule) -> None:
     is kept anyway, where z itself would have to be."""
     for node in list(gm.graph.nodes):
         site = node.args[0].target if node.target is aten.relu.default else None
-        if isinstance(site, Site) and isinstance(site.rule, ByContributions) and len(node.args[0].users) == 1:
+        if isinstance(site, Fast) and site.contributions and len(node.args[0].users) == 1:
             product = node.args[0]
             product.target = site.but(rectified=True)
             node.replace_all_uses_with(product)
             gm.graph.erase_node(node)
 
 
-def tell_masses(gm: fx.GraphModule) -> None:
+def tell_masses(gm: fx.GraphModule, active: set[fx.Node]) -> None:
     """Between rules at which all relevance is ≥ 0, its mass goes along with it: what one rule has rescaled, the next
     needs not measure, and where it goes to that one alone, needs not be rescaled."""
     for node in list(gm.graph.nodes):
-        users = [u for u in node.users if u.meta.get("active")]
+        users = [u for u in node.users if u in active]
         if not (_measures(node) and users and all(_measures(u) and node in _shared(u) for u in users)):
             continue
         node.target = node.target.but(tells=True)
@@ -91,6 +82,7 @@ def tell_masses(gm: fx.GraphModule) -> None:
         with gm.graph.inserting_after(node):
             value = gm.graph.call_function(operator.getitem, (node, 0))
         value.meta = dict(node.meta)
+        active.add(value)
         node.replace_all_uses_with(value, delete_user_cb=lambda u, ours=(value, handle): u not in ours)
         for user in users:
             shared = _shared(user)
@@ -128,14 +120,14 @@ def _users(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
 def _is_function(node: fx.Node) -> bool:
     """Whether a node is a rule's, of one tensor, entry by entry, that is kept."""
     site = node.target
-    plain = isinstance(site, Site) and site.pointwise and len(site.shares) == 1 and not site.rectified
+    plain = isinstance(site, Fast) and site.pointwise and len(site.argnums) == 1 and not site.rectified
     return plain and not site.remade and not {"handles", "sources"} & node.kwargs.keys()
 
 
 def _may_remake(user: fx.Node, node: fx.Node) -> bool:
     """Whether a node's user is a rule's that can make the node's value."""
     site = user.target
-    if not isinstance(site, Site) or isinstance(site.op, Given):
+    if not isinstance(site, Fast) or isinstance(site.op, FoldedProduct):
         return False
     return not site.pointwise or user.meta["val"].shape == node.meta["val"].shape
 
@@ -143,7 +135,7 @@ def _may_remake(user: fx.Node, node: fx.Node) -> bool:
 def _measures(node: fx.Node) -> bool:
     """Whether a node is a rule that measures mass to rescale by, of relevance ≥ 0 of real numbers."""
     site = node.target
-    if not isinstance(site, Site) or not site.one_sided or site.normalise.one_sided is None:
+    if not isinstance(site, Fast) or not site.one_sided:
         return False
     return not any(n.meta["val"].is_complex() for n in (node, *_shared(node)))
 
@@ -151,7 +143,7 @@ def _measures(node: fx.Node) -> bool:
 def _shared(node: fx.Node) -> list[fx.Node]:
     """The nodes a rule shares with."""
     leaves = _leaves(node)
-    return [leaves[i] for i in node.target.shares]
+    return [leaves[i] for i in node.target.argnums]
 
 
 def _leaves(node: fx.Node) -> list:

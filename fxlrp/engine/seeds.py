@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import FxlrpError
-from fxlrp.rules.quantities import Batch, ratio, sample_scale, sample_sum
+from fxlrp.rules.per_sample import Batch, along_samples, sample_sum
+from fxlrp.rules.quantities import ratio
 
 Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
 Contrast = None | int | str
@@ -156,5 +157,5 @@ def relevance_at_output(kind: str, logits: Tensor, v: Tensor) -> Tensor:
     total = torch.zeros_like(v)
     for part in (v.clamp(min=0), v.clamp(max=0)):
         size = ratio(sample_sum(part.abs(), batch), sample_sum((part * logits).abs(), batch))
-        total = total + sample_scale(part, size, batch)
+        total = total + part * along_samples(size, part, batch)
     return total * logits.sign()

@@ -5,20 +5,21 @@ What their modules do on the side, at reshapes, dropouts and class-token picks, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxlrp.methods.abslrp import ABSLRP
 from fxlrp.patterns.attention import expand_attention
 from fxlrp.patterns.batch_norm import split_batch_norm
 from fxlrp.patterns.dropout import skip_position_dropout
 from fxlrp.patterns.projections import split_projections
 from fxlrp.patterns.residual import Residual, join_branches
-from fxlrp.rules import elementwise
-from fxlrp.rules.abslrp import ABSLRP
-from fxlrp.rules.generic import by_definition, vjp
+from fxlrp.rules import absolute
+from fxlrp.rules.calculus import vjp
 from fxlrp.rules.normalise import UNIT
 from fxlrp.rules.quantities import over_abs
 from fxlrp.rules.registry import ABSOLUTE, Rule, Rulebook, publish, table
@@ -38,7 +39,7 @@ APRIL = publish(
             (ABSOLUTE, aten.reshape, aten.view, aten.flatten, aten.select, aten.cat),
             (max_pool_april, aten.max_pool2d.default),
             # a position embedding takes its share, which is then lost
-            (Rule(elementwise.add, shares=(0, 1)), (0,), aten.add.Tensor),
+            (Rule(absolute.add, argnums=(0, 1)), (0,), aten.add.Tensor),
         ),
         name="abslrp-2024-04",
         doc="absLRP as in the authors' code of April 2024: mass kept by sign; reshapes drop negative entries",
@@ -46,6 +47,20 @@ APRIL = publish(
         seed="relevance",
     )
 )
+
+
+def by_definition(h: Callable[..., Tensor], h_abs: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The rule g = (J_h + J_h_abs)ᵀ s for a function and its absolute companion, by autograd.
+
+    What is a constant of the method (a mean, a norm, a denominator) is detached inside h and h_abs.
+    """
+
+    def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        s = over_abs(g, z)
+        return vjp(lambda t: h(t, *args, **kwargs), [x], s)[0] + vjp(lambda t: h_abs(t, *args, **kwargs), [x], s)[0]
+
+    rule.__name__ = h.__name__.strip("_")
+    return rule
 
 
 def _layer_norm(
@@ -103,7 +118,7 @@ def abslrp_2024_12(leak: float = 0) -> Rulebook:
             (by_definition(_layer_norm, _layer_norm_abs), aten.layer_norm.default),
             (by_definition(_softmax, _softmax_abs), aten.softmax.int),
             (max_pool_december, aten.max_pool2d.default),
-            (Rule(residual_december, shares=(0, 1)), None, Residual),
+            (Rule(residual_december, argnums=(0, 1)), None, Residual),
         ),
         normalise=UNIT,
         passes=(expand_attention, skip_position_dropout, *([join] if leak else [])),

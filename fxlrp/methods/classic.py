@@ -20,11 +20,10 @@ from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.patterns.first_layers import mark_first_layers
 from fxlrp.patterns.masks import masked
 from fxlrp.patterns.plain_form import PLAIN_FORM
-from fxlrp.rules import elementwise, norms, signed, weighted
+from fxlrp.rules import passing, signed, weighted
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.registry import STRUCTURAL, Derivative, Entry, Key, Rule, Rulebook, publish, table
-from fxlrp.rules.values import rounding
 from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Weighted
 
 aten = torch.ops.aten
@@ -50,13 +49,13 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
             ),
             (by_contribution, aten.grid_sampler, aten.grid_sampler_2d, "torchvision::roi_align"),
             (half, (0, 1), aten.mul, aten.multiply, aten.bilinear, *(op for _, ops in PRODUCTS for op in ops)),
-            (Rule(elementwise.div, shares=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
-            (Rule(elementwise.normaliser, shares=()), aten.rsqrt.default, aten.reciprocal.default),
-            (rounding, *of_kind("step"), Stepwise),
+            (Rule(passing.div, argnums=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
+            (Rule(passing.normaliser, argnums=()), aten.rsqrt.default, aten.reciprocal.default),
+            (passing.rounding, *of_kind("step"), Stepwise),
             (signed.layer_norm, aten.layer_norm.default),
             (signed.group_norm, aten.group_norm.default),
             (signed.instance_norm, aten.instance_norm.default),
-            (norms.rms_norm, aten.rms_norm.default),
+            (passing.rms_norm, aten.rms_norm.default),
             (
                 STRUCTURAL,
                 aten.softmax,
@@ -69,7 +68,7 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
                 masked,
                 centred,
             ),
-            *((Rule(norms.offset, shares=(0,)), at, offset) for at in ((0,), (0, 1))),
+            *((Rule(passing.offset, argnums=(0,)), at, offset) for at in ((0,), (0, 1))),
             *((signed.identity, op) for op in (*of_kind("activation"), aten.exp.default, Elementwise, Entrywise, Gate)),
             *((signed.identity, op) for op in of_kind("function") if is_pointwise(op)),
         ),
@@ -89,7 +88,7 @@ def by_rule(ops: Kind, rule: Callable[..., Any], **parameters: float) -> Iterato
 
 def at_input(rule: Callable[..., Any], **parameters: Any) -> tuple:
     """The row that gives first layers a rule."""
-    return (Rule(AtInput(rule, tuple(parameters.items())), shares=(0,)), None, FirstLayer)
+    return (Rule(AtInput(rule, tuple(parameters.items())), argnums=(0,)), None, FirstLayer)
 
 
 def composite(*rows: tuple, epsilon: float, seed: str = "gradient") -> Rulebook:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fxlrp.methods.classic import by_rule, composite
 from fxlrp.rules import weighted
-from fxlrp.rules.classic import by_rule, composite
 from fxlrp.rules.registry import Rulebook, publish
 from fxlrp.rules.weighted import CONVOLVING, DENSE
 

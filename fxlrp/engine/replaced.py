@@ -1,0 +1,237 @@
+"""Replaced ops: what stands in an op's place in a graph, with the op's value and a rule as its backward pass.
+
+Every tensor a carries a cotangent g with R = a ⊙ g, so a rule is a vector-Jacobian product other than the ordinary one
+and torch.autograd.grad is the relevance pass.  What all rules share lives here, once: rescaling per sample
+(rules/normalise.py), undoing broadcasts, complex numbers, leaving out what carries nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxlrp.errors import FxlrpError
+from fxlrp.ops import is_pointwise
+from fxlrp.rules.folded import FoldedProduct, unfolded
+from fxlrp.rules.normalise import Call, Normalise
+from fxlrp.rules.per_sample import Placement
+from fxlrp.rules.quantities import as_pair, relevance
+from fxlrp.rules.registry import Derivative, Parts, Rule
+
+
+class ReplacedOp:
+    """An op in whose place this stands.  Equal ones share a name when printed: `book.name`."""
+
+    def __init__(self, op: Callable, name: str, book: str, *key: Any) -> None:
+        self.op = op
+        self.__name__ = self.__qualname__ = re.sub(r"\W", "_", name)
+        self.__module__ = re.sub(r"\W", "_", book)
+        self._key = (type(self), op, name, book, *key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ReplacedOp) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"{self.__module__}.{self.__name__}"
+
+
+class ByRule(ReplacedOp):
+    """An op whose backward pass is a rule.
+
+    op: the op itself, which the forward pass calls unchanged.
+    rule: called as rule.fn(g, z, *args, **kwargs) with the op's own arguments; returns one g per tensor in `argnums`.
+    argnums: which leaves of the call's (args, kwargs), in pytree order, the rule returns g for.
+    active: which of them carry relevance; the share of any other is discarded (a constant took it).
+    where: where the samples are, in the output and in each tensor of `argnums`.
+    """
+
+    def __init__(
+        self,
+        op: Callable,
+        rule: Rule,
+        name: str,
+        book: str,
+        normalise: Normalise,
+        argnums: tuple[int, ...],
+        active: frozenset[int],
+        where: Placement,
+        *key: Any,
+    ) -> None:
+        super().__init__(op, name, book, rule, normalise, argnums, active, where, *key)
+        self.rule, self.normalise, self.argnums, self.active, self.where = rule, normalise, argnums, active, where
+        self.pointwise = is_pointwise(op)
+        known = {"op": op.product if isinstance(op, FoldedProduct) else op, "argnums": argnums}
+        self.told = {keyword: value for keyword, value in known.items() if rule.wants(keyword)}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        leaves, spec, places, tensors = self.taken_apart(args, kwargs)
+        return _ByRule.apply(self, leaves, spec, places, *tensors)
+
+    def taken_apart(self, args: tuple, kwargs: dict) -> tuple[list, Any, list[int], Sequence[Tensor]]:
+        """The leaves of a call and their pytree, the places of the tensors among them, and these."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        tensors: Sequence[Tensor] = [leaves[i] for i in places]
+        if self.pointwise:  # a broadcast operand takes part as the full tensor it acts as; autograd sums it up again
+            tensors = torch.broadcast_tensors(*tensors)
+        return leaves, spec, places, tensors
+
+    def propagate(
+        self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
+    ) -> Sequence[Tensor | None]:
+        """The cotangents of xs, the tensors of `argnums`, for g at the output z."""
+        call = Call(lambda g: self.call_rule(g, z, xs, args, kwargs), getattr(self.rule.fn, "keeps_relevance", False))
+        if any(t.is_complex() for t in (z, *xs)):  # relevance stands at the real and the imaginary part
+            return self._scale_pairs(call, g, z, xs)
+        return self.normalise.scale(call, g, z, xs, self.where)
+
+    def call_rule(
+        self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
+    ) -> Sequence[Tensor]:
+        """What the rule gives, before it is rescaled.  Raises FxlrpError where that is of other shapes than xs."""
+        _, args, kwargs = unfolded(self.op, args, kwargs)
+        found = self._answered(self.rule.fn(g, z, *args, **kwargs, **self.told), g, z, xs)
+        shapes = [tuple(c.shape) for c in found]
+        if shapes != [tuple(x.shape) for x in xs]:
+            raise FxlrpError(
+                f"Rule {self!r} returned cotangents of shapes {shapes} for arguments of shapes "
+                f"{[tuple(x.shape) for x in xs]}; it must return one like each argument it is registered for."
+            )
+        return found
+
+    def _answered(self, out: Any, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What a rule returned, as one g for each input.  Raises FxlrpError for a user's rule that returned nothing,
+        NaN or, of relevance that came, none at all without saying so by None."""
+        found = (out,) if isinstance(out, Tensor) else out if out is None else tuple(out)
+        if getattr(self.rule.fn, "__module__", "").startswith("fxlrp.") and found is not None:
+            return found
+        wrong = None
+        if found is None:
+            wrong = "nothing"
+        elif type(g) is Tensor and _fits(found, xs):
+            given = [(c, x) for c, x in zip(found, xs, strict=True) if c is not None]
+            if any(_any(c.isnan()) for c, _ in given) and not any(_any(t.isnan()) for t in (g, z, *xs)):
+                wrong = "NaN"
+            elif given and _any(relevance(z, g, True)) and not any(_any(relevance(x, c, True)) for c, x in given):
+                wrong = "no relevance at all, of some that came"
+        if wrong or found is None:
+            raise FxlrpError(
+                f"Rule {self!r} of {getattr(self.op, '__name__', self.op)} returned {wrong}; it must return a "
+                "cotangent for each argument that it gives relevance to, and None for one that gets nothing."
+            )
+        if len(found) != len(xs):
+            return found
+        return tuple(torch.zeros_like(x) if c is None else c for c, x in zip(found, xs, strict=True))
+
+    def _scale_pairs(self, call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
+        def like(t: Tensor, a: Tensor) -> Tensor:
+            return torch.view_as_complex(t.contiguous()) if a.is_complex() else t
+
+        def pairs(part: Tensor) -> list[Tensor]:
+            return [as_pair(c.resolve_conj()) for c in call(like(part, z))]
+
+        g, z_pair, x_pairs = as_pair(g.resolve_conj()), as_pair(z), [*map(as_pair, xs)]
+        scaled = self.normalise.scale(Call(pairs), g, z_pair, x_pairs, self.where)
+        return [like(c, x) for c, x in zip(scaled, xs, strict=True)]
+
+
+class _ByRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, replaced: ByRule, leaves: list, spec: Any, places: list[int], *tensors: Tensor) -> Tensor:
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        z = replaced.op(*args, **kwargs)
+        ctx.save_for_backward(z, *tensors)
+        ctx.replaced, ctx.spec, ctx.places = replaced, spec, places
+        ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        ctx.cast = cast_by_autocast(z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        replaced: ByRule = ctx.replaced
+        z, *tensors = ctx.saved_tensors
+        leaves = list(ctx.leaves)
+        for i, t in zip(ctx.places, tensors, strict=True):
+            leaves[i] = as_the_op_was_run(t, ctx.cast)
+        args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
+        found = replaced.propagate(g, z, [leaves[i] for i in replaced.argnums], args, kwargs)
+        grads = {i: c for i, c in zip(replaced.argnums, found, strict=True) if i in replaced.active}
+        return None, None, None, None, *(grads.get(i) for i in ctx.places)
+
+
+def cast_by_autocast(z: Tensor) -> torch.dtype | None:
+    """The type that an op was run in, if autocast chose it."""
+    return z.dtype if torch.is_autocast_enabled(z.device.type) else None
+
+
+def as_the_op_was_run(t: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor in the type that autocast gave it."""
+    return t.to(dtype) if dtype is not None and t.is_floating_point() else t
+
+
+def _fits(found: Sequence[Any], xs: Sequence[Tensor]) -> bool:
+    return len(found) == len(xs) and all(c is None or c.shape == x.shape for c, x in zip(found, xs, strict=True))
+
+
+def _any(t: Tensor) -> bool:
+    return bool(t.any())
+
+
+class ByDerivative(ReplacedOp):
+    """An op whose backward pass is its own, at the cotangent that `entry` makes of g."""
+
+    def __init__(self, op: Callable, entry: Derivative, book: str) -> None:
+        self.entry = entry
+        super().__init__(op, entry.name, book, entry)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return _Adjustment.apply(self.entry, self.op(*args, **kwargs))
+
+
+class _Adjustment(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, entry: Derivative, z: Tensor) -> Tensor:
+        ctx.entry = entry
+        ctx.save_for_backward(z)
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        (z,) = ctx.saved_tensors
+        return None, ctx.entry.adjust(g, z, **dict(ctx.entry.parameters))
+
+
+class InParts(ReplacedOp):
+    """An op whose backward pass is its own, of which each leaf of a call at `argnums` gets its part, if there are."""
+
+    def __init__(self, op: Callable, entry: Parts, argnums: tuple[int, ...], book: str) -> None:
+        self.parts = tuple(zip(argnums, entry.parts, strict=bool(entry.parts)))
+        super().__init__(op, entry.name, book, self.parts)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        most = max((part for _, part in self.parts), default=1)
+        for i, part in self.parts:
+            leaves[i] = _Part.apply(leaves[i], part / most) if part < most else leaves[i]
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        z = self.op(*args, **kwargs)
+        return _Part.apply(z, most) if most < 1 else z
+
+
+class _Part(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, part: float) -> Tensor:
+        ctx.part = part
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple:
+        return g * ctx.part, None

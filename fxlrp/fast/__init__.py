@@ -1,0 +1,1 @@
+"""What makes explanations faster or smaller and leaves them as they are: it can be deleted."""

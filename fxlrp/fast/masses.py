@@ -1,0 +1,71 @@
+"""Mass kept by what is known beforehand: `MASS` of rules/normalise.py by one call of a rule, or without measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fxlrp.fast.contributions import Contributions
+from fxlrp.fast.memory import less, sample_dot, scale_samples
+from fxlrp.rules.per_sample import Placement
+from fxlrp.rules.quantities import over_abs, ratio, where_positive
+
+
+def share(g: Tensor, z: Tensor, rectified: bool) -> Tensor:
+    """s = R / |z|; `rectified` says that z ≥ 0."""
+    return where_positive(g, z) if rectified else over_abs(g, z)
+
+
+def size_of(z: Tensor, rectified: bool, masked: bool) -> Tensor:
+    """|z|; where `masked`, what is infinite is the largest finite number, which gives nothing where s = 0."""
+    if rectified:
+        return z
+    return z.abs().clamp_(max=torch.finfo(z.dtype).max) if masked else z.abs()
+
+
+def keep_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectified: bool) -> list[Tensor]:
+    """What contributions give by `MASS`: what a side gives is known beforehand, and A_i / Σ|r_i| = ±1, so that one
+    factor does for all inputs."""
+    return list(by.give(_at_mass(by, g, z, where, rectified)))
+
+
+def _at_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectified: bool) -> Tensor:
+    """The s they are given by.  All it is made of is freed before anything is given."""
+    whole = by.total()  # first, since products need the most memory
+    s, size = share(g, z, rectified), size_of(z, rectified, where.masked)
+    above = s.clamp(min=0)
+    sides = (above, less(s, above))
+    factors = [ratio(sample_dot(size, t, where.output), sample_dot(whole, t, where.output)) for t in sides]
+    scaled = [scale_samples(t, f, where.output) for t, f in zip(sides, factors, strict=True)]
+    return scaled[0].add_(scaled[1])
+
+
+def keep_mass_of_one_side(
+    give: Callable[[Tensor], Sequence[Tensor]],
+    s: Tensor,
+    size: Tensor,
+    xs: Sequence[Tensor],
+    where: Placement,
+    mass: Tensor | None,
+    loose: Sequence[int],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`MASS` of relevance that is ≥ 0 and stays so: one factor brings what a rule gives to the mass there was, and A_i
+    is the mass of an input.  Returns g and the mass for each input.
+
+    give: from s at the output, which is |z| = `size`, to g at each input.
+    mass: the mass of relevance that comes, if it is known; then s may have any scale.
+    loose: the inputs whose g may have any scale, since their mass is asked for.
+    """
+    if mass is None:
+        mass = sample_dot(size, s, where.output)
+    raw = give(s)
+    if len(xs) == len(loose) == 1:
+        return list(raw), [mass]
+    sums = [sample_dot(x, c, b, where.masked) for x, c, b in zip(xs, raw, where.inputs, strict=True)]
+    factor = ratio(mass, sum(sums[1:], sums[0]))
+    scaled = [
+        c if i in loose else scale_samples(c, factor, b) for i, (c, b) in enumerate(zip(raw, where.inputs, strict=True))
+    ]
+    return scaled, [total * factor for total in sums]

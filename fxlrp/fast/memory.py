@@ -1,0 +1,120 @@
+"""Memory used again: new memory costs a CPU several times what computing the values in it does.
+
+Scratch memory is where what is made of a layer's weights for a moment is made, layer after layer; and what nobody else
+has is written over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fxlrp.rules.per_sample import Batch, along_samples, sample_count, sample_sum
+from fxlrp.rules.quantities import relevance, where_positive
+
+LARGE = 2**22
+"""How many entries of a weight something is made of at once: more are taken in pieces of the outputs they belong to."""
+
+
+def rows_at_once(w: Tensor) -> int:
+    """How many rows of a weight [K, C] are one piece."""
+    return max(LARGE // max(w.shape[1], 1), 1)
+
+
+class _Places(threading.local):
+    def __init__(self) -> None:
+        self.memory: dict[str, Tensor] | None = None
+
+
+_places = _Places()
+
+
+@contextmanager
+def scratch() -> Iterator[None]:
+    """Within it, this thread's `borrow` has memory to lend."""
+    before, _places.memory = _places.memory, {}
+    try:
+        yield
+    finally:
+        _places.memory = before
+
+
+def borrow(name: str, like: Tensor) -> Tensor | None:
+    """Memory shaped like a tensor on the CPU, for an op's `out`: it is the caller's until the same name is borrowed
+    again.  None, for which `out` takes new memory, where there is none to lend."""
+    memory = _places.memory
+    dense = like.device.type == "cpu" and like.layout is torch.strided
+    if memory is None or not dense or not like.is_contiguous():
+        return None
+    if name not in memory or memory[name].dtype != like.dtype or memory[name].numel() < like.numel():
+        memory.pop(name, None)  # before there is more
+        memory[name] = like.new_empty(like.numel())
+    return memory[name][: like.numel()].view(like.shape)
+
+
+is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor
+
+
+def is_eager(t: Tensor) -> bool:
+    """Whether t is computed now, for itself: neither traced nor one of a batch of passes."""
+    return type(t) is Tensor and not is_batched(t)
+
+
+def times(own: Tensor, t: Tensor) -> Tensor:
+    """own · t, in the memory of `own`, which nobody else has, where a pass is run on a CPU and not traced."""
+    return own.mul_(t) if _may_write(own, t) and own.shape == t.shape else own * t
+
+
+def less(own: Tensor, t: Tensor) -> Tensor:
+    """own − t, as `times`."""
+    return own.sub_(t) if _may_write(own, t) else own - t
+
+
+def add_product(own: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """own + a · b, as `times`."""
+    if is_batched(own):  # torch can't batch addcmul_
+        return own.add_(a * b)
+    return own.addcmul_(a, b) if _may_write(own, a, b) else torch.addcmul(own, a, b)
+
+
+def keep_positive(own: Tensor, x: Tensor) -> Tensor:
+    """`own` where x > 0, else 0, as `times`."""
+    if _may_write(own, x):
+        return torch.ops.aten.threshold_backward.grad_input(own, x, 0, grad_input=own)
+    return where_positive(own, x)
+
+
+def clamped(t: Tensor, sign: int, out: Tensor | None = None) -> Tensor:
+    """t⁺ or t⁻, of a sparse tensor too, in the memory `out`, if there is any."""
+    if t.layout is not torch.strided:
+        return t.relu() if sign > 0 else -(-t).relu()
+    return torch.clamp(t, min=0, out=out) if sign > 0 else torch.clamp(t, max=0, out=out)
+
+
+def scale_samples(own: Tensor, v: Tensor, batch: Batch) -> Tensor:
+    """`own` with each sample multiplied by its entry of v [B], as `times`."""
+    v = along_samples(v, own, batch)
+    return own.mul_(v) if _may_write(own, v) else own * v
+
+
+def sample_dot(a: Tensor, b: Tensor, batch: Batch, masked: bool = False) -> Tensor:
+    """Σ a b over everything but the samples: [B], in at least float32, as `relevance` where masked; in no memory of its
+    own where it can be."""
+    simple = not masked and a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64) and _may_write(b, a)
+    if simple and a.is_contiguous() and b.is_contiguous():
+        count = sample_count(a, batch)
+        if count == 1:
+            return torch.dot(a.view(-1), b.view(-1)).view(1)
+        if batch[:2] == (0, 1) and a.numel() > 4096 * count:  # fewer are faster in one call
+            return torch.stack([torch.dot(*rows) for rows in zip(a.view(count, -1), b.view(count, -1), strict=True)])
+    return sample_sum(relevance(a, b, masked), batch)
+
+
+def _may_write(own: Tensor, *ts: Tensor) -> bool:
+    """Whether what is computed of `own` and ts can be written to own."""
+    here = own.device.type == "cpu" and all(type(t) is Tensor for t in (own, *ts))
+    return here and (is_batched(own) or not any(map(is_batched, ts)))

@@ -1,0 +1,87 @@
+"""Kernels of absLRP for normalisations and softmax, and of the signed methods for layer norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.fast.contributions import Contributions, diagonal, entrywise
+from fxlrp.fast.memory import less
+from fxlrp.rules import absolute
+from fxlrp.rules.absolute import per_channel
+
+
+def standardized(x: Tensor, u: Tensor, by: Tensor, w: Tensor | None) -> Contributions:
+    """z = w u + b with u = (x − mean) by, mean and by = 1/σ constants: R_x = x ⊙ (w + sign(u) |w|) s by  (2024-04)."""
+    w = u.new_ones(()) if w is None else w
+    return diagonal(x, (u.sign() * w.abs()).add_(w).mul_(by))
+
+
+def deviation(x: Tensor, first: int, eps: float) -> tuple[Tensor, Tensor]:
+    """u = (x − mean) / σ, and 1/σ, over the axes from `first` on."""
+    u, _, by = torch.native_layer_norm(x, x.shape[first:], None, None, eps)
+    return u, by.to(x.dtype)
+
+
+def layer_norm(
+    z: Tensor,
+    x: Tensor,
+    shape: list[int],
+    w: Tensor | None = None,
+    b: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Contributions:
+    """Layer norm with mean and deviation as constants: R_x = x ⊙ (w + sign(u) |w|) s / σ."""
+    return standardized(x, *deviation(x, x.ndim - len(shape), eps), w)
+
+
+def group_norm(
+    z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+) -> Contributions:
+    """Group norm: as layer norm, over each group of channels."""
+    u, by = deviation(x.unflatten(1, (groups, -1)), 2, eps)
+    return standardized(x, u.flatten(1, 2), by.expand_as(u).flatten(1, 2), per_channel(w, x))
+
+
+by_formula = entrywise(absolute.instance_norm)
+
+
+def instance_norm(
+    z: Tensor,
+    x: Tensor,
+    w: Tensor | None,
+    b: Any,
+    mean: Tensor | None,
+    var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Contributions:
+    """Instance norm: as layer norm, over each channel."""
+    if not use_input_stats and var is not None:
+        return by_formula(z, x, w, b, mean, var, use_input_stats, momentum, eps)
+    return standardized(x, *deviation(x, 2, eps), per_channel(w, x))
+
+
+def softmax(z: Tensor, x: Tensor, dim: int, dtype: Any = None, *_: Any) -> Contributions:
+    """Softmax with the denominator as a constant: R_x = 2 x z s, with the sign of the logit."""
+    return diagonal(x, z, 2)
+
+
+def signed_layer_norm(
+    g: Tensor,
+    z: Tensor,
+    x: Tensor,
+    shape: list[int],
+    w: Tensor | None = None,
+    b: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    """Of the signed methods, Jᵀg of a layer norm with its deviation as a constant."""
+    g = (g if w is None else g * w) * deviation(x, x.ndim - len(shape), eps)[1]
+    return less(g, g.mean(list(range(-len(shape), 0)), keepdim=True))

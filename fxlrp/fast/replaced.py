@@ -1,0 +1,187 @@
+"""Replaced ops with a kernel in the place of their rule, and with what is known of their place in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxlrp.engine.replaced import ByRule, as_the_op_was_run, cast_by_autocast
+from fxlrp.fast.contributions import Contributions
+from fxlrp.fast.kernels import Kernel
+from fxlrp.fast.masses import keep_mass, keep_mass_of_one_side, share, size_of
+from fxlrp.fast.memory import borrow, is_eager
+from fxlrp.rules.folded import FoldedProduct
+from fxlrp.rules.normalise import MASS
+from fxlrp.rules.per_sample import sample_count
+
+
+class Fast(ByRule):
+    """An op whose backward pass is a rule, by its kernel, if it has one.
+
+    nonnegs: whether each of what the rule shares with is known to be ≥ 0.
+    one_sided: whether all relevance that comes here is ≥ 0.
+    rectified: whether a ReLU follows, whose value is this one's.
+    tells: whether it returns (z, handle), where the handle's cotangent is the mass of relevance at z [B].
+    loose: which of `argnums`, by their order, come from one that tells, and to nobody else: what scale their g has is
+        no matter.
+    again: whether its value is computed again in the relevance pass instead of kept.
+    remade: the leaves that are not kept for it but computed again, and by which op.
+    """
+
+    def __init__(
+        self,
+        plain: ByRule,
+        kernel: Kernel | None,
+        nonnegs: tuple[bool, ...],
+        *,
+        one_sided: bool = False,
+        rectified: bool = False,
+        tells: bool = False,
+        loose: tuple[int, ...] = (),
+        again: bool = False,
+        remade: tuple[tuple[int, Any], ...] = (),
+    ) -> None:
+        self._known = {"one_sided": one_sided, "rectified": rectified, "tells": tells, "loose": loose}
+        self._known |= {"again": again, "remade": remade}
+        self.plain, self.kernel, self.nonnegs = plain, kernel, nonnegs
+        self.one_sided, self.rectified, self.tells, self.loose = one_sided, rectified, tells, loose
+        self.again, self.remade = again, remade
+        made = (plain.rule, plain.__name__, plain.__module__, plain.normalise, plain.argnums, plain.active, plain.where)
+        super().__init__(plain.op, *made, kernel, nonnegs, *self._known.values())
+        op = plain.op.product if isinstance(plain.op, FoldedProduct) else plain.op
+        about = {"op": op, "nonneg": nonnegs[:1] == (True,), "nonnegs": nonnegs}
+        self.kernel_told = {keyword: value for keyword, value in about.items() if kernel and kernel.wants(keyword)}
+
+    def but(self, **known: Any) -> Fast:
+        """The same with more known about its place."""
+        return Fast(self.plain, self.kernel, self.nonnegs, **{**self._known, **known})
+
+    @property
+    def contributions(self) -> Any:
+        """Those that the rule shares relevance by, if it does."""
+        return self.kernel and self.kernel.contributions
+
+    @property
+    def keeps_sign(self) -> bool:
+        """Whether what is ≥ 0 of relevance stays so."""
+        return self.kernel is not None and self.kernel.keeps_sign
+
+    def __call__(
+        self, *args: Any, handles: Sequence[Tensor | None] = (), sources: Sequence[Any] = (), **kwargs: Any
+    ) -> Any:
+        """The op's value, and its handle if it tells.
+
+        handles: those of the tensors of `argnums` that have one; sources: the (args, kwargs) `remade` is made of.
+        """
+        leaves, spec, places, tensors = self.taken_apart(args, kwargs)
+        told = [h is not None for h in handles]
+        more, made_of = pytree.tree_flatten(sources)
+        return _Fast.apply(self, leaves, spec, places, told, made_of, len(more), *more, *handles, *tensors)
+
+    def propagate(
+        self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
+    ) -> Sequence[Tensor | None]:
+        if self.normalise is MASS and self.contributions and not _complex(z, *xs):
+            return keep_mass(self._contributions(z, args, kwargs), g, z, self.where, self.rectified)
+        return super().propagate(g, z, xs, args, kwargs)
+
+    def propagate_mass(
+        self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any], mass: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """`propagate` of relevance that is ≥ 0, whose mass may be known; also the mass at each of xs."""
+        s, size = share(g, z, self.rectified), size_of(z, self.rectified, self.where.masked)
+
+        def give(s: Tensor) -> Sequence[Tensor]:
+            by = self.contributions and self._contributions(z, args, kwargs)
+            return by.give(s) if by else self.call_rule(g, z, xs, args, kwargs)
+
+        return keep_mass_of_one_side(give, s, size, xs, self.where, mass, self.loose)
+
+    def call_rule(
+        self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
+    ) -> Sequence[Tensor]:
+        if self.kernel is None or _complex(z, *xs):
+            return super().call_rule(g, z, xs, args, kwargs)
+        if self.contributions:
+            return self._contributions(z, args, kwargs).rule(g, z)
+        if self.kernel.rule is None:
+            return super().call_rule(g, z, xs, args, kwargs)
+        args, kwargs = _unfolded(self.op, args, kwargs)
+        found = self.kernel.rule(g, z, *args, **kwargs, **self.kernel_told)
+        return (found,) if isinstance(found, Tensor) else found
+
+    def _contributions(self, z: Tensor, args: tuple, kwargs: dict[str, Any]) -> Contributions:
+        args, kwargs = _unfolded(self.op, args, kwargs)
+        return self.contributions(z, *args, **kwargs, **self.kernel_told)
+
+
+def _complex(*ts: Tensor) -> bool:
+    return any(t.is_complex() for t in ts)
+
+
+def _unfolded(op: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of `unfolded`, with the weight in scratch memory."""
+    if not isinstance(op, FoldedProduct):
+        return args, kwargs
+    x, w, *rest = args
+    w, scale = op.scaled(w, kwargs["scale"])
+    return (x, torch.mul(w, scale, out=borrow("weight", w)), *rest), {}
+
+
+class _Fast(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        fast: Fast,
+        leaves: list,
+        spec: Any,
+        places: list[int],
+        told: list[bool],
+        made_of: Any,
+        count: int,
+        *tensors: Any,
+    ) -> Any:
+        sources, tensors = tensors[:count], tensors[count + len(told) :]
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        z = fast.op(*args, **kwargs)
+        folded = isinstance(fast.op, FoldedProduct)  # then a tensor of the call is the value
+        if fast.rectified:
+            z = z.relu_() if is_eager(z) and not folded else z.relu()
+        skip = {i for i, _ in fast.remade} | {i for i, t in enumerate(leaves) if folded and t is kwargs["value"]}
+        kept = [None if i in skip else t for i, t in zip(places, tensors, strict=True)]
+        ctx.save_for_backward(
+            None if fast.again else z, *kept, *(t if isinstance(t, Tensor) else None for t in sources)
+        )
+        ctx.fast, ctx.spec, ctx.places, ctx.told = fast, spec, places, told
+        ctx.made_of, ctx.sources = made_of, [None if isinstance(t, Tensor) else t for t in sources]
+        ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        ctx.cast = cast_by_autocast(z)
+        return (z, z.new_empty(sample_count(z, fast.where.output))) if fast.tells else z
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, mass: Tensor | None = None) -> tuple:
+        fast: Fast = ctx.fast
+        z, *saved = ctx.saved_tensors
+        tensors, sources = saved[: len(ctx.places)], saved[len(ctx.places) :]
+        leaves = list(ctx.leaves)
+        for i, t in zip(ctx.places, tensors, strict=True):
+            leaves[i] = t if t is None else as_the_op_was_run(t, ctx.cast)
+        made_of = [c if t is None else t for c, t in zip(ctx.sources, sources, strict=True)]
+        for (i, op), (args, kwargs) in zip(fast.remade, pytree.tree_unflatten(made_of, ctx.made_of), strict=True):
+            leaves[i] = op(*args, **kwargs)
+        args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
+        z = fast.op(*args, **kwargs) if fast.again else z
+        xs = [leaves[i] for i in fast.argnums]
+        masses: Sequence[Tensor | None] = [None] * len(xs)
+        found: Sequence[Tensor | None]
+        if fast.one_sided and not _complex(z, *xs):
+            found, masses = fast.propagate_mass(g, z, xs, args, kwargs, mass)
+        else:
+            found = fast.propagate(g, z, xs, args, kwargs)
+        grads = {i: c for i, c in zip(fast.argnums, found, strict=True) if i in fast.active}
+        told = [m if asked else None for m, asked in zip(masses, ctx.told, strict=False)]
+        return *[None] * (7 + len(sources)), *told, *(grads.get(i) for i in ctx.places)

@@ -1,0 +1,112 @@
+"""Kernels of the classic rules for products with weights: signs that are known, scratch memory, weights in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxlrp.fast.memory import borrow, clamped, rows_at_once, times
+from fxlrp.rules.calculus import pullback, vjp
+from fxlrp.rules.quantities import ratio, where_positive
+from fxlrp.rules.weighted import Product, Weighted, signs, stabilized
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Known(Product):
+    """A product with weights of which it is known whether x ≥ 0."""
+
+    nonneg: bool = False
+
+    def pieces(self, g: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor, Known]]:
+        """The product with g and z of its outputs, in pieces of the outputs where a dense layer's weight is large."""
+        x, w, b = self.operands
+        rows = rows_at_once(w) if self.op is aten.linear.default else len(w)
+        if len(w) <= rows:
+            yield g, z, self
+            return
+        for i in range(0, len(w), rows):
+            cut = slice(i, i + rows)
+            args = (x, w[cut], None if b is None else b[cut])
+            yield g[..., cut], z[..., cut], replace(self, args=args)
+
+
+Contributions = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""Their sum at each output, and how s = R / sum at the outputs becomes g at x."""
+
+
+def contributions(f: Known, sign: int) -> Contributions:
+    """Those of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0)."""
+    x, w, b = f.operands
+    halves = [(1, x)] if f.nonneg else [(1, x.clamp(min=0)), (-1, x.clamp(max=0))]
+    none = None if b is None else torch.zeros_like(b)
+    biases = [none if b is None or half < 0 else clamped(b, sign) for half, _ in halves]
+    weights = [clamped(w.detach(), sign * half, borrow(f"part{half}", w)) for half, _ in halves]
+
+    def total(*parts: Tensor) -> Tensor:
+        found = [f(*operands) for operands in zip(parts, weights, biases, strict=True)]
+        return sum(found[1:], found[0])
+
+    value, transposed = pullback(total, *(part for _, part in halves))
+
+    def pull(s: Tensor) -> Tensor:
+        grads = transposed(s)
+        if f.nonneg:
+            return grads[0]
+        return where_positive(grads[0], x) + (grads[1] - where_positive(grads[1], x))  # what x > 0 says, fast on a CPU
+
+    return value, pull
+
+
+def alpha_beta(g: Tensor, z: Tensor, f: Known, *, alpha: float, beta: float, stabilizer: float) -> Tensor:
+    """R_i = Σ_j (α z⁺_ij / Σ_i z⁺_ij − β z⁻_ij / Σ_i z⁻_ij) R_j, with b_j⁺ and b_j⁻ in the sums."""
+    r, out = z * g, torch.zeros_like(f.operands[0])
+    for factor, sign in ((alpha, 1), (-beta, -1)):
+        if factor:
+            total, pull = contributions(f, sign)
+            out = out + factor * pull(ratio(r, stabilized(total, stabilizer)))
+    return out
+
+
+def z_plus(g: Tensor, z: Tensor, f: Known, *, stabilizer: float) -> Tensor:
+    """R_i = Σ_j z⁺_ij / Σ_i z⁺_ij R_j: αβ with α = 1 and β = 0."""
+    return alpha_beta(g, z, f, alpha=1, beta=0, stabilizer=stabilizer)
+
+
+def gamma(g: Tensor, z: Tensor, f: Known, *, gamma: float, stabilizer: float) -> Tensor:
+    """R_i = Σ_j (z_ij + γ z±_ij) / Σ_i (z_ij + γ z±_ij) R_j, ± the sign of z_j (generalized to inputs of any sign).
+
+    z± = (z ± |z|)/2 makes of it the signed contribution and absLRP's absolute one: with h = γ/2, A = f(|x|; |w|, |b|),
+    s = R / ((1 + h) z + h A sign(z)) and J the product's derivative,  g = (1 + h) Jᵀ s + h sign(x) |J|ᵀ (s sign(z)).
+    """
+    x, w, b = f.operands
+    h, none = gamma / 2, None if b is None else torch.zeros_like(b)
+    size = torch.abs(w.detach(), out=borrow("magnitude", w))
+    total, transposed = pullback(lambda t: f(t, size, None if b is None else b.abs()), x if f.nonneg else x.abs())
+    sign = signs(z)
+    s = ratio(z * g, stabilized(((1 + h) * z).addcmul_(sign, total, value=h), stabilizer))
+    del total
+    (signed,) = vjp(lambda t: f(t, w, none), [x], s)
+    (absolute,) = transposed(times(s, sign))
+    return signed.mul_(1 + h).add_(absolute if f.nonneg else times(absolute, x.sign()), alpha=h)
+
+
+@dataclass(frozen=True)
+class InPieces:
+    """A kernel as the rule of an op."""
+
+    kernel: Callable[..., Tensor]
+    rule: Weighted
+
+    def __call__(
+        self, g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], nonneg: bool, **kwargs: Any
+    ) -> Tensor:
+        product = Known(op, args, kwargs, self.rule.places, nonneg)
+        parts = (self.kernel(*part, **dict(self.rule.parameters)) for part in product.pieces(g, z))
+        return reduce(Tensor.add_, parts)

@@ -1,0 +1,181 @@
+"""Graphs: a rewritten graph ready to run, and its forms, one for each kind of call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp import acceleration
+from fxlrp.axes import Axes
+from fxlrp.capture import Capture, hint
+from fxlrp.confine import LOCK, tidy
+from fxlrp.engine.replaced import ReplacedOp
+from fxlrp.errors import FxlrpError
+from fxlrp.precision import no_autocast
+from fxlrp.reads import Place
+from fxlrp.recent import Recent
+from fxlrp.report import Report, describe
+from fxlrp.samples import Probe
+
+FORMS = 8
+"""How many forms of a graph are kept."""
+
+
+class Form(NamedTuple):
+    """A graph that returns a plan's outputs, and the places of further values asked for among what it returns."""
+
+    graph: fx.GraphModule
+    latent: list[int]
+
+
+def copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A copy of a graph over the same modules, and what each node is in it."""
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(gm.graph, nodes))
+    return fx.GraphModule(gm, graph), nodes
+
+
+@dataclass
+class Plan:
+    """A rewritten graph, ready to run: inputs → (*outputs, *readouts), and what each of these is."""
+
+    graph: fx.GraphModule
+    capture: Capture
+    readouts: dict[Place, list[int]]  # input tensor, or name → places of its readouts among the graph's outputs
+    positions: dict[int, int]  # place of a readout of integers → place of the positions its entries stand for
+    logits: int  # place of the logits that are explained
+    explained: int  # place of the output they become, which is themselves or, through `head`, their softmax or sigmoid
+    head: list[fx.Node]
+    together: tuple[int, ...]  # places of the outputs that the logits are the entries of, where they are of several
+    report: Report
+    active: frozenset[str]  # the names of the nodes that relevance goes through
+    apart: bool  # whether the samples of a batch can be told apart at every node
+    any_length: bool  # whether it holds for sequences of any length
+    key: Any = None  # what an explainer keeps it under
+    _forms: Recent = field(default_factory=lambda: Recent(FORMS), repr=False)
+
+    @property
+    def scores_shape(self) -> torch.Size:
+        """The shape of the explained output, samples first: [batch, classes], or another."""
+        return self.axes.rows(self.graph.graph.output_node().args[0][self.logits].meta["val"]).shape
+
+    @property
+    def scores_ndim(self) -> int:
+        """How many axes that has."""
+        return len(self.scores_shape)
+
+    @property
+    def axes(self) -> Axes:
+        """Where the samples of a call are."""
+        return self.capture.axes
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether each of a sequence of logits [B, T, K] depends on what is before it alone: on the last entry of the
+        sequence the last one does, and no other, and on the first one too."""
+        outputs: Any = self.graph.graph.output_node().args[0]
+        logits = outputs[self.logits]
+        rows = self.axes.rows(logits.meta["val"])
+        length = hint(rows.shape[1])
+        starts: dict[fx.Node, int] = {}
+        for place, ends in self.readouts.items():
+            samples = 0 if isinstance(place, str) else self.axes.inputs[place]
+            for node in (outputs[at] for at in ends):
+                fit = [a for a, n in enumerate(node.meta["val"].shape) if a != samples and hint(n) == length]
+                starts |= dict.fromkeys([node] if fit else [], fit[0] if fit else 0)
+        probe = Probe(self.graph, self.capture.inputs, starts)
+        first, last = (probe.changes(i, {logits}) if starts else None for i in (0, length - 1))
+        if first is None or last is None:
+            return False
+        by_first, by_last = (self.axes.rows(c[logits]).transpose(0, 1).flatten(1).any(1) for c in (first, last))
+        return bool(by_first[-1] and by_last[-1] and not by_last[:-1].any())
+
+    @cached_property
+    def random(self) -> bool:
+        """Whether the graph draws random numbers."""
+        return any(draws(n) for n in self.graph.graph.nodes)
+
+    def in_its_types(self) -> AbstractContextManager:
+        """A context that the graph runs in: one in float32 in the place of half precision is not cast back to that."""
+        return no_autocast(self.capture.inputs) if self.capture.narrow else nullcontext()
+
+    def form(
+        self, one_sided: bool = False, at: Sequence[str] = (), small: bool = False, checkpoint: bool = False
+    ) -> Form:
+        """The graph as one kind of call runs it, made at the first.
+
+        one_sided: for questions whose seeds are ≥ 0, as they are without a contrast.
+        at: modules and nodes whose values are returned, too.  Raises FxlrpError for a name of nothing on the way.
+        small: without keeping what attention weighs with; checkpoint: without what is computed again in segments.
+        """
+        key = (one_sided, tuple(at), small, checkpoint)
+        with LOCK if self._forms.get(key) is None else nullcontext():
+            form = self._forms.get(key)
+            if form is None:
+                with tidy():
+                    form = self._forms.set(key, self._form(*key))
+        return form
+
+    def _form(self, one_sided: bool, at: tuple[str, ...], small: bool, checkpoint: bool) -> Form:
+        if checkpoint:
+            smaller = self.form(one_sided, at, small)
+            outputs = smaller.graph.graph.output_node().args[0]
+            starts = [outputs[at] for several in self.readouts.values() for at in several]
+            return Form(acceleration.checkpointed(smaller.graph, starts), smaller.latent)
+        if small:
+            larger = self.form(one_sided, at)
+            return Form(acceleration.without_squares(larger.graph), larger.latent)
+        if not at:
+            return Form(acceleration.specialized(self.graph, self.logits, self.active, one_sided), [])
+        copy, nodes = copied(self.graph)
+        end = copy.graph.output_node()
+        first = len(end.args[0])
+        end.args = ((*end.args[0], *(nodes[self._named(name)] for name in at)),)
+        copy.recompile()
+        return Form(copy, list(range(first, first + len(at))))
+
+    def _named(self, name: str) -> fx.Node:
+        """The active node of that name, else the last one inside the module of that name."""
+        active = [n for n in self.graph.graph.nodes if n.op == "call_function" and n.name in self.active]
+        paths = {n: describe(n, "", "").module for n in active}
+        inside = [n for n in active if f"{paths[n]}.".startswith(f"{name}.")]
+        left = [n for n in inside if any(u not in inside for u in n.users)]
+        found = [n for n in active if n.name == name] or (left or inside)[-1:]
+        if not found:
+            raise FxlrpError(
+                f"at={name!r} names no module or node on the way of relevance; modules are, among others, "
+                f"{', '.join(sorted({p for p in paths.values() if p})[:8]) or 'none'}."
+            )
+        return found[0]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One output of an op that has several, as an op of its own."""
+
+    op: Callable
+    index: int
+
+    @property
+    def __name__(self) -> str:
+        return f"{getattr(self.op, '__name__', self.op)}_{self.index}".replace(".", "_")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.op(*args, **kwargs)[self.index]
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether a node draws random numbers, which dropout does in training alone."""
+    op = getattr(node.target, "op", None) if isinstance(node.target, ReplacedOp | Item) else node.target
+    if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
+        return False
+    how = {a.name: a.default_value for a in op._schema.arguments}
+    how |= dict(zip(how, node.args, strict=False)) | dict(node.kwargs)
+    return how.get("train", how.get("training", True)) is not False and how.get("dropout_p") != 0

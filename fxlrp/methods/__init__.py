@@ -1,0 +1,7 @@
+"""Rulebooks: the methods, each a table from ops to rules and how an explanation begins."""
+
+from fxlrp.methods import classic, gradients, hybrid, transformers
+from fxlrp.methods.abslrp import ABSLRP
+from fxlrp.methods.published import APRIL, abslrp_2024_12
+
+__all__ = ["ABSLRP", "APRIL", "abslrp_2024_12", "classic", "gradients", "hybrid", "transformers"]
