@@ -25,7 +25,7 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils import _pytree as pytree
 
 from fxlrp.axes import Axes
@@ -67,6 +67,7 @@ class Capture:
     lengths: the axes of each input that may be lengths of sequences.
     narrow: the types of the call's tensors and of the model's outputs, where some of the model is in half precision
     and `graph` and `inputs` are in float32; empty for all other models.
+    branches: whether the model branches on values, so that it was traced as it runs on its inputs.
     nearly: whether the graph gives the model's output but for rounding, as that of a quantised model does.
     """
 
@@ -79,6 +80,7 @@ class Capture:
     axes: Axes
     lengths: list[tuple[int, ...]]
     narrow: list[list[torch.dtype]] = field(default_factory=list)
+    branches: bool = False
     nearly: bool = False
 
     @property
@@ -362,6 +364,7 @@ def capture(
     *,
     fixed: bool = False,
     longer: bool = False,
+    branches: bool = False,
     itself: bool = False,
 ) -> Capture:
     """Trace `model` on (args, kwargs), whose samples are at `axes` (the first ones), while no other thread traces.
@@ -371,7 +374,8 @@ def capture(
 
     A symbolic batch and lengths of texts are asked for first, and of vectors and shared masks if calls differ in them
     (`longer`), which takes torch several times as long; then the batch alone, unless `fixed`; if the model fixes its
-    batch, it is traced at the shapes given; if it branches on values, as it runs on the first sample.
+    batch, it is traced at the shapes given; if it branches on values, or is known to (`branches`), as it runs on the
+    first sample.
 
     Raises FxlrpError, with the line in the user's model, if no way succeeds.
     """
@@ -404,6 +408,8 @@ def capture(
     errors: list[Exception] = []
     tried = ways[-2:] if fixed or axes.whole else ways
     for at, (way, inputs, trace) in enumerate(tried):
+        if branches and way is not Way.THIS_INPUT:
+            continue
         try:
             with caches_cleaned(model):
                 graph = trace(inputs)
@@ -412,6 +418,7 @@ def capture(
             raise
         except _OfModel as problem:
             errors.append(problem.__cause__)
+            branches |= isinstance(problem.__cause__, GuardOnDataDependentSymNode)
             continue
         except Exception as problem:
             errors.append(problem)
@@ -426,10 +433,12 @@ def capture(
                 continue
         _mark_identities(graph, seen[-1].untouched)
         names, called = names_of(args, kwargs), parameters_of(model, args, kwargs)
-        return Capture(graph, inputs, names, called, way, seen[-1], axes, lengths, nearly=flat.quantised)
+        return Capture(
+            graph, inputs, names, called, way, seen[-1], axes, lengths, branches=branches, nearly=flat.quantised
+        )
     _run_as_it_is(model, *rebuild(exact))
     if traced is not model and _refuses(traced, *rebuild(exact)):
-        return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, itself=True)
+        return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches, itself=True)
     raise FxlrpError(_why(errors[0])) from errors[0]
 
 

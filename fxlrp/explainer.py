@@ -638,8 +638,13 @@ class Explainer(nn.Module):
         abouts = [signature(args, kwargs, a) for a in axes]
         longer = any(found.first.get(about.like) not in (None, EACH, about.shapes) for about in abouts)
 
+        branches = False
+
         def by(axes: Axes) -> Capture:
-            return spelled(capture(self.model, args, kwargs, axes, fixed=fixed, longer=longer))
+            nonlocal branches
+            captured = capture(self.model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches)
+            branches = captured.branches
+            return spelled(captured)
 
         captured = find_samples(by, axes, tensors, self.output, sure=self.batch != "auto")
         with no_autocast(captured.inputs):

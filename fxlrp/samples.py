@@ -173,7 +173,7 @@ def find_samples(
                 "another axis as batch, or batch=None to explain the call as one sample."
             )
     try:
-        if captured is None or captured.way is not Way.THIS_BATCH:  # which holds for this call as it is
+        if captured is None or not _of_this_call(captured, tensors):
             captured = capture(Axes.none(tensors))
     except FxlrpError as error:
         raise failed or error from error.__cause__
@@ -194,6 +194,12 @@ def find_samples(
     shape = _explained(captured, output)[0].meta["val"].shape
     captured.axes = Axes.none(tensors, 0 if len(shape) and isinstance(shape[0], int) and shape[0] == 1 else None)
     return captured
+
+
+def _of_this_call(captured: Capture, tensors: Sequence[Tensor]) -> bool:
+    """Whether a graph holds for this call as it is: it was traced on all of its batch."""
+    alone = captured.way is Way.THIS_INPUT and captured.axes.count(tensors) == 1
+    return alone or captured.way is Way.THIS_BATCH
 
 
 def _left_out(axes: Axes, tensors: Sequence[Tensor]) -> bool:

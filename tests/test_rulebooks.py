@@ -358,9 +358,9 @@ def test_the_link_at_the_root_is_the_same_registry() -> None:
         pytest.skip("no link: this is no checkout")
     same = """
 import rules.registry, fxlrp.rules.registry, rules
-from rules import products
+from rules import weighted
 assert rules.registry is fxlrp.rules.registry and rules is fxlrp.rules
-assert products is fxlrp.rules.products and rules.registry.rule is fxlrp.rule
+assert weighted is fxlrp.rules.weighted and rules.registry.rule is fxlrp.rule
 """
     done = subprocess.run([sys.executable, "-c", same], cwd=root, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
