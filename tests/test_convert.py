@@ -242,7 +242,7 @@ def test_report_counts_every_node_and_names_the_source(cnn: nn.Module) -> None:
     assert report.counts["generic"] == 0
     conv = next(n for n in report.nodes if n.op == "conv2d.default" and n.kind == "rule")
     assert "conftest.py" in conv.source
-    assert conv.rule == "conv2d"
+    assert conv.rule == "absolute"
     assert "structural" in str(report)
     assert report.table().row_count == len(report.nodes)
 
