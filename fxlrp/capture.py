@@ -35,6 +35,7 @@ from fxlrp.derivatives import as_symbols, derivatives_noticed, trace_below_autog
 from fxlrp.errors import FxlrpError
 from fxlrp.flex import flex_attention_spelled
 from fxlrp.functions import hide_layers, recorded, settle
+from fxlrp.nodes import args_of, outputs_of, target_of
 from fxlrp.objects import PLAIN, close_objects, open_objects
 from fxlrp.patterns.straight_through import join_straight_through
 from fxlrp.precision import autocast_types
@@ -210,11 +211,13 @@ SHORTEST = 2
 def _lengths(t: Tensor, axis: int | None) -> tuple[int, ...]:
     """The axes that may be lengths of a sequence: of token ids, their mask or kinds [B, T], of vectors [B, T, F], of a
     mask [T, T] that samples share.  Export fixes lengths of 0 and 1, and can't tell one of 2 from the batch."""
+    axes: tuple[int, ...]
     if axis is None:
         axes = (0, 1) if t.ndim == 2 and t.shape[0] == t.shape[1] else ()
     else:
         vectors = t.ndim == 3 and axis < 2
-        axes = (1 - axis,) if vectors or (t.ndim == 2 and not t.is_floating_point() and not t.is_complex()) else ()
+        tokens = t.ndim == 2 and not t.is_floating_point() and not t.is_complex()
+        axes = (1 - axis,) if vectors or tokens else ()
     return tuple(a for a in axes if t.shape[a] > SHORTEST)
 
 
@@ -340,7 +343,8 @@ def _close(opened: Any) -> Any:
     def made(thing: Any) -> Any:
         if not isinstance(thing, _Opened):
             return thing
-        out = thing.kind.__new__(thing.kind)
+        kind: Any = thing.kind
+        out = kind.__new__(kind)
         for name, value in thing.items():
             object.__setattr__(out, name, _close(value))
         return out
@@ -416,12 +420,10 @@ def capture(
             settle(graph, inputs, _plain_ops)
         except FxlrpError:
             raise
-        except _OfModel as problem:
-            errors.append(problem.__cause__)
-            branches |= isinstance(problem.__cause__, GuardOnDataDependentSymNode)
-            continue
         except Exception as problem:
-            errors.append(problem)
+            cause = problem.__cause__ if isinstance(problem, _OfModel) else None
+            errors.append(cause if isinstance(cause, Exception) else problem)
+            branches |= isinstance(cause, GuardOnDataDependentSymNode)
             continue
         places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
         open_ = (free_symbols(n.meta["val"].shape[axis]) for n, axis in places if axis is not None)
@@ -470,7 +472,7 @@ def _twin(model: nn.Module) -> nn.Module:
 def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
     """An identity module at the output leaves no op in the graph; an alias stands for it."""
     output = gm.graph.output_node()
-    outputs = list(output.args[0])
+    outputs = outputs_of(gm)
     for i in places:
         with gm.graph.inserting_before(output):
             alias = gm.graph.call_function(aten.alias.default, (outputs[i],))
@@ -486,7 +488,8 @@ def free_symbols(size: int | torch.SymInt) -> set:
 
 def hint(size: int | torch.SymInt) -> int:
     """A size in the example that the graph was captured with."""
-    return size.node.hint if isinstance(size, torch.SymInt) else size
+    found: Any = size.node.hint if isinstance(size, torch.SymInt) else size
+    return found
 
 
 def _two(t: Tensor, axis: int) -> Tensor:
@@ -529,8 +532,9 @@ def _export(flat: _Flat, tensors: list[Tensor], dims: tuple) -> fx.GraphModule:
     graph.graph.set_codegen(fx.graph.CodeGen())
     _plain_interface(graph)
     fakes = [t for n in graph.graph.nodes for t in _tensors(n) if isinstance(t, FakeTensor)]
-    for symbols in {t.fake_mode.shape_env for t in fakes} - {None}:
-        _let_go(symbols)
+    for symbols in {t.fake_mode.shape_env for t in fakes}:
+        if symbols is not None:
+            _let_go(symbols)
     return fx.GraphModule(graph, graph.graph)  # without export's hooks, which check inputs at every call
 
 
@@ -621,11 +625,11 @@ def inline_modes(gm: fx.GraphModule) -> None:
         operands = iter(node.args[MODES[node.target] + 1 :])
         copies = {n: next(operands) for n in inner.graph.find_nodes(op="placeholder")}
         with gm.graph.inserting_before(node):
-            outputs = gm.graph.graph_copy(inner.graph, copies)
+            outputs: Any = gm.graph.graph_copy(inner.graph, copies)
             if node.args[0] is False:  # what is made without gradients is detached
                 outputs = [_detached(gm.graph, n) for n in outputs]
         for item in list(node.users):
-            item.replace_all_uses_with(outputs[item.args[1]])
+            item.replace_all_uses_with(outputs[args_of(item)[1]])
             gm.graph.erase_node(item)
         gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
@@ -704,7 +708,7 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
             return False
         swaps.append((node, twin))
     for node, twin in swaps:
-        base = node.args[0]
+        base = args_of(node)[0]
         node.target = twin
         base.replace_all_uses_with(node, delete_user_cb=lambda u, at=position[node]: position[u] > at)
     gm.recompile()
@@ -713,7 +717,8 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
 
 def _functional_twin(node: fx.Node) -> Any:
     """`relu` for `relu_`, if it gives the same tensor: same shape and dtype as the one it wrote into."""
-    name, overload = node.target._schema.name.split("::")[1], node.target._overloadname
+    op = target_of(node)
+    name, overload = op._schema.name.split("::")[1], op._overloadname
     packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
     twin = getattr(packet, overload, None)
     others = [a.meta["val"] for a in node.all_input_nodes[1:] if isinstance(a.meta.get("val"), Tensor)]

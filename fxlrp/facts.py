@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from fxlrp.analyse import find_active, find_infinite, find_nonnegative
 from fxlrp.capture import Capture
+from fxlrp.nodes import leaves
 from fxlrp.ops import carriers
 from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns import emit
@@ -92,8 +92,3 @@ class Facts:
         entry = self.rulebook.lookup(node.target, positions)
         argnums = entry.argnums if isinstance(entry, Rule) and entry.argnums is not None else positions
         return [leaf for i, leaf in enumerate(leaves(node)) if i in positions and i in argnums]
-
-
-def leaves(node: fx.Node) -> list[Any]:
-    """The arguments of a node's call, in pytree order."""
-    return pytree.tree_leaves((node.args, node.kwargs))

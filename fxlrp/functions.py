@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxlrp.confine import only_here
+from fxlrp.nodes import args_of, target_of
 from fxlrp.rules.calculus import differentiable
 
 LIBRARY = torch.library.Library("fxlrp", "FRAGMENT")
@@ -232,7 +233,7 @@ def settle(gm: fx.GraphModule, inputs: list[Tensor], plain_form: Callable[[fx.Gr
         Noting(gm).run(*(t.detach().clone() for t in inputs))
     for node in calls:
         forward = None if isinstance(node.target, Layer) else _forward(node, plain_form)
-        if forward is not None and _same_derivative(node.target, forward, given[node]):
+        if forward is not None and _same_derivative(target_of(node), forward, given[node]):
             from fxlrp.patterns.take_apart import inline  # here, since it imports what imports this
 
             inline(node, forward)
@@ -242,7 +243,7 @@ def settle(gm: fx.GraphModule, inputs: list[Tensor], plain_form: Callable[[fx.Gr
 
 def _written(node: fx.Node) -> fx.Node:
     """The call of an op by its key → the function itself, called with the tensors."""
-    operands, key = node.args
+    operands, key = args_of(node)
     node.target, node.args = _calls[key], tuple(operands)
     if isinstance(node.target.whole, Tensor):
         (value,) = node.meta["val"]
@@ -255,11 +256,11 @@ def _written(node: fx.Node) -> fx.Node:
 
 def _forward(node: fx.Node, plain_form: Callable[[fx.GraphModule], None]) -> fx.GraphModule | None:
     """The forward's ops as a graph, if it is made of such."""
-    values = [n.meta["val"] for n in node.args]
+    values = [n.meta["val"] for n in args_of(node)]
     one = isinstance(node.meta["val"], Tensor)
 
     def forward(*tensors: Tensor) -> Any:
-        out = node.target.forward(*tensors)
+        out = target_of(node).forward(*tensors)
         return out[0] if one else out
 
     try:

@@ -17,6 +17,7 @@ from fxlrp.capture import Capture, hint
 from fxlrp.confine import LOCK, tidy
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.errors import FxlrpError
+from fxlrp.nodes import outputs_of
 from fxlrp.precision import no_autocast
 from fxlrp.reads import Place
 from fxlrp.recent import Recent
@@ -64,7 +65,7 @@ class Plan:
     @property
     def scores_shape(self) -> torch.Size:
         """The shape of the explained output, samples first: [batch, classes], or another."""
-        return self.axes.rows(self.graph.graph.output_node().args[0][self.logits].meta["val"]).shape
+        return self.axes.rows(outputs_of(self.graph)[self.logits].meta["val"]).shape
 
     @property
     def scores_ndim(self) -> int:
@@ -80,7 +81,7 @@ class Plan:
     def causal(self) -> bool:
         """Whether each of a sequence of logits [B, T, K] depends on what is before it alone: on the last entry of the
         sequence the last one does, and no other, and on the first one too."""
-        outputs: Any = self.graph.graph.output_node().args[0]
+        outputs = outputs_of(self.graph)
         logits = outputs[self.logits]
         rows = self.axes.rows(logits.meta["val"])
         length = hint(rows.shape[1])
@@ -126,7 +127,7 @@ class Plan:
     def _form(self, one_sided: bool, at: tuple[str, ...], small: bool, checkpoint: bool) -> Form:
         if checkpoint:
             smaller = self.form(one_sided, at, small)
-            outputs = smaller.graph.graph.output_node().args[0]
+            outputs = outputs_of(smaller.graph)
             starts = [outputs[at] for several in self.readouts.values() for at in several]
             return Form(acceleration.checkpointed(smaller.graph, starts), smaller.latent)
         if small:
@@ -135,11 +136,10 @@ class Plan:
         if not at:
             return Form(acceleration.specialized(self.graph, self.logits, self.active, one_sided), [])
         copy, nodes = copied(self.graph)
-        end = copy.graph.output_node()
-        first = len(end.args[0])
-        end.args = ((*end.args[0], *(nodes[self._named(name)] for name in at)),)
+        outputs = outputs_of(copy)
+        copy.graph.output_node().args = ((*outputs, *(nodes[self._named(name)] for name in at)),)
         copy.recompile()
-        return Form(copy, list(range(first, first + len(at))))
+        return Form(copy, list(range(len(outputs), len(outputs) + len(at))))
 
     def _named(self, name: str) -> fx.Node:
         """The active node of that name, else the last one inside the module of that name."""
@@ -173,7 +173,7 @@ class Item:
 
 def draws(node: fx.Node) -> bool:
     """Whether a node draws random numbers, which dropout does in training alone."""
-    op = getattr(node.target, "op", None) if isinstance(node.target, ReplacedOp | Item) else node.target
+    op: Any = node.target.op if isinstance(node.target, ReplacedOp | Item) else node.target
     if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
         return False
     how = {a.name: a.default_value for a in op._schema.arguments}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from fxlrp.nodes import args_of
 from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.patterns.emit import emit
 
@@ -53,7 +54,7 @@ class Trail:
     def _own(self, node: fx.Node) -> set[fx.Node]:
         """The inputs of a node of which each of its entries is one entry, or made of one of each."""
         if self.takes_rows(node):
-            return {_index(node)}
+            return {i for i in [_index(node)] if i is not None}
         if _moves(node):
             at = about(node.target).values
             return {n for i in at if i < len(node.args) for n in tree_leaves(node.args[i]) if isinstance(n, fx.Node)}
@@ -63,7 +64,7 @@ class Trail:
         """Whether a node makes rows of zeros and a one: of ids, or by comparing them with all there are."""
         if node.target is not aten.eq.Tensor:
             return node.target is aten.one_hot.default
-        ids, classes = sorted(node.args, key=lambda n: n not in self.reached)
+        ids, classes = sorted(args_of(node), key=lambda n: n not in self.reached)
         sizes = zip(reversed(ids.meta["val"].shape), reversed(classes.meta["val"].shape), strict=False)
         return classes not in self.given and any(n == 1 and isinstance(m, int) and m > 1 for n, m in sizes)
 
@@ -121,12 +122,13 @@ def _truth(node: fx.Node) -> bool:
 
 def _index(node: fx.Node) -> fx.Node | None:
     """The indices by which a lookup takes rows of a table."""
+    args = args_of(node)
     if node.target is aten.embedding.default:
-        return node.args[1]
-    if node.target is aten.index_select.default and node.args[1] == 0:
-        return node.args[2]
-    if node.target is aten.index.Tensor and len(node.args[1]) == 1:
-        return node.args[1][0]
+        return args[1]
+    if node.target is aten.index_select.default and args[1] == 0:
+        return args[2]
+    if node.target is aten.index.Tensor and len(args[1]) == 1:
+        return args[1][0]
     return None
 
 
@@ -142,7 +144,7 @@ class Positions:
     def at(self, lookup: fx.Node) -> fx.Node:
         """The positions that the entries of `lookup` stand for, in its shape."""
         index = _index(lookup)
-        if not self.trail.takes_rows(lookup):
+        if index is None or not self.trail.takes_rows(lookup):
             return self._beside(lookup, aten.expand_as.default, self.of(self._source(lookup)), lookup)
         places = self.of(index)
         for _ in range(lookup.meta["val"].ndim - index.meta["val"].ndim):
@@ -162,12 +164,13 @@ class Positions:
             return self._beside(line, aten.view_as.default, line, node)
         if node not in self.reached:
             return self._beside(node, aten.full_like.default, node, NOWHERE, dtype=torch.int64)
-        if self.trail.takes_rows(node):  # a table of integers
-            return self.of(_index(node))
+        index = _index(node)
+        if index is not None and self.trail.takes_rows(node):  # a table of integers
+            return self.of(index)
         if about(node.target).copies:
-            return self.of(node.args[0])
+            return self.of(args_of(node)[0])
         if node.target is aten.one_hot.default:
-            places = self._beside(node, aten.unsqueeze.default, self.of(node.args[0]), -1)
+            places = self._beside(node, aten.unsqueeze.default, self.of(args_of(node)[0]), -1)
             return self._beside(node, aten.expand_as.default, places, node)
         if not _moves(node):
             return self._beside(node, aten.expand_as.default, self.of(self._source(node)), node)

@@ -11,6 +11,7 @@ from torch import fx
 from fxlrp.analyse import differentiable
 from fxlrp.capture import Capture, NotCaptured
 from fxlrp.errors import FxlrpError
+from fxlrp.nodes import args_of, outputs_of
 from fxlrp.ops import about
 
 aten = torch.ops.aten
@@ -22,13 +23,13 @@ Output = str | int | tuple[int, ...] | None
 
 def explained_output(captured: Capture, output: Output) -> tuple[list, int, int, list[fx.Node]]:
     """The outputs, the places of the explained one and of its logits, and the softmax or sigmoid between, if any."""
-    outputs = list(captured.graph.graph.output_node().args[0])
+    outputs = outputs_of(captured.graph)
     if isinstance(output, tuple):
         return outputs, output[0], len(outputs) - 1, []
     explained = logits = _place_of(captured, outputs, output)
     head = _probability_head(outputs[explained])
     if head:  # probabilities are explained by the logits they are made of
-        outputs, logits = [*outputs, head[0].args[0]], len(outputs)
+        outputs, logits = [*outputs, args_of(head[0])[0]], len(outputs)
     return outputs, explained, logits, head
 
 
@@ -72,7 +73,7 @@ def _probability_head(output: fx.Node) -> list[fx.Node]:
         or (node.target in SQUEEZES and _one_score(node))
     ):
         head.insert(0, node)
-        node = node.args[0]
+        node = args_of(node)[0]
     if about(node.target).kind == "softmax" and node.meta["val"].ndim == 2 and node.args[1] in (1, -1):
         return [node, *head]
     return head if any(n.target in SIGMOIDS or _rescales(n) for n in head) else []

@@ -13,9 +13,10 @@ from fxlrp.analyse import differentiable
 from fxlrp.capture import Capture, free_symbols, hint
 from fxlrp.engine.replaced import ByDerivative, ByRule, InParts
 from fxlrp.errors import FxlrpError
-from fxlrp.facts import Facts, leaves
+from fxlrp.facts import Facts
 from fxlrp.graphs import Item, Plan, draws
 from fxlrp.lookups import Positions
+from fxlrp.nodes import args_of, leaves, outputs_of, target_of
 from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns.complex_numbers import write_apart
@@ -62,7 +63,7 @@ def rewrite(
     Raises FxlrpError if nothing carries relevance from an input to the output, or, when `strict`, if a node is generic.
     """
     gm = captured.graph
-    narrow = [[t.dtype for t in captured.inputs], [n.meta["val"].dtype for n in gm.graph.output_node().args[0]]]
+    narrow = [[t.dtype for t in captured.inputs], [n.meta["val"].dtype for n in outputs_of(gm)]]
     if widen(gm, captured.inputs):
         captured.narrow, captured.inputs = narrow, widened(captured.inputs)
     if isinstance(output, tuple):
@@ -108,9 +109,9 @@ def rewrite(
             rows.append(describe(node, "generic" if entry is rulebook.unknown else "rule", entry.name))
             apart &= not _merges(node, facts)
             if isinstance(entry, Derivative):
-                node.target = ByDerivative(node.target, entry, rulebook.name)
+                node.target = ByDerivative(target_of(node), entry, rulebook.name)
             else:
-                node.target = InParts(node.target, entry, facts.positions(node), rulebook.name)
+                node.target = InParts(target_of(node), entry, facts.positions(node), rulebook.name)
             continue
         if entry and entry.argnums:
             _numbers_as_tensors(node, entry.argnums)
@@ -158,8 +159,10 @@ def _refuse_generators(gm: fx.GraphModule) -> None:
 def _pool_as_mean(node: fx.Node) -> None:
     """Averages over all of a picture → means: of a picture whose channels come last, torch makes the average by strides
     written over, which Inductor (torch 2.11) compiles wrongly."""
-    if str(node.target).startswith("aten.adaptive_avg_pool") and set(node.args[1]) == {1}:
-        node.target, node.args = aten.mean.dim, (node.args[0], [-1 - i for i in range(len(node.args[1]))], True)
+    if str(node.target).startswith("aten.adaptive_avg_pool"):
+        x, sizes = args_of(node)
+        if set(sizes) == {1}:
+            node.target, node.args = aten.mean.dim, (x, [-1 - i for i in range(len(sizes))], True)
 
 
 def _numbers_as_tensors(node: fx.Node, shares: tuple[int, ...]) -> None:
@@ -179,8 +182,8 @@ def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
 
     Raises FxlrpError where they have no axis of samples in common.
     """
-    end = gm.graph.output_node()
-    several = [end.args[0][i] for i in places]
+    end, outputs = gm.graph.output_node(), outputs_of(gm)
+    several = [outputs[i] for i in places]
     sizes = {hint(size) for n in several for size in n.meta["val"].shape[:1] or (0,)}
     if len(sizes) > 1 or 0 in sizes:
         shapes = ", ".join(str(tuple(n.meta["val"].shape)) for n in several)
@@ -193,12 +196,12 @@ def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
             for n in several
         ]
         both = emit(gm.graph, several[0], aten.cat.default, rows, 1)
-    end.args = ((*end.args[0], both),)
+    end.args = ((*outputs, both),)
 
 
 def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) -> bool:
     """Put an op with a rule in the node's place; False if its samples can't be told apart."""
-    op, operands = node.target, leaves(node)
+    op, operands = target_of(node), leaves(node)
     positions = facts.positions(node)
     rule = entry or ABSOLUTE
     argnums = positions if rule.argnums is None else rule.argnums

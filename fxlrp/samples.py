@@ -184,8 +184,8 @@ def find_samples(
         except FxlrpError as error:
             refused = error
             continue
-        if axes := settled(other, output, tensors):
-            other.axes = axes
+        if settled_at := settled(other, output, tensors):
+            other.axes = settled_at
             return other
     if refused and captured.way is Way.THIS_INPUT:
         raise refused
@@ -307,9 +307,10 @@ def other_axes(captured: Capture, output: Output) -> Iterator[Axes]:
             if i in readouts:
                 fit = [axis for axis in fit if _own_rows(captured, explained, readouts[i], axis, place, count)]
             first = long and i == next(iter(readouts), None)
-            choices.append(fit if first else [*fit, None] if i in readouts else [*fit, None][:1])
+            or_none: list[int | None] = [*fit, None]
+            choices.append([*fit] if first else or_none if i in readouts else or_none[:1])
         for some in list(product(*choices))[:8]:
-            if any(some[i] is not None for i in readouts):
+            if any(isinstance(i, int) and some[i] is not None for i in readouts):
                 yield Axes(some, place)
 
 

@@ -74,9 +74,9 @@ def without_squares(gm: fx.GraphModule) -> fx.GraphModule:
     copy, _ = copied(gm)
     parts = [part for node in copy.graph.nodes if about(_op(node)).kind == "softmax" and (part := _around(node))]
     fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
-    for name, part in list(copy.named_children()):
+    for name, module in list(copy.named_children()):
         if name.startswith("attention_"):
-            setattr(copy, name, Segment(part))
+            setattr(copy, name, Segment(module))
     copy.recompile()
     return copy
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.analyse import differentiable
 from fxlrp.fast.replaced import Fast
 from fxlrp.graphs import copied
+from fxlrp.nodes import outputs_of, target_of
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS
 
@@ -28,7 +30,7 @@ def specialized(gm: fx.GraphModule, logits: int, active: frozenset[str], one_sid
     copy, _ = copied(gm)
     on_way = {n for n in copy.graph.nodes if n.name in active}
     if one_sided:
-        mark_one_sided(copy, copy.graph.output_node().args[0][logits], on_way)
+        mark_one_sided(copy, outputs_of(copy)[logits], on_way)
     join_relu(copy)
     if one_sided:
         tell_masses(copy, on_way)
@@ -100,12 +102,13 @@ def recompute_functions(gm: fx.GraphModule) -> None:
         users = list(_users(node)) if _is_function(node) else []
         if not users or not all(_may_remake(user, value) for user, value in users):
             continue
-        node.target = node.target.but(again=True)
+        node.target = target_of(node).but(again=True)
         for user, value in users:
             at = [i for i, leaf in enumerate(_leaves(user)) if leaf is value]
-            user.target = user.target.but(remade=(*user.target.remade, *((i, node.target.op) for i in at)))
-            sources = (*user.kwargs.get("sources", ()), *((node.args, node.kwargs) for _ in at))
-            user.kwargs = {**user.kwargs, "sources": sources}
+            site, kwargs = target_of(user), dict[str, Any](user.kwargs)
+            user.target = site.but(remade=(*site.remade, *((i, target_of(node).op) for i in at)))
+            kwargs["sources"] = (*kwargs.get("sources", ()), *((node.args, node.kwargs) for _ in at))
+            user.kwargs = kwargs
 
 
 def _users(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -120,8 +123,9 @@ def _users(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
 def _is_function(node: fx.Node) -> bool:
     """Whether a node is a rule's, of one tensor, entry by entry, that is kept."""
     site = node.target
-    plain = isinstance(site, Fast) and site.pointwise and len(site.argnums) == 1 and not site.rectified
-    return plain and not site.remade and not {"handles", "sources"} & node.kwargs.keys()
+    if not isinstance(site, Fast) or site.rectified or site.remade:
+        return False
+    return site.pointwise and len(site.argnums) == 1 and not {"handles", "sources"} & node.kwargs.keys()
 
 
 def _may_remake(user: fx.Node, node: fx.Node) -> bool:
@@ -143,7 +147,7 @@ def _measures(node: fx.Node) -> bool:
 def _shared(node: fx.Node) -> list[fx.Node]:
     """The nodes a rule shares with."""
     leaves = _leaves(node)
-    return [leaves[i] for i in node.target.argnums]
+    return [leaves[i] for i in target_of(node).argnums]
 
 
 def _leaves(node: fx.Node) -> list:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
+from fxlrp.nodes import args_of, target_of
 from fxlrp.patterns.emit import emit
 
 aten = torch.ops.aten
@@ -34,9 +35,9 @@ def spell_bags(gm: fx.GraphModule) -> None:
 
 
 def _written_out(node: fx.Node) -> fx.Node:
-    given = {a.name: a.default_value for a in node.target._schema.arguments}
-    given |= dict(zip(given, node.args, strict=False)) | node.kwargs
-    table, ids, offsets, mode = node.args[0], node.args[1], node.args[2], given["mode"]
+    given = {a.name: a.default_value for a in target_of(node)._schema.arguments}
+    given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
+    table, ids, offsets, mode = *args_of(node)[:3], given["mode"]
     weights, padding = given["per_sample_weights"], given.get("padding_idx")
 
     def call(op: Callable, *args: object, **kwargs: object) -> fx.Node:
@@ -94,7 +95,7 @@ def _rows(ids: fx.Node, offsets: fx.Node) -> fx.Node | None:
     """The ids [B, L] that were made one line, with a bag for each row, if they were."""
     if ids.target is not aten.reshape.default or offsets.target is not aten.arange.start_step:
         return None
-    rows, step = ids.args[0], offsets.args[2]
+    rows, step = args_of(ids)[0], args_of(offsets)[2]
     value = rows.meta["val"]
     length = step.meta["val"] if isinstance(step, fx.Node) else step
     return rows if value.ndim == 2 and str(value.shape[1]) == str(length) else None

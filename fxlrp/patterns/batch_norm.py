@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from fxlrp.nodes import target_of
 from fxlrp.ops import of_kind
 from fxlrp.patterns.emit import KEPT
 from fxlrp.rules.folded import FoldedProduct
@@ -59,7 +60,7 @@ def _folded(
     shift = call(aten.neg.default, mean) if bias is None else call(aten.sub.Tensor, bias, mean)
     shift = call(aten.mul.Tensor, shift, scale)
     shift = shift if b is None else call(aten.add.Tensor, shift, b)
-    op = FoldedProduct(product.target, channels=1 if product.target in TRANSPOSED else 0)
+    op = FoldedProduct(target_of(product), channels=1 if product.target in TRANSPOSED else 0)
     folded = call(op, x, weight, shift, *more, value=z, scale=scale)
     folded.meta.update({k: product.meta[k] for k in KEPT if k in product.meta})
     return folded

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from fxlrp.nodes import args_of
+
 if TYPE_CHECKING:
     from fxlrp.facts import Facts
 
@@ -30,7 +32,7 @@ def join_bias(gm: fx.GraphModule, facts: Facts) -> bool:
         products = [a for a in node.args if isinstance(a, fx.Node) and a.target in PRODUCTS and len(a.users) == 1]
         if len(constants) != 1 or len(products) != 1:
             continue
-        (b,), (x, w) = constants, products[0].args
+        (b,), (x, w) = constants, args_of(products[0])
         alike = len({t.meta["val"].dtype for t in (x, w, b)}) == 1
         if facts.carries(w) or w.meta["val"].ndim != 2 or b.meta["val"].shape != w.meta["val"].shape[1:] or not alike:
             continue

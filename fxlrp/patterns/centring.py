@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
+from fxlrp.nodes import args_of
 from fxlrp.ops import about, describe
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def mark_centring(gm: fx.GraphModule, facts: Facts) -> bool:
     for node in list(gm.graph.nodes):
         if node.target is not aten.sub.Tensor or node.kwargs or not isinstance(node.args[1], fx.Node):
             continue
-        x, statistic = node.args
+        x, statistic = args_of(node)
         source = _origin(statistic)
-        if source.target not in (*MEANS, *OFFSETS) or _origin(source.args[0]) is not _origin(x):
+        if source.target not in (*MEANS, *OFFSETS) or _origin(args_of(source)[0]) is not _origin(x):
             continue
         if x.meta["val"].ndim == node.meta["val"].ndim:
             op = centred if source.target in MEANS else offset
@@ -70,10 +71,11 @@ def join_sigmoid(gm: fx.GraphModule, facts: Facts) -> bool:
     """1 / (1 + exp(−x)) → sigmoid(x): its denominator is no constant but all there is."""
     changed = False
     for node in list(gm.graph.nodes):
-        total = node.args[0] if node.target is aten.reciprocal.default else None
+        total = args_of(node)[0] if node.target is aten.reciprocal.default else None
         exp = total.args[0] if total is not None and total.target is aten.add.Tensor and total.args[1] == 1 else None
-        if isinstance(exp, fx.Node) and exp.target is aten.exp.default and exp.args[0].target is aten.neg.default:
-            facts.replace(node, lambda call, _, x=exp.args[0].args[0]: call(aten.sigmoid.default, x))
+        negative = args_of(exp)[0] if isinstance(exp, fx.Node) and exp.target is aten.exp.default else None
+        if negative is not None and negative.target is aten.neg.default:
+            facts.replace(node, lambda call, _, x=negative.args[0]: call(aten.sigmoid.default, x))
             changed = True
     return changed
 
@@ -81,5 +83,5 @@ def join_sigmoid(gm: fx.GraphModule, facts: Facts) -> bool:
 def _origin(node: fx.Node) -> fx.Node:
     """The node that `node` is a copy of, in another shape or type perhaps."""
     while about(node.target).copies or getattr(node.target, "overloadpacket", node.target) in RESHAPES:
-        node = node.args[0]
+        node = args_of(node)[0]
     return node

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from fxlrp.nodes import target_of
 from fxlrp.ops import about, is_pointwise, overloads
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.weighted import CONVOLVING, DENSE, FirstLayer, ones_for
@@ -70,4 +71,4 @@ def _made(node: fx.Node, known: dict[fx.Node, Any], facts: Facts) -> Any:
         return None
     with graph.inserting_after(node):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: made.get(n, n))
-        return facts.emit(node, node.target, *args, **kwargs)
+        return facts.emit(node, target_of(node), *args, **kwargs)

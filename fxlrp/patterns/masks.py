@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxlrp.nodes import target_of
 from fxlrp.ops import describe
 from fxlrp.precision import stored
 
@@ -64,5 +65,5 @@ def _value(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         elif top not in known:
             args, kwargs = fx.map_arg((top.args, top.kwargs), known.__getitem__)
             with torch.no_grad():
-                known[top] = top.target(*args, **kwargs)
+                known[top] = target_of(top)(*args, **kwargs)
     return known[node]

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from fxlrp.confine import without_warnings
 from fxlrp.errors import FxlrpError
 from fxlrp.functions import Entrywise, OwnBackward, Stepwise
+from fxlrp.nodes import target_of
 from fxlrp.ops import NOTHING, about
 from fxlrp.report import describe
 from fxlrp.rules.registry import Structural
@@ -69,7 +70,7 @@ def _opaque(node: fx.Node, facts: Facts) -> bool:
 def _of(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
     """The op as a function of x alone."""
     places = [a is x for a in node.args]
-    return lambda t: node.target(*(t if here else a for here, a in zip(places, args, strict=True)), **kwargs)
+    return lambda t: target_of(node)(*(t if here else a for here, a in zip(places, args, strict=True)), **kwargs)
 
 
 def _value(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Tensor:
@@ -166,7 +167,7 @@ def _explain(facts: Facts, node: fx.Node, x: fx.Node, seen: Seen) -> None:
         )
     elif entrywise and own:
         with torch.no_grad():
-            node.target = node.target.as_kind(Entrywise if seen.smooth() else Stepwise)
+            node.target = target_of(node).as_kind(Entrywise if seen.smooth() else Stepwise)
 
 
 def _put(facts: Facts, node: fx.Node, write: Callable) -> None:
@@ -180,7 +181,7 @@ def _put(facts: Facts, node: fx.Node, write: Callable) -> None:
 
 def _stored(node: fx.Node, t: Tensor) -> fx.Node:
     """A tensor as an attribute of the graph."""
-    gm = node.graph.owning_module
+    gm: Any = node.graph.owning_module
     at = len(list(gm.named_buffers()))
     name = f"_found_{at}"
     gm.register_buffer(name, t, persistent=False)

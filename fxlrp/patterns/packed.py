@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.nodes import args_of
 from fxlrp.patterns.emit import emit
 from fxlrp.patterns.recurrent import CELLS, write_steps
 
@@ -45,7 +46,7 @@ def _sizes(gm: fx.GraphModule, inputs: Sequence[Tensor], nodes: Sequence[fx.Node
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n in nodes:
-                found[n] = (value[1] if n.target is PACK else self.env[n.args[1]]).tolist()
+                found[n] = (value[1] if n.target is PACK else self.env[args_of(n)[1]]).tolist()
             return value
 
     with torch.no_grad():
@@ -60,13 +61,13 @@ def _places(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> list[fx.Node
     batch_first = node.args[2]
     names = [f"_{node.name}_{name}" for name in ("rows", "columns")]
     for name, value in zip(names, (sequences, steps) if batch_first else (steps, sequences), strict=True):
-        gm.register_buffer(name, value.to(node.args[0].meta["val"].device), persistent=False)
+        gm.register_buffer(name, value.to(args_of(node)[0].meta["val"].device), persistent=False)
     return [_constant(gm, node, name) for name in names]
 
 
 def _constant(gm: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
     constant = gm.graph.get_attr(name)
-    mode = node.args[0].meta["val"].fake_mode
+    mode = args_of(node)[0].meta["val"].fake_mode
     constant.meta["val"] = mode.from_tensor(getattr(gm, name), static_shapes=True)
     return constant
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from fxlrp.nodes import args_of, target_of
+
 if TYPE_CHECKING:
     from fxlrp.facts import Facts
 
@@ -22,13 +24,13 @@ def split_projections(gm: fx.GraphModule, facts: Facts) -> bool:
         if chain is None:
             continue
         linear, reshape, permute, parts, axis = chain
-        order = [d - (d > axis) for d in permute.args[1] if d != axis]
-        shape = [s for d, s in enumerate(reshape.args[1]) if d != axis]
+        order = [d - (d > axis) for d in args_of(permute)[1] if d != axis]
+        shape = [s for d, s in enumerate(args_of(reshape)[1]) if d != axis]
         for item in list(unbind.users):
             with gm.graph.inserting_before(unbind):
                 rows = [_rows(facts, t, item.args[1], parts) for t in linear.args[1:]]
                 part = facts.emit(linear, aten.linear.default, linear.args[0], *rows)
-                part = facts.emit(reshape, reshape.target, part, shape)
+                part = facts.emit(reshape, target_of(reshape), part, shape)
                 part = facts.emit(permute, aten.permute.default, part, order)
             item.replace_all_uses_with(part)
             gm.graph.erase_node(item)
@@ -47,17 +49,16 @@ def _rows(facts: Facts, t: Any, part: int, parts: int) -> Any:
 
 def _chain(unbind: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, int, int] | None:
     """(linear, reshape, permute, number of parts, their axis in the reshape), if that is what leads to `unbind`."""
-    permute = unbind.args[0]
-    dim = unbind.args[1] if len(unbind.args) > 1 else 0
+    permute, dim = (*args_of(unbind), 0)[:2]
     if not isinstance(permute, fx.Node) or permute.target is not aten.permute.default:
         return None
-    reshape = permute.args[0]
-    linear = reshape.args[0] if isinstance(reshape, fx.Node) and reshape.target in RESHAPES else None
+    reshape = args_of(permute)[0]
+    linear = args_of(reshape)[0] if isinstance(reshape, fx.Node) and reshape.target in RESHAPES else None
     if not isinstance(linear, fx.Node) or linear.target is not aten.linear.default:
         return None
     if any(len(n.users) != 1 for n in (permute, reshape, linear)):
         return None
-    axis = permute.args[1][dim]
+    axis = args_of(permute)[1][dim]
     if axis != linear.meta["val"].ndim - 1:  # not the outermost part of the features
         return None
-    return linear, reshape, permute, unbind.args[0].meta["val"].shape[dim], axis
+    return linear, reshape, permute, permute.meta["val"].shape[dim], axis

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fxlrp.nodes import args_of, target_of
 from fxlrp.patterns.emit import emit, write_in
 
 aten = torch.ops.aten
@@ -80,7 +81,7 @@ class _Steps:
 
             def call(*values: Tensor) -> tuple[Tensor, ...]:
                 known = dict(zip(given, values, strict=True))
-                return CELLS[self.node.target](*(known.get(n) for n in operands))
+                return CELLS[target_of(self.node)](*(None if n is None else known[n] for n in operands))
 
             values = [n.meta["val"] for n in given]
             with values[0].fake_mode:
@@ -89,8 +90,8 @@ class _Steps:
 
     def layer(self, x: fx.Node, initial: list[fx.Node], weights: list[fx.Node], biases: bool, back: bool) -> Any:
         """The outputs of one layer in one direction, and its last states."""
-        w, u, *rest = weights
-        b, *rest = [*rest[: 2 * biases], *[None] * (2 - 2 * biases), *rest[2 * biases :]]
+        w, u, *more = weights
+        b, *rest = more if biases else (None, None, *more)
         product = self.write(aten.linear.default, x, w, b)
         if self.sizes is None:
             steps = self.split(product, aten.unbind.int, 0)
@@ -125,7 +126,8 @@ def write_steps(node: fx.Node, sizes: Sequence[int] | None = None) -> None:
 
     sizes: how many sequences there are at each step, where they are packed.
     """
-    args = list(node.args) if sizes is None else [node.args[0], *node.args[2:], False]
+    args = args_of(node)
+    args = args if sizes is None else (args[0], *args[2:], False)
     x, given, weights, biases, layers, dropout, train, both, batch_first = args
     with node.graph.inserting_before(node):
         steps = _Steps(node, sizes)
@@ -146,7 +148,7 @@ def write_steps(node: fx.Node, sizes: Sequence[int] | None = None) -> None:
         x = steps.write(aten.transpose.int, x, 0, 1) if batch_first else x
         ends = [steps.write(aten.stack.default, list(s)) for s in zip(*last, strict=True)]
         for item in [u for u in node.users if u.target is operator.getitem]:
-            item.replace_all_uses_with((x, *ends)[item.args[1]])
+            item.replace_all_uses_with((x, *ends)[args_of(item)[1]])
             node.graph.erase_node(item)
     node.graph.erase_node(node)
 

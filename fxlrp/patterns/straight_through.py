@@ -11,6 +11,7 @@ from collections import Counter
 import torch
 from torch import fx
 
+from fxlrp.nodes import args_of
 from fxlrp.ops import about
 from fxlrp.patterns.emit import emit
 from fxlrp.rules.values import stands_for
@@ -58,10 +59,10 @@ def _terms(node: fx.Node, known: dict[fx.Node, Counter[Term]]) -> Counter[Term]:
     """The summands that a node is made of by sums, differences and detaches, and how often each is taken."""
     if node.target in DETACH:
         out: Counter[Term] = Counter()
-        for (n, _), times in known[node.args[0]].items():
+        for (n, _), times in known[args_of(node)[0]].items():
             out[n, True] += times
         return out
-    operands = node.args[:2]
+    operands = args_of(node)[:2]
     if _joins(node) and not node.kwargs and all(isinstance(a, fx.Node) for a in operands):
         first, second = (known[a] for a in operands)
         out = Counter(first)

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture import functionalize_simple
+from fxlrp.nodes import target_of
 from fxlrp.ops import about
 from fxlrp.patterns.emit import write_in
 from fxlrp.patterns.recurrent import CELLS, write_steps
@@ -44,18 +45,21 @@ LERPS = {op: decomposition_table[op] for op in (aten.lerp.Scalar, aten.lerp.Tens
 def take_apart(gm: fx.GraphModule, facts: Facts) -> bool:
     """Every active node that would fall to the generic rule becomes the ops it is composed of, if torch knows them."""
     traced: dict[Any, fx.GraphModule] = {}  # layers of one shape are made of the same
-    unknown = [n for n in gm.graph.nodes if facts.carries(n) and facts.entry(n) is None]
-    found = [n for n in unknown if n.target in CELLS or _decomposition(n.target)]
-    for node in found:
+    changed = False
+    for node in [n for n in gm.graph.nodes if facts.carries(n) and facts.entry(n) is None]:
+        made_of = _decomposition(node.target)
         if node.target in CELLS:
             write_steps(node)
+        elif made_of is not None:
+            kind = _kind(node)
+            if kind not in traced:
+                traced[kind] = trace(node, made_of)
+            inline(node, traced[kind])
+        else:
             continue
-        kind = _kind(node)
-        if kind not in traced:
-            traced[kind] = trace(node, _decomposition(node.target))
-        inline(node, traced[kind])
+        changed = True
     gm.graph.eliminate_dead_code()
-    return bool(found)
+    return changed
 
 
 def _decomposition(op: Any) -> Callable | None:
@@ -94,7 +98,7 @@ def trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
 
     values = [n.meta["val"] for n in operands]
     mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
-    python = made_of is decomposition_table.get(node.target)  # what C++ composes shows below autograd only
+    python = made_of is decomposition_table.get(target_of(node))  # what C++ composes shows below autograd only
     with mode:
         made = make_fx(call, None if python else LERPS, pre_dispatch=python)(*values)
         if functionalize_simple(made):
@@ -109,7 +113,8 @@ def inline(node: fx.Node, inner: fx.GraphModule) -> None:
     for constant in inner.graph.find_nodes(op="get_attr"):  # a tensor the decomposition made
         name = f"_{node.name}_{constant.target}"
         value = getattr(inner, str(constant.target))
-        node.graph.owning_module.register_buffer(name, value, persistent=False)
+        owner: Any = node.graph.owning_module
+        owner.register_buffer(name, value, persistent=False)
         inner.register_buffer(name, value, persistent=False)
         constant.target = name
     outputs = write_in(node, inner.graph, operands)

@@ -1,0 +1,29 @@
+"""Nodes of torch.fx graphs as fxlrp reads them: torch types arguments and targets as unions of all there may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+from torch.utils import _pytree as pytree
+
+
+def args_of(node: fx.Node) -> tuple[Any, ...]:
+    """The arguments of a node's call, without those by keyword."""
+    return node.args
+
+
+def target_of(node: fx.Node) -> Any:
+    """What a node calls."""
+    return node.target
+
+
+def leaves(node: fx.Node) -> list[Any]:
+    """The arguments of a node's call, in pytree order."""
+    return pytree.tree_leaves((node.args, node.kwargs))
+
+
+def outputs_of(gm: fx.GraphModule) -> list[fx.Node]:
+    """The nodes whose values a graph returns."""
+    outputs: Any = gm.graph.output_node().args[0]
+    return list(outputs)
