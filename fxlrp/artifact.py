@@ -52,7 +52,7 @@ def export(
 def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, about: Mapping[str, Any] | None) -> Path:
     if path.suffix not in (".pt2", ".onnx") or (aoti and path.suffix != ".pt2"):
         raise FxlrpError(f"{path} should end in .pt2 or .onnx (--aoti: .pt2).")
-    plan, contrast = explainer._known(), explainer.rulebook.resolve(contrast)
+    plan, contrast = explainer.latest, explainer.rulebook.resolve(contrast)
     if any(isinstance(i, str) for i in plan.readouts):
         raise FxlrpError("An exported explainer is read at inputs alone; convert the model without read=….")
     joint = explainer.joint(contrast=contrast, fold=aoti).eval()

@@ -256,7 +256,7 @@ def test_no_second_copy_of_the_weights(rules: str, monkeypatch: pytest.MonkeyPat
 
 def test_float32_is_as_it_was() -> None:
     explainer = convert(network(Deep), inputs(Deep))
-    assert explainer._known().capture.narrow == []
+    assert explainer.latest.capture.narrow == []
     assert not any(n.target is precision.cast for n in explainer.graph.graph.nodes)
 
 

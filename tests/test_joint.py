@@ -236,8 +236,8 @@ def test_a_compiled_call_is_held_against_the_eager_one_once_for_what_was_compile
             return super().forward(x)
 
     explainer = convert(nn.Sequential(Counts(6, 3)).eval(), torch.randn(2, 6)).compile(backend="eager")
-    explain = explainer._explain
-    explainer._explain = lambda *a, compiled=True, **k: (calls.append(compiled), explain(*a, compiled=compiled, **k))[1]
+    explain = explainer.explain
+    explainer.explain = lambda *a, compiled=True, **k: (calls.append(compiled), explain(*a, compiled=compiled, **k))[1]
     for _ in range(3):
         explainer(torch.randn(2, 6))
     assert calls == [True, False, True, True]

@@ -53,12 +53,12 @@ def test_plans_are_those_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
     for x in xs[1:]:
         explainer(x)
     gc.collect()
-    assert len(explainer._found.plans) == 2
+    assert len(explainer.plans.found.plans) == 2
     assert graph() is None
     assert torch.equal(explainer(xs[0]).relevance, first.relevance)  # captured again
     for batch in range(1, 6):
         explainer(xs[0].expand(batch, -1, -1, -1))
-    assert len(explainer._found.checked) == 3
+    assert len(explainer.plans.found.checked) == 3
     for size in range(4):
         explainer.of(size)
     assert len(explainer._others) == 2
@@ -93,7 +93,7 @@ def test_everything_goes_with_the_explainer(make: Any, how: dict[str, bool]) -> 
         explainer(x, contrast=contrast)
     explainer(x, trace=True)
     kept = [explainer, model, *model.parameters(), *graphs(explainer)]
-    if explainer._known().capture.way is not Way.THIS_INPUT:
+    if explainer.latest.capture.way is not Way.THIS_INPUT:
         kept.append(explainer.joint(x))
     gone = [weakref.ref(thing) for thing in kept]
     del explainer, model, kept
@@ -119,7 +119,7 @@ def test_a_copied_explainer_captures_anew() -> None:
     explainer, x = convert(network()), torch.randn(2, 3, 8, 8)
     expected = explainer(x).relevance
     other = copy.deepcopy(explainer)
-    assert len(other._found.plans) == 0
+    assert len(other.plans.found.plans) == 0
     assert other._latest is None
     assert torch.equal(other(x).relevance, expected)
 

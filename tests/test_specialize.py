@@ -28,7 +28,7 @@ def pictures(count: int) -> Tensor:
 
 
 def sites(explainer: Explainer, one_sided: bool) -> list[Fast]:
-    graph = explainer._known().form(one_sided).graph.graph
+    graph = explainer.latest.form(one_sided).graph.graph
     return [n.target for n in graph.nodes if isinstance(n.target, Fast)]
 
 
@@ -72,7 +72,7 @@ def test_a_norm_may_turn_the_sign() -> None:
 
 def test_relu_joins_the_product_before_it(cnn: nn.Module) -> None:
     explainer = convert(cnn, pictures(2))
-    plan, x = explainer._known(), pictures(3)
+    plan, x = explainer.latest, pictures(3)
     fast = plan.form().graph
     relu = torch.ops.aten.relu.default
     assert plan.graph.graph.find_nodes(op="call_function", target=relu)
@@ -119,7 +119,7 @@ def test_weights_of_attention_are_not_kept(rules: str, monkeypatch: pytest.Monke
     x = torch.randn(2, 20, 8, dtype=torch.float64)
     explainer = convert(model, x, rules=rules)
 
-    graph = explainer._known().form().graph
+    graph = explainer.latest.form().graph
 
     def keeps_squares(graph: nn.Module) -> bool:
         return any(t.shape[-2:] == (20, 20) for t in kept_by(graph, x))
@@ -163,7 +163,7 @@ def test_functions_are_computed_again_instead_of_kept(rules: str, monkeypatch: p
     def explained() -> tuple[int, Tensor]:
         explainer = convert(model, x, rules=rules)
         relevance = explainer(x, target=[0, 1], position=1).relevance
-        kept = kept_by(explainer._known().form().graph, x)
+        kept = kept_by(explainer.latest.form().graph, x)
         return sum({t.data_ptr(): t.nbytes for t in kept}.values()), relevance
 
     less, a = explained()
@@ -242,7 +242,7 @@ def test_checkpoints_leave_relevance_as_it_is(rules: str) -> None:
     plain, small = convert(model, x, rules=rules), convert(model, x, rules=rules, checkpoint=True)
     a, b = plain(x, target=[0, 1]), small(x, target=[0, 1])
     torch.testing.assert_close(a.relevance, b.relevance)
-    split = small._known().form(small=True, checkpoint=True).graph
+    split = small.latest.form(small=True, checkpoint=True).graph
     assert sum(isinstance(m, Segment) for m in split.modules()) > 2
 
 

@@ -165,7 +165,7 @@ def test_first_and_later_calls_beside_plain_models() -> None:
     assert process() == before
     model = made[1][0]
     assert type(model.latest) is type(model.cache["y"]) is Tensor
-    assert [len(explainer._found.plans) for explainer in shared] == [1, 1, 1, 1]
+    assert [len(explainer.plans.found.plans) for explainer in shared] == [1, 1, 1, 1]
 
 
 def test_compiled_explainers_beside_captures() -> None:
@@ -264,8 +264,8 @@ def test_filters_of_warnings_survive_threads_that_overlap() -> None:
 def test_the_same_new_signature_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = networks()[2]
     explainer, captured = convert(model), []
-    capture = explainer._capture
-    monkeypatch.setattr(explainer, "_capture", lambda *a: captured.append(a) or capture(*a))
+    capture = explainer.plans.capture
+    monkeypatch.setattr(explainer.plans, "capture", lambda *a: captured.append(a) or capture(*a))
     assert together([lambda: explainer(x)] * 4) == []
     assert len(captured) == 1
 
@@ -464,6 +464,6 @@ def test_flags_of_compiling_are_reckoned_with():
     """While a model is traced, what `torch.compiler.is_exporting` returns is used as the bool it stands for."""
     model = nn.Sequential(nn.Linear(3, 3), Reckons()).eval()
     explainer = convert(model, torch.randn(2, 3))
-    assert explainer._known().capture.way is Way.ANY_BATCH
+    assert explainer.latest.capture.way is Way.ANY_BATCH
     x = torch.randn(5, 3)
     torch.testing.assert_close(explainer(x).logits, model(x).detach())

@@ -97,7 +97,7 @@ def test_a_run_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> No
     assert vars(model).keys() == attributes.keys()
     assert torch.equal(torch.get_rng_state(), random)
     model(X)  # what running it changes is no reason to capture it again
-    monkeypatch.setattr("fxlrp.explainer.capture", lambda *a, **k: pytest.fail("captured again"))
+    monkeypatch.setattr("fxlrp.plans.capture", lambda *a, **k: pytest.fail("captured again"))
     explainer(X)
 
 

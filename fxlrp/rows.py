@@ -1,0 +1,134 @@
+"""Rows: a batch explained sample by sample, and a call that is one sample explained row by row of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxlrp.attribution import Attribution
+from fxlrp.axes import Axes
+from fxlrp.capture import names_of
+from fxlrp.engine.seeds import Question
+from fxlrp.errors import FxlrpError
+from fxlrp.graphs import Plan
+from fxlrp.targets import is_about_all, of_sample
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
+
+Explain = Callable[[tuple, dict, Sequence[Question], Sequence[str]], list[Attribution]]
+
+
+def sample_of(axes: Axes, call: tuple, questions: Sequence[Question], i: int, batch: int) -> tuple:
+    """One sample of the tensors in a call and of questions about it."""
+
+    listed = pytree.tree_map(
+        lambda v: v[i : i + 1] if one_each(v, batch) else v, call, is_leaf=lambda v: one_each(v, batch)
+    )
+    some = axes.each(lambda t, axis: t.narrow(axis, i, 1), listed)
+    asked = ((of_sample(q.target, i, batch), of_sample(q.position, i, batch)) for q in questions)
+    return *some, *(replace(q, target=t, position=p) for q, (t, p) in zip(questions, asked, strict=True))
+
+
+def one_each(value: Any, batch: int) -> bool:
+    """Whether a value is a list of one number for each sample, as of lengths."""
+    return type(value) is list and len(value) == batch and all(type(v) in (int, float) for v in value)
+
+
+def several_of(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Relevance as a tuple of the maps of all inputs."""
+    return relevance if isinstance(relevance, tuple) else (relevance,)
+
+
+def row_by_row(
+    explain: Explain, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]
+) -> Attribution:
+    """A call that is one sample, as pictures in a list or texts in a line are, for every row of its output.
+
+    Raises FxlrpError where two rows give relevance to one entry of an input.
+    """
+    count = int(plan.scores_shape[1])
+    targets = [of_sample(question.target, i, count) for i in range(count)]
+    rows = [replace(question, target=target, position=i) for i, target in enumerate(targets)]
+    answers = explain(args, kwargs, rows, at)
+    several = [torch.stack(parts) for parts in zip(*(several_of(a.relevance) for a in answers), strict=True)]
+    if any(bool(((r != 0).sum(0) > 1).any()) for r in several):
+        raise FxlrpError(
+            f"The {count} rows of this output depend on each other, or on inputs that they share, so the call is "
+            "one sample: say which row is explained, position=0 for the first (or, if they don't, which axis of "
+            "the inputs counts the samples, convert(…, batch=0))."
+        )
+    return replace(
+        answers[0],
+        relevance=several[0].sum(0) if len(several) == 1 else tuple(r.sum(0) for r in several),
+        logits=torch.cat([a.logits for a in answers]),
+        target=torch.cat([a.target for a in answers if a.target is not None]),
+        latent={name: torch.stack([a.latent[name] for a in answers]).sum(0) for name in at},
+    )
+
+
+def one_by_one(
+    explainer: Explainer,
+    axes: Axes,
+    batch: int,
+    args: tuple,
+    kwargs: dict,
+    questions: Sequence[Question],
+    at: Sequence[str],
+) -> list[Attribution]:
+    """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
+    together again beside the model's output for all of them, and added up at inputs that they share.
+
+    All of it is explained as one sample where a target asks for one number about all of them, or where a sample
+    alone is answered otherwise than among the others, if its rows have entries of their own.
+    """
+    output = explainer.plans.returned(args, kwargs)
+    together = explainer.other(explainer.output, None)
+    if explainer is not together and any(is_about_all(q.target, output) for q in questions):
+        return together.explain(args, kwargs, questions, at)
+
+    def one(i: int) -> list[Attribution]:
+        some, named, *asked = sample_of(axes, (args, kwargs), questions, i, batch)
+        return explainer.explain(some, named, asked, at)
+
+    def join(ts: Sequence[Tensor], axis: int | None = 0) -> Tensor:
+        return sum(ts[1:], ts[0]) if axis is None else torch.cat(list(ts), axis)
+
+    samples = [one(i) for i in range(batch)]
+    try:
+        explainer.plans.check_rows(explainer.latest, axes, [p[0].output for p in samples], output, args, kwargs)
+    except FxlrpError as apart:
+        try:
+            return together.explain(args, kwargs, questions, at)
+        except FxlrpError:
+            raise apart from None
+    at_inputs = dict(zip(names_of(args, kwargs), axes.inputs, strict=True))
+
+    def joined(parts: Sequence[Attribution], name: str) -> Tensor | tuple[Tensor, ...]:
+        each = zip(*(several_of(getattr(p, name)) for p in parts), strict=True)
+        shared = name == "inputs"
+        return tuple(
+            ts[0] if shared and at_inputs.get(n, 0) is None else join(ts, at_inputs.get(n, 0))
+            for n, ts in zip(parts[0].names, each, strict=True)
+        )
+
+    answers = []
+    for parts in zip(*samples, strict=True):
+        relevance = joined(parts, "relevance")
+        answers.append(
+            Attribution(
+                relevance[0] if len(relevance) == 1 else relevance,
+                output,
+                join([p.logits for p in parts]),
+                None if parts[0].target is None else join([p.target for p in parts if p.target is not None]),
+                parts[0].names,
+                several_of(joined(parts, "inputs")),
+                {name: join([p.latent[name] for p in parts]) for name in at},
+            )
+        )
+    return answers
