@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 import fxlrp
 from benchmarks.situation_models import CASES, Case
-from fxlrp.axes import argument
-from fxlrp.objects import open_objects
+from fxlrp.capture.objects import open_objects
+from fxlrp.graph.axes import argument
 
 Record = dict[str, Any]
 RESULTS = ("right", "refused", "wrong", "broken")  # from best to worst
@@ -268,7 +268,7 @@ def _leaf(t: Tensor) -> Tensor:
 
 
 def _closed(tree: Any) -> Any:
-    from fxlrp.objects import close_objects
+    from fxlrp.capture.objects import close_objects
 
     return close_objects(tree)
 

@@ -2,11 +2,11 @@
 
 from fxlrp import methods as methods  # which publishes the rulebooks
 from fxlrp.attribution import Attribution
-from fxlrp.ended import NoRelevance
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
-from fxlrp.report import Report
+from fxlrp.reports.ended import NoRelevance
+from fxlrp.reports.report import Report
 from fxlrp.rules import Rulebook, rule, rulebook, rulebooks, unregister
 
 __version__ = "0.1.0"

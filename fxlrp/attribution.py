@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fxlrp.axes import argument
-from fxlrp.ended import Ended
 from fxlrp.errors import FxlrpError
-from fxlrp.report import Conservation, Report
+from fxlrp.graph.axes import argument
+from fxlrp.reports.ended import Ended
+from fxlrp.reports.report import Conservation, Report
 
 
 @dataclass(frozen=True, eq=False)

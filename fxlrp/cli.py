@@ -20,10 +20,11 @@ from rich.table import Table
 from torch import Tensor
 
 from fxlrp import Attribution, Explainer, FxlrpError, NoRelevance, Report, Rulebook, convert, rulebooks
-from fxlrp.artifact import ExportedExplainer
-from fxlrp.artifact import export as save_explainer
 from fxlrp.attribution import save_comparison
+from fxlrp.export.artifact import ExportedExplainer
+from fxlrp.export.artifact import export as save_explainer
 from fxlrp.gae import command as gae_command
+from fxlrp.graph.precision import WIDER
 from fxlrp.inputs import (
     LoadedModel,
     find_class,
@@ -35,7 +36,6 @@ from fxlrp.inputs import (
 )
 from fxlrp.inputs.hubs import first_line
 from fxlrp.inputs.pictures import channels_of
-from fxlrp.precision import WIDER
 from fxlrp.rules.registry import find_rulebook, parameters_of
 from fxlrp.text.command import demo_text, explain_texts, generate_text
 

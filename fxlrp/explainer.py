@@ -13,23 +13,24 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.attribution import Attribution
-from fxlrp.axes import Axes, Batch
-from fxlrp.capture import Way, split_tensors
-from fxlrp.compiled import by_compiled_graph
-from fxlrp.confine import LOCK
-from fxlrp.ended import find_end, warn, zero_maps
+from fxlrp.capture.calls import split_tensors
+from fxlrp.capture.confine import LOCK
+from fxlrp.capture.model import Way
+from fxlrp.capture.objects import open_objects
 from fxlrp.engine.relevance_pass import maps_at_once, propagate
 from fxlrp.engine.seeds import Contrast, Position, Question, Target, at_position, by_classes
 from fxlrp.errors import FxlrpError
-from fxlrp.graphs import Plan
-from fxlrp.joint import Joint, trace_joint
-from fxlrp.mass import Weighing
-from fxlrp.objects import open_objects
-from fxlrp.outputs import Output
+from fxlrp.export.compiled import by_compiled_graph
+from fxlrp.export.joint import Joint, trace_joint
+from fxlrp.graph.axes import Axes, Batch
+from fxlrp.graph.outputs import Output
+from fxlrp.graph.plan import Plan
+from fxlrp.graph.precision import casts_made_again, widened
 from fxlrp.plans import PLANS, Plans, has_no_modes
-from fxlrp.precision import casts_made_again, widened
 from fxlrp.recent import Recent
-from fxlrp.report import Report
+from fxlrp.reports.ended import find_end, warn, zero_maps
+from fxlrp.reports.mass import Weighing
+from fxlrp.reports.report import Report
 from fxlrp.rows import one_by_one, one_each, row_by_row, sample_of, several_of
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.targets import asked_directions, at_the_end, attribution_of, depends_on, refuse_ambiguous
@@ -50,7 +51,7 @@ class Explainer(nn.Module):
     One graph is kept per signature of a call (shapes but for the batch and, where the model allows, the length of
     texts; dtypes, devices, constants), for the `PLANS` = 32 signatures used last.
 
-    Threads may share an explainer, and the model be run beside it: see `fxlrp.confine`.  A copy of it captures anew.
+    Threads may share an explainer, and the model be run beside it: see `fxlrp.capture.confine`.  A copy captures anew.
     """
 
     def __init__(
@@ -320,7 +321,7 @@ class Explainer(nn.Module):
     ) -> Joint:
         """Forward and relevance pass of a call as one flat ATen graph: (*inputs, target) → (logits, *relevance).
 
-        Without a call, of the latest one (or the example inputs).  fold: see `fxlrp.joint.trace_joint`.
+        Without a call, of the latest one (or the example inputs).  fold: see `fxlrp.export.joint.trace_joint`.
 
         Raises FxlrpError if the samples of a batch have to be explained one by one, or target is none of classes.
         """
@@ -342,8 +343,8 @@ class Explainer(nn.Module):
         return trace_joint(plan, self.rulebook, self.rulebook.resolve(contrast), several=several, fold=fold)
 
     def export(self, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
-        """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.artifact.export`."""
-        from fxlrp.artifact import export
+        """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.export.artifact`."""
+        from fxlrp.export.artifact import export
 
         return export(self, path, contrast=contrast, aoti=aoti)
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
-from fxlrp.axes import Axes
-from fxlrp.capture import names_of
+from fxlrp.capture.calls import names_of
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
-from fxlrp.graphs import Plan
+from fxlrp.graph.axes import Axes
+from fxlrp.graph.plan import Plan
 from fxlrp.targets import is_about_all, of_sample
 
 if TYPE_CHECKING:

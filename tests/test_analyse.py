@@ -10,10 +10,10 @@ from conftest import randomize
 from torch import Tensor, nn
 
 import fxlrp
-from fxlrp.analyse import find_nonnegative
-from fxlrp.capture import capture
+from fxlrp.capture.model import capture
+from fxlrp.graph.analyse import find_nonnegative
+from fxlrp.graph.samples import locate
 from fxlrp.rules.per_sample import Batch
-from fxlrp.samples import locate
 
 aten = torch.ops.aten
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import fxlrp
-from fxlrp import FxlrpError, convert, precision
+from fxlrp import FxlrpError, convert
+from fxlrp.graph import precision
 
 HALF = (torch.float16, torch.bfloat16)
 LARGE = 1024

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 import fxlrp
 from fxlrp import FxlrpError, convert
+from fxlrp.export.joint import fold_constants, join_equal, remove_copies, spell_numel
 from fxlrp.inputs import load_model
-from fxlrp.joint import fold_constants, join_equal, remove_copies, spell_numel
 
 aten = torch.ops.aten
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-import fxlrp.confine
+import fxlrp.capture.confine
 import fxlrp.explainer
-import fxlrp.rewrite
+import fxlrp.graph.rewrite
 from fxlrp import convert
-from fxlrp.capture import Way
+from fxlrp.capture.model import Way
 from fxlrp.recent import Recent
 
 
@@ -65,7 +65,7 @@ def test_plans_are_those_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_graphs_to_look_inside_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fxlrp.rewrite, "EXPOSED", 2)
+    monkeypatch.setattr(fxlrp.graph.rewrite, "EXPOSED", 2)
     explainer, x = convert(network()), torch.randn(1, 3, 8, 8)
     names = [["0"], ["1"], ["2"], ["0", "1"]]
     found = [explainer(x, at=at).latent for at in names]
@@ -103,7 +103,7 @@ def test_everything_goes_with_the_explainer(make: Any, how: dict[str, bool]) -> 
 
 
 def test_sources_of_generated_functions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fxlrp.confine, "SOURCES", 10)
+    monkeypatch.setattr(fxlrp.capture.confine, "SOURCES", 10)
     explainer = convert(network())
     explainer(torch.randn(1, 3, 8, 8))
     loaded = fx.graph_module._loader.eval_cache

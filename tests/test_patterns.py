@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxlrp
-from fxlrp.facts import Facts
+from fxlrp.graph.facts import Facts
 from fxlrp.rules.registry import find_rulebook
 
 Body = Callable[["Written", Tensor], Tensor]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import fxlrp.capture
+import fxlrp.capture.trace
 from fxlrp import convert
 from fxlrp.explainer import Explainer
 from fxlrp.methods import ABSLRP
@@ -300,6 +300,6 @@ def test_random_programs(program: Program) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         if program.complete:
-            patch.setattr(fxlrp.capture, "functionalize_simple", lambda graph: False)
+            patch.setattr(fxlrp.capture.trace, "functionalize_simple", lambda graph: False)
         fast = convert(model, pair, rules=ABSLRP)
     assert far(explain(fast, inputs), whole) < 1e-6, "kernels and the rules they stand for differ"

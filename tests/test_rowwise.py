@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxlrp.capture import capture
-from fxlrp.rowwise import is_rowwise
-from fxlrp.samples import batch_symbols, plain
+from fxlrp.capture.model import capture
+from fxlrp.graph.rowwise import is_rowwise
+from fxlrp.graph.samples import batch_symbols, plain
 
 W = torch.randn(6, 6)
 

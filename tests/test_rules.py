@@ -14,8 +14,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 import fxlrp
+from fxlrp.capture.functions import Stepwise
 from fxlrp.engine.replaced import ByRule
-from fxlrp.functions import Stepwise
 from fxlrp.methods import ABSLRP
 from fxlrp.methods.published import by_definition
 from fxlrp.patterns.centring import centred, offset

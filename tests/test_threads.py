@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp import FxlrpError, convert
-from fxlrp.capture import Way
-from fxlrp.confine import LOCK, quiet, without_warnings
-from fxlrp.twin import twin
+from fxlrp.capture.confine import LOCK, quiet, without_warnings
+from fxlrp.capture.model import Way
+from fxlrp.capture.twin import twin
 
 
 class Branches(nn.Module):

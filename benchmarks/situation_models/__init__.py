@@ -91,7 +91,7 @@ class Case:
             axis = self._axis(_name(path)) if isinstance(leaf, Tensor) and leaf.ndim else None
             return leaf if axis is None else leaf.narrow(axis, i, 1)
 
-        from fxlrp.objects import close_objects, open_objects
+        from fxlrp.capture.objects import close_objects, open_objects
 
         args, kwargs = close_objects(pytree.tree_map_with_path(one, open_objects((self.args, self.kwargs))))
         return args, kwargs, lambda name: (name, self._axis(name))
@@ -102,7 +102,7 @@ class Case:
         return axis if t is not None and t.ndim else None
 
     def _named(self) -> dict[str, Tensor]:
-        from fxlrp.objects import open_objects
+        from fxlrp.capture.objects import open_objects
 
         leaves = pytree.tree_leaves_with_path(open_objects((self.args, self.kwargs)))
         return {_name(path): t for path, t in leaves if isinstance(t, Tensor)}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fxlrp import acceleration
-from fxlrp.confine import without_warnings
+from fxlrp.capture.confine import without_warnings
 from fxlrp.engine.seeds import relevance_at_output
-from fxlrp.graphs import Plan
-from fxlrp.lookups import NOWHERE
-from fxlrp.reads import Place
+from fxlrp.graph.lookups import NOWHERE
+from fxlrp.graph.plan import Plan
+from fxlrp.graph.reads import Place
 from fxlrp.rules.quantities import by_parts, relevance
 from fxlrp.rules.registry import Rulebook
 

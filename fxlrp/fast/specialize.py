@@ -10,10 +10,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.analyse import differentiable
 from fxlrp.fast.replaced import Fast
-from fxlrp.graphs import copied
-from fxlrp.nodes import outputs_of, target_of
+from fxlrp.graph.analyse import differentiable
+from fxlrp.graph.nodes import outputs_of, target_of
+from fxlrp.graph.plan import copied
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.artifact import ExportedExplainer
 from fxlrp.errors import FxlrpError
+from fxlrp.export.artifact import ExportedExplainer
 from fxlrp.inputs.exported import check_inputs, input_shape, load_exported
 from fxlrp.inputs.hubs import first_line, loading
 from fxlrp.inputs.huggingface import load_module

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from fxlrp.functions import Entrywise, Stepwise
+from fxlrp.capture.functions import Entrywise, Stepwise
 from fxlrp.ops import of_kind
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate

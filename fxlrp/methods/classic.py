@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from fxlrp.capture.functions import Entrywise, Stepwise
 from fxlrp.errors import FxlrpError
-from fxlrp.functions import Entrywise, Stepwise
 from fxlrp.ops import is_pointwise, of_kind
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate

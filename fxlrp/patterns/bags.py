@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from fxlrp.nodes import args_of, target_of
+from fxlrp.graph.nodes import args_of, target_of
 from fxlrp.patterns.emit import emit
 
 aten = torch.ops.aten

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from fxlrp.nodes import target_of
+from fxlrp.graph.nodes import target_of
 from fxlrp.ops import of_kind
 from fxlrp.patterns.emit import KEPT
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.registry import Rule
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)

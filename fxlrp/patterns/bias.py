@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from fxlrp.nodes import args_of
+from fxlrp.graph.nodes import args_of
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 PRODUCTS = (aten.matmul.default, aten.mm.default)

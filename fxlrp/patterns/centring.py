@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from fxlrp.nodes import args_of
+from fxlrp.graph.nodes import args_of
 from fxlrp.ops import about, describe
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 

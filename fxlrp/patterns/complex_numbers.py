@@ -15,7 +15,7 @@ from fxlrp.rules.absolute import absolute
 from fxlrp.rules.registry import Rule
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 PRODUCTS = (

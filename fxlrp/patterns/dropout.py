@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from fxlrp.precision import stored
+from fxlrp.graph.precision import stored
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 

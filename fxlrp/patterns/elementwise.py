@@ -14,7 +14,7 @@ from fxlrp.ops import about, is_pointwise
 from fxlrp.patterns.emit import cut_out
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ from fxlrp.ops import about
 from fxlrp.patterns.elementwise import Elementwise
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 

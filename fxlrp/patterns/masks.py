@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.nodes import target_of
+from fxlrp.graph.nodes import target_of
+from fxlrp.graph.precision import stored
 from fxlrp.ops import describe
-from fxlrp.precision import stored
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 SHUT = -50.0  # e to this power is nothing in float32

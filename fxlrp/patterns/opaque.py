@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.confine import without_warnings
+from fxlrp.capture.confine import without_warnings
+from fxlrp.capture.functions import Entrywise, OwnBackward, Stepwise
 from fxlrp.errors import FxlrpError
-from fxlrp.functions import Entrywise, OwnBackward, Stepwise
-from fxlrp.nodes import target_of
+from fxlrp.graph.nodes import target_of
 from fxlrp.ops import NOTHING, about
-from fxlrp.report import describe
+from fxlrp.reports.report import describe
 from fxlrp.rules.registry import Structural
 from fxlrp.rules.values import nearly, stands_for
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 KNOWN = ("aten", "prims", "prim")

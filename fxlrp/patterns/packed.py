@@ -1,6 +1,6 @@
 """Packed sequences, of lengths that are known → the steps they are made of.
 
-Graphs with them are recorded for the values of one call, lengths included (see `fxlrp.capture`).
+Graphs with them are recorded for the values of one call, lengths included (see `fxlrp.capture.model`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.nodes import args_of
+from fxlrp.graph.nodes import args_of
 from fxlrp.patterns.emit import emit
 from fxlrp.patterns.recurrent import CELLS, write_steps
 

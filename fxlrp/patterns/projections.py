@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from fxlrp.nodes import args_of, target_of
+from fxlrp.graph.nodes import args_of, target_of
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 RESHAPES = (aten.reshape.default, aten.view.default)

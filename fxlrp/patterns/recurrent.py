@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxlrp.nodes import args_of, target_of
+from fxlrp.graph.nodes import args_of, target_of
 from fxlrp.patterns.emit import emit, write_in
 
 aten = torch.ops.aten

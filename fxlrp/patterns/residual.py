@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxlrp.patterns.emit import cut_out
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 

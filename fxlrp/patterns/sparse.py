@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from fxlrp.errors import FxlrpError
 from fxlrp.patterns.emit import replace
-from fxlrp.report import describe
+from fxlrp.reports.report import describe
 
 aten = torch.ops.aten
 PRODUCTS = (aten._sparse_mm.default, aten.mm.default, aten.mv.default, aten.smm.default)

@@ -11,7 +11,7 @@ from collections import Counter
 import torch
 from torch import fx
 
-from fxlrp.nodes import args_of
+from fxlrp.graph.nodes import args_of
 from fxlrp.ops import about
 from fxlrp.patterns.emit import emit
 from fxlrp.rules.values import stands_for
@@ -74,7 +74,7 @@ def _terms(node: fx.Node, known: dict[fx.Node, Counter[Term]]) -> Counter[Term]:
 
 def _moves(node: fx.Node) -> bool:
     """Whether a node moves with some input by more than steps."""
-    from fxlrp.analyse import carriers, differentiable  # here, since it imports what imports this
+    from fxlrp.graph.analyse import carriers, differentiable  # here, since it imports what imports this
 
     seen: set[fx.Node] = set()
     front = [node]

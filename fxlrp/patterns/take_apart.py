@@ -13,14 +13,14 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_f
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture import functionalize_simple
-from fxlrp.nodes import target_of
+from fxlrp.capture.functionalize import functionalize_simple
+from fxlrp.graph.nodes import target_of
 from fxlrp.ops import about
 from fxlrp.patterns.emit import write_in
 from fxlrp.patterns.recurrent import CELLS, write_steps
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
 

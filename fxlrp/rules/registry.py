@@ -18,7 +18,7 @@ from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS, Normalise
 
 if TYPE_CHECKING:
-    from fxlrp.facts import Facts
+    from fxlrp.graph.facts import Facts
 
 Op = Callable[..., Any]
 Key = tuple["Op | str", "tuple[int, ...] | None"]
@@ -108,7 +108,7 @@ class Rulebook:
         the ops that are its instances, "namespace::name" for the op of a library that need not be there.
     normalise: MASS, UNIT or NONE (fxlrp.rules.normalise).
     passes: graph passes that put the graph into the form the table speaks of, run in order; each is called with the
-        graph and what is known of it (fxlrp.facts), and returns whether it changed it.
+        graph and what is known of it (fxlrp.graph.facts), and returns whether it changed it.
     unknown: the entry of an op that stands nowhere; None is the generic rule.
     reads: what an explanation is: the "relevance" a ⊙ g of each input, or its "gradient" g.
     seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each

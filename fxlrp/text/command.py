@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from fxlrp.confine import without_warnings
+from fxlrp.capture.confine import without_warnings
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.inputs.hubs import loading

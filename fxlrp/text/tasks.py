@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
-from fxlrp.rewrite import Output
+from fxlrp.graph.rewrite import Output
 from fxlrp.text.encode import Encoded, accepted
 
 

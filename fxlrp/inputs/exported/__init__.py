@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.artifact import RECORD, ExportedExplainer
 from fxlrp.errors import FxlrpError
+from fxlrp.export.artifact import RECORD, ExportedExplainer
 from fxlrp.inputs.archive import Archive
 from fxlrp.inputs.exported.bounds import check_bounds
 from fxlrp.inputs.exported.operators import replacements

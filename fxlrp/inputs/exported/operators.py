@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 
-from fxlrp.capture import MODES
+from fxlrp.capture.functionalize import MODES
 
 _ATEN = """
 # entry by entry

@@ -9,23 +9,24 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp import acceleration
-from fxlrp.analyse import differentiable
-from fxlrp.capture import Capture, free_symbols, hint
+from fxlrp.capture.model import Capture
+from fxlrp.capture.symbols import free_symbols, hint
 from fxlrp.engine.replaced import ByDerivative, ByRule, InParts
 from fxlrp.errors import FxlrpError
-from fxlrp.facts import Facts
-from fxlrp.graphs import Item, Plan, draws
-from fxlrp.lookups import Positions
-from fxlrp.nodes import args_of, leaves, outputs_of, target_of
+from fxlrp.graph.analyse import differentiable
+from fxlrp.graph.facts import Facts
+from fxlrp.graph.lookups import Positions
+from fxlrp.graph.nodes import args_of, leaves, outputs_of, target_of
+from fxlrp.graph.outputs import Output, explained_output
+from fxlrp.graph.plan import Item, Plan, draws
+from fxlrp.graph.precision import look_up_before_cast, stored, widen, widened
+from fxlrp.graph.reads import Place, find_left_out, mark_reads
 from fxlrp.ops import about, carriers, is_pointwise
-from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns.complex_numbers import write_apart
 from fxlrp.patterns.emit import emit
 from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.patterns.sparse import refuse_sparse
-from fxlrp.precision import look_up_before_cast, stored, widen, widened
-from fxlrp.reads import Place, find_left_out, mark_reads
-from fxlrp.report import NodeReport, Report, describe, op_name
+from fxlrp.reports.report import NodeReport, Report, describe, op_name
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.per_sample import WHOLE, Placement
 from fxlrp.rules.registry import ABSOLUTE, Derivative, Parts, Rule, Rulebook, Structural
@@ -58,7 +59,7 @@ def rewrite(
     logits, or the first.
     read: the inputs, modules or nodes to read relevance at; without any, all inputs.
 
-    A graph in half precision, that of `captured` included, is in float32 from here on: see `fxlrp.precision`.
+    A graph in half precision, that of `captured` included, is in float32 from here on: see `fxlrp.graph.precision`.
 
     Raises FxlrpError if nothing carries relevance from an input to the output, or, when `strict`, if a node is generic.
     """

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fxlrp.twin import ATOMS
+from fxlrp.capture.twin import ATOMS
 
 CONTAINERS = (dict, OrderedDict, list, set, tuple)
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from fxlrp.capture import Capture, finite
+from fxlrp.capture.calls import finite
+from fxlrp.capture.model import Capture
 from fxlrp.errors import FxlrpError
-from fxlrp.lookups import Trail, find_given
+from fxlrp.graph.lookups import Trail, find_given
 from fxlrp.ops import carriers
 from fxlrp.patterns.sparse import is_sparse
 from fxlrp.rules.weighted import ones_for

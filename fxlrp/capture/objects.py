@@ -58,7 +58,7 @@ pytree.register_pytree_node(
         [(pytree.GetAttrKey(name), v) for name, v in zip(o.kind.names, o.values, strict=True)],
         o.kind,
     ),
-    serialized_type_name="fxlrp.objects.Opened",
+    serialized_type_name="fxlrp.capture.objects.Opened",
 )
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxlrp.agreement import check_compiled
 from fxlrp.attribution import Attribution
-from fxlrp.capture import Same
-from fxlrp.confine import alone
+from fxlrp.capture.calls import Same
+from fxlrp.capture.confine import alone
 from fxlrp.engine.seeds import Contrast, Question, Target, directions
-from fxlrp.graphs import Plan
-from fxlrp.joint import trace_joint
+from fxlrp.export.agreement import check_compiled
+from fxlrp.export.joint import trace_joint
+from fxlrp.graph.plan import Plan
 from fxlrp.plans import CHECKED
 from fxlrp.recent import Recent
 from fxlrp.rows import several_of

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.tree import Tree
 from torch import fx
 
-from fxlrp.mass import Mass
+from fxlrp.reports.mass import Mass
 
 HERE = Path(__file__).parent
 KINDS = ("rule", "structural", "generic", "inactive")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxlrp.confine import Flag, only_here, replaced
+from fxlrp.capture.confine import Flag, only_here, replaced
 
 INDICES = 4
 """A score is that of a sample, a head, a query and a key."""

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.attribution import Attribution
-from fxlrp.axes import Axes, argument
-from fxlrp.capture import free_symbols
-from fxlrp.confine import alone
-from fxlrp.derivatives import transpose_convolutions
+from fxlrp.capture.confine import alone
+from fxlrp.capture.derivatives import transpose_convolutions
+from fxlrp.capture.symbols import free_symbols
 from fxlrp.engine.seeds import Contrast, by_classes, directions
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer
+from fxlrp.graph.axes import Axes, argument
 
 RECORD = "fxlrp.json"
 """The name of the file in the archive that says what its inputs and outputs are."""

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp import acceleration
-from fxlrp.axes import Axes
-from fxlrp.capture import Capture, hint
-from fxlrp.confine import LOCK, tidy
+from fxlrp.capture.confine import LOCK, tidy
+from fxlrp.capture.model import Capture
+from fxlrp.capture.symbols import hint
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.errors import FxlrpError
-from fxlrp.nodes import outputs_of
-from fxlrp.precision import no_autocast
-from fxlrp.reads import Place
+from fxlrp.graph.axes import Axes
+from fxlrp.graph.nodes import outputs_of
+from fxlrp.graph.precision import no_autocast
+from fxlrp.graph.reads import Place
+from fxlrp.graph.samples import Probe
 from fxlrp.recent import Recent
-from fxlrp.report import Report, describe
-from fxlrp.samples import Probe
+from fxlrp.reports.report import Report, describe
 
 FORMS = 8
 """How many forms of a graph are kept."""

@@ -21,8 +21,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from fxlrp.confine import only_here
-from fxlrp.nodes import args_of, target_of
+from fxlrp.capture.confine import only_here
+from fxlrp.graph.nodes import args_of, target_of
 from fxlrp.rules.calculus import differentiable
 
 LIBRARY = torch.library.Library("fxlrp", "FRAGMENT")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from fxlrp.graph.precision import stored
 from fxlrp.ops import about, carriers, is_pointwise
-from fxlrp.precision import stored
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.ops import of_kind
-from fxlrp.report import NodeReport, Report
+from fxlrp.reports.report import NodeReport, Report
 
 NAMES = {str(op).removeprefix("aten.") for op in of_kind("step")}
 

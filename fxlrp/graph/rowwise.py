@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture import hint
+from fxlrp.capture.symbols import hint
 from fxlrp.ops import about, is_pointwise, of_kind
 
 aten = torch.ops.aten

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxlrp.analyse import differentiable
-from fxlrp.capture import Capture, NotCaptured
+from fxlrp.capture.flat import NotCaptured
+from fxlrp.capture.model import Capture
 from fxlrp.errors import FxlrpError
-from fxlrp.nodes import args_of, outputs_of
+from fxlrp.graph.analyse import differentiable
+from fxlrp.graph.nodes import args_of, outputs_of
 from fxlrp.ops import about
 
 aten = torch.ops.aten

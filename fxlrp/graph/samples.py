@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.axes import Axes, joined_by_sparse
-from fxlrp.capture import Capture, Way, free_symbols
+from fxlrp.capture.model import Capture, Way
+from fxlrp.capture.state import drawing
+from fxlrp.capture.symbols import free_symbols
 from fxlrp.errors import FxlrpError
-from fxlrp.lookups import cast_one_hots
-from fxlrp.outputs import Output, explained_output
+from fxlrp.graph.axes import Axes, joined_by_sparse
+from fxlrp.graph.lookups import cast_one_hots
+from fxlrp.graph.outputs import Output, explained_output
+from fxlrp.graph.reads import Place, find_readouts
+from fxlrp.graph.rowwise import differ, is_rowwise
 from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.packed import spell_packed
 from fxlrp.patterns.sparse import spell_sparse
-from fxlrp.reads import Place, find_readouts
-from fxlrp.rowwise import differ, is_rowwise
 from fxlrp.rules.per_sample import WHOLE, Batch
-from fxlrp.state import drawing
 
 NUDGE = 1e-3
 """By which part of itself, at most, a value is nudged: an integer among floats stays that when it is rounded down."""

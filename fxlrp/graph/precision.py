@@ -49,7 +49,7 @@ def widen(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
 
     Raises FxlrpError where an op does not take float32, and where a value's bits are looked at, which are others then.
     """
-    from fxlrp.report import describe  # which is made of rules, and these of what is here
+    from fxlrp.reports.report import describe  # which is made of rules, and these of what is here
 
     half = [n for n in gm.graph.nodes if _is_half(n)]
     for node in half:
@@ -81,7 +81,7 @@ class _Trying(fx.Interpreter):
     """Runs a graph; an op that refuses is named with its line."""
 
     def run_node(self, n: fx.Node) -> Any:
-        from fxlrp.report import describe
+        from fxlrp.reports.report import describe
 
         try:
             return super().run_node(n)

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fxlrp.confine import only_here, replaced
+from fxlrp.capture.confine import only_here, replaced
 
 aten = torch.ops.aten
 TRANSFORMS = tuple(f"_functorch/{name}.py" for name in ("eager_transforms", "vmap", "apis"))

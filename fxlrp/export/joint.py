@@ -14,12 +14,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true as known_true
 from torch.utils import _pytree as pytree
 
-from fxlrp.confine import alone
+from fxlrp.capture.confine import alone
 from fxlrp.engine.relevance_pass import Direction, propagate
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.engine.seeds import Contrast, sides
-from fxlrp.graphs import Plan
-from fxlrp.precision import widened
+from fxlrp.graph.plan import Plan
+from fxlrp.graph.precision import widened
 from fxlrp.rules.registry import Rulebook
 
 aten = torch.ops.aten

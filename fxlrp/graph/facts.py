@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxlrp.analyse import find_active, find_infinite, find_nonnegative
-from fxlrp.capture import Capture
-from fxlrp.nodes import leaves
+from fxlrp.capture.model import Capture
+from fxlrp.graph.analyse import find_active, find_infinite, find_nonnegative
+from fxlrp.graph.nodes import leaves
+from fxlrp.graph.outputs import Output, explained_output
+from fxlrp.graph.reads import Place, find_readouts
+from fxlrp.graph.samples import Samples
 from fxlrp.ops import carriers
-from fxlrp.outputs import Output, explained_output
 from fxlrp.patterns import emit
-from fxlrp.reads import Place, find_readouts
 from fxlrp.rules.registry import Derivative, Entry, Rule, Rulebook
-from fxlrp.samples import Samples
 
 
 class Facts:

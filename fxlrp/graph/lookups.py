@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from fxlrp.nodes import args_of
+from fxlrp.graph.nodes import args_of
 from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.patterns.emit import emit
 

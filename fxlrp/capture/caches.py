@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from fxlrp.twin import CACHED, content
+from fxlrp.capture.twin import CACHED, content
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Capture: a model and a call → a flat, functional ATen graph."""

@@ -1,0 +1,187 @@
+"""What tracing leaves in a graph → plain functional ops, in the vocabulary that rules speak of."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.graph.nodes import args_of, target_of
+from fxlrp.patterns.straight_through import join_straight_through
+
+aten = torch.ops.aten
+
+
+MODES = {  # how many arguments stand before the submodule in the calls that stand for a mode
+    torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
+    torch.ops.higher_order.wrap_with_autocast: 4,
+}
+
+
+def turns_on_autocast(gm: fx.GraphModule) -> bool:
+    """Whether a block of the graph is under torch.autocast, turned on in the model."""
+    graphs = [m.graph for m in gm.modules() if isinstance(m, fx.GraphModule)]
+    blocks = [n for g in graphs for n in g.nodes if n.target is torch.ops.higher_order.wrap_with_autocast]
+    return any(block.args[2] for block in blocks)
+
+
+def inline_modes(gm: fx.GraphModule) -> None:
+    """Put the bodies of `torch.no_grad` and `torch.autocast` blocks in the place of the calls they became."""
+    for node in list(gm.graph.nodes):
+        if node.target not in MODES:
+            continue
+        body = node.args[MODES[node.target]]
+        inner = operator.attrgetter(str(body.target))(gm)
+        inline_modes(inner)
+        operands = iter(node.args[MODES[node.target] + 1 :])
+        copies = {n: next(operands) for n in inner.graph.find_nodes(op="placeholder")}
+        with gm.graph.inserting_before(node):
+            outputs: Any = gm.graph.graph_copy(inner.graph, copies)
+            if node.args[0] is False:  # what is made without gradients is detached
+                outputs = [_detached(gm.graph, n) for n in outputs]
+        for item in list(node.users):
+            item.replace_all_uses_with(outputs[args_of(item)[1]])
+            gm.graph.erase_node(item)
+        gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+
+
+def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    detached = graph.call_function(aten.detach.default, (node,))
+    detached.meta = dict(node.meta)
+    return detached
+
+
+def plain_interface(gm: fx.GraphModule) -> None:
+    """Nothing but the computation: no guards, no assertions on metadata, no detach, nothing written back to inputs, no
+    views that hold for the strides of one run alone."""
+    join_straight_through(gm)
+    _name_convolutions(gm)
+    for node in reversed(gm.graph.nodes):
+        if node.target in (aten.detach.default, aten.detach_.default):  # relevance is not stopped where training is
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+        elif (
+            node.op == "call_module"
+            or node.target is torch._C._set_grad_enabled
+            or str(node.target).startswith(("aten._assert", "aten.copy_"))
+        ):
+            gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+
+
+def plain_ops(gm: fx.GraphModule) -> None:
+    """The same, of what was run without gradients, which may have written in place what its derivative needs."""
+    plain_interface(gm)
+    functionalize_simple(gm)
+
+
+CONVOLUTIONS = {  # by how many axes a picture has, and whether they are transposed
+    (1, False): aten.conv1d.default,
+    (2, False): aten.conv2d.default,
+    (3, False): aten.conv3d.default,
+    (1, True): aten.conv_transpose1d.default,
+    (2, True): aten.conv_transpose2d.input,
+    (3, True): aten.conv_transpose3d.input,
+}
+
+
+def _name_convolutions(gm: fx.GraphModule) -> None:
+    """The one op that torch makes of all convolutions, as TorchScript records it → those it stands for."""
+    for node in gm.graph.nodes:
+        if node.target in (aten.convolution.default, aten._convolution.default, aten._convolution.deprecated):
+            x, w, b, stride, padding, dilation, transposed, more, groups = node.args[:9]
+            rest = (padding, more, groups, dilation) if transposed else (padding, dilation, groups)
+            node.target, node.args = CONVOLUTIONS[len(stride), transposed], (x, w, b, stride, *rest)
+
+
+def functionalize_simple(gm: fx.GraphModule) -> bool:
+    """Replace in-place ops by their functional twins; False where something else sees the mutated tensor.
+
+    torch's own functionalization is complete but costs more than the whole export (2.3 s for a 50-layer network), and
+    nearly every in-place op of real models (`relu_`, `add_` on a fresh tensor) is of this simple kind.
+    """
+    position = {node: i for i, node in enumerate(gm.graph.nodes)}
+    swaps: list[tuple[fx.Node, Any]] = []
+    for node in gm.graph.nodes:
+        if getattr(node.target, "__module__", "") == "torch._functorch.predispatch":  # inside of vmap
+            return False
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.is_mutable:
+            continue
+        twin = _functional_twin(node)
+        base = node.args[0]
+        views = [u for u in base.users if u is not node and _aliases(u)]
+        if twin is None or base.op != "call_function" or (_aliases(base) and not _was_mutating(base)) or views:
+            return False
+        swaps.append((node, twin))
+    for node, twin in swaps:
+        base = args_of(node)[0]
+        node.target = twin
+        base.replace_all_uses_with(node, delete_user_cb=lambda u, at=position[node]: position[u] > at)
+    gm.recompile()
+    return True
+
+
+def _functional_twin(node: fx.Node) -> Any:
+    """`relu` for `relu_`, if it gives the same tensor: same shape and dtype as the one it wrote into."""
+    op = target_of(node)
+    name, overload = op._schema.name.split("::")[1], op._overloadname
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    twin = getattr(packet, overload, None)
+    others = [a.meta["val"] for a in node.all_input_nodes[1:] if isinstance(a.meta.get("val"), Tensor)]
+    mine = node.meta["val"]
+    same = all(torch.promote_types(o.dtype, mine.dtype) == mine.dtype and o.ndim <= mine.ndim for o in others)
+    return twin if same and isinstance(node.args[0], fx.Node) else None
+
+
+def _aliases(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.target is operator.getitem or (schema is not None and any(r.alias_info for r in schema.returns))
+
+
+def _was_mutating(node: fx.Node) -> bool:
+    return node.target._schema.is_mutable if hasattr(node.target, "_schema") else False
+
+
+NATIVE: dict[Any, tuple[Any, Callable[..., tuple]]] = {
+    aten._native_batch_norm_legit_no_training.default: (
+        aten.batch_norm.default,
+        lambda x, w, b, mean, var, momentum, eps: (x, w, b, mean, var, False, momentum, eps, False),
+    ),
+    aten.native_layer_norm.default: (aten.layer_norm.default, lambda x, shape, w, b, eps: (x, shape, w, b, eps)),
+    aten.native_group_norm.default: (
+        aten.group_norm.default,
+        lambda x, w, b, n, c, size, groups, eps: (x, groups, w, b, eps),
+    ),
+}
+"""What functionalization makes of norms, with their statistics beside the result → the ops themselves."""
+
+
+def restore_vocabulary(gm: fx.GraphModule) -> None:
+    """Undo what functionalization renames: `batch_norm` became a triple, a write a copy, a cast `_to_copy`."""
+    for node in list(gm.graph.nodes):
+        if node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}:
+            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
+        if node.target is aten.copy.default:  # only the source's values are copied
+            target, source = node.args[:2]
+            with gm.graph.inserting_before(node):
+                alike = gm.graph.call_function(aten.type_as.default, (source, target))
+            alike.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}
+            node.target, node.args, node.kwargs = aten.expand_as.default, (alike, target), {}
+        elif node.target in NATIVE and len(node.users) == 1:
+            (item,) = node.users
+            op, arguments = NATIVE[node.target]
+            with gm.graph.inserting_before(node):
+                whole = gm.graph.call_function(op, arguments(*node.args))
+            whole.meta = item.meta
+            item.replace_all_uses_with(whole)
+            gm.graph.erase_node(item)
+            gm.graph.erase_node(node)
+    gm.recompile()

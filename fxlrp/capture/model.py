@@ -1,0 +1,273 @@
+"""Capture: a model and example inputs → a flat, functional ATen graph with a symbolic batch.
+
+torch.export does the tracing.  The captured graph takes the tensors found in (args, kwargs) in pytree order and
+returns the tensors found in the model's output; everything else in them is constant for one *signature*.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils import _pytree as pytree
+
+from fxlrp.capture.caches import caches_cleaned
+from fxlrp.capture.calls import answer, lengths_of, names_of, split_tensors
+from fxlrp.capture.derivatives import transforming
+from fxlrp.capture.flat import Flat, OfModel, Returned, close_output
+from fxlrp.capture.functionalize import plain_ops
+from fxlrp.capture.functions import hide_layers, settle
+from fxlrp.capture.objects import close_objects
+from fxlrp.capture.quantised import hide_packed
+from fxlrp.capture.symbols import free_symbols
+from fxlrp.capture.trace import trace_flat
+from fxlrp.capture.twin import twin
+from fxlrp.errors import FxlrpError
+from fxlrp.graph.axes import Axes
+from fxlrp.graph.nodes import outputs_of
+
+aten = torch.ops.aten
+
+
+class Way(Enum):
+    """How a model was captured."""
+
+    ANY_BATCH = "torch.export, for batches of any size"
+    THIS_BATCH = "torch.export, for batches of one size"
+    THIS_INPUT = "make_fx, for the values of one sample: the model branches on them"
+
+
+@dataclass
+class Capture:
+    """A captured model.
+
+    graph: takes the input tensors, returns the output tensors, both flat; weights are attributes shared with the model.
+    inputs: the example tensors it was captured with, two samples along each batch axis.
+    names: where each input tensor stands in the call, e.g. ``args[0]`` or ``kwargs['input_ids']``.
+    parameters: what the model's forward calls each, e.g. ``x`` or ``input_ids``.
+    way: how it was captured, which says for which calls the graph holds.
+    axes: where the samples of the call are.
+    returned: the structure of what the model returns, and where each output tensor stands in it.
+    lengths: the axes of each input that may be lengths of sequences.
+    narrow: the types of the call's tensors and of the model's outputs, where some of the model is in half precision
+    and `graph` and `inputs` are in float32; empty for all other models.
+    branches: whether the model branches on values, so that it was traced as it runs on its inputs.
+    nearly: whether the graph gives the model's output but for rounding, as that of a quantised model does.
+    """
+
+    graph: fx.GraphModule
+    inputs: list[Tensor]
+    names: list[str]
+    parameters: list[str]
+    way: Way
+    returned: Returned
+    axes: Axes
+    lengths: list[tuple[int, ...]]
+    narrow: list[list[torch.dtype]] = field(default_factory=list)
+    branches: bool = False
+    nearly: bool = False
+
+    @property
+    def any_length(self) -> bool:
+        """Whether it holds for sequences of any length: each has a symbol of its own, which no op was fixed by."""
+        if self.way is not Way.ANY_BATCH:
+            return False
+        shapes = [n.meta["val"].shape for n in self.graph.graph.find_nodes(op="placeholder")]
+        batches = {
+            s for n, a in zip(shapes, self.axes.inputs, strict=True) if a is not None for s in free_symbols(n[a])
+        }
+        sizes = [shape[a] for shape, at in zip(shapes, self.lengths, strict=True) for a in at]
+        return bool(sizes) and all(free_symbols(n) - batches for n in sizes)
+
+    @property
+    def answers_apart(self) -> bool:
+        """Whether the model answers by itself, and the graph explains."""
+        return bool(self.narrow) or self.nearly
+
+    def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:
+        """The model's own output object, with `tensors` in the places of its tensors."""
+        it = iter(tensors)
+        leaves = [next(it) if leaf is Tensor else leaf for leaf in self.returned.leaves]
+        return close_objects(close_output(pytree.tree_unflatten(leaves, self.returned.spec)))
+
+    @property
+    def output_names(self) -> list[str]:
+        """Where each output tensor stands in what the model returns, e.g. ``['logits']``."""
+        return self.returned.names
+
+
+def capture(
+    model: nn.Module,
+    args: tuple,
+    kwargs: dict,
+    axes: Axes | None = None,
+    *,
+    fixed: bool = False,
+    longer: bool = False,
+    branches: bool = False,
+    itself: bool = False,
+) -> Capture:
+    """Trace `model` on (args, kwargs), whose samples are at `axes` (the first ones), while no other thread traces.
+
+    What is traced is a twin of the model, which other threads may run meanwhile; `itself`, or if its twin does not run
+    where it does, the model.
+
+    A symbolic batch and lengths of texts are asked for first, and of vectors and shared masks if calls differ in them
+    (`longer`), which takes torch several times as long; then the batch alone, unless `fixed`; if the model fixes its
+    batch, it is traced at the shapes given; if it branches on values, or is known to (`branches`), as it runs on the
+    first sample.
+
+    Raises FxlrpError, with the line in the user's model, if no way succeeds.
+    """
+    tensors, rebuild = split_tensors(args, kwargs)
+    axes = Axes.first(tensors) if axes is None else axes
+    batch = axes.count(tensors)
+    seen: list[Returned] = []
+    traced = model if itself else _twin(model)
+    flat = Flat(traced, rebuild, seen)
+    if traced is not model:
+        hide_layers(model, traced)
+        flat.quantised = hide_packed(traced)
+    exact = [t.detach().clone() for t in tensors]
+    pair = axes.each(_two, exact)  # export specialises 0 and 1
+    single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), pair)
+    auto = torch.export.Dim.AUTO
+    dims = tuple(None if axis is None else {axis: auto} for axis in axes.inputs)
+    lengths = [lengths_of(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
+    texts = [longer or (t.ndim == 2 and axis is not None) for t, axis in zip(tensors, axes.inputs, strict=True)]
+    sized = tuple(
+        {**(dim or {}), **dict.fromkeys(at if asked else (), auto)} or None
+        for dim, at, asked in zip(dims, lengths, texts, strict=True)
+    )
+    ways: list[tuple[Way, list[Tensor], Callable[[list[Tensor]], fx.GraphModule]]] = [
+        *([(Way.ANY_BATCH, pair, lambda ts: trace_flat(flat, ts, sized))] if sized != dims else []),
+        (Way.ANY_BATCH, pair, lambda ts: trace_flat(flat, ts, dims)),
+        (Way.THIS_BATCH, exact, lambda ts: trace_flat(flat, ts, (None,) * len(ts))),
+        (Way.THIS_INPUT, single, lambda ts: trace_flat(flat, ts, None)),
+    ]
+    errors: list[Exception] = []
+    tried = ways[-2:] if fixed or axes.whole else ways
+    for at, (way, inputs, trace) in enumerate(tried):
+        if branches and way is not Way.THIS_INPUT:
+            continue
+        try:
+            with caches_cleaned(model):
+                graph = trace(inputs)
+            settle(graph, inputs, plain_ops)
+        except FxlrpError:
+            raise
+        except Exception as problem:
+            cause = problem.__cause__ if isinstance(problem, OfModel) else None
+            errors.append(cause if isinstance(cause, Exception) else problem)
+            branches |= isinstance(cause, GuardOnDataDependentSymNode)
+            continue
+        places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
+        open_ = (free_symbols(n.meta["val"].shape[axis]) for n, axis in places if axis is not None)
+        if way is Way.ANY_BATCH and not all(open_):
+            if tried[at + 1][0] is way:  # of one length, it may hold for any batch
+                continue
+            way = Way.THIS_BATCH
+            if axes.count(inputs) != batch:  # it was specialised to our two
+                continue
+        _mark_identities(graph, seen[-1].untouched)
+        names, called = names_of(args, kwargs), parameters_of(model, args, kwargs)
+        return Capture(
+            graph, inputs, names, called, way, seen[-1], axes, lengths, branches=branches, nearly=flat.quantised
+        )
+    _run_as_it_is(model, *rebuild(exact))
+    if traced is not model and _refuses(traced, *rebuild(exact)):
+        return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches, itself=True)
+    raise FxlrpError(_why(errors[0])) from errors[0]
+
+
+def parameters_of(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
+    """What the model's forward calls each tensor in a call, as "input_ids" or "batch.pixels"."""
+    try:
+        known = list(inspect.signature(model.forward).parameters)
+    except ValueError:  # a traced module's forward
+        forward: Any = model.forward
+        known = [a.name for a in forward.schema.arguments][1:]
+
+    def called(path: tuple[Any, ...]) -> str:
+        first, *rest = (str(getattr(key, "idx", getattr(key, "key", getattr(key, "name", key)))) for key in path[1:])
+        first = known[int(first)] if path[0].idx == 0 and int(first) < len(known) else first
+        return ".".join([first, *rest])
+
+    leaves = pytree.tree_leaves_with_path((args, kwargs))
+    return [called(path) for path, leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A twin of the model, or the model, if there can be none: attributes that copy in a way of their own."""
+    try:
+        return twin(model)
+    except Exception:
+        return model
+
+
+def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
+    """An identity module at the output leaves no op in the graph; an alias stands for it."""
+    output = gm.graph.output_node()
+    outputs = outputs_of(gm)
+    for i in places:
+        with gm.graph.inserting_before(output):
+            alias = gm.graph.call_function(aten.alias.default, (outputs[i],))
+        alias.meta = dict(outputs[i].meta)
+        outputs[i] = alias
+    output.args = (tuple(outputs),)
+
+
+def _two(t: Tensor, axis: int) -> Tensor:
+    """The first sample and the last, of an empty batch two that are zero."""
+    if not t.shape[axis]:
+        return t.new_zeros([2 if i == axis else n for i, n in enumerate(t.shape)])
+    return torch.cat([t.narrow(axis, 0, 1), t.narrow(axis, t.shape[axis] - 1, 1)], axis).detach()
+
+
+def _run_as_it_is(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Tell a model that refuses its inputs from one that can't be traced.  Raises FxlrpError for the former."""
+    if error := _refuses(model, args, kwargs):
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FxlrpError(
+            f"The model itself refuses these inputs ({said}); check their number, shape and type."
+        ) from error
+
+
+def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
+    """What the model raises when it is called so, if it does."""
+    try:
+        answer(model, args, kwargs)
+    except Exception as error:
+        return error
+    return None
+
+
+def _why(error: Exception) -> str:
+    """One sentence on why a model could not be traced, with the user's line, and a way out."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else ""
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not _of_torch(f.filename)]
+    said = [ln.strip() for ln in text.splitlines() if ln.strip().startswith("File ") and not _of_torch(ln)]
+    lines = [f'File "{f.filename}", line {f.lineno}, in {f.name}: {f.line}' for f in own] or said
+    where = f" at {lines[-1]}" if lines else ""
+    if transforming(error):
+        return (
+            f"This model takes derivatives inside forward, or maps over samples, by torch.func{where}: write them out "
+            "in torch operations, or convert the module they are taken of (the energy, not the force)."
+        )
+    return (
+        f"This model can't be traced ({type(error).__name__}: {first}){where}; write that line in torch operations "
+        "(torch.where for a branch on values), or convert the submodule without it."
+    )
+
+
+def _of_torch(file: str) -> bool:
+    return "/torch/" in file or file.startswith(str(Path(__file__).parent))

@@ -1,0 +1,127 @@
+"""Tracing: a flat model and tensors → a graph, by torch.export, by make_fx, or below autograd."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._C._functorch import is_dead_tensor_wrapper  # type: ignore[attr-defined]
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from fxlrp.capture.confine import alone, quiet
+from fxlrp.capture.derivatives import as_symbols, trace_below_autograd, transforming
+from fxlrp.capture.flat import Flat
+from fxlrp.capture.functionalize import (
+    functionalize_simple,
+    inline_modes,
+    plain_interface,
+    restore_vocabulary,
+    turns_on_autocast,
+)
+from fxlrp.capture.functions import recorded
+from fxlrp.capture.state import gradients_kept
+from fxlrp.capture.symbols import let_go
+
+aten = torch.ops.aten
+
+
+def tensors_at(node: fx.Node) -> Iterator[Tensor]:
+    yield from (v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor))
+
+
+def trace_flat(flat: Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
+    """The graph for these tensors, whose axes in `dims` are of any size; for their very values without `dims`."""
+    if not flat.known.derives:
+        try:
+            with recorded():
+                graph = _trace(flat, tensors) if dims is None else _export(flat, tensors, dims)
+        except Exception as error:
+            flat.known.derives |= transforming(error)
+            if not flat.known.derives:
+                raise
+        if not flat.known.derives:
+            return graph
+    return _derive(flat, tensors, dims)
+
+
+def _export(flat: Flat, tensors: list[Tensor], dims: tuple) -> fx.GraphModule:
+    shapes = (dims,) if any(dims) else None
+    with torch.enable_grad(), alone(), quiet():
+        program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
+        graph = program.module(check_guards=False)
+        spell = turns_on_autocast(graph)
+        inline_modes(graph)
+        if spell or not functionalize_simple(graph):
+            graph = program.run_decompositions({}).module(check_guards=False)  # casts of torch.autocast are ops then
+            inline_modes(graph)
+            restore_vocabulary(graph)
+    graph.graph.set_codegen(fx.graph.CodeGen())
+    plain_interface(graph)
+    fakes = [t for n in graph.graph.nodes for t in tensors_at(n) if isinstance(t, FakeTensor)]
+    for symbols in {t.fake_mode.shape_env for t in fakes}:
+        if symbols is not None:
+            let_go(symbols)
+    return fx.GraphModule(graph, graph.graph)  # without export's hooks, which check inputs at every call
+
+
+def _trace(flat: Flat, tensors: list[Tensor]) -> fx.GraphModule:
+    """The ops that run on these very values, Python's branches taken as they fall."""
+    how: dict[str, Any] = {"pre_dispatch": True, "_error_on_data_dependent_ops": False, "record_stack_traces": True}
+    with torch.enable_grad(), alone(), quiet():
+        seen = make_fx(flat, **how)(*(t.clone() for t in tensors))
+        for node in seen.graph.find_nodes(op="get_attr"):  # what torch.func wrapped is a constant to this trace
+            if is_dead_tensor_wrapper(operator.attrgetter(str(node.target))(seen)):
+                flat.known.derives = True
+        for node in seen.graph.find_nodes(op="call_function", target=aten.dropout.default):
+            if not node.args[2]:  # functionalization takes its result, which may be its input, for unwritable
+                node.target, node.args = aten.clone.default, node.args[:1]
+        functional = dispatch_functionalize(
+            fx.Interpreter(seen).run, FunctionalTensorMode(pre_dispatch=True, export=True)
+        )
+        with fx.traceback.preserve_node_meta():
+            graph = make_fx(functional, **how)(*(t.clone() for t in tensors))
+    inline_modes(graph)
+    _note_values(graph, tensors)
+    restore_vocabulary(graph)
+    plain_interface(graph)
+    return graph
+
+
+def _derive(flat: Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
+    """The same of a model that takes derivatives, which are ops below autograd alone."""
+    given = tensors if dims is None else as_symbols(tensors, dims)
+    with alone(), quiet(), gradients_kept(flat):
+        graph = trace_below_autograd(flat, given)
+    if dims is None:
+        _note_values(graph, tensors)
+    else:
+        mode = detect_fake_mode(given)
+        assert mode is not None
+        assert mode.shape_env is not None
+        for node in graph.graph.find_nodes(op="get_attr"):
+            node.meta["val"] = mode.from_tensor(operator.attrgetter(str(node.target))(graph), static_shapes=True)
+        let_go(mode.shape_env)
+    restore_vocabulary(graph)
+    plain_interface(graph)
+    return graph
+
+
+def _note_values(gm: fx.GraphModule, tensors: list[Tensor]) -> None:
+    """Give every node the `val` that export would: a tensor without storage, all in one mode."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    class Noting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            n.meta["val"] = pytree.tree_map_only(Tensor, lambda t: mode.from_tensor(t, static_shapes=True), value)
+            return value
+
+    with torch.no_grad():
+        Noting(gm).run(*(t.clone() for t in tensors))

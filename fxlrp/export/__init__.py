@@ -1,0 +1,1 @@
+"""Forward and relevance pass as one graph: traced, compiled, saved."""

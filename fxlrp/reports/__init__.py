@@ -1,0 +1,1 @@
+"""Reports: what became of each node, and how much relevance passes it."""
