@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 import fxlrp
 from benchmarks.situation_models import CASES, Case
+from fxlrp.capture.axes import argument
 from fxlrp.capture.objects import open_objects
-from fxlrp.graph.axes import argument
 
 Record = dict[str, Any]
 RESULTS = ("right", "refused", "wrong", "broken")  # from best to worst

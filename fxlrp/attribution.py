@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from fxlrp.capture.axes import argument
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.axes import argument
 from fxlrp.reports.ended import Ended
 from fxlrp.reports.report import Conservation, Report
 

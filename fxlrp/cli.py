@@ -21,10 +21,10 @@ from torch import Tensor
 
 from fxlrp import Attribution, Explainer, FxlrpError, NoRelevance, Report, Rulebook, convert, rulebooks
 from fxlrp.attribution import save_comparison
+from fxlrp.capture.precision import WIDER
 from fxlrp.export.artifact import ExportedExplainer
 from fxlrp.export.artifact import export as save_explainer
 from fxlrp.gae import command as gae_command
-from fxlrp.graph.precision import WIDER
 from fxlrp.inputs import (
     LoadedModel,
     find_class,

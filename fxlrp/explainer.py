@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxlrp.attribution import Attribution
+from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import split_tensors
 from fxlrp.capture.confine import LOCK
 from fxlrp.capture.model import Way
 from fxlrp.capture.objects import open_objects
-from fxlrp.engine.relevance_pass import maps_at_once, propagate
+from fxlrp.capture.precision import casts_made_again, widened
+from fxlrp.compiled import by_compiled_graph
 from fxlrp.engine.seeds import Contrast, Position, Question, Target, at_position, by_classes
 from fxlrp.errors import FxlrpError
-from fxlrp.export.compiled import by_compiled_graph
 from fxlrp.export.joint import Joint, trace_joint
-from fxlrp.graph.axes import Axes, Batch
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
-from fxlrp.graph.precision import casts_made_again, widened
 from fxlrp.plans import PLANS, Plans, has_no_modes
 from fxlrp.recent import Recent
+from fxlrp.relevance_pass import maps_at_once, propagate
 from fxlrp.reports.ended import find_end, warn, zero_maps
 from fxlrp.reports.mass import Weighing
 from fxlrp.reports.report import Report

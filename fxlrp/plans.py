@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxlrp.agreement import no_fast_attention, rounding, share_apart
+from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import answer, equal, names_of, signature, split_tensors
 from fxlrp.capture.confine import alone
 from fxlrp.capture.flat import open_output
 from fxlrp.capture.model import Capture, Way, capture, parameters_of
+from fxlrp.capture.precision import no_autocast, widened
 from fxlrp.capture.state import Place, State, drawing, undisturbed
 from fxlrp.errors import FxlrpError
-from fxlrp.export.agreement import no_fast_attention, rounding, share_apart
-from fxlrp.graph.axes import Axes, Batch
-from fxlrp.graph.nodes import outputs_of
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
-from fxlrp.graph.precision import no_autocast, widened
 from fxlrp.graph.rewrite import rewrite
 from fxlrp.graph.samples import find_samples, spelled
+from fxlrp.nodes import outputs_of
 from fxlrp.recent import Recent
 from fxlrp.rules.registry import Rulebook
 

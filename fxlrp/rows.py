@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
+from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import names_of
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.axes import Axes
 from fxlrp.graph.plan import Plan
 from fxlrp.targets import is_about_all, of_sample
 

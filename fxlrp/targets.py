@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxlrp.agreement import share_apart
 from fxlrp.attribution import Attribution
-from fxlrp.engine.relevance_pass import Direction
 from fxlrp.engine.seeds import Question, Target, at_position, by_classes, directions
 from fxlrp.errors import FxlrpError
-from fxlrp.export.agreement import share_apart
 from fxlrp.graph.plan import Plan
+from fxlrp.relevance_pass import Direction
 
 ASKED = {"target": None, "contrast": "default", "position": None, "at": (), "trace": False}
 """The keywords of a question, and what they are where nothing is asked."""

@@ -11,9 +11,9 @@ from conftest import randomize
 from torch import Tensor, nn
 
 import fxlrp
+from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import signature, split_tensors
 from fxlrp.capture.model import capture
-from fxlrp.graph.axes import Axes
 
 
 class Body(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp import FxlrpError, convert
-from fxlrp.graph import precision
+from fxlrp.capture import precision
 
 HALF = (torch.float16, torch.bfloat16)
 LARGE = 1024

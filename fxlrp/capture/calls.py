@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture.axes import Axes
 from fxlrp.capture.objects import PLAIN, close_objects
-from fxlrp.graph.axes import Axes
-from fxlrp.graph.precision import autocast_types
+from fxlrp.capture.precision import autocast_types
 
 aten = torch.ops.aten
 

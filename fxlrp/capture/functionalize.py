@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.graph.nodes import args_of, target_of
-from fxlrp.patterns.straight_through import join_straight_through
+from fxlrp.capture.straight_through import join_straight_through
+from fxlrp.nodes import args_of, target_of
 
 aten = torch.ops.aten
 

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxlrp.capture.confine import only_here
-from fxlrp.graph.nodes import args_of, target_of
+from fxlrp.nodes import args_of, target_of
 from fxlrp.rules.calculus import differentiable
 
 LIBRARY = torch.library.Library("fxlrp", "FRAGMENT")

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture.axes import Axes
 from fxlrp.capture.caches import caches_cleaned
 from fxlrp.capture.calls import answer, lengths_of, names_of, split_tensors
 from fxlrp.capture.derivatives import transforming
@@ -31,8 +32,7 @@ from fxlrp.capture.symbols import free_symbols
 from fxlrp.capture.trace import trace_flat
 from fxlrp.capture.twin import twin
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.axes import Axes
-from fxlrp.graph.nodes import outputs_of
+from fxlrp.nodes import outputs_of
 
 aten = torch.ops.aten
 

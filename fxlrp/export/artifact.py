@@ -7,19 +7,21 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fxlrp.attribution import Attribution
+from fxlrp.capture.axes import Axes, argument
 from fxlrp.capture.confine import alone
 from fxlrp.capture.derivatives import transpose_convolutions
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.engine.seeds import Contrast, by_classes, directions
 from fxlrp.errors import FxlrpError
-from fxlrp.explainer import Explainer
-from fxlrp.graph.axes import Axes, argument
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
 
 RECORD = "fxlrp.json"
 """The name of the file in the archive that says what its inputs and outputs are."""

@@ -15,11 +15,11 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true as known
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.confine import alone
-from fxlrp.engine.relevance_pass import Direction, propagate
+from fxlrp.capture.precision import widened
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.engine.seeds import Contrast, sides
 from fxlrp.graph.plan import Plan
-from fxlrp.graph.precision import widened
+from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rules.registry import Rulebook
 
 aten = torch.ops.aten

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from fxlrp.engine.replaced import ReplacedOp
-from fxlrp.graph.plan import copied
+from fxlrp.nodes import copied
 from fxlrp.ops import about
 from fxlrp.rules.calculus import outside_vmap
 

@@ -12,8 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.fast.replaced import Fast
 from fxlrp.graph.analyse import differentiable
-from fxlrp.graph.nodes import outputs_of, target_of
-from fxlrp.graph.plan import copied
+from fxlrp.nodes import copied, outputs_of, target_of
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from fxlrp.graph.precision import stored
+from fxlrp.capture.precision import stored
 from fxlrp.ops import about, carriers, is_pointwise
 
 aten = torch.ops.aten

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from fxlrp import emit
 from fxlrp.capture.model import Capture
 from fxlrp.graph.analyse import find_active, find_infinite, find_nonnegative
-from fxlrp.graph.nodes import leaves
 from fxlrp.graph.outputs import Output, explained_output
 from fxlrp.graph.reads import Place, find_readouts
 from fxlrp.graph.samples import Samples
+from fxlrp.nodes import leaves
 from fxlrp.ops import carriers
-from fxlrp.patterns import emit
 from fxlrp.rules.registry import Derivative, Entry, Rule, Rulebook
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from fxlrp.graph.nodes import args_of
+from fxlrp.emit import emit
+from fxlrp.nodes import args_of
 from fxlrp.ops import about, carriers, is_pointwise
-from fxlrp.patterns.emit import emit
 
 aten = torch.ops.aten
 NOWHERE = -1  # the position of an entry that is no entry of the input

@@ -12,7 +12,7 @@ from fxlrp.capture.flat import NotCaptured
 from fxlrp.capture.model import Capture
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.analyse import differentiable
-from fxlrp.graph.nodes import args_of, outputs_of
+from fxlrp.nodes import args_of, outputs_of
 from fxlrp.ops import about
 
 aten = torch.ops.aten

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp import acceleration
+from fxlrp.capture.axes import Axes
 from fxlrp.capture.confine import LOCK, tidy
 from fxlrp.capture.model import Capture
+from fxlrp.capture.precision import no_autocast
 from fxlrp.capture.symbols import hint
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.axes import Axes
-from fxlrp.graph.nodes import outputs_of
-from fxlrp.graph.precision import no_autocast
 from fxlrp.graph.reads import Place
 from fxlrp.graph.samples import Probe
+from fxlrp.nodes import copied, outputs_of
 from fxlrp.recent import Recent
 from fxlrp.reports.report import Report, describe
 
@@ -34,14 +34,6 @@ class Form(NamedTuple):
 
     graph: fx.GraphModule
     latent: list[int]
-
-
-def copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
-    """A copy of a graph over the same modules, and what each node is in it."""
-    graph = fx.Graph()
-    nodes: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(gm.graph, nodes))
-    return fx.GraphModule(gm, graph), nodes
 
 
 @dataclass

@@ -10,20 +10,20 @@ from torch import Tensor, fx
 
 from fxlrp import acceleration
 from fxlrp.capture.model import Capture
+from fxlrp.capture.precision import look_up_before_cast, stored, widen, widened
 from fxlrp.capture.symbols import free_symbols, hint
+from fxlrp.emit import emit
 from fxlrp.engine.replaced import ByDerivative, ByRule, InParts
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.analyse import differentiable
 from fxlrp.graph.facts import Facts
 from fxlrp.graph.lookups import Positions
-from fxlrp.graph.nodes import args_of, leaves, outputs_of, target_of
 from fxlrp.graph.outputs import Output, explained_output
 from fxlrp.graph.plan import Item, Plan, draws
-from fxlrp.graph.precision import look_up_before_cast, stored, widen, widened
 from fxlrp.graph.reads import Place, find_left_out, mark_reads
+from fxlrp.nodes import args_of, leaves, outputs_of, target_of
 from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.patterns.complex_numbers import write_apart
-from fxlrp.patterns.emit import emit
 from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.patterns.sparse import refuse_sparse
 from fxlrp.reports.report import NodeReport, Report, describe, op_name
@@ -59,7 +59,7 @@ def rewrite(
     logits, or the first.
     read: the inputs, modules or nodes to read relevance at; without any, all inputs.
 
-    A graph in half precision, that of `captured` included, is in float32 from here on: see `fxlrp.graph.precision`.
+    A graph in half precision, that of `captured` included, is in float32 from here on: see `fxlrp.capture.precision`.
 
     Raises FxlrpError if nothing carries relevance from an input to the output, or, when `strict`, if a node is generic.
     """

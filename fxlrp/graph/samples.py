@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture.axes import Axes, joined_by_sparse
 from fxlrp.capture.model import Capture, Way
 from fxlrp.capture.state import drawing
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.axes import Axes, joined_by_sparse
 from fxlrp.graph.lookups import cast_one_hots
 from fxlrp.graph.outputs import Output, explained_output
 from fxlrp.graph.reads import Place, find_readouts

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from fxlrp.graph.nodes import args_of, target_of
-from fxlrp.patterns.emit import emit
+from fxlrp.emit import emit
+from fxlrp.nodes import args_of, target_of
 
 aten = torch.ops.aten
 BAGS = (

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from fxlrp.graph.nodes import target_of
+from fxlrp.emit import KEPT
+from fxlrp.nodes import target_of
 from fxlrp.ops import of_kind
-from fxlrp.patterns.emit import KEPT
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.registry import Rule
 

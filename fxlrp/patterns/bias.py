@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from fxlrp.graph.nodes import args_of
+from fxlrp.nodes import args_of
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from fxlrp.graph.nodes import args_of
+from fxlrp.nodes import args_of
 from fxlrp.ops import about, describe
 
 if TYPE_CHECKING:

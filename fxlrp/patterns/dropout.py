@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from fxlrp.graph.precision import stored
+from fxlrp.capture.precision import stored
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.emit import cut_out
 from fxlrp.ops import about, is_pointwise
-from fxlrp.patterns.emit import cut_out
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts

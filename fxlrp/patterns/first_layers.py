@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from fxlrp.graph.nodes import target_of
+from fxlrp.nodes import target_of
 from fxlrp.ops import about, is_pointwise, overloads
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.weighted import CONVOLVING, DENSE, FirstLayer, ones_for

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.graph.nodes import target_of
-from fxlrp.graph.precision import stored
+from fxlrp.capture.precision import stored
+from fxlrp.nodes import target_of
 from fxlrp.ops import describe
 
 if TYPE_CHECKING:

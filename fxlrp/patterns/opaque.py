@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fxlrp.capture.confine import without_warnings
 from fxlrp.capture.functions import Entrywise, OwnBackward, Stepwise
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.nodes import target_of
+from fxlrp.nodes import target_of
 from fxlrp.ops import NOTHING, about
 from fxlrp.reports.report import describe
 from fxlrp.rules.registry import Structural

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.graph.nodes import args_of
-from fxlrp.patterns.emit import emit
+from fxlrp.emit import emit
+from fxlrp.nodes import args_of
 from fxlrp.patterns.recurrent import CELLS, write_steps
 
 aten = torch.ops.aten

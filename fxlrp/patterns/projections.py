@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from fxlrp.graph.nodes import args_of, target_of
+from fxlrp.nodes import args_of, target_of
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts

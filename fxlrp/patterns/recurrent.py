@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxlrp.graph.nodes import args_of, target_of
-from fxlrp.patterns.emit import emit, write_in
+from fxlrp.emit import emit, write_in
+from fxlrp.nodes import args_of, target_of
 
 aten = torch.ops.aten
 

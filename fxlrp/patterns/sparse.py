@@ -7,8 +7,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, fx
 
+from fxlrp.emit import replace
 from fxlrp.errors import FxlrpError
-from fxlrp.patterns.emit import replace
 from fxlrp.reports.report import describe
 
 aten = torch.ops.aten

@@ -14,9 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.functionalize import functionalize_simple
-from fxlrp.graph.nodes import target_of
+from fxlrp.emit import write_in
+from fxlrp.nodes import target_of
 from fxlrp.ops import about
-from fxlrp.patterns.emit import write_in
 from fxlrp.patterns.recurrent import CELLS, write_steps
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxlrp.agreement import check_compiled
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import Same
 from fxlrp.capture.confine import alone
 from fxlrp.engine.seeds import Contrast, Question, Target, directions
-from fxlrp.export.agreement import check_compiled
 from fxlrp.export.joint import trace_joint
 from fxlrp.graph.plan import Plan
 from fxlrp.plans import CHECKED

@@ -27,3 +27,11 @@ def outputs_of(gm: fx.GraphModule) -> list[fx.Node]:
     """The nodes whose values a graph returns."""
     outputs: Any = gm.graph.output_node().args[0]
     return list(outputs)
+
+
+def copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """A copy of a graph over the same modules, and what each node is in it."""
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(gm.graph, nodes))
+    return fx.GraphModule(gm, graph), nodes

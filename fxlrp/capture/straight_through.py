@@ -11,9 +11,9 @@ from collections import Counter
 import torch
 from torch import fx
 
-from fxlrp.graph.nodes import args_of
+from fxlrp.emit import emit
+from fxlrp.nodes import args_of
 from fxlrp.ops import about
-from fxlrp.patterns.emit import emit
 from fxlrp.rules.values import stands_for
 
 aten = torch.ops.aten
