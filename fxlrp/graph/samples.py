@@ -55,29 +55,35 @@ class Probe:
         """Which entries of each node in `wanted` depend on a sample, as booleans; None if no run with it succeeds."""
         try:
             if missing := wanted - self.plain.keys():
-                self.plain.update(self._run(missing, None))
-            other = self._run(wanted, sample)
+                self.plain.update(_Nudging(self, missing, None).seen())
+            return _Nudging(self, wanted, sample).seen()
         except (RuntimeError, IndexError, ValueError):  # the network takes no such values
             return None
-        return {n: differ(self.plain[n], other[n]) for n in wanted}
 
-    def _run(self, wanted: set[fx.Node], sample: int | None) -> dict[fx.Node, Tensor]:
-        starts, values = self.starts, {}
 
-        class Nudging(fx.Interpreter):
-            def run_node(self, n: fx.Node) -> Any:
-                value = super().run_node(n)
-                if n in starts and sample is not None:
-                    value = value.clone()
-                    one = value.select(starts[n], sample)
-                    one.copy_(nudged(one))
-                if n in wanted:
-                    values[n] = value
-                return value
+class _Nudging(fx.Interpreter):
+    """Runs a graph, with one sample nudged or none, and keeps of each node in `wanted` the value, or what changed."""
 
-        with torch.no_grad(), drawing(0, self.inputs):
-            Nudging(self.graph).run(*(t.clone() for t in self.inputs))
-        return values
+    def __init__(self, probe: Probe, wanted: set[fx.Node], sample: int | None) -> None:
+        super().__init__(probe.graph)
+        self.probe, self.wanted, self.sample = probe, wanted, sample
+        self.found: dict[fx.Node, Tensor] = {}
+
+    def seen(self) -> dict[fx.Node, Tensor]:
+        """What is kept of a run."""
+        with torch.no_grad(), drawing(0, self.probe.inputs):
+            self.run(*(t.clone() for t in self.probe.inputs))
+        return self.found
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.probe.starts and self.sample is not None:
+            value = value.clone()
+            one = value.select(self.probe.starts[n], self.sample)
+            one.copy_(nudged(one))
+        if n in self.wanted:
+            self.found[n] = value if self.sample is None else differ(self.probe.plain[n], value)
+        return value
 
 
 def starts_of(
