@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_rules import BATCHED, ROWS, Row, aten, name, rand, site
+from test_rules import BATCHED, ROWS, Row, aten, name, rand, rule_of, site
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import fxlrp
 from fxlrp import acceleration
 from fxlrp.engine.replaced import ByRule
+from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS, NONE
 from fxlrp.rules.per_sample import WHOLE, Batch, Placement
 from fxlrp.rules.registry import Rule, find_rulebook
@@ -114,7 +115,7 @@ PRODUCTS = [r for r in PRODUCTS if r.argnums in ((0,), (1,))]
 def test_classic_products(row: Row, book: str, nonneg: bool) -> None:
     entry = find_rulebook(book).lookup(row.op, row.argnums)
     assert isinstance(entry, Rule)
-    at = ByRule(row.op, entry, "row", "test", NONE, row.argnums, frozenset(row.argnums), Placement(WHOLE, (WHOLE,)))
+    at = ByRule(row.op, entry, "row", "test", NONE, row.argnums, Placement(WHOLE, (WHOLE,)))
     kernel = kernel_of(at)
     assert kernel
     g, z, xs, args, kwargs = call(row, at, nonneg)
@@ -134,7 +135,7 @@ SIGNED = [
 @pytest.mark.parametrize("row", SIGNED, ids=name)
 def test_signed_rules(row: Row) -> None:
     entry = find_rulebook("attnlrp").lookup(row.op, (0,))
-    at = ByRule(row.op, entry, "row", "test", NONE, (0,), frozenset((0,)), Placement(WHOLE, (WHOLE,)))
+    at = ByRule(row.op, entry, "row", "test", NONE, (0,), Placement(WHOLE, (WHOLE,)))
     kernel = kernel_of(at)
     assert kernel
     g, z, xs, args, kwargs = call(row, at)
@@ -187,7 +188,7 @@ def test_a_large_weight_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
 def test_classic_rules_take_a_large_weight_in_pieces(book: str, monkeypatch: pytest.MonkeyPatch) -> None:
     row = Row(aten.linear.default, (rand(2, 5, seed=2), rand(7, 5, seed=3), rand(7, seed=4)))
     entry = find_rulebook(book).lookup(row.op, (0,))
-    at = ByRule(row.op, entry, "row", "test", NONE, (0,), frozenset((0,)), Placement(WHOLE, (WHOLE,)))
+    at = ByRule(row.op, entry, "row", "test", NONE, (0,), Placement(WHOLE, (WHOLE,)))
     monkeypatch.setattr(memory, "LARGE", 10)
     g, z, xs, args, kwargs = call(row, at)
     same(row, at, Fast(at, kernel_of(at), (False,)), lambda op: op.call_rule(g, z, xs, args, kwargs), xs)
@@ -202,3 +203,45 @@ def test_products_per_sample(batch: Batch, size: int) -> None:
     torch.testing.assert_close(memory.sample_dot(a, b, batch), parts)
     twice = torch.vmap(lambda b: memory.sample_dot(a, b, batch))(torch.stack([b, -2 * b]))
     torch.testing.assert_close(twice, torch.stack([parts, -2 * parts]))
+
+
+def test_what_is_known_to_be_nonnegative_reaches_the_kernel() -> None:
+    row, both = ROWS[0], next(r for r in ROWS if r.op is aten.add.Tensor and r.argnums == (0, 1))
+    for nonneg in (False, True):
+        fast = Fast(site(row, NONE), kernel_of(site(row, NONE)), (nonneg,))
+        assert fast.kernel_told == {"nonneg": nonneg}
+    assert Fast(site(both, NONE), kernel_of(site(both, NONE)), (False, True)).kernel_told == {"nonnegs": (False, True)}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("book", ["abslrp", "gamma"])
+def test_a_folded_product_is_the_product_with_its_weight_scaled(book: str, transposed: bool) -> None:
+    x, w, b, scale = rand(2, 3, 5), rand(*((3, 4, 2) if transposed else (4, 3, 2)), seed=1), rand(4, seed=2), rand(4)
+    op = aten.conv_transpose1d.default if transposed else aten.conv1d.default
+    scaled = w * (scale.view(1, 4, 1) if transposed else scale.view(4, 1, 1))
+    z = op(x, scaled, b)
+    entry, where = find_rulebook(book).lookup(op, (0,)), Placement(Batch(0), (Batch(0),))
+    at = ByRule(op, entry, "row", "test", MASS, (0,), where)
+    folded = ByRule(FoldedProduct(op, int(transposed)), entry, "row", "test", MASS, (0,), where)
+    g = rand(*z.shape, seed=9)
+    (wanted,) = at.propagate(g.clone(), z, [x], (x, scaled, b), {})
+    for each in (folded, Fast(folded, kernel_of(folded), (False,))):
+        leaf = x.clone().requires_grad_()
+        torch.testing.assert_close(each(leaf, w, b, value=z, scale=scale), z)
+        (found,) = torch.autograd.grad(each(leaf, w, b, value=z, scale=scale), leaf, g)
+        torch.testing.assert_close(x * found, x * wanted, **CLOSE)
+
+
+def test_mass_of_what_is_masked_is_finite() -> None:
+    x = torch.tensor([[1.0, -torch.inf, 2.0], [-torch.inf, 3.0, -1.0]]).double()
+    row = Row(aten.softmax.int, (x, -1))
+    where = Placement(Batch(0), (Batch(0),), masked=True)
+    at = ByRule(row.op, rule_of(row), "row", "test", MASS, (0,), where)
+    add = find_rulebook("abslrp").lookup(aten.add.Tensor, (0,))
+    shift = ByRule(aten.add.Tensor, add, "row", "test", MASS, (0,), where)
+    for op, args, z in ((at, (x, -1), x.softmax(-1)), (shift, (x, 0.5), x + 0.5)):
+        g = rand(2, 3, seed=9).masked_fill(z.isinf(), 0)
+        (wanted,) = op.propagate(g.clone(), z, [x], args, {})
+        (found,) = Fast(op, kernel_of(op), (False,)).propagate(g.clone(), z, [x], args, {})
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, wanted, **CLOSE)

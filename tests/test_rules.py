@@ -354,7 +354,7 @@ def test_equals_definition(row: Row) -> None:
 def site(row: Row, normalise: Any) -> ByRule:
     argnums = argnums_of(row)
     batch = Placement(Batch(0), (Batch(0),) * len(argnums))
-    return ByRule(row.op, rule_of(row), "row", "test", normalise, argnums, frozenset(row.argnums), batch)
+    return ByRule(row.op, rule_of(row), "row", "test", normalise, argnums, batch)
 
 
 PAIRED = (aten.bmm.default, centred, offset, aten.grid_sampler.default, aten.grid_sampler_2d.default)
@@ -425,6 +425,20 @@ def test_zero_output_carries_no_relevance() -> None:
     (g,) = absolute(torch.ones(1, 2).double(), x @ w.T, x, w, op=aten.linear.default, argnums=(0,))
     assert torch.isfinite(g).all()
     assert not (x * g).any()
+
+
+def test_what_is_at_zero_takes_nothing_whatever_the_derivative() -> None:
+    x = torch.tensor([0.0, 4.0]).double()
+    (g,) = absolute(torch.ones(2).double(), x.sqrt(), x, op=aten.sqrt.default, argnums=(0,))
+    assert (x * g).tolist() == [0, 2 * 4 * 0.25]
+
+
+def test_what_keeps_relevance_is_not_rescaled() -> None:
+    """What is rounded from 0 loses its relevance, which the other entries do not take."""
+    x = torch.tensor([[0.0, 1.2]]).double()
+    row = Row(aten.ceil.default, (x + 0.0,))
+    (g,) = site(row, MASS).propagate(torch.ones(1, 2).double(), torch.tensor([[1.0, 2.0]]).double(), [x], (x,), {})
+    torch.testing.assert_close(x * g, torch.tensor([[0.0, 2.0]]).double())
 
 
 def test_by_definition_is_the_sum_of_both_derivatives() -> None:

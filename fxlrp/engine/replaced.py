@@ -48,8 +48,8 @@ class ByRule(ReplacedOp):
 
     op: the op itself, which the forward pass calls unchanged.
     rule: called as rule.fn(g, z, *args, **kwargs) with the op's own arguments; returns one g per tensor in `argnums`.
-    argnums: which leaves of the call's (args, kwargs), in pytree order, the rule returns g for.
-    active: which of them carry relevance; the share of any other is discarded (a constant took it).
+    argnums: which leaves of the call's (args, kwargs), in pytree order, the rule returns g for; the share of a constant
+        among them is lost.
     where: where the samples are, in the output and in each tensor of `argnums`.
     """
 
@@ -61,12 +61,11 @@ class ByRule(ReplacedOp):
         book: str,
         normalise: Normalise,
         argnums: tuple[int, ...],
-        active: frozenset[int],
         where: Placement,
         *key: Any,
     ) -> None:
-        super().__init__(op, name, book, rule, normalise, argnums, active, where, *key)
-        self.rule, self.normalise, self.argnums, self.active, self.where = rule, normalise, argnums, active, where
+        super().__init__(op, name, book, rule, normalise, argnums, where, *key)
+        self.rule, self.normalise, self.argnums, self.where = rule, normalise, argnums, where
         self.pointwise = is_pointwise(op)
         known = {"op": op.product if isinstance(op, FoldedProduct) else op, "argnums": argnums}
         self.told = {keyword: value for keyword, value in known.items() if rule.wants(keyword)}
@@ -163,7 +162,7 @@ class _ByRule(torch.autograd.Function):
             leaves[i] = as_the_op_was_run(t, ctx.cast)
         args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
         found = replaced.propagate(g, z, [leaves[i] for i in replaced.argnums], args, kwargs)
-        grads = {i: c for i, c in zip(replaced.argnums, found, strict=True) if i in replaced.active}
+        grads = dict(zip(replaced.argnums, found, strict=True))
         return None, None, None, None, *(grads.get(i) for i in ctx.places)
 
 

@@ -86,8 +86,8 @@ KERNELS: dict[Key, Kernel] = {
     (passing.div, None, None): Kernel(),
     (passing.rms_norm, None, None): Kernel(),
     (passing.rounding, None, None): Kernel(),
-    (signed.identity, None, None): Kernel(rule=elementwise.identity),
-    (signed.layer_norm, None, None): Kernel(rule=norms.signed_layer_norm),
+    (signed.identity, None, None): Kernel(rule=elementwise.identity, keeps_sign=False),
+    (signed.layer_norm, None, None): Kernel(rule=norms.signed_layer_norm, keeps_sign=False),
 }
 WEIGHTED: dict[Callable, Callable] = {
     formulas.alpha_beta: weighted.alpha_beta,
@@ -101,7 +101,7 @@ def kernel_of(replaced: ByRule) -> Kernel | None:
     rule, op = replaced.rule.fn, replaced.op
     if isinstance(rule, formulas.Weighted):
         kernel = WEIGHTED.get(rule.rule)
-        return None if kernel is None else Kernel(rule=weighted.InPieces(kernel, rule))
+        return None if kernel is None else Kernel(rule=weighted.InPieces(kernel, rule), keeps_sign=False)
     op = op.product if isinstance(op, FoldedProduct) else op
     keys = ((rule, op, replaced.argnums), (rule, None, replaced.argnums), (rule, None, None))
     return next((KERNELS[key] for key in keys if key in KERNELS), None)

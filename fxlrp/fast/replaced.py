@@ -50,7 +50,7 @@ class Fast(ByRule):
         self.plain, self.kernel, self.nonnegs = plain, kernel, nonnegs
         self.one_sided, self.rectified, self.tells, self.loose = one_sided, rectified, tells, loose
         self.again, self.remade = again, remade
-        made = (plain.rule, plain.__name__, plain.__module__, plain.normalise, plain.argnums, plain.active, plain.where)
+        made = (plain.rule, plain.__name__, plain.__module__, plain.normalise, plain.argnums, plain.where)
         super().__init__(plain.op, *made, kernel, nonnegs, *self._known.values())
         op = plain.op.product if isinstance(plain.op, FoldedProduct) else plain.op
         about = {"op": op, "nonneg": nonnegs[:1] == (True,), "nonnegs": nonnegs}
@@ -182,6 +182,6 @@ class _Fast(torch.autograd.Function):
             found, masses = fast.propagate_mass(g, z, xs, args, kwargs, mass)
         else:
             found = fast.propagate(g, z, xs, args, kwargs)
-        grads = {i: c for i, c in zip(fast.argnums, found, strict=True) if i in fast.active}
+        grads = dict(zip(fast.argnums, found, strict=True))
         told = [m if asked else None for m, asked in zip(masses, ctx.told, strict=False)]
         return *[None] * (7 + len(sources)), *told, *(grads.get(i) for i in ctx.places)

@@ -221,7 +221,6 @@ def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) ->
         book.name,
         book.normalise,
         argnums,
-        frozenset(positions),
         Placement(output, tuple(inputs), masked),
     )
     node.target = acceleration.with_kernel(replaced, tuple(operands[i] in facts.nonnegative for i in argnums))
