@@ -25,7 +25,7 @@ from fxlrp.nodes import copied, outputs_of
 from fxlrp.recent import Recent
 from fxlrp.reports.report import Report, describe
 
-FORMS = 8
+FORMS = 16
 """How many forms of a graph are kept."""
 
 
