@@ -44,8 +44,9 @@ class Branches(nn.Module):
 
 
 def test_plans_are_those_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fxlrp.explainer, "PLANS", 2)
-    monkeypatch.setattr(fxlrp.explainer, "CHECKED", 3)
+    for module in (fxlrp.explainer, fxlrp.plans):
+        monkeypatch.setattr(module, "PLANS", 2)
+    monkeypatch.setattr(fxlrp.plans, "CHECKED", 3)
     explainer = convert(network())
     xs = [torch.randn(1, 3, size, 8) for size in (5, 6, 7)]
     first = explainer(xs[0])
@@ -65,17 +66,12 @@ def test_plans_are_those_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_graphs_to_look_inside_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fxlrp.graph.rewrite, "EXPOSED", 2)
+    monkeypatch.setattr(fxlrp.graph.plan, "FORMS", 4)
     explainer, x = convert(network()), torch.randn(1, 3, 8, 8)
     names = [["0"], ["1"], ["2"], ["0", "1"]]
     found = [explainer(x, at=at).latent for at in names]
-    (known,) = [n.meta["exposed"] for n in graphs(explainer) if "exposed" in n.meta]
-    assert len(known) == 2
+    assert len(explainer.latest._forms) == 4
     assert torch.equal(explainer(x, at=names[0]).latent["0"], found[0]["0"])
-
-
-def graphs(explainer: Any) -> list[fx.GraphModule]:
-    return [explainer.graph, *(g for g in explainer.graph.meta.values() if isinstance(g, fx.GraphModule))]
 
 
 @pytest.mark.parametrize("make", [network, Branches])
@@ -92,7 +88,8 @@ def test_everything_goes_with_the_explainer(make: Any, how: dict[str, bool]) -> 
     for contrast in (None, "others"):
         explainer(x, contrast=contrast)
     explainer(x, trace=True)
-    kept = [explainer, model, *model.parameters(), *graphs(explainer)]
+    kept = [explainer, model, *model.parameters(), explainer.graph]
+    kept += [form.graph for form in explainer.latest._forms._values.values()]
     if explainer.latest.capture.way is not Way.THIS_INPUT:
         kept.append(explainer.joint(x))
     gone = [weakref.ref(thing) for thing in kept]

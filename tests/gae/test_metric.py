@@ -218,7 +218,9 @@ def test_published_masks_and_scores(published: tuple[nn.Module, Trial, dict[str,
             assert ((t.masked[order, k - 1] == 0).flatten(1).numpy() == bits).all()
 
 
-@pytest.mark.parametrize(("method", "key"), [(input_x_gradient, "ixg"), ("abslrp-2024-12", "abslrp")])
+@pytest.mark.parametrize(
+    ("method", "key"), [pytest.param(input_x_gradient, "ixg", marks=pytest.mark.whole), ("abslrp-2024-12", "abslrp")]
+)
 def test_published_scores(published: tuple[nn.Module, Trial, dict[str, np.ndarray]], method: Any, key: str) -> None:
     net, t, values = published
     found = score(t, run(explain_by(method, net, definition=PUBLISHED), t.views(), 8))
