@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
 from fxlrp.ops import is_pointwise
-from fxlrp.rules.folded import FoldedProduct, unfolded
+from fxlrp.rules.folded import product_of, unfolded
 from fxlrp.rules.normalise import Call, Normalise
 from fxlrp.rules.per_sample import Placement
 from fxlrp.rules.quantities import as_pair, relevance
@@ -67,7 +67,8 @@ class ByRule(ReplacedOp):
         super().__init__(op, name, book, rule, normalise, argnums, where, *key)
         self.rule, self.normalise, self.argnums, self.where = rule, normalise, argnums, where
         self.pointwise = is_pointwise(op)
-        known = {"op": op.product if isinstance(op, FoldedProduct) else op, "argnums": argnums}
+        self.product = product_of(op)
+        known = {"op": self.product, "argnums": argnums}
         self.told = {keyword: value for keyword, value in known.items() if rule.wants(keyword)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -96,7 +97,7 @@ class ByRule(ReplacedOp):
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
     ) -> Sequence[Tensor]:
         """What the rule gives, before it is rescaled.  Raises FxlrpError where that is of other shapes than xs."""
-        _, args, kwargs = unfolded(self.op, args, kwargs)
+        args, kwargs = unfolded(self.op, args, kwargs)
         found = self._answered(self.rule.fn(g, z, *args, **kwargs, **self.told), g, z, xs)
         shapes = [tuple(c.shape) for c in found]
         if shapes != [tuple(x.shape) for x in xs]:

@@ -15,7 +15,6 @@ from fxlrp.fast.contributions import Contributions, entrywise
 from fxlrp.ops import overloads
 from fxlrp.rules import absolute, passing, signed
 from fxlrp.rules import weighted as formulas
-from fxlrp.rules.folded import FoldedProduct
 
 aten = torch.ops.aten
 
@@ -98,10 +97,9 @@ WEIGHTED: dict[Callable, Callable] = {
 
 def kernel_of(replaced: ByRule) -> Kernel | None:
     """The kernel of a rule at its op, if there is one."""
-    rule, op = replaced.rule.fn, replaced.op
+    rule, op = replaced.rule.fn, replaced.product
     if isinstance(rule, formulas.Weighted):
         kernel = WEIGHTED.get(rule.rule)
         return None if kernel is None else Kernel(rule=weighted.InPieces(kernel, rule), keeps_sign=False)
-    op = op.product if isinstance(op, FoldedProduct) else op
     keys = ((rule, op, replaced.argnums), (rule, None, replaced.argnums), (rule, None, None))
     return next((KERNELS[key] for key in keys if key in KERNELS), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,24 +43,15 @@ def _at_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectifie
 
 
 def keep_mass_of_one_side(
-    give: Callable[[Tensor], Sequence[Tensor]],
-    s: Tensor,
-    size: Tensor,
-    xs: Sequence[Tensor],
-    where: Placement,
-    mass: Tensor | None,
-    loose: Sequence[int],
+    raw: Sequence[Tensor], mass: Tensor, xs: Sequence[Tensor], where: Placement, loose: Sequence[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`MASS` of relevance that is ≥ 0 and stays so: one factor brings what a rule gives to the mass there was, and A_i
     is the mass of an input.  Returns g and the mass for each input.
 
-    give: from s at the output, which is |z| = `size`, to g at each input.
-    mass: the mass of relevance that comes, if it is known; then s may have any scale.
+    raw: what the rule gives to each of xs, of any scale.
+    mass: the mass of relevance that comes.
     loose: the inputs whose g may have any scale, since their mass is asked for.
     """
-    if mass is None:
-        mass = sample_dot(size, s, where.output)
-    raw = give(s)
     if len(xs) == len(loose) == 1:
         return list(raw), [mass]
     sums = [sample_dot(x, c, b, where.masked) for x, c, b in zip(xs, raw, where.inputs, strict=True)]

@@ -13,8 +13,8 @@ from fxlrp.engine.replaced import ByRule, as_the_op_was_run, cast_by_autocast
 from fxlrp.fast.contributions import Contributions
 from fxlrp.fast.kernels import Kernel
 from fxlrp.fast.masses import keep_mass, keep_mass_of_one_side, share, size_of
-from fxlrp.fast.memory import borrow, is_eager
-from fxlrp.rules.folded import FoldedProduct
+from fxlrp.fast.memory import borrow, is_eager, sample_dot
+from fxlrp.rules.folded import FoldedProduct, unfolded
 from fxlrp.rules.normalise import MASS
 from fxlrp.rules.per_sample import sample_count
 
@@ -52,8 +52,7 @@ class Fast(ByRule):
         self.again, self.remade = again, remade
         made = (plain.rule, plain.__name__, plain.__module__, plain.normalise, plain.argnums, plain.where)
         super().__init__(plain.op, *made, kernel, nonnegs, *self._known.values())
-        op = plain.op.product if isinstance(plain.op, FoldedProduct) else plain.op
-        about = {"op": op, "nonneg": nonnegs[:1] == (True,), "nonnegs": nonnegs}
+        about = {"op": self.product, "nonneg": nonnegs[:1] == (True,), "nonnegs": nonnegs}
         self.kernel_told = {keyword: value for keyword, value in about.items() if kernel and kernel.wants(keyword)}
 
     def but(self, **known: Any) -> Fast:
@@ -93,13 +92,12 @@ class Fast(ByRule):
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any], mass: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """`propagate` of relevance that is ≥ 0, whose mass may be known; also the mass at each of xs."""
-        s, size = share(g, z, self.rectified), size_of(z, self.rectified, self.where.masked)
-
-        def give(s: Tensor) -> Sequence[Tensor]:
-            by = self.contributions and self._contributions(z, args, kwargs)
-            return by.give(s) if by else self.call_rule(g, z, xs, args, kwargs)
-
-        return keep_mass_of_one_side(give, s, size, xs, self.where, mass, self.loose)
+        s = share(g, z, self.rectified)
+        if mass is None:  # before anything is given, which may write to s
+            mass = sample_dot(size_of(z, self.rectified, self.where.masked), s, self.where.output)
+        by = self.contributions and self._contributions(z, args, kwargs)
+        raw = by.give(s) if by else self.call_rule(g, z, xs, args, kwargs)
+        return keep_mass_of_one_side(raw, mass, xs, self.where, self.loose)
 
     def call_rule(
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
@@ -124,12 +122,8 @@ def _complex(*ts: Tensor) -> bool:
 
 
 def _unfolded(op: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of `unfolded`, with the weight in scratch memory."""
-    if not isinstance(op, FoldedProduct):
-        return args, kwargs
-    x, w, *rest = args
-    w, scale = op.scaled(w, kwargs["scale"])
-    return (x, torch.mul(w, scale, out=borrow("weight", w)), *rest), {}
+    """As `unfolded`, with the weight in scratch memory."""
+    return unfolded(op, args, kwargs, lambda w: borrow("weight", w))
 
 
 class _Fast(torch.autograd.Function):

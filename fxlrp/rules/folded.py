@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxlrp.ops import describe
@@ -26,18 +27,24 @@ class FoldedProduct:
     def __call__(self, *args: Any, value: Tensor, scale: Tensor) -> Tensor:
         return value.view_as(value)
 
-    def scaled(self, w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """w, and the scale shaped so that it is multiplied by it."""
-        return w, scale.view([-1 if d == self.channels else 1 for d in range(w.ndim)])
-
 
 describe(FoldedProduct, constants=("value", "scale"))
 
 
-def unfolded(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """The product that a call of a folded one stands for, with its arguments; any other call as it is."""
+def unfolded(
+    op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], memory: Callable[[Tensor], Tensor | None] = lambda w: None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the product that a call of a folded one stands for; of any other call, its own.
+
+    memory: where the scaled weight is made, if not in memory of its own.
+    """
     if not isinstance(op, FoldedProduct):
-        return op, args, kwargs
+        return args, kwargs
     x, w, *rest = args
-    w, scale = op.scaled(w, kwargs["scale"])
-    return op.product, (x, w * scale, *rest), {}
+    scale = kwargs["scale"].view([-1 if d == op.channels else 1 for d in range(w.ndim)])
+    return (x, torch.mul(w, scale, out=memory(w)), *rest), {}
+
+
+def product_of(op: Any) -> Any:
+    """The product that a folded one stands for; any other op itself."""
+    return op.product if isinstance(op, FoldedProduct) else op

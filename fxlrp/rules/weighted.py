@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fxlrp.ops import of_kind
 from fxlrp.rules.calculus import vjp
-from fxlrp.rules.folded import unfolded
+from fxlrp.rules.folded import product_of, unfolded
 from fxlrp.rules.quantities import clamped, ratio
 
 aten = torch.ops.aten
@@ -193,5 +193,5 @@ class AtInput:
         return self.rule.__name__
 
     def __call__(self, g: Tensor, z: Tensor, ones: Tensor, *args: Any, op: FirstLayer, **kwargs: Any) -> Tensor:
-        product, args, kwargs = unfolded(op.op, args, kwargs)
+        product, (args, kwargs) = product_of(op.op), unfolded(op.op, args, kwargs)
         return self.rule(g, z, ones, Product(product, args, kwargs, op.places), **dict(self.parameters))
