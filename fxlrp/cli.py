@@ -409,9 +409,8 @@ def demo(
     explainer = convert(loaded.module, rules=DEFAULT)
     for name in objects:
         file = output / f"demo_{name}.png"
-        _explain(
-            explainer, loaded, picture, file, target=loaded.labels.index(name), contrast=explainer.rulebook.against
-        )
+        target, contrast = loaded.labels.index(name), explainer.rulebook.default_contrast
+        _explain(explainer, loaded, picture, file, target=target, contrast=contrast)
     _say_counts(explainer.report())
 
 
@@ -525,7 +524,7 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 def _contrast(name: str, loaded: LoadedModel, book: Rulebook | None = None) -> int | str | None:
     if name == "default" and book is not None:
-        return book.against
+        return book.default_contrast
     if name in ("none", "others", "softmax"):
         return None if name == "none" else name
     return find_class(name, loaded.labels)

@@ -15,7 +15,7 @@ from fxlrp.agreement import check_compiled
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import Same
 from fxlrp.capture.confine import alone
-from fxlrp.engine.seeds import Contrast, Question, Target, directions
+from fxlrp.engine.seeds import Contrast, Question, Target, by_classes, directions
 from fxlrp.export.joint import trace_joint
 from fxlrp.graph.plan import Plan
 from fxlrp.plans import CHECKED
@@ -25,6 +25,13 @@ from fxlrp.targets import attribution_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
+
+
+def can_be_compiled(plan: Plan, questions: Sequence[Question]) -> bool:
+    """Whether questions are of the kind that a joint graph answers: classes, of the explained output's own rows."""
+    inputs_alone = not any(isinstance(i, str) for i in plan.readouts)
+    by_class = all(q.position is None and by_classes(q.target) for q in questions)
+    return inputs_alone and by_class and plan.scores_ndim == 2
 
 
 def by_compiled_graph(

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxlrp.answers import answer, run_forward
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import split_tensors
 from fxlrp.capture.confine import LOCK
-from fxlrp.capture.model import Way
+from fxlrp.capture.model import CaptureMode
 from fxlrp.capture.objects import open_objects
-from fxlrp.capture.precision import casts_made_again, widened
-from fxlrp.compiled import by_compiled_graph
-from fxlrp.engine.seeds import Contrast, Position, Question, Target, at_position, by_classes
+from fxlrp.compiled import by_compiled_graph, can_be_compiled
+from fxlrp.engine.seeds import Contrast, Position, Question, Target, by_classes
 from fxlrp.errors import FxlrpError
 from fxlrp.export.joint import Joint, trace_joint
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
 from fxlrp.plans import PLANS, Plans, has_no_modes
 from fxlrp.recent import Recent
-from fxlrp.relevance_pass import maps_at_once, propagate
-from fxlrp.reports.ended import find_end, warn, zero_maps
 from fxlrp.reports.mass import Weighing
 from fxlrp.reports.report import Report
-from fxlrp.rows import one_by_one, one_each, row_by_row, sample_of, several_of
+from fxlrp.rows import asks_every_row, one_by_one, one_each, row_by_row
 from fxlrp.rules.registry import Rulebook, find_rulebook
-from fxlrp.targets import asked_directions, at_the_end, attribution_of, depends_on, refuse_ambiguous
+from fxlrp.targets import at_the_end, depends_on, refuse_ambiguous
+from fxlrp.zero_maps import say_where_it_ended
 
 
 class _Latest(threading.local):
@@ -134,12 +133,13 @@ class Explainer(nn.Module):
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
-                return self._say_ends(self.explain(args, kwargs, questions, at), questions, args, kwargs)[0]
-            plan, tensors = self._plan(args, kwargs)
-            about = self._about(plan, self.plans.outputs(args, kwargs), target) if callable(target) else self
+                answers = self.explain(args, kwargs, questions, at)
+                return say_where_it_ended(self, answers, questions, args, kwargs)[0]
+            plan, tensors = self.plan(args, kwargs)
+            about = self.about(plan, self.plans.outputs(args, kwargs), target) if callable(target) else self
             if about is not self:
                 return about(*args, target=target, position=position, trace=True, **kwargs)
-            if plan.axes.count(tensors) > 1 and not plan.apart:
+            if plan.axes.count(tensors) > 1 and not plan.samples_separable:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
             with LOCK:  # an interpreter notes the node it is at where a trace in another thread would read it
@@ -153,46 +153,7 @@ class Explainer(nn.Module):
         """
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
-            return self._say_ends(self.explain(args, kwargs, questions), questions, args, kwargs)
-
-    def _say_ends(
-        self, answers: list[Attribution], questions: Sequence[Question], args: tuple, kwargs: dict
-    ) -> list[Attribution]:
-        """The same, having said of maps that are zero, though the score is not, where relevance ended and why."""
-        try:
-            plan, tensors = self._plan(args, kwargs)
-        except FxlrpError:  # there is none for all samples together, which were explained one by one
-            return answers
-        batch = plan.axes.count(tensors)
-        at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
-        for at, (a, question) in enumerate(zip(answers, questions, strict=True)):
-            several = a.target.shape[1] if a.target is not None and a.target.ndim == 2 else 1
-            axes = [at_inputs.get(name, 0) for name in a.names]
-            zero = zero_maps(several_of(a.relevance), axes, batch, several)
-            if not zero:
-                continue
-            said = self.plans.outputs(args, kwargs) if callable(question.target) else []
-            about = self._about(plan, said, question.target)
-            if about is not self:  # it is other outputs that the callable is about
-                answers[at] = about._say_ends([a], [question], args, kwargs)[0]
-                continue
-            i, k = zero[0]
-            some, named, asked = sample_of(plan.axes, (args, kwargs), [question], i, batch)
-            if a.target is not None and len(a.target) == batch:
-                asked = replace(asked, target=int(a.target.reshape(batch, several)[i, k]))
-            elif a.target is not None:  # of the rows of one sample, the first
-                asked = replace(asked, target=int(a.target[0]), position=0)
-            try:
-                with LOCK:
-                    one, _ = self._plan(some, named)
-                    weighing = Weighing(one.graph)
-                    self.explain(some, named, [asked], (), weighing.run)
-            except FxlrpError:  # a callable that is about another sample
-                continue
-            if ended := find_end(one.report.weighed(weighing.edges), [i for i, _ in zero]):
-                answers[at] = replace(a, ended=ended)
-                warn(ended)
-        return answers
+            return say_where_it_ended(self, self.explain(args, kwargs, questions), questions, args, kwargs)
 
     def explain(
         self,
@@ -209,99 +170,63 @@ class Explainer(nn.Module):
         it.  compiled: whether a compiled graph may answer, if there is one.
         """
         try:
-            plan, tensors = self._plan(args, kwargs)
+            plan, tensors = self.plan(args, kwargs)
         except FxlrpError:
-            tensors, _ = split_tensors(args, kwargs)
-            axes = self.plans.axes(self.plans.found, args, kwargs, tensors)[0] if tensors else Axes(())
-            batch = axes.count(tensors)
-            listed = batch > 1 and any(one_each(v, batch) for v in (*args, *kwargs.values()))
-            if not listed or run is not None:
+            axes = None if run else self._axes_of_lists(args, kwargs)
+            if axes is None:
                 raise
-            return one_by_one(self, axes, batch, args, kwargs, questions, at)
-        batch = plan.axes.count(tensors)
-        if batch > 1 and (plan.capture.way is Way.THIS_INPUT or not plan.apart):
-            return one_by_one(self, plan.axes, batch, args, kwargs, questions, at)
-        if plan.axes.output is None and plan.scores_ndim == 3 and run is None:
-            open_ = [q.position is None and by_classes(q.target) for q in questions]
-            if any(open_):
-                return [
-                    row_by_row(self.explain, plan, args, kwargs, q, at)
-                    if rows
-                    else self.explain(args, kwargs, [q], at)[0]
-                    for q, rows in zip(questions, open_, strict=True)
-                ]
-        if plan.scores_ndim == 3:
-            questions = [at_the_end(plan, tensors, q) for q in questions]
+            return one_by_one(self, axes, args, kwargs, questions, at)
+        if plan.is_for_one and plan.axes.count(tensors) > 1:
+            return one_by_one(self, plan.axes, args, kwargs, questions, at)
+        by_rows = [run is None and asks_every_row(plan, q) for q in questions]
+        if any(by_rows):
+            return [
+                row_by_row(self.explain, plan, args, kwargs, q, at) if rows else self.explain(args, kwargs, [q], at)[0]
+                for q, rows in zip(questions, by_rows, strict=True)
+            ]
+        questions = [at_the_end(plan, tensors, q) for q in questions]
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
-        plain = plan.scores_ndim == 2 and all(q.position is None and by_classes(q.target) for q in questions)
-        plain &= not any(isinstance(i, str) for i in plan.readouts)
-        if compiled and self.compiling is not None and not at and run is None and plain:
+        if compiled and self.compiling is not None and run is None and not at and can_be_compiled(plan, questions):
             own = self.plans.outputs(args, kwargs) if plan.capture.answers_apart else []
             return [by_compiled_graph(self, plan, tensors, own, args, kwargs, q) for q in questions]
-        one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
-        again = run is None and not plan.random  # what is drawn can't be drawn again
-        graph, latent = plan.form(one_sided and not at, at, small=again, checkpoint=again and self.checkpoint)
-        given = [t.clone() if t.is_inference() else t.detach() for t in widened(tensors)]
-        casts = casts_made_again() if plan.capture.narrow else nullcontext()
-        with plan.in_its_types(), self.plans.draw(plan), casts:
-            out = (run or graph)(*given)
-        said = self._said(plan, out, args, kwargs)
-        about = [self._about(plan, said, q.target) for q in questions]
+        forward = run_forward(
+            plan,
+            tensors,
+            questions,
+            at,
+            drawing=self.plans.draw(plan),
+            own=partial(self.plans.outputs, args, kwargs),
+            run=run,
+            checkpoint=self.checkpoint,
+        )
+        about = [self.about(plan, forward.said, q.target) for q in questions]
         if any(explainer is not self for explainer in about):
             return [explainer.explain(args, kwargs, [q], at)[0] for explainer, q in zip(about, questions, strict=True)]
-        inner = {name: out[i] for name, i in zip(at, latent, strict=True)}
-        asked = [asked_directions(plan, out, said, q, batch) for q in questions]
-        flat = [d for several, _ in asked for d in several]
-        at_once = 1 if run or self.checkpoint else maps_at_once(plan.axes.rows(out[plan.logits]))
-        try:
-            with plan.in_its_types():
-                found = iter(propagate(plan, self.rulebook, out, tensors, flat, list(inner.values()), at_once))
-        except RuntimeError as error:
-            if "fork-based" not in str(error):
-                raise
-            raise FxlrpError(
-                "This process was forked from one that had explained before, where torch runs no backward pass; start "
-                "it by spawn (multiprocessing.get_context('spawn')), or fork before the first explanation."
-            ) from error
-        answers = []
-        for question, (several, index) in zip(questions, asked, strict=True):
-            reads = [next(found) for _ in several]
-            columns = index is not None and index.ndim == 2
-            beside = [[plan.axes.column(i) for i in plan.readouts], [1] * len(inner)]
-            inputs, values = (
-                [
-                    torch.stack(parts, a) if columns else parts[0]
-                    for parts, a in zip(zip(*read, strict=True), axes, strict=True)
-                ]
-                for read, axes in zip(zip(*reads, strict=True), beside, strict=True)
-            )
-            logits = at_position(plan.axes.rows(said[plan.logits]), question.position).detach()
-            answers.append(
-                attribution_of(plan, tensors, said, logits, inputs, index, dict(zip(inner, values, strict=True)))
-            )
-        return answers
+        return answer(
+            plan, self.rulebook, forward, tensors, questions, one_at_a_time=run is not None or self.checkpoint
+        )
 
-    def _plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
+    def _axes_of_lists(self, args: tuple, kwargs: dict) -> Axes | None:
+        """Where the samples are of a call that has a list of one number for each of them, as of lengths."""
+        tensors, _ = split_tensors(args, kwargs)
+        if not tensors:
+            return None
+        axes = self.plans.axes(self.plans.found, args, kwargs, tensors)[0]
+        batch = axes.count(tensors)
+        return axes if batch > 1 and any(one_each(v, batch) for v in (*args, *kwargs.values())) else None
+
+    def plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
         """The plan that holds for a call, and the tensors of the call."""
         plan, tensors = self.plans.find(args, kwargs)
         self._latest = self._latest_here.plan = plan
         return plan, tensors
 
-    def _about(self, plan: Plan, said: Sequence[Tensor], target: Target) -> Explainer:
+    def about(self, plan: Plan, said: Sequence[Tensor], target: Target) -> Explainer:
         """The explainer of the outputs that a target depends on, if it is a callable; else this one."""
         places = depends_on(target, plan, said) if callable(target) else ()
         if not places or places in ((plan.explained,), plan.together):
             return self
         return self.of(places if len(places) > 1 else places[0])
-
-    def _said(self, plan: Plan, out: Sequence[Tensor], args: tuple, kwargs: dict) -> Sequence[Tensor]:
-        """What the model itself answers to a call, with the logits at their place in `out`, which the graph gave."""
-        if not plan.capture.answers_apart:
-            return out
-        own = self.plans.outputs(args, kwargs)
-        said = [*own, *out[len(own) :]]
-        said[plan.logits] = said[plan.logits].to(own[plan.explained].dtype)
-        return said
 
     def compile(self, mode: str | None = None, **options: Any) -> Explainer:  # type: ignore[override]
         """Run forward and relevance pass as one graph by torch.compile from now on; compiled at the next call.
@@ -327,9 +252,9 @@ class Explainer(nn.Module):
         """
         if args or kwargs:
             with torch.inference_mode(False), torch.enable_grad():
-                self._plan(*open_objects((args, kwargs)))
+                self.plan(*open_objects((args, kwargs)))
         plan = self.latest
-        if plan.capture.way is Way.THIS_INPUT:
+        if plan.capture.mode is CaptureMode.THIS_INPUT:
             raise FxlrpError("The model takes branches by its values: there is no one graph of its relevance pass.")
         if plan.scores_ndim != 2:
             raise FxlrpError(
@@ -425,5 +350,5 @@ def convert(
     if example_inputs is not None:
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         args = example_inputs if isinstance(example_inputs, tuple | list) else () if named else (example_inputs,)
-        explainer._plan(*open_objects((tuple(args), named)))
+        explainer.plan(*open_objects((tuple(args), named)))
     return explainer

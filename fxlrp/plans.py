@@ -16,14 +16,14 @@ from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import answer, equal, names_of, signature, split_tensors
 from fxlrp.capture.confine import alone
 from fxlrp.capture.flat import open_output
-from fxlrp.capture.model import Capture, Way, capture, parameters_of
+from fxlrp.capture.model import Capture, CaptureMode, capture, parameters_of
 from fxlrp.capture.precision import no_autocast, widened
 from fxlrp.capture.state import Place, State, drawing, undisturbed
 from fxlrp.errors import FxlrpError
+from fxlrp.graph.find_samples import find_samples, spelled
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
 from fxlrp.graph.rewrite import rewrite
-from fxlrp.graph.samples import find_samples, spelled
 from fxlrp.nodes import outputs_of
 from fxlrp.recent import Recent
 from fxlrp.rules.registry import Rulebook
@@ -101,7 +101,7 @@ class Plans:
         if plan is None:
             with alone(), drawing(self.seed, tensors):  # another thread may have captured it meanwhile
                 plan = self._known_plan(found, args, kwargs, tensors) or self.capture(found, args, kwargs)
-        if plan.capture.way is Way.THIS_INPUT:
+        if plan.capture.mode is CaptureMode.THIS_INPUT:
             one = plan.axes.count(tensors) == 1
             outdated = one and not all(map(equal, widened(tensors), plan.capture.inputs))
         else:  # does the model take another branch at this batch size?
@@ -157,7 +157,7 @@ class Plans:
             plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output, read=self.read)
         about = signature(args, kwargs, plan.axes)
         plan.key = (about.shapes, plan.axes.count(tensors))
-        if not fixed and captured.way is Way.ANY_BATCH:
+        if not fixed and captured.mode is CaptureMode.ANY_BATCH:
             plan.key = about.like if plan.any_length else about.shapes
         if longer and plan.key is about.like:
             found.plans.drop(found.first.get(about.like))

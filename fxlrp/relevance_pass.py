@@ -56,7 +56,7 @@ def propagate(
     """
     places = [at for several in plan.readouts.values() for at in several]
     values = [*(out[at] for at in places), *latent]
-    apart = book.contrast == "apart"
+    apart = book.contrast_passes == 2
     seeds = [s for direction in asked for s in _seeds(direction, book)]
 
     def pull(some: Sequence[Seed], keep: bool) -> list[list[Tensor]]:
@@ -100,7 +100,7 @@ Seed = tuple[Tensor, Tensor]
 def _seeds(direction: Direction, book: Rulebook) -> list[Seed]:
     """One seed of both signs, or one a side."""
     logits, v, against = direction
-    sides = [v] if against is None else [v, against] if book.contrast == "apart" else [v - against]
+    sides = [v] if against is None else [v, against] if book.contrast_passes == 2 else [v - against]
     return [(logits, relevance_at_output(book.seed, logits, side)) for side in sides]
 
 

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes
-from fxlrp.capture.calls import names_of
-from fxlrp.engine.seeds import Question
+from fxlrp.capture.calls import names_of, split_tensors
+from fxlrp.engine.seeds import Question, by_classes
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.targets import is_about_all, of_sample
@@ -43,6 +43,12 @@ def one_each(value: Any, batch: int) -> bool:
 def several_of(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Relevance as a tuple of the maps of all inputs."""
     return relevance if isinstance(relevance, tuple) else (relevance,)
+
+
+def asks_every_row(plan: Plan, question: Question) -> bool:
+    """Whether a question is about all rows of the output of a call that is one sample: classes, at no position."""
+    of_rows = plan.axes.output is None and plan.scores_ndim == 3
+    return of_rows and question.position is None and by_classes(question.target)
 
 
 def row_by_row(
@@ -75,7 +81,6 @@ def row_by_row(
 def one_by_one(
     explainer: Explainer,
     axes: Axes,
-    batch: int,
     args: tuple,
     kwargs: dict,
     questions: Sequence[Question],
@@ -87,6 +92,7 @@ def one_by_one(
     All of it is explained as one sample where a target asks for one number about all of them, or where a sample
     alone is answered otherwise than among the others, if its rows have entries of their own.
     """
+    batch = axes.count(split_tensors(args, kwargs)[0])
     output = explainer.plans.returned(args, kwargs)
     together = explainer.other(explainer.output, None)
     if explainer is not together and any(is_about_all(q.target, output) for q in questions):

@@ -38,7 +38,7 @@ def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any])
 
 def at_the_end(plan: Plan, tensors: Sequence[Tensor], question: Question) -> Question:
     """The same question, about the last token of a causal model if it says of none, and no sample ends in padding."""
-    if question.position is not None or not by_classes(question.target) or not plan.causal:
+    if plan.scores_ndim != 3 or question.position is not None or not by_classes(question.target) or not plan.causal:
         return question
     masks = [
         (t, axis)

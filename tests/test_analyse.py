@@ -13,7 +13,7 @@ import fxlrp
 from fxlrp.capture.model import capture
 from fxlrp.graph.analyse import find_nonnegative
 from fxlrp.graph.samples import locate
-from fxlrp.rules.per_sample import Batch
+from fxlrp.rules.per_sample import SampleAxis
 
 aten = torch.ops.aten
 
@@ -82,8 +82,8 @@ def test_fixed_batch_is_captured_at_its_own_size() -> None:
 def test_locate_finds_the_layout() -> None:
     mask = torch.zeros(2, 3, 4, dtype=torch.bool)  # [before, samples, after]
     mask[:, 0] = True
-    assert list(locate(mask.reshape(24, 1).expand(24, 5), [0, 1], 3)) == [Batch(0, 2, 4)]
-    assert list(locate(mask.reshape(1, 24), [0, 1], 3)) == [Batch(1, 2, 4)]
+    assert list(locate(mask.reshape(24, 1).expand(24, 5), [0, 1], 3)) == [SampleAxis(0, 2, 4)]
+    assert list(locate(mask.reshape(1, 24), [0, 1], 3)) == [SampleAxis(1, 2, 4)]
     assert not list(locate(mask.reshape(1, 24), [0, 1], 3, sample=1))
     assert not list(locate(torch.ones(6, 2, dtype=torch.bool), [0], 3))
 

@@ -154,7 +154,7 @@ def test_branches_on_values_are_taken_sample_by_sample() -> None:
     assert together.relevance.any()
     x = x[model.a(x).sum(1) > 0][:5]
     alone = [explainer(x[i : i + 1], contrast=None).relevance for i in range(5)]
-    assert "make_fx" in explainer.report().way
+    assert "make_fx" in explainer.report().mode
     torch.testing.assert_close(explainer(x[3:4]).output, model(x[3:4]))
     a = explainer(x, contrast=None)
     torch.testing.assert_close(a.relevance, torch.cat(alone))

@@ -16,7 +16,7 @@ from fxlrp import acceleration
 from fxlrp.engine.replaced import ByRule
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS, NONE
-from fxlrp.rules.per_sample import WHOLE, Batch, Placement
+from fxlrp.rules.per_sample import WHOLE, Placement, SampleAxis
 from fxlrp.rules.registry import Rule, find_rulebook
 
 if not acceleration.FAST:
@@ -195,8 +195,8 @@ def test_classic_rules_take_a_large_weight_in_pieces(book: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("size", [10, 5000])
-@pytest.mark.parametrize("batch", [Batch(0), Batch(1), Batch(0, 1, 3), WHOLE], ids=str)
-def test_products_per_sample(batch: Batch, size: int) -> None:
+@pytest.mark.parametrize("batch", [SampleAxis(0), SampleAxis(1), SampleAxis(0, 1, 3), WHOLE], ids=str)
+def test_products_per_sample(batch: SampleAxis, size: int) -> None:
     a, b = rand(6, 3, size), rand(6, 3, size, seed=1)
     parts = {0: (a * b).sum((1, 2)), 1: (a * b).sum((0, 2)), -1: (a * b).sum()[None]}[batch.axis]
     parts = parts.view(-1, batch.after).sum(1)
@@ -220,7 +220,7 @@ def test_a_folded_product_is_the_product_with_its_weight_scaled(book: str, trans
     op = aten.conv_transpose1d.default if transposed else aten.conv1d.default
     scaled = w * (scale.view(1, 4, 1) if transposed else scale.view(4, 1, 1))
     z = op(x, scaled, b)
-    entry, where = find_rulebook(book).lookup(op, (0,)), Placement(Batch(0), (Batch(0),))
+    entry, where = find_rulebook(book).lookup(op, (0,)), Placement(SampleAxis(0), (SampleAxis(0),))
     at = ByRule(op, entry, "row", "test", MASS, (0,), where)
     folded = ByRule(FoldedProduct(op, int(transposed)), entry, "row", "test", MASS, (0,), where)
     g = rand(*z.shape, seed=9)
@@ -235,7 +235,7 @@ def test_a_folded_product_is_the_product_with_its_weight_scaled(book: str, trans
 def test_mass_of_what_is_masked_is_finite() -> None:
     x = torch.tensor([[1.0, -torch.inf, 2.0], [-torch.inf, 3.0, -1.0]]).double()
     row = Row(aten.softmax.int, (x, -1))
-    where = Placement(Batch(0), (Batch(0),), masked=True)
+    where = Placement(SampleAxis(0), (SampleAxis(0),), masked=True)
     at = ByRule(row.op, rule_of(row), "row", "test", MASS, (0,), where)
     add = find_rulebook("abslrp").lookup(aten.add.Tensor, (0,))
     shift = ByRule(aten.add.Tensor, add, "row", "test", MASS, (0,), where)

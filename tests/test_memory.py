@@ -22,7 +22,7 @@ import fxlrp.capture.confine
 import fxlrp.explainer
 import fxlrp.graph.rewrite
 from fxlrp import convert
-from fxlrp.capture.model import Way
+from fxlrp.capture.model import CaptureMode
 from fxlrp.recent import Recent
 
 
@@ -90,7 +90,7 @@ def test_everything_goes_with_the_explainer(make: Any, how: dict[str, bool]) -> 
     explainer(x, trace=True)
     kept = [explainer, model, *model.parameters(), explainer.graph]
     kept += [form.graph for form in explainer.latest._forms._values.values()]
-    if explainer.latest.capture.way is not Way.THIS_INPUT:
+    if explainer.latest.capture.mode is not CaptureMode.THIS_INPUT:
         kept.append(explainer.joint(x))
     gone = [weakref.ref(thing) for thing in kept]
     del explainer, model, kept

@@ -23,7 +23,7 @@ from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.rules import ABSOLUTE, STRUCTURAL
 from fxlrp.rules.absolute import absolute
 from fxlrp.rules.normalise import MASS, NONE
-from fxlrp.rules.per_sample import Batch, Placement
+from fxlrp.rules.per_sample import Placement, SampleAxis
 from fxlrp.rules.quantities import over_abs, ratio
 from fxlrp.rules.registry import Rule
 from fxlrp.rules.values import stands_for
@@ -353,7 +353,7 @@ def test_equals_definition(row: Row) -> None:
 
 def site(row: Row, normalise: Any) -> ByRule:
     argnums = argnums_of(row)
-    batch = Placement(Batch(0), (Batch(0),) * len(argnums))
+    batch = Placement(SampleAxis(0), (SampleAxis(0),) * len(argnums))
     return ByRule(row.op, rule_of(row), "row", "test", normalise, argnums, batch)
 
 

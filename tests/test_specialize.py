@@ -211,7 +211,7 @@ def test_several_targets_by_one_batched_pass(cnn: nn.Module, rules: str, monkeyp
     explainer, x = convert(cnn, pictures(2), rules=rules), pictures(2)
     passes = count_batched_passes(monkeypatch)
     batched = explainer(x, target=[0, 3, 4], contrast="others")
-    assert passes == [6 if explainer.rulebook.contrast == "apart" else 3]
+    assert passes == [6 if explainer.rulebook.contrast_passes == 2 else 3]
     monkeypatch.setattr("fxlrp.relevance_pass.AT_ONCE", 1)
     torch.testing.assert_close(batched.relevance, explainer(x, target=[0, 3, 4], contrast="others").relevance)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from fxlrp import FxlrpError, convert
 from fxlrp.capture.confine import LOCK, quiet, without_warnings
-from fxlrp.capture.model import Way
+from fxlrp.capture.model import CaptureMode
 from fxlrp.capture.twin import twin
 
 
@@ -464,6 +464,6 @@ def test_flags_of_compiling_are_reckoned_with():
     """While a model is traced, what `torch.compiler.is_exporting` returns is used as the bool it stands for."""
     model = nn.Sequential(nn.Linear(3, 3), Reckons()).eval()
     explainer = convert(model, torch.randn(2, 3))
-    assert explainer.latest.capture.way is Way.ANY_BATCH
+    assert explainer.latest.capture.mode is CaptureMode.ANY_BATCH
     x = torch.randn(5, 3)
     torch.testing.assert_close(explainer(x).logits, model(x).detach())

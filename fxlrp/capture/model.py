@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,7 +36,7 @@ from fxlrp.nodes import outputs_of
 aten = torch.ops.aten
 
 
-class Way(Enum):
+class CaptureMode(Enum):
     """How a model was captured."""
 
     ANY_BATCH = "torch.export, for batches of any size"
@@ -53,7 +52,7 @@ class Capture:
     inputs: the example tensors it was captured with, two samples along each batch axis.
     names: where each input tensor stands in the call, e.g. ``args[0]`` or ``kwargs['input_ids']``.
     parameters: what the model's forward calls each, e.g. ``x`` or ``input_ids``.
-    way: how it was captured, which says for which calls the graph holds.
+    mode: how it was captured, which says for which calls the graph holds.
     axes: where the samples of the call are.
     returned: the structure of what the model returns, and where each output tensor stands in it.
     lengths: the axes of each input that may be lengths of sequences.
@@ -67,7 +66,7 @@ class Capture:
     inputs: list[Tensor]
     names: list[str]
     parameters: list[str]
-    way: Way
+    mode: CaptureMode
     returned: Returned
     axes: Axes
     lengths: list[tuple[int, ...]]
@@ -78,7 +77,7 @@ class Capture:
     @property
     def any_length(self) -> bool:
         """Whether it holds for sequences of any length: each has a symbol of its own, which no op was fixed by."""
-        if self.way is not Way.ANY_BATCH:
+        if self.mode is not CaptureMode.ANY_BATCH:
             return False
         shapes = [n.meta["val"].shape for n in self.graph.graph.find_nodes(op="placeholder")]
         batches = {
@@ -125,11 +124,10 @@ def capture(
     batch, it is traced at the shapes given; if it branches on values, or is known to (`branches`), as it runs on the
     first sample.
 
-    Raises FxlrpError, with the line in the user's model, if no way succeeds.
+    Raises FxlrpError, with the line in the user's model, if no mode succeeds.
     """
     tensors, rebuild = split_tensors(args, kwargs)
     axes = Axes.first(tensors) if axes is None else axes
-    batch = axes.count(tensors)
     seen: list[Returned] = []
     traced = model if itself else _twin(model)
     flat = Flat(traced, rebuild, seen)
@@ -137,31 +135,16 @@ def capture(
         hide_layers(model, traced)
         flat.quantised = hide_packed(traced)
     exact = [t.detach().clone() for t in tensors]
-    pair = axes.each(_two, exact)  # export specialises 0 and 1
-    single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), pair)
-    auto = torch.export.Dim.AUTO
-    dims = tuple(None if axis is None else {axis: auto} for axis in axes.inputs)
-    lengths = [lengths_of(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
-    texts = [longer or (t.ndim == 2 and axis is not None) for t, axis in zip(tensors, axes.inputs, strict=True)]
-    sized = tuple(
-        {**(dim or {}), **dict.fromkeys(at if asked else (), auto)} or None
-        for dim, at, asked in zip(dims, lengths, texts, strict=True)
-    )
-    ways: list[tuple[Way, list[Tensor], Callable[[list[Tensor]], fx.GraphModule]]] = [
-        *([(Way.ANY_BATCH, pair, lambda ts: trace_flat(flat, ts, sized))] if sized != dims else []),
-        (Way.ANY_BATCH, pair, lambda ts: trace_flat(flat, ts, dims)),
-        (Way.THIS_BATCH, exact, lambda ts: trace_flat(flat, ts, (None,) * len(ts))),
-        (Way.THIS_INPUT, single, lambda ts: trace_flat(flat, ts, None)),
-    ]
+    attempts = _attempts(exact, axes, longer)
+    attempts = attempts[-2:] if fixed or axes.whole else attempts
     errors: list[Exception] = []
-    tried = ways[-2:] if fixed or axes.whole else ways
-    for at, (way, inputs, trace) in enumerate(tried):
-        if branches and way is not Way.THIS_INPUT:
+    for attempt, after in zip(attempts, [*attempts[1:], None], strict=True):
+        if branches and attempt.mode is not CaptureMode.THIS_INPUT:
             continue
         try:
             with caches_cleaned(model):
-                graph = trace(inputs)
-            settle(graph, inputs, plain_ops)
+                graph = trace_flat(flat, attempt.inputs, attempt.dims)
+            settle(graph, attempt.inputs, plain_ops)
         except FxlrpError:
             raise
         except Exception as problem:
@@ -169,23 +152,65 @@ def capture(
             errors.append(cause if isinstance(cause, Exception) else problem)
             branches |= isinstance(cause, GuardOnDataDependentSymNode)
             continue
-        places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
-        open_ = (free_symbols(n.meta["val"].shape[axis]) for n, axis in places if axis is not None)
-        if way is Way.ANY_BATCH and not all(open_):
-            if tried[at + 1][0] is way:  # of one length, it may hold for any batch
+        mode = attempt.mode
+        if mode is CaptureMode.ANY_BATCH and not _any_batch(graph, axes):
+            if after is not None and after.mode is mode:  # of one length, it may hold for any batch
                 continue
-            way = Way.THIS_BATCH
-            if axes.count(inputs) != batch:  # it was specialised to our two
+            mode = CaptureMode.THIS_BATCH
+            if axes.count(attempt.inputs) != axes.count(tensors):  # it was specialised to our two
                 continue
         _mark_identities(graph, seen[-1].untouched)
         names, called = names_of(args, kwargs), parameters_of(model, args, kwargs)
+        lengths = [lengths_of(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
         return Capture(
-            graph, inputs, names, called, way, seen[-1], axes, lengths, branches=branches, nearly=flat.quantised
+            graph,
+            attempt.inputs,
+            names,
+            called,
+            mode,
+            seen[-1],
+            axes,
+            lengths,
+            branches=branches,
+            nearly=flat.quantised,
         )
     _run_as_it_is(model, *rebuild(exact))
     if traced is not model and _refuses(traced, *rebuild(exact)):
         return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches, itself=True)
     raise FxlrpError(_why(errors[0])) from errors[0]
+
+
+class Attempt(NamedTuple):
+    """One way to trace a model: as it runs on these inputs, with these axes of them symbolic; None: by their values."""
+
+    mode: CaptureMode
+    inputs: list[Tensor]
+    dims: tuple | None
+
+
+def _attempts(tensors: list[Tensor], axes: Axes, longer: bool) -> list[Attempt]:
+    """The ways to trace a call, the one that holds for most others first."""
+    pair = axes.each(_two, tensors)  # export specialises 0 and 1
+    single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), pair)
+    auto = torch.export.Dim.AUTO
+    batch: list[dict[int, Any]] = [{} if axis is None else {axis: auto} for axis in axes.inputs]
+    lengths = [
+        dict.fromkeys(lengths_of(t, axis), auto) if longer or (t.ndim == 2 and axis is not None) else {}
+        for t, axis in zip(tensors, axes.inputs, strict=True)
+    ]
+    both = [b | n for b, n in zip(batch, lengths, strict=True)]
+    symbolic = [both, batch] if both != batch else [batch]
+    return [
+        *(Attempt(CaptureMode.ANY_BATCH, pair, tuple(dim or None for dim in dims)) for dims in symbolic),
+        Attempt(CaptureMode.THIS_BATCH, tensors, (None,) * len(tensors)),
+        Attempt(CaptureMode.THIS_INPUT, single, None),
+    ]
+
+
+def _any_batch(graph: fx.GraphModule, axes: Axes) -> bool:
+    """Whether every axis of samples is still symbolic after tracing."""
+    places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
+    return all(free_symbols(n.meta["val"].shape[axis]) for n, axis in places if axis is not None)
 
 
 def parameters_of(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:

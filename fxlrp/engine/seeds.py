@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.errors import FxlrpError
-from fxlrp.rules.per_sample import Batch, along_samples, sample_sum
+from fxlrp.rules.per_sample import SampleAxis, along_samples, sample_sum
 from fxlrp.rules.quantities import ratio
 
 Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
@@ -153,7 +153,7 @@ def relevance_at_output(kind: str, logits: Tensor, v: Tensor) -> Tensor:
     s = v if kind == "share" else ratio(v, logits.abs())
     if kind == "relevance":
         return s * logits.sign()
-    batch = Batch(0)
+    batch = SampleAxis(0)
     total = torch.zeros_like(v)
     for part in (v.clamp(min=0), v.clamp(max=0)):
         size = ratio(sample_sum(part.abs(), batch), sample_sum((part * logits).abs(), batch))

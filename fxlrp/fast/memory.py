@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fxlrp.rules.per_sample import Batch, along_samples, sample_count, sample_sum
+from fxlrp.rules.per_sample import SampleAxis, along_samples, sample_count, sample_sum
 from fxlrp.rules.quantities import relevance, where_positive
 
 LARGE = 2**22
@@ -95,13 +95,13 @@ def clamped(t: Tensor, sign: int, out: Tensor | None = None) -> Tensor:
     return torch.clamp(t, min=0, out=out) if sign > 0 else torch.clamp(t, max=0, out=out)
 
 
-def scale_samples(own: Tensor, v: Tensor, batch: Batch) -> Tensor:
+def scale_samples(own: Tensor, v: Tensor, batch: SampleAxis) -> Tensor:
     """`own` with each sample multiplied by its entry of v [B], as `times`."""
     v = along_samples(v, own, batch)
     return own.mul_(v) if _may_write(own, v) else own * v
 
 
-def sample_dot(a: Tensor, b: Tensor, batch: Batch, masked: bool = False) -> Tensor:
+def sample_dot(a: Tensor, b: Tensor, batch: SampleAxis, masked: bool = False) -> Tensor:
     """Σ a b over everything but the samples: [B], in at least float32, as `relevance` where masked; in no memory of its
     own where it can be."""
     simple = not masked and a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64) and _may_write(b, a)

@@ -14,13 +14,13 @@ from torch import Tensor, fx
 from fxlrp import acceleration
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.confine import LOCK, tidy
-from fxlrp.capture.model import Capture
+from fxlrp.capture.model import Capture, CaptureMode
 from fxlrp.capture.precision import no_autocast
 from fxlrp.capture.symbols import hint
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.errors import FxlrpError
+from fxlrp.graph.probe import Probe
 from fxlrp.graph.reads import Place
-from fxlrp.graph.samples import Probe
 from fxlrp.nodes import copied, outputs_of
 from fxlrp.recent import Recent
 from fxlrp.reports.report import Report, describe
@@ -50,7 +50,7 @@ class Plan:
     together: tuple[int, ...]  # places of the outputs that the logits are the entries of, where they are of several
     report: Report
     active: frozenset[str]  # the names of the nodes that relevance goes through
-    apart: bool  # whether the samples of a batch can be told apart at every node
+    samples_separable: bool  # whether the samples of a batch can be told apart at every node
     any_length: bool  # whether it holds for sequences of any length
     key: Any = None  # what an explainer keeps it under
     _forms: Recent = field(default_factory=lambda: Recent(FORMS), repr=False)
@@ -69,6 +69,11 @@ class Plan:
     def axes(self) -> Axes:
         """Where the samples of a call are."""
         return self.capture.axes
+
+    @property
+    def is_for_one(self) -> bool:
+        """Whether each sample is explained alone: it takes branches of its own, or can't be told from the others."""
+        return self.capture.mode is CaptureMode.THIS_INPUT or not self.samples_separable
 
     @cached_property
     def causal(self) -> bool:

@@ -71,6 +71,45 @@ def rewrite(
         _put_together(gm, output)
     mark_reads(gm, captured.parameters, read)
     _refuse_generators(gm)
+    _run_passes(captured, rulebook, output)
+    outputs, explained, logits, head = explained_output(captured, output)
+    facts = Facts(captured, rulebook, output)
+    if not facts.readouts:
+        raise FxlrpError(
+            "No input carries relevance to the output: the graph from input to output is not differentiable; "
+            "pass a float input, or token ids that the model looks up in an embedding."
+        )
+    rows, separable, any_length = _replace_ops(gm, facts, rulebook)
+    _check_reads(facts, read)
+    left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), outputs[logits])
+    drawn = any(map(draws, gm.graph.nodes))
+    mode = captured.mode.value + ("; for one draw of its random numbers (seed=…)" if drawn else "")
+    report = Report(rows, rulebook.name, mode, left_out)
+    if strict:
+        _refuse_generic(report)
+    _cut_constants(gm, facts.active)
+    places, positions = _add_readouts(gm, outputs, facts.readouts, facts.active)
+    look_up_before_cast(gm)
+    gm.recompile()
+    return Plan(
+        gm,
+        captured,
+        places,
+        positions,
+        logits,
+        explained,
+        head,
+        together=output if isinstance(output, tuple) else (),
+        report=report,
+        active=frozenset(n.name for n in facts.active),
+        samples_separable=separable,
+        any_length=any_length and captured.any_length,  # which taking ops apart, a loop over steps, may have ended
+    )
+
+
+def _run_passes(captured: Capture, rulebook: Rulebook, output: Output) -> None:
+    """Put the graph into the form that the rulebook speaks of, and give each op one output."""
+    gm = captured.graph
     facts: Facts | None = None
     for graph_pass in (explain_opaque, write_apart, *rulebook.passes):
         if facts is None:  # the graph is new, or changed
@@ -81,18 +120,17 @@ def rewrite(
     _split_outputs(gm, rulebook)
     gm.graph.eliminate_dead_code()
     gm.recompile()
-    outputs, explained, logits, head = explained_output(captured, output)
-    facts = Facts(captured, rulebook, output)
-    inputs = facts.readouts
-    if not inputs:
-        raise FxlrpError(
-            "No input carries relevance to the output: the graph from input to output is not differentiable; "
-            "pass a float input, or token ids that the model looks up in an embedding."
-        )
-    starts = {n for ns in inputs.values() for n in ns}
+
+
+def _replace_ops(gm: fx.GraphModule, facts: Facts, rulebook: Rulebook) -> tuple[list[NodeReport], bool, bool]:
+    """Put the op with its rule in the place of every active node.
+
+    Returns a row about each node, whether the samples can be told apart at all of them, and whether where they are
+    holds for sequences of any length.
+    """
+    starts = {n for ns in facts.readouts.values() for n in ns}
     rows: list[NodeReport] = []
-    apart = facts.samples.known
-    any_length = True
+    separable, any_length = facts.samples.known, True
     as_mean = rulebook.lookup(aten.mean.dim, (0,))
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr") or stored(node) is not node:
@@ -102,47 +140,42 @@ def rewrite(
             _pool_as_mean(node)
         if node not in facts.active or node in starts:
             rows.append(describe(node, "inactive", ""))
-            continue
-        if isinstance(entry, Structural):
+        elif isinstance(entry, Structural):
             rows.append(describe(node, "structural", ""))
-            continue
-        if isinstance(entry, Derivative | Parts):
+        elif isinstance(entry, Derivative | Parts):
             rows.append(describe(node, "generic" if entry is rulebook.unknown else "rule", entry.name))
-            apart &= not _merges(node, facts)
+            separable &= not _merges(node, facts)
             if isinstance(entry, Derivative):
                 node.target = ByDerivative(target_of(node), entry, rulebook.name)
             else:
                 node.target = InParts(target_of(node), entry, facts.positions(node), rulebook.name)
-            continue
-        if entry and entry.argnums:
-            _numbers_as_tensors(node, entry.argnums)
-        rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
-        apart &= _install(node, entry, facts, rulebook)
-        any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
-    named = {i if isinstance(i, str) else captured.parameters[i] for i in inputs}
+        else:
+            if entry and entry.argnums:
+                _numbers_as_tensors(node, entry.argnums)
+            rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
+            separable &= _install(node, entry, facts, rulebook)
+            any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
+    return rows, separable, any_length
+
+
+def _check_reads(facts: Facts, read: Sequence[str]) -> None:
+    """Raises FxlrpError for a place to read relevance at that has none."""
+    named = {i if isinstance(i, str) else facts.captured.parameters[i] for i in facts.readouts}
     if missing := [name for name in read if name not in named]:
         raise FxlrpError(
             f"read={missing[0]!r} has no relevance: nothing explained depends on it by numbers, or what else is read "
             "comes between."
         )
-    left_out = {} if read else find_left_out(gm, captured.parameters, list(inputs), outputs[logits])
-    drawn = any(map(draws, gm.graph.nodes))
-    way = captured.way.value + ("; for one draw of its random numbers (seed=…)" if drawn else "")
-    report = Report(rows, rulebook.name, way, left_out)
-    if strict and report.counts["generic"]:
+
+
+def _refuse_generic(report: Report) -> None:
+    """Raises FxlrpError if a node has no rule of its own."""
+    if report.counts["generic"]:
         names = "; ".join(f"{r.name} ({r.op}) at {r.source}" for r in report.nodes if r.kind == "generic")
         raise FxlrpError(
-            f"{report.counts['generic']} node(s) have no rule in {rulebook.name!r}: {names}. "
+            f"{report.counts['generic']} node(s) have no rule in {report.rulebook!r}: {names}. "
             "Register one with @fxlrp.rule(op), or convert without strict=True."
         )
-    _cut_constants(gm, facts.active)
-    places, positions = _add_readouts(gm, outputs, inputs, facts.active)
-    look_up_before_cast(gm)
-    gm.recompile()
-    together = output if isinstance(output, tuple) else ()
-    any_length &= captured.any_length  # which taking ops apart, a loop over steps, may have ended
-    active = frozenset(n.name for n in facts.active)
-    return Plan(gm, captured, places, positions, logits, explained, head, together, report, active, apart, any_length)
 
 
 def _refuse_generators(gm: fx.GraphModule) -> None:
@@ -166,10 +199,10 @@ def _pool_as_mean(node: fx.Node) -> None:
             node.target, node.args = aten.mean.dim, (x, [-1 - i for i in range(len(sizes))], True)
 
 
-def _numbers_as_tensors(node: fx.Node, shares: tuple[int, ...]) -> None:
-    """Give a rule that takes a share for it a number among the op's arguments as a tensor."""
+def _numbers_as_tensors(node: fx.Node, argnums: tuple[int, ...]) -> None:
+    """Make a tensor of a number among the op's arguments that the rule gives relevance to."""
     like = node.meta["val"]
-    for i in shares:
+    for i in argnums:
         if i < len(node.args) and isinstance(node.args[i], int | float):
             with node.graph.inserting_before(node):
                 number = emit(

@@ -19,4 +19,4 @@ def abslrp_hybrid(convolution: float = 4.0, dense: float = 0.02, stabilizer: flo
         *by_rule(DENSE, weighted.gamma, gamma=dense, stabilizer=stabilizer),
         epsilon=0.0,
     )
-    return replace(book, against="softmax")
+    return replace(book, default_contrast="softmax")

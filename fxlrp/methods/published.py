@@ -123,5 +123,5 @@ def abslrp_2024_12(leak: float = 0) -> Rulebook:
         normalise=UNIT,
         passes=(expand_attention, skip_position_dropout, *([join] if leak else [])),
         seed="relevance",
-        contrast="apart",
+        contrast_passes=2,
     )

@@ -76,14 +76,14 @@ class Conservation:
 class Report:
     """Every node of a graph, counted by kind: has a rule, is structural, fell to the generic rule, carries nothing.
 
-    way: how the graph was captured, and for which calls it holds.
+    mode: how the graph was captured, and for which calls it holds.
     left_out: the inputs that are not explained, by name, and why.
     edges: relevance that went from a node to one of its inputs, by name, if a call was weighed.
     """
 
     nodes: list[NodeReport]
     rulebook: str
-    way: str = ""
+    mode: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
     edges: dict[tuple[str, str], Mass] = field(default_factory=dict, repr=False)
 
@@ -99,7 +99,7 @@ class Report:
         without = "".join(f"\nnot explained: {name} ({why})" for name, why in self.left_out.items())
         out = Table(
             title=f"{len(self.nodes)} nodes by rulebook {self.rulebook}",
-            caption=f"{totals}\ncaptured by {self.way}{escape(without)}",
+            caption=f"{totals}\ncaptured by {self.mode}{escape(without)}",
         )
         colour = {"rule": "green", "structural": "cyan", "generic": "bold red", "inactive": "dim"}
         if nodes:

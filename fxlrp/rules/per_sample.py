@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Batch(NamedTuple):
+class SampleAxis(NamedTuple):
     """Where the samples of a tensor are: its `axis` is laid out as [before, samples, after]."""
 
     axis: int
@@ -16,24 +16,24 @@ class Batch(NamedTuple):
     after: int = 1
 
 
-WHOLE = Batch(-1)
+WHOLE = SampleAxis(-1)
 """A tensor of one sample, or whose samples can't be told apart (then a batch of one is all that may be explained)."""
 
 
 class Placement(NamedTuple):
     """Where the samples of an op's output and inputs are, and whether masked (infinite) values may be among them."""
 
-    output: Batch
-    inputs: tuple[Batch, ...]
+    output: SampleAxis
+    inputs: tuple[SampleAxis, ...]
     masked: bool = False
 
 
-def sample_count(t: Tensor, batch: Batch) -> int:
+def sample_count(t: Tensor, batch: SampleAxis) -> int:
     """How many samples a tensor has."""
     return 1 if batch == WHOLE else t.shape[batch.axis] // (batch.before * batch.after)
 
 
-def sample_sum(t: Tensor, batch: Batch) -> Tensor:
+def sample_sum(t: Tensor, batch: SampleAxis) -> Tensor:
     """Sum over everything but the samples: [B], in at least float32."""
     dtype = torch.promote_types(t.dtype, torch.float32)
     if batch == WHOLE:
@@ -44,7 +44,7 @@ def sample_sum(t: Tensor, batch: Batch) -> Tensor:
     return t.sum([d for d in range(t.ndim) if d != axis], dtype=dtype) if t.ndim > 1 else t.to(dtype)
 
 
-def along_samples(v: Tensor, t: Tensor, batch: Batch) -> Tensor:
+def along_samples(v: Tensor, t: Tensor, batch: SampleAxis) -> Tensor:
     """v, with an entry for each sample [B], shaped so that t is multiplied by it sample by sample."""
     v = v.to(t.dtype)
     if sample_count(t, batch) == 1:

@@ -113,8 +113,8 @@ class Rulebook:
     reads: what an explanation is: the "relevance" a ⊙ g of each input, or its "gradient" g.
     seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each
         sign brought to mass Σ|v|; "gradient": R = z v.
-    against: what a target is set against where the call does not say: None, "others" or "softmax".
-    contrast: "signed": one pass with a seed of both signs; "apart": one pass a side, subtracted at the input.
+    default_contrast: what a target is set against where the call does not say: None, "others" or "softmax".
+    contrast_passes: 1: one pass with a seed of both signs; 2: one pass a side, subtracted at the input.
     """
 
     name: str
@@ -125,8 +125,8 @@ class Rulebook:
     unknown: Entry | None = None
     reads: str = "relevance"
     seed: str = "share"
-    against: str | None = "others"
-    contrast: str = "signed"
+    default_contrast: str | None = "others"
+    contrast_passes: int = 1
 
     def extend(self, rows: Mapping[Key, Entry] | Iterable[tuple[Any, ...]] = (), **changes: Any) -> Rulebook:
         """A rulebook like this one but for `rows` (as in `table`) and any other field, e.g. name="mine"."""
@@ -150,14 +150,14 @@ class Rulebook:
         """What tells it from others of its name; rules and passes by their names, since parameters make them anew."""
         rules = {key: entry.name for key, entry in self.entries.items()}
         passes = [each.__name__ for each in self.passes]
-        return rules, passes, self.normalise, self.reads, self.seed, self.against, self.contrast
+        return rules, passes, self.normalise, self.reads, self.seed, self.default_contrast, self.contrast_passes
 
     def __or__(self, rows: Mapping[Key, Entry]) -> Rulebook:
         return self.extend(rows)
 
     def resolve(self, contrast: int | str | None) -> int | str | None:
         """What a contrast stands for: "default" is what this rulebook is set against."""
-        return self.against if contrast == "default" else contrast
+        return self.default_contrast if contrast == "default" else contrast
 
     def lookup(self, op: Any, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule.

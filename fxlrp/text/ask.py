@@ -175,7 +175,7 @@ def _answers(
 
 
 def _resolved(contrast: Any, explainer: Explainer) -> Any:
-    return explainer.rulebook.against if contrast == "default" else contrast
+    return explainer.rulebook.default_contrast if contrast == "default" else contrast
 
 
 def _question(rows: Sequence[Row], device: torch.device) -> Question:

@@ -39,6 +39,6 @@ def test_autocast_inside(rules: str, dtype: torch.dtype) -> None:
     x = torch.randn(3, 3, 6, 6)
     a, b = explainer(x, target=1), convert(plain, rules=rules)(x, target=1)
     assert torch.equal(a.output, model(x).detach()), "the model's own, to the bit"
-    assert explainer.report().way.endswith("any size")
+    assert explainer.report().mode.endswith("any size")
     assert a.relevance.dtype is torch.float32
     torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-3, atol=1e-5 * float(b.relevance.abs().max()))

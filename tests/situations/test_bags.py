@@ -53,7 +53,7 @@ def test_rows_of_ids(mode: str, padding: int | None, rules: str) -> None:
     torch.testing.assert_close(explainer(IDS[1:2], target=a.target[1:2]).relevance, a.relevance[1:2])
     assert a.relevance.any(1).all()
     assert not a.relevance[padding == IDS].any()
-    assert explainer.report().way.endswith("any size")
+    assert explainer.report().mode.endswith("any size")
     assert not explainer.report().counts["generic"]
 
 

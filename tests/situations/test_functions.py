@@ -351,7 +351,7 @@ def test_weights_of_a_kind_that_cannot_be_traced(name: str, rules: str) -> None:
     a = explainer(x, target=1)
     b = convert(nn.Sequential(same, nn.ReLU(), head).eval(), rules=rules)(x, target=1)
     assert torch.equal(a.output, model(x))
-    assert explainer.report().way.endswith("any size")
+    assert explainer.report().mode.endswith("any size")
     assert before == {name: id(p) for name, p in model.named_parameters()}
     torch.testing.assert_close(a.relevance, b.relevance, rtol=0, atol=0.03 * float(b.relevance.abs().max()))
     torch.testing.assert_close(explainer(x[2:3], target=1).relevance, a.relevance[2:3])

@@ -53,7 +53,7 @@ def test_dynamic(rules: str) -> None:
     assert torch.equal(a.output, quantised(x))
     close(a.relevance, b.relevance, 1e-5)
     close(explainer(x[3:4], target=1).relevance, b.relevance[3:4], 1e-5)
-    assert explainer.report().way.endswith("any size")
+    assert explainer.report().mode.endswith("any size")
 
 
 @pytest.mark.parametrize("rules", BOOKS)

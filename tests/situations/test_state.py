@@ -166,7 +166,7 @@ def test_a_random_model_is_explained_for_one_draw(how: str) -> None:
     a, b = explainer(X, target=1, contrast=None), explainer(X, target=1, contrast=None)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(a.relevance, b.relevance)
-    assert "one draw" in explainer.report().way
+    assert "one draw" in explainer.report().mode
     other = convert(model, rules="gradient-input", seed=4)(X, target=1, contrast=None)
     assert not torch.allclose(a.output, other.output)
     x = X.clone().requires_grad_()

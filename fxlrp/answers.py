@@ -1,0 +1,117 @@
+"""Answers: the graph of a plan runs on a call, and each question about it is answered by an attribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxlrp.attribution import Attribution
+from fxlrp.capture.precision import casts_made_again, widened
+from fxlrp.engine.seeds import Question, at_position, by_classes
+from fxlrp.errors import FxlrpError
+from fxlrp.graph.plan import Plan
+from fxlrp.relevance_pass import Read, maps_at_once, propagate
+from fxlrp.rules.registry import Rulebook
+from fxlrp.targets import asked_directions, attribution_of
+
+
+class Forward(NamedTuple):
+    """The forward pass of a call.
+
+    out: what the graph returned: the model's outputs, then the values where relevance is read.
+    said: the same, with the model's own answers where these differ from the graph's by more than rounding.
+    latent: the values inside the model that were asked for, by name.
+    """
+
+    out: Sequence[Tensor]
+    said: Sequence[Tensor]
+    latent: dict[str, Tensor]
+
+
+def run_forward(
+    plan: Plan,
+    tensors: Sequence[Tensor],
+    questions: Sequence[Question],
+    at: Sequence[str],
+    *,
+    drawing: AbstractContextManager,
+    own: Callable[[], Sequence[Tensor]],
+    run: Callable | None = None,
+    checkpoint: bool = False,
+) -> Forward:
+    """Run the form of a plan's graph that suits the questions.
+
+    at: modules or nodes whose values are returned too.  drawing: a context in which random numbers are drawn.
+    own: gives the model's own outputs.  run: runs the graph, in the place of the fastest form of it.
+    checkpoint: whether the forward pass is computed again, in segments, when relevance comes by.
+    """
+    one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
+    again = run is None and not plan.random  # what is drawn can't be drawn again
+    graph, latent = plan.form(one_sided and not at, at, small=again, checkpoint=again and checkpoint)
+    given = [t.clone() if t.is_inference() else t.detach() for t in widened(tensors)]
+    casts = casts_made_again() if plan.capture.narrow else nullcontext()
+    with plan.in_its_types(), drawing, casts:
+        out = (run or graph)(*given)
+    said = out
+    if plan.capture.answers_apart:
+        answers = own()
+        said = [*answers, *out[len(answers) :]]
+        said[plan.logits] = said[plan.logits].to(answers[plan.explained].dtype)
+    return Forward(out, said, {name: out[i] for name, i in zip(at, latent, strict=True)})
+
+
+def answer(
+    plan: Plan,
+    rulebook: Rulebook,
+    forward: Forward,
+    tensors: Sequence[Tensor],
+    questions: Sequence[Question],
+    *,
+    one_at_a_time: bool = False,
+) -> list[Attribution]:
+    """An attribution for each question, by one relevance pass for several directions at once, or for each of them."""
+    batch = plan.axes.count(tensors)
+    asked = [asked_directions(plan, forward.out, forward.said, q, batch) for q in questions]
+    directions = [d for several, _ in asked for d in several]
+    at_once = 1 if one_at_a_time else maps_at_once(plan.axes.rows(forward.out[plan.logits]))
+    try:
+        with plan.in_its_types():
+            latent = list(forward.latent.values())
+            reads = iter(propagate(plan, rulebook, forward.out, tensors, directions, latent, at_once))
+    except RuntimeError as error:
+        if "fork-based" not in str(error):
+            raise
+        raise FxlrpError(
+            "This process was forked from one that had explained before, where torch runs no backward pass; start "
+            "it by spawn (multiprocessing.get_context('spawn')), or fork before the first explanation."
+        ) from error
+    return [
+        _attribution(plan, forward, tensors, question, [next(reads) for _ in several], classes)
+        for question, (several, classes) in zip(questions, asked, strict=True)
+    ]
+
+
+def _attribution(
+    plan: Plan,
+    forward: Forward,
+    tensors: Sequence[Tensor],
+    question: Question,
+    reads: Sequence[Read],
+    classes: Tensor | None,
+) -> Attribution:
+    """The answer to one question, whose relevance was read once, or once for each column of `classes` [B, K]."""
+    columns = classes is not None and classes.ndim == 2
+
+    def joined(several: Sequence[Sequence[Tensor]], axes: Sequence[int]) -> list[Tensor]:
+        parts = zip(zip(*several, strict=True), axes, strict=True)
+        return [torch.stack(of_one, axis) if columns else of_one[0] for of_one, axis in parts]
+
+    relevance = joined([r.inputs for r in reads], [plan.axes.column(i) for i in plan.readouts])
+    latent = joined([r.latent for r in reads], [1] * len(forward.latent))
+    logits = at_position(plan.axes.rows(forward.said[plan.logits]), question.position).detach()
+    inside = dict(zip(forward.latent, latent, strict=True))
+    return attribution_of(plan, tensors, forward.said, logits, relevance, classes, inside)

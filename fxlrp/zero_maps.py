@@ -1,0 +1,65 @@
+"""Zero maps: an attribution that is zero although the score is not says where relevance ended, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fxlrp.attribution import Attribution
+from fxlrp.capture.confine import LOCK
+from fxlrp.engine.seeds import Question
+from fxlrp.errors import FxlrpError
+from fxlrp.graph.plan import Plan
+from fxlrp.reports.ended import find_end, warn, zero_maps
+from fxlrp.reports.mass import Weighing
+from fxlrp.rows import sample_of, several_of
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
+
+
+def say_where_it_ended(
+    explainer: Explainer, answers: Sequence[Attribution], questions: Sequence[Question], args: tuple, kwargs: dict
+) -> list[Attribution]:
+    """The same answers; those with a map of zeros warn, and say in `ended`, where relevance ended and why."""
+    try:
+        plan, tensors = explainer.plan(args, kwargs)
+    except FxlrpError:  # there is none for all samples together, which were explained one by one
+        return list(answers)
+    batch = plan.axes.count(tensors)
+    pairs = zip(answers, questions, strict=True)
+    return [_with_end(explainer, plan, batch, a, question, args, kwargs) for a, question in pairs]
+
+
+def _with_end(
+    explainer: Explainer, plan: Plan, batch: int, a: Attribution, question: Question, args: tuple, kwargs: dict
+) -> Attribution:
+    """One answer, with its end if it has one."""
+    at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
+    columns = a.target.shape[1] if a.target is not None and a.target.ndim == 2 else 1
+    zero = zero_maps(several_of(a.relevance), [at_inputs.get(name, 0) for name in a.names], batch, columns)
+    if not zero:
+        return a
+    outputs = explainer.plans.outputs(args, kwargs) if callable(question.target) else []
+    about = explainer.about(plan, outputs, question.target)
+    if about is not explainer:  # a callable that depends on other outputs
+        return say_where_it_ended(about, [a], [question], args, kwargs)[0]
+    i, column = zero[0]
+    some, named, asked = sample_of(plan.axes, (args, kwargs), [question], i, batch)
+    if a.target is not None and len(a.target) == batch:
+        asked = replace(asked, target=int(a.target.reshape(batch, columns)[i, column]))
+    elif a.target is not None:  # of the rows of one sample, the first
+        asked = replace(asked, target=int(a.target[0]), position=0)
+    try:
+        with LOCK:
+            one, _ = explainer.plan(some, named)
+            weighing = Weighing(one.graph)
+            explainer.explain(some, named, [asked], (), weighing.run)
+    except FxlrpError:  # a callable that is about another sample
+        return a
+    ended = find_end(one.report.weighed(weighing.edges), [i for i, _ in zero])
+    if ended is None:
+        return a
+    warn(ended)
+    return replace(a, ended=ended)
