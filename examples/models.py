@@ -1,4 +1,4 @@
-"""The architectures of the two example networks, untrained: `--arch examples/models.py:cnn` names one of them."""
+"""The architectures of the example networks, untrained: `--arch examples/models.py:cnn` names one of them."""
 
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.resnet import BasicBlock, ResNet
@@ -34,4 +34,14 @@ def vit() -> nn.Module:
     )
     # Waves that tell neighbouring tokens apart; learned from there.
     net.pos_embed.data = build_sincos2d_pos_embed([SIZE // 8, SIZE // 8], 96, temperature=10.0)[None]
+    return _described(net)
+
+
+def deep_vit() -> nn.Module:
+    """A vision transformer of twelve blocks with a class token, which is classified: as ViT-B, but of width 96."""
+    net = VisionTransformer(
+        SIZE, 8, num_classes=len(CLASSES), embed_dim=96, depth=12, num_heads=3, mlp_ratio=2, weight_init="moco"
+    )
+    waves = build_sincos2d_pos_embed([SIZE // 8, SIZE // 8], 96, temperature=10.0)
+    net.pos_embed.data[0, 1:] = waves
     return _described(net)

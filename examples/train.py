@@ -123,7 +123,7 @@ def train(options: argparse.Namespace) -> nn.Module:
             loss = whole = cross_entropy(model.forward_head(features), present / present.sum(1, keepdim=True))
             share = share.flatten(1, 2).float() / (shapes.SIZE // CELLS) ** 2
             share = torch.cat([share, 1 - share.sum(2, keepdim=True)], 2)
-            local = features if features.ndim == 3 else features.flatten(2).mT
+            local = features[:, -(CELLS**2) :] if features.ndim == 3 else features.flatten(2).mT
             loss = loss + 5 * (1 - step / steps) * cross_entropy(guide(local).mT, share.mT)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -133,20 +133,23 @@ def train(options: argparse.Namespace) -> nn.Module:
             step += 1
             if step % 100 == 0:
                 print(f"step {step}/{steps} loss {whole.item():.3f} {time.time() - began:.0f} s", flush=True)
-        save_file({key: value.contiguous() for key, value in model.eval().state_dict().items()}, options.out)
+        dtype = torch.float16 if options.half else torch.float32
+        weights = model.eval().state_dict().items()
+        save_file({k: v.contiguous().to(dtype if v.is_floating_point() else v.dtype) for k, v in weights}, options.out)
         print(f"epoch {epoch + 1}: exact {accuracy(model, range(5_000_000, 5_000_500))[0]:.3f} of 500", flush=True)
     return model
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=("cnn", "vit"), default="cnn")
+    parser.add_argument("--model", choices=("cnn", "vit", "deep_vit"), default="cnn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--pictures", type=int, default=50_000)
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--batch", type=int, default=64, help="pictures per step")
     parser.add_argument("--start", type=Path, help="weights to go on from")
+    parser.add_argument("--half", action="store_true", help="store the weights in float16")
     parser.add_argument("--out", type=Path, help="default: MODEL.safetensors next to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -101,3 +101,35 @@ def test_nonnegative_values_are_known(cnn: nn.Module) -> None:
     Record(gm).run(torch.randn(2, 3, 8, 8).double())
     assert all((seen[n.name] >= 0).all() for n in known)
     assert {n.target.overloadpacket for n in known} >= {aten.relu, aten.sigmoid, aten.mean, aten.cat}
+
+
+class Folded(nn.Module):
+    """A linear layer on samples and rows folded into one axis, behind what may hide a change of its input."""
+
+    def __init__(self, hiding: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.hiding, self.rows, self.head = hiding, nn.Linear(6, 6), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = self.hiding(x).flatten(0, 1)
+        return self.head(torch.addmm(self.rows.bias, folded, self.rows.weight.T).view(x.shape).relu().flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("hiding", "example"),
+    [
+        (lambda x: x + (x.round() - x).detach(), torch.randn(2, 4, 6)),
+        (lambda x: x.round(), torch.randn(2, 4, 6)),
+        (lambda x: x, torch.zeros(2, 4, 6)),
+        (nn.functional.hardtanh, 1.2 + torch.rand(2, 4, 6)),
+        (torch.relu, -0.2 - torch.rand(2, 4, 6)),
+    ],
+    ids=["straight-through", "rounded", "zeros", "saturated", "dead"],
+)
+def test_samples_are_found_behind_what_hides_a_nudge(hiding: Callable[[Tensor], Tensor], example: Tensor) -> None:
+    torch.manual_seed(0)
+    model, x = Folded(hiding).double().eval(), torch.randn(3, 4, 6, dtype=torch.float64)
+    explainer = fxlrp.convert(model, example.double())
+    whole = explainer(x, target=1).relevance
+    for i in range(3):
+        torch.testing.assert_close(explainer(x[i : i + 1], target=1).relevance[0], whole[i], rtol=1e-9, atol=1e-12)

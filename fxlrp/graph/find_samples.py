@@ -14,7 +14,7 @@ from fxlrp.capture.model import Capture, CaptureMode
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.lookups import cast_one_hots
 from fxlrp.graph.outputs import Output, explained_output
-from fxlrp.graph.probe import Probe
+from fxlrp.graph.probe import NUDGE, PUSH, Probe
 from fxlrp.graph.reads import Place, find_readouts
 from fxlrp.graph.rowwise import is_rowwise
 from fxlrp.graph.samples import batch_symbols, plain, starts_of
@@ -181,13 +181,16 @@ def _mix(
 
 def _rows_reached(probe: Probe, explained: fx.Node, output: int, sample: int, count: int) -> tuple[bool, bool] | None:
     """Whether a sample reaches its own row of the explained output, and others; None if that can't be run."""
-    changed = probe.changes(sample, {explained})
-    if changed is None:
-        return None
-    rows = changed[explained].movedim(output, 0).reshape(count, -1).any(1)
-    own = bool(rows[sample])
-    rows[sample] = False
-    return own, bool(rows.any())
+    own = others = False
+    for by in (NUDGE, PUSH):
+        changed = probe.changes(sample, {explained}, by)
+        if changed is None:
+            return None
+        rows = changed[explained].movedim(output, 0).reshape(count, -1).any(1)
+        own, others = bool(rows[sample]), bool(rows[torch.arange(count, device=rows.device) != sample].any())
+        if own or others:
+            break
+    return own, others
 
 
 def other_axes(captured: Capture, output: Output) -> Iterator[Axes]:

@@ -8,20 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.capture.functions import Stepwise
 from fxlrp.capture.state import drawing
 from fxlrp.graph.rowwise import differ
+from fxlrp.ops import about
+from fxlrp.rules.values import stands_for
 
 NUDGE = 1e-3
 """By which part of itself, at most, a value is nudged: an integer among floats stays that when it is rounded down."""
+PUSH = 0.5
+"""By which part it is pushed where a nudge changes nothing, as where an activation is saturated."""
 
 
-def nudged(t: Tensor) -> Tensor:
+def nudged(t: Tensor, by: float = NUDGE) -> Tensor:
     """Other values of the same kind: each a little above its own, by shares that differ from entry to entry."""
+    if not t.numel():
+        return t
     size = t.abs()
     size = size.where(size.isfinite(), 0)
     steps = torch.arange(1, t.numel() + 1, device=t.device, dtype=size.dtype).view(t.shape)
     share = 0.5 + 0.5 * (steps * 0.6180339887).frac()
-    return t + NUDGE * share * (size + size.mean().clamp(max=1)) if t.numel() else t
+    mean = size.mean()
+    return t + by * share * (size + mean.where(mean > 0, 1).clamp(max=1))
+
+
+def _hides(node: fx.Node) -> bool:
+    """Whether a node's value is the same for many of what it is computed from, though relevance passes it: a step."""
+    steps = about(node.target).kind == "step" or isinstance(node.target, Stepwise) or node.target is stands_for
+    return steps and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].is_floating_point()
 
 
 class Probe:
@@ -30,13 +44,17 @@ class Probe:
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], starts: Mapping[fx.Node, int]) -> None:
         self.graph, self.inputs, self.starts = graph, inputs, starts
         self.plain: dict[fx.Node, Tensor] = {}
+        self.behind = {n: n.args[0] for n in graph.graph.nodes if _hides(n) and isinstance(n.args[0], fx.Node)}
 
-    def changes(self, sample: int, wanted: set[fx.Node]) -> dict[fx.Node, Tensor] | None:
-        """Which entries of each node in `wanted` depend on a sample, as booleans; None if no run with it succeeds."""
+    def changes(self, sample: int, wanted: set[fx.Node], by: float = NUDGE) -> dict[fx.Node, Tensor] | None:
+        """Which entries of each node in `wanted` depend on a sample, as booleans; None if no run with it succeeds.
+
+        by: the part of itself by which a value of the sample is changed.
+        """
         try:
-            if missing := wanted - self.plain.keys():
-                self.plain.update(_Nudging(self, missing, None).seen())
-            return _Nudging(self, wanted, sample).seen()
+            if missing := {*wanted, *self.behind.values()} - self.plain.keys():
+                self.plain.update(_Nudging(self, missing, None, by).seen())
+            return _Nudging(self, wanted, sample, by).seen()
         except (RuntimeError, IndexError, ValueError):  # the network takes no such values
             return None
 
@@ -44,9 +62,9 @@ class Probe:
 class _Nudging(fx.Interpreter):
     """Runs a graph, with one sample nudged or none, and keeps of each node in `wanted` the value, or what changed."""
 
-    def __init__(self, probe: Probe, wanted: set[fx.Node], sample: int | None) -> None:
+    def __init__(self, probe: Probe, wanted: set[fx.Node], sample: int | None, by: float) -> None:
         super().__init__(probe.graph)
-        self.probe, self.wanted, self.sample = probe, wanted, sample
+        self.probe, self.wanted, self.sample, self.by = probe, wanted, sample, by
         self.found: dict[fx.Node, Tensor] = {}
 
     def seen(self) -> dict[fx.Node, Tensor]:
@@ -60,7 +78,10 @@ class _Nudging(fx.Interpreter):
         if n in self.probe.starts and self.sample is not None:
             value = value.clone()
             one = value.select(self.probe.starts[n], self.sample)
-            one.copy_(nudged(one))
+            one.copy_(nudged(one, self.by))
+        if n in self.probe.behind and self.sample is not None:
+            before = self.probe.behind[n]
+            value = torch.where(differ(self.probe.plain[before], self.env[before]), nudged(value, self.by), value)
         if n in self.wanted:
             self.found[n] = value if self.sample is None else differ(self.probe.plain[n], value)
         return value

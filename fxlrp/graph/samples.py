@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.model import Capture
 from fxlrp.capture.symbols import free_symbols
-from fxlrp.graph.probe import Probe
+from fxlrp.graph.probe import NUDGE, PUSH, Probe
 from fxlrp.graph.reads import Place
 from fxlrp.rules.per_sample import WHOLE, SampleAxis
 
@@ -94,28 +94,45 @@ class Samples:
             return
         starts, self.known = starts_of(gm, readouts, axes, self.count)
         probe = Probe(gm, captured.inputs, starts)
-        seen: dict[fx.Node, int] = dict.fromkeys(folded, 0)
-        fits: dict[fx.Node, list[SampleAxis]] = {}
+        fits = self._fits(probe, folded, NUDGE)
+        downstream = _downstream(gm, starts)
+        silent = {n for n in folded & downstream if len(fits.get(n, ())) < 2}
+        if silent:  # saturated by these values, or of one sample alone
+            fits |= {n: more for n, more in self._fits(probe, silent, PUSH).items() if len(more) > len(fits.get(n, ()))}
+        for node in folded:
+            layouts = fits.get(node, [])
+            common = set.intersection(*map(set, layouts)) if layouts else set()
+            if len(layouts) > 1:
+                if len(common) == 1:
+                    self.where[node] = common.pop()
+            elif node not in downstream or (layouts and not candidates(node.meta["val"], self.symbols)):
+                self.where[node] = WHOLE
+
+    def _fits(self, probe: Probe, nodes: set[fx.Node], by: float) -> dict[fx.Node, list[list[SampleAxis]]]:
+        """For each node, the layouts that fit what changes with a sample, for each of those that change anything."""
+        fits: dict[fx.Node, list[list[SampleAxis]]] = {}
         for sample in range(self.count):
-            wanted = folded if sample in (0, self.count - 1) else {n for n in folded if not fits.get(n)}
-            changed = probe.changes(sample, wanted) if wanted else {}
-            if changed is None:
-                return
-            for node, entries in changed.items():
+            first_or_last = sample in (0, self.count - 1)
+            wanted = nodes if first_or_last else {n for n in nodes if not any(fits.get(n, ()))}
+            changed = probe.changes(sample, wanted, by) if wanted else {}
+            for node, entries in (changed or {}).items():
                 if entries.any():
                     at = candidates(node.meta["val"], self.symbols) or list(range(entries.ndim))
-                    layouts = list(locate(entries, at, self.count, sample))
-                    seen[node] += 1
-                    fits[node] = [b for b in fits.get(node, layouts) if b in layouts]
-        for node in folded:
-            if seen[node] < 2:
-                self.where[node] = WHOLE
-            elif len(fits[node]) == 1:
-                self.where[node] = fits[node][0]
+                    fits.setdefault(node, []).append(list(locate(entries, at, self.count, sample)))
+        return fits
 
     def of(self, node: fx.Node) -> SampleAxis | None:
         """Where the node's samples are; None if that can't be told."""
         return self.where.get(node)
+
+
+def _downstream(graph: fx.GraphModule, starts: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that depend on one of `starts`, these included."""
+    reached = set(starts)
+    for node in graph.graph.nodes:
+        if any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    return reached
 
 
 def locate(changed: Tensor, axes: Iterable[int], count: int, sample: int = 0) -> Iterator[SampleAxis]:
