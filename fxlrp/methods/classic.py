@@ -24,6 +24,7 @@ from fxlrp.rules import passing, signed, weighted
 from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.registry import STRUCTURAL, Derivative, Entry, Key, Rule, Rulebook, publish, table
+from fxlrp.rules.residual import ResidualSum
 from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Weighted
 
 aten = torch.ops.aten
@@ -89,6 +90,14 @@ def by_rule(ops: Kind, rule: Callable[..., Any], **parameters: float) -> Iterato
 def at_input(rule: Callable[..., Any], **parameters: Any) -> tuple:
     """The row that gives first layers a rule."""
     return (Rule(AtInput(rule, tuple(parameters.items())), argnums=(0,)), None, FirstLayer)
+
+
+def residual_sums(gamma: float) -> Iterator[tuple]:
+    """Rows that give sums of two tensors with relevance the rule of ResLRP, if γ > 0."""
+    if gamma:
+        yield (ResidualSum(gamma), (0, 1), aten.add.Tensor)
+        yield (ResidualSum(gamma, (1, -1)), (0, 1), aten.sub.Tensor)
+        yield (ResidualSum(gamma, (-1, 1), scaled=0), (0, 1), aten.rsub.Tensor)
 
 
 def composite(*rows: tuple, epsilon: float, seed: str = "gradient") -> Rulebook:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fxlrp.methods.classic import by_rule, composite
+from fxlrp.methods.classic import by_rule, composite, residual_sums
 from fxlrp.rules import weighted
 from fxlrp.rules.registry import Rulebook, publish
 from fxlrp.rules.weighted import CONVOLVING, DENSE
 
 
 @publish
-def abslrp_hybrid(convolution: float = 4.0, dense: float = 0.02, stabilizer: float = 1e-6) -> Rulebook:
-    """Signed contributions blended with absLRP's absolute ones, many at convolutions and few at dense layers; all else
-    as in AttnLRP; against the other classes by their probability."""
+def abslrp_hybrid(
+    convolution: float = 4.0, dense: float = 0.02, sum: float = 0.0, stabilizer: float = 1e-6
+) -> Rulebook:
+    """Signed contributions blended with absLRP's absolute ones, many at convolutions, few at dense layers and, with
+    sum > 0, at residual sums as in ResLRP; all else as in AttnLRP; against the other classes by their probability."""
     book = composite(
         *by_rule(CONVOLVING, weighted.gamma, gamma=convolution, stabilizer=stabilizer),
         *by_rule(DENSE, weighted.gamma, gamma=dense, stabilizer=stabilizer),
+        *residual_sums(sum),
         epsilon=0.0,
     )
     return replace(book, default_contrast="softmax")

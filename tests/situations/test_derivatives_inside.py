@@ -158,7 +158,7 @@ def test_conserves() -> None:
 def test_batches_of_any_size() -> None:
     explainer = convert(Derived(force).eval())
     explainer(X)
-    assert explainer.report().way.endswith("any size")
+    assert explainer.report().mode.endswith("any size")
     graph = explainer.graph
     explainer(torch.cat([X, X]))
     assert explainer.graph is graph
