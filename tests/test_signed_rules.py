@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -83,9 +84,9 @@ def gamma(by: float) -> Definition:
     return of_one(share)
 
 
-def uniform(op: Callable, args: tuple, places: tuple[int, ...], r: Tensor) -> list[Tensor]:
+def uniform(op: Callable, args: tuple, places: tuple[int, ...], r: Tensor, epsilon: float = 0.0) -> list[Tensor]:
     """Half for each factor of a product, each share by contribution."""
-    halves = [epsilon_rule(0.0)(op, args, (i,), r / 2) for i in places]
+    halves = [epsilon_rule(epsilon)(op, args, (i,), r / 2) for i in places]
     return [half[0] for half in halves]
 
 
@@ -220,6 +221,8 @@ ROWS = [
     Row("gamma", "abslrp-hybrid", aten.matmul.default, (W, X.T), gamma(0.02), (1,)),
     Row("uniform_rule", "attnlrp", aten.mul.Tensor, (X, rand(2, 5, seed=1)), uniform, (0, 1)),
     Row("uniform_rule", "attnlrp", aten.matmul.default, (X, rand(5, 3, seed=1)), uniform, (0, 1)),
+    Row("uniform_rule", "epsilon:epsilon=0.1", aten.mul.Tensor, (X, rand(2, 5, seed=1)), partial(uniform, epsilon=0.1),
+        (0, 1)),
     Row("attention", "attnlrp", aten.scaled_dot_product_attention.default, QKV, attention, (0, 1, 2)),
     Row("attention_to_values", "cp-lrp", aten.scaled_dot_product_attention.default, QKV, values_alone, (0, 1, 2)),
     Row("layer_norm", "attnlrp", aten.layer_norm.default, (X, [5], rand(5, seed=1), rand(5, seed=2)),
@@ -229,6 +232,7 @@ ROWS = [
     Row("rms_norm", "attnlrp", aten.rms_norm.default, (X, [5], rand(5, seed=1)), kept()),
     Row("identity", "attnlrp", aten.gelu.default, (X,), kept()),
     Row("identity", "attnlrp", aten.sigmoid.default, (X,), kept(lambda args: torch.full((), 0.5))),
+    Row("identity", "attnlrp", aten.log.default, (X.abs(),), kept()),  # f(0) = −∞ is no bias
     Row("rounding", "attnlrp", aten.round.default, (3 * X,), kept()),
     Row("div", "attnlrp", aten.div.Tensor, (X, rand(2, 5, seed=1)), kept(), (0, 1)),
     Row("offset", "attnlrp", offset, (X, X.amax(1, keepdim=True)),
