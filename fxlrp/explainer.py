@@ -45,12 +45,12 @@ class _Latest(threading.local):
 
 
 class Explainer(nn.Module):
-    """A model that also says what it looked at.  Made by `fxlrp.convert`; shares the model's weights.
+    """A model that also says what it looked at. Made by `fxlrp.convert`; shares the model's weights.
 
-    One graph is kept per signature of a call (shapes but for the batch and, where the model allows, the length of
-    texts; dtypes, devices, constants), for the `PLANS` = 32 signatures used last.
+    Keeps one graph per signature of a call, for the `PLANS` = 32 signatures used last. A signature is the shapes
+    (except the batch and, where the model allows, the length of texts), dtypes, devices and constants of a call.
 
-    Threads may share an explainer, and the model be run beside it: see `fxlrp.capture.confine`.  A copy captures anew.
+    Threads may share an explainer and run the model beside it: see `fxlrp.capture.confine`. A copy captures anew.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Explainer(nn.Module):
         return {**self.__dict__, **new}
 
     def of(self, output: Output) -> Explainer:
-        """The same for another of the model's outputs, or for several; it is kept, with what it captures."""
+        """The explainer of another of the model's outputs, or of several. It is kept, with what it captures."""
         return self.other(output, self.batch)
 
     def other(self, output: Output, batch: Batch) -> Explainer:
-        """The same for another output, or with the samples of a call elsewhere."""
+        """The explainer of another output, or one that takes the samples of a call to be elsewhere."""
         if (output, batch) == (self.output, self.batch):
             return self
         with LOCK:
@@ -166,8 +166,9 @@ class Explainer(nn.Module):
     ) -> list[Attribution]:
         """An attribution for each question about a call.
 
-        at: modules or nodes whose relevance is returned too.  run: runs the graph, in the place of the fastest form of
-        it.  compiled: whether a compiled graph may answer, if there is one.
+        at: modules or nodes whose relevance is returned too.
+        run: runs the graph, in the place of the fastest form of it.
+        compiled: whether a compiled graph may answer, if there is one.
         """
         try:
             plan, tensors = self.plan(args, kwargs)
@@ -207,7 +208,7 @@ class Explainer(nn.Module):
         )
 
     def _axes_of_lists(self, args: tuple, kwargs: dict) -> Axes | None:
-        """Where the samples are of a call that has a list of one number for each of them, as of lengths."""
+        """Where the samples of a call are that has a list of one number for each of them, such as lengths."""
         tensors, _ = split_tensors(args, kwargs)
         if not tensors:
             return None

@@ -74,6 +74,15 @@ def test_what_is_shifted_out_has_nothing() -> None:
     assert not r[:, -1].any()
 
 
+def test_what_is_looked_up_beside_the_input_is_no_entry_of_it() -> None:
+    """The row that is written in front of the tokens, and moves them, takes its relevance with it."""
+    torch.manual_seed(0)
+    model = Reads(written).double().eval()
+    moved = convert(model)(IDS, target=1, contrast=None).relevance
+    model.body = lambda m, ids: torch.cat([m.words.weight[:1].expand(len(ids), 1, -1), m.words(ids[:, :-1])], 1)
+    torch.testing.assert_close(moved, convert(model)(IDS, target=1, contrast=None).relevance)
+
+
 def test_hashes_add_up() -> None:
     torch.manual_seed(0)
     model = Reads(lambda m, ids: m.words((ids + 1) * 7 % 20) + m.words(ids)).double().eval()

@@ -1,1 +1,1 @@
-"""What makes explanations faster or smaller and leaves them as they are: it can be deleted."""
+"""Makes explanations faster or smaller and leaves their values as they are. The folder can be deleted."""

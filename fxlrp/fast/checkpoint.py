@@ -1,4 +1,4 @@
-"""Checkpoint: a rewritten graph in segments that keep their inputs alone and run again when relevance comes by.
+"""Checkpoint: cuts a rewritten graph into segments that keep only their inputs and run again in the relevance pass.
 
 Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174): with √n segments of n layers, memory is
 O(√n) for one more forward pass.
@@ -44,8 +44,8 @@ class Segment(nn.Module):
 
 
 class Tidy(Segment):
-    """A segment after which memory that was freed goes back to the system: glibc keeps most of it in holes that are too
-    small for what comes next."""
+    """A segment after which freed memory goes back to the system. glibc keeps most of it in holes that are too small
+    for what comes next."""
 
     def run(self, *args: Any) -> Any:
         out = super().run(*args)
@@ -58,8 +58,8 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linu
 
 
 def checkpointed(gm: fx.GraphModule, leaves: list[fx.Node]) -> fx.GraphModule:
-    """The graph in √(all it keeps / what a cut keeps) segments; what `leaves`, where the relevance pass ends, depend on
-    stays outside of them."""
+    """Cut the graph into √(all it keeps / what a cut keeps) segments. What `leaves`, where the relevance pass ends,
+    depend on stays outside of them."""
     parts = _parts(gm, leaves)
     split = split_module(gm, nn.Module(), parts.__getitem__, keep_original_order=False)
     for name, part in list(split.named_children()):
@@ -69,8 +69,8 @@ def checkpointed(gm: fx.GraphModule, leaves: list[fx.Node]) -> fx.GraphModule:
 
 
 def without_squares(gm: fx.GraphModule) -> fx.GraphModule:
-    """The graph with attention, from queries and keys to what its weights make of the values, as segments: weights of
-    tokens × tokens are not kept, but those of one layer while relevance passes it."""
+    """Make a segment of each attention, from queries and keys to the weighted values: only one layer at a time keeps
+    its weights of tokens × tokens."""
     copy, _ = copied(gm)
     parts = [part for node in copy.graph.nodes if about(_op(node)).kind == "softmax" and (part := _around(node))]
     fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
@@ -89,7 +89,7 @@ def _op(node: fx.Node) -> Any:
 
 
 def _around(softmax: fx.Node) -> list[fx.Node]:
-    """What is as large as a softmax, from the product before it to the one behind it; nothing if little is saved."""
+    """The nodes as large as a softmax, from the product before it to the product after it; none if they save little."""
     size = _bytes(softmax)
     part, edge = {softmax}, [softmax]
     while edge:
@@ -109,7 +109,8 @@ CALLS = ("call_function", "call_module")
 
 
 def _parts(gm: fx.GraphModule, leaves: list[fx.Node]) -> dict[fx.Node, int]:
-    """The segment of each node: 0 for what comes before the leaves, then in order, cut where little is alive."""
+    """The number of the segment of each node: 0 for what comes before the leaves, then in order, cut where little is
+    alive."""
     nodes = [n for n in gm.graph.nodes if n.op in (*CALLS, "get_attr")]
     first = set(leaves)
     for node in reversed(nodes):
@@ -132,7 +133,7 @@ def _parts(gm: fx.GraphModule, leaves: list[fx.Node]) -> dict[fx.Node, int]:
 
 
 def _bytes(node: fx.Node) -> float:
-    """The memory of a node's value, with the sizes of the example where they are symbolic."""
+    """The memory of a node's value in bytes; symbolic sizes count as those of the example."""
     return sum(
         math.prod(s if isinstance(s, int) else s.node.hint for s in t.shape) * t.dtype.itemsize
         for t in pytree.tree_leaves(node.meta.get("val"))

@@ -1,6 +1,7 @@
-"""Contributions: what an op's inputs give to its output, known apart from the relevance that is shared by it.
+"""Contributions: what each input of an op gives to its output, whatever relevance comes.
 
-A rule made of them costs relevance of both signs one call: the mass that it will give is known beforehand.
+A rule made of contributions handles relevance of both signs in one call, since the mass that it will give is known
+beforehand.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Give = Callable[[Tensor], Sequence[Tensor]]
 class Contributions:
     """Contributions to an op's output at one example.
 
-    give: from s = R / |z| at the output to g at each input, linear in s.  What an input's entry gets from all outputs
-        together has one sign if s has.  It may write to s.
+    give: from s = R / |z| at the output to g at each input, linear in s. What an input's entry gets from all outputs
+        together has one sign if s has. It may write to s.
     total: Σ_i |R_i| over all inputs, for s = 1 at each entry of the output.
-    factor: what `give` and `total` lack to be the rule's; where mass is kept it cancels.
+    factor: the constant by which `give` and `total` differ from the rule's own; it cancels where mass is kept.
     """
 
     give: Give
@@ -34,23 +35,23 @@ class Contributions:
     factor: float = 1
 
     def rule(self, g: Tensor, z: Tensor) -> Sequence[Tensor]:
-        """The rule that shares relevance by them."""
+        """The rule that shares relevance by these contributions."""
         s = over_abs(g, z)
         return self.give(s if self.factor == 1 else self.factor * s)
 
 
 def diagonal(x: Tensor, d: Tensor, factor: float = 1) -> Contributions:
-    """Of an op that works entry by entry, g = d s; x may be −∞ where d is 0."""
+    """Contributions of an op that works entry by entry, g = d s; x may be −∞ where d is 0."""
     least = torch.finfo(x.dtype).min
     return Contributions(lambda s: (times(s, d),), lambda: times(x.clamp(min=least), d).abs_(), factor)
 
 
 def entrywise(rule: Formula) -> Callable[..., Contributions]:
-    """Those of a rule whose formula works entry by entry: what it gives for s = 1 is all there is to know."""
+    """Make contributions of a formula that works entry by entry: what it gives for s = 1 says everything."""
 
     def of(z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Contributions:
-        found = rule.formula(z.new_ones(()).expand_as(z), z, x, *args, **kwargs)
-        d = found if isinstance(found, Tensor) else found[0]
+        cotangents = rule.formula(z.new_ones(()).expand_as(z), z, x, *args, **kwargs)
+        d = cotangents if isinstance(cotangents, Tensor) else cotangents[0]
         return diagonal(x, d)
 
     return of

@@ -54,8 +54,11 @@ def _pull(
     output_padding: list[int],
     groups: int,
 ) -> Tensor:
-    """Jᵀs of a convolution by x: torch's own derivative, but where that takes a CPU several times what its products do.
-    Windows that don't overlap are one product; a stride over few channels is an ordinary convolution to more."""
+    """Jᵀs of a convolution by x.
+
+    Calls torch's own derivative, except where a CPU computes it several times slower than its products: windows that
+    don't overlap are one product, and a stride over few channels is an ordinary convolution to more channels.
+    """
     kernel = list(w.shape[2:])
     plain = not transposed and groups == 1 and max(dilation) == 1 and s.ndim == w.ndim
     if plain and not any(padding) and (kernel == stride or max(kernel) == 1):
@@ -68,7 +71,7 @@ def _pull(
 
 
 def _phases(s: Tensor, w: Tensor, stride: list[int]) -> Tensor:
-    """Jᵀs of a strided convolution, unpadded: every stride-th entry from the k-th on is the k-th of its channels."""
+    """Jᵀs of a strided, unpadded convolution: every stride-th entry from the k-th on is the k-th of its channels."""
     n = len(stride)
     taps = [-(-k // d) for k, d in zip(w.shape[2:], stride, strict=True)]
     room = [m * d - k for m, d, k in zip(taps, stride, w.shape[2:], strict=True)]
@@ -90,7 +93,7 @@ def _interleaved(t: Tensor, by: list[int]) -> Tensor:
 
 
 def _apart(t: Tensor, x: Tensor, stride: list[int]) -> Tensor:
-    """t at every stride-th entry of what is shaped like x, 0 at the others."""
+    """Spread t over every stride-th entry of a tensor shaped like x, which is 0 elsewhere."""
     for i, step in enumerate(stride, 2):
         sizes = [*t.shape[:i], x.shape[i], *t.shape[i + 1 :]]
         t = aten.slice_backward(t, sizes, i, 0, x.shape[i], step)
@@ -98,7 +101,7 @@ def _apart(t: Tensor, x: Tensor, stride: list[int]) -> Tensor:
 
 
 def _fitted(t: Tensor, x: Tensor, padding: list[int]) -> Tensor:
-    """What of t is at x, which was padded; windows may have left out the last of x."""
+    """Cut t down to x, which was padded; add zeros for the last entries of x that no window reached."""
     if t.shape[2:] == x.shape[2:] and not any(padding):
         return t
     after = [n + p - m for m, n, p in zip(t.shape[2:], x.shape[2:], padding, strict=True)]
@@ -107,7 +110,7 @@ def _fitted(t: Tensor, x: Tensor, padding: list[int]) -> Tensor:
 
 
 def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple) -> Callable[..., Any]:
-    """The rule of a convolution whose further arguments `plain` reads, `defaults` if they are left out."""
+    """Make the rule of a convolution whose further arguments `plain` reads; `defaults` stand for those left out."""
 
     def rule(
         z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False

@@ -37,7 +37,7 @@ def sub(z: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1) -> Contributions:
 
 
 def shift(z: Tensor, x: Tensor, y: Tensor | float, *, alpha: float = 1) -> Contributions:
-    """A sum with a constant: as a bias does, the constant takes part in |z| only, R_x = 2 x⁺ s."""
+    """A sum with a constant, which takes part in |z| only, as a bias does: R_x = 2 x⁺ s."""
     return Contributions(lambda s: (where_positive(s, x),), lambda: x.clamp(min=0), 2)
 
 
@@ -86,7 +86,7 @@ def activation(z: Tensor, x: Tensor, *args: Any, op: Callable[..., Tensor], **kw
 
 
 def identity(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
-    """Of the signed methods, R_x = R (1 − f(0)/f(x)): f(0) is one number where no other tensor takes part."""
+    """The identity rule of the signed methods, R_x = R (1 − f(0)/f(x)): f(0) is one number if f takes x alone."""
     if not getattr(op, "broadcasts", True) or any(isinstance(a, Tensor) for a in (*rest, *kwargs.values())):
         return signed.identity(g, z, x, *rest, op=op, **kwargs)
     nothing = x.new_zeros(())

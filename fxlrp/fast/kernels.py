@@ -1,4 +1,4 @@
-"""Kernels: which rules have a faster form, for which ops, and what is known of the signs of what they give."""
+"""Kernels: which rules have a faster form, for which ops, and whether it keeps the sign of relevance."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ aten = torch.ops.aten
 class Kernel:
     """A faster form of a rule at an op.
 
-    contributions: called as (z, *args, **kwargs), those that the rule shares relevance by, if it does.
-    rule: what is called in the rule's place, as the rule is.
+    contributions: called as (z, *args, **kwargs), returns the contributions that the rule shares relevance by, if it
+        does.
+    rule: is called in the place of the rule, with the same arguments.
     keeps_sign: whether R_i has the sign of the relevance it comes from.
     """
 
@@ -33,7 +34,8 @@ class Kernel:
     keeps_sign: bool = True
 
     def wants(self, keyword: str) -> bool:
-        """Whether it is to be told that: "op", "nonneg" (whether x ≥ 0), "nonnegs" (of each of what it shares with)."""
+        """Whether the kernel takes this keyword: "op", "nonneg" (whether x ≥ 0), "nonnegs" (the same of each argument
+        that takes relevance)."""
         form = self.contributions or self.rule
         return form is not None and keyword in inspect.signature(form).parameters
 

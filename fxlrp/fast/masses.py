@@ -1,4 +1,4 @@
-"""Mass kept by what is known beforehand: `MASS` of rules/normalise.py by one call of a rule, or without measuring."""
+"""Mass: `MASS` of rules/normalise.py by one call of a rule, or without measuring anything, where masses are known."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ def share(g: Tensor, z: Tensor, rectified: bool) -> Tensor:
 
 
 def size_of(z: Tensor, rectified: bool, masked: bool) -> Tensor:
-    """|z|; where `masked`, what is infinite is the largest finite number, which gives nothing where s = 0."""
+    """|z|. Where `masked`, infinity becomes the largest finite number, which gives nothing since s = 0 there."""
     if rectified:
         return z
     return z.abs().clamp_(max=torch.finfo(z.dtype).max) if masked else z.abs()
 
 
 def keep_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectified: bool) -> list[Tensor]:
-    """What contributions give by `MASS`: what a side gives is known beforehand, and A_i / Σ|r_i| = ±1, so that one
-    factor does for all inputs."""
+    """Share relevance by contributions and keep its mass.
+
+    The mass that each side gives is known beforehand, and A_i / Σ|r_i| = ±1, so that one factor does for all inputs.
+    """
     return list(by.give(_at_mass(by, g, z, where, rectified)))
 
 
 def _at_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectified: bool) -> Tensor:
-    """The s they are given by.  All it is made of is freed before anything is given."""
+    """The s by which contributions keep mass. Frees all it is made of before anything is given."""
     whole = by.total()  # first, since products need the most memory
     s, size = share(g, z, rectified), size_of(z, rectified, where.masked)
     above = s.clamp(min=0)
@@ -45,12 +47,13 @@ def _at_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectifie
 def keep_mass_of_one_side(
     raw: Sequence[Tensor], mass: Tensor, xs: Sequence[Tensor], where: Placement, loose: Sequence[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """`MASS` of relevance that is ≥ 0 and stays so: one factor brings what a rule gives to the mass there was, and A_i
-    is the mass of an input.  Returns g and the mass for each input.
+    """`MASS` of relevance that is ≥ 0 and stays so. Returns g and the mass for each input.
+
+    One factor brings what a rule gives to the mass that came, and A_i is the mass of an input.
 
     raw: what the rule gives to each of xs, of any scale.
     mass: the mass of relevance that comes.
-    loose: the inputs whose g may have any scale, since their mass is asked for.
+    loose: the inputs whose g may have any scale, since only their mass is used.
     """
     if len(xs) == len(loose) == 1:
         return list(raw), [mass]

@@ -1,7 +1,7 @@
-"""Memory used again: new memory costs a CPU several times what computing the values in it does.
+"""Memory: reuses memory, since new memory costs a CPU several times as much as computing the values in it.
 
-Scratch memory is where what is made of a layer's weights for a moment is made, layer after layer; and what nobody else
-has is written over.
+Scratch memory is lent for what is made of one layer's weights for a moment, layer after layer. A tensor that nobody
+else holds is written over.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _places = _Places()
 
 @contextmanager
 def scratch() -> Iterator[None]:
-    """Within it, this thread's `borrow` has memory to lend."""
+    """Lend memory to this thread's calls of `borrow` within the context."""
     before, _places.memory = _places.memory, {}
     try:
         yield
@@ -44,8 +44,8 @@ def scratch() -> Iterator[None]:
 
 
 def borrow(name: str, like: Tensor) -> Tensor | None:
-    """Memory shaped like a tensor on the CPU, for an op's `out`: it is the caller's until the same name is borrowed
-    again.  None, for which `out` takes new memory, where there is none to lend."""
+    """Lend memory shaped like a tensor on the CPU, for an op's `out`, until the same name is borrowed again. Returns
+    None, for which `out` takes new memory, where there is none to lend."""
     memory = _places.memory
     dense = like.device.type == "cpu" and like.layout is torch.strided
     if memory is None or not dense or not like.is_contiguous():
@@ -60,12 +60,12 @@ is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_batchedtensor
 
 
 def is_eager(t: Tensor) -> bool:
-    """Whether t is computed now, for itself: neither traced nor one of a batch of passes."""
+    """Whether t is computed now and for itself: neither traced nor one of a batch of passes."""
     return type(t) is Tensor and not is_batched(t)
 
 
 def times(own: Tensor, t: Tensor) -> Tensor:
-    """own · t, in the memory of `own`, which nobody else has, where a pass is run on a CPU and not traced."""
+    """own · t, written over `own`, which nobody else holds, if the pass runs on a CPU and is not traced."""
     return own.mul_(t) if _may_write(own, t) and own.shape == t.shape else own * t
 
 
@@ -89,21 +89,21 @@ def keep_positive(own: Tensor, x: Tensor) -> Tensor:
 
 
 def clamped(t: Tensor, sign: int, out: Tensor | None = None) -> Tensor:
-    """t⁺ or t⁻, of a sparse tensor too, in the memory `out`, if there is any."""
+    """t⁺ or t⁻, of a sparse tensor too, in the memory `out` if there is any."""
     if t.layout is not torch.strided:
         return t.relu() if sign > 0 else -(-t).relu()
     return torch.clamp(t, min=0, out=out) if sign > 0 else torch.clamp(t, max=0, out=out)
 
 
 def scale_samples(own: Tensor, v: Tensor, batch: SampleAxis) -> Tensor:
-    """`own` with each sample multiplied by its entry of v [B], as `times`."""
+    """Multiply each sample of `own` by its entry of v [B], in place as `times`."""
     v = along_samples(v, own, batch)
     return own.mul_(v) if _may_write(own, v) else own * v
 
 
 def sample_dot(a: Tensor, b: Tensor, batch: SampleAxis, masked: bool = False) -> Tensor:
-    """Σ a b over everything but the samples: [B], in at least float32, as `relevance` where masked; in no memory of its
-    own where it can be."""
+    """Σ a b over everything but the samples: [B], in at least float32, as `relevance` where masked. Takes no memory of
+    its own where it can."""
     simple = not masked and a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64) and _may_write(b, a)
     if simple and a.is_contiguous() and b.is_contiguous():
         count = sample_count(a, batch)
@@ -115,6 +115,6 @@ def sample_dot(a: Tensor, b: Tensor, batch: SampleAxis, masked: bool = False) ->
 
 
 def _may_write(own: Tensor, *ts: Tensor) -> bool:
-    """Whether what is computed of `own` and ts can be written to own."""
+    """Whether the result of an op on `own` and ts can be written to own."""
     here = own.device.type == "cpu" and all(type(t) is Tensor for t in (own, *ts))
     return here and (is_batched(own) or not any(map(is_batched, ts)))

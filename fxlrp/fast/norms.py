@@ -14,7 +14,8 @@ from fxlrp.rules.absolute import per_channel
 
 
 def standardized(x: Tensor, u: Tensor, by: Tensor, w: Tensor | None) -> Contributions:
-    """z = w u + b with u = (x − mean) by, mean and by = 1/σ constants: R_x = x ⊙ (w + sign(u) |w|) s by  (2024-04)."""
+    """The rule of z = w u + b, u = (x − mean) · by, with mean and by = 1/σ constants: R_x = x ⊙ (w + sign(u) |w|) s by
+    (2024-04)."""
     w = u.new_ones(()) if w is None else w
     return diagonal(x, (u.sign() * w.abs()).add_(w).mul_(by))
 
@@ -82,6 +83,6 @@ def signed_layer_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> Tensor:
-    """Of the signed methods, Jᵀg of a layer norm with its deviation as a constant."""
+    """Jᵀg of a layer norm with its deviation as a constant, as the signed methods have it."""
     g = (g if w is None else g * w) * deviation(x, x.ndim - len(shape), eps)[1]
     return less(g, g.mean(list(range(-len(shape), 0)), keepdim=True))

@@ -38,10 +38,11 @@ def product(
 ) -> Contributions:
     """The positive contributions to z = forward(x, w) + bias, whose `transposed(s, w)` is Wᵀs.
 
-    nonneg says that x ≥ 0: W⁺ᵀs.  Else Wᵀs + sign(x) ⊙ |W|ᵀs, which is 2 W⁺ᵀs where x > 0 and 2 W⁻ᵀs where x < 0; their
-    sum is z − b + |W||x|, 0 where rounding alone says that there are any.
+    Where x ≥ 0 (nonneg), they give W⁺ᵀs. Else they give Wᵀs + sign(x) ⊙ |W|ᵀs, which is 2 W⁺ᵀs where x > 0 and 2 W⁻ᵀs
+    where x < 0; their sum is z − b + |W||x|, and 0 where only rounding makes it positive.
+
     keep: whether W⁺ or |W| is kept from one use to the next.
-    constant: whether w is a constant, so that this is in scratch memory.
+    constant: whether w is a constant, so that these are made in scratch memory.
     """
 
     def made() -> Tensor:
@@ -77,8 +78,8 @@ def linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: 
         return pieces[0]
 
     def give(s: Tensor) -> tuple[Tensor]:
-        found = (p.give(t)[0] for p, t in zip(pieces, s.split(rows, -1), strict=True))
-        return (reduce(Tensor.add_, found),)
+        given = (p.give(t)[0] for p, t in zip(pieces, s.split(rows, -1), strict=True))
+        return (reduce(Tensor.add_, given),)
 
     return Contributions(give, lambda: torch.cat([p.total() for p in pieces], -1), pieces[0].factor)
 
@@ -121,7 +122,7 @@ def addmm(z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, *
 
 
 def matmul(z: Tensor, x: Tensor, y: Tensor, *, nonneg: bool = False) -> Contributions:
-    """A product of two activations: each gets the positive contributions, with the other as its weight; nonneg says
+    """A product of two activations: each gets the positive contributions, with the other as its weight. nonneg says
     that x ≥ 0, as attention weights are."""
     if nonneg:  # and so is y's weight: y⁺ alone contributes
         positive = y.clamp(min=0)
@@ -147,7 +148,8 @@ def grouped_mm(
 
 
 def positive_sum(z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Contributions:
-    """A sum with weights ≥ 0 (a mean, a value read between pixels), R_x = 2 x⁺ ⊙ Jᵀs; what says where takes nothing."""
+    """A sum with weights ≥ 0 (a mean, a value read between pixels), R_x = 2 x⁺ ⊙ Jᵀs. Arguments that say where to read
+    take nothing."""
 
     def give(s: Tensor) -> tuple[Tensor]:
         (d,) = vjp(lambda t: op(t, *rest, **kwargs), [x], s)

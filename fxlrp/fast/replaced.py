@@ -1,4 +1,4 @@
-"""Replaced ops with a kernel in the place of their rule, and with what is known of their place in a graph."""
+"""Fast replaced ops: with a kernel in the place of their rule, and with what is known of their place in a graph."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from fxlrp.rules.per_sample import sample_count
 
 
 class Fast(ByRule):
-    """An op whose backward pass is a rule, by its kernel, if it has one.
+    """An op whose backward pass is a rule, by its kernel if it has one.
 
-    nonnegs: whether each of what the rule shares with is known to be ≥ 0.
+    nonnegs: whether each argument that takes relevance is known to be ≥ 0.
     one_sided: whether all relevance that comes here is ≥ 0.
-    rectified: whether a ReLU follows, whose value is this one's.
+    rectified: whether a ReLU follows, whose value is this op's.
     tells: whether it returns (z, handle), where the handle's cotangent is the mass of relevance at z [B].
-    loose: which of `argnums`, by their order, come from one that tells, and to nobody else: what scale their g has is
-        no matter.
+    loose: which of `argnums`, by their order, come from an op that tells and go nowhere else, so that their g may have
+        any scale.
     again: whether its value is computed again in the relevance pass instead of kept.
-    remade: the leaves that are not kept for it but computed again, and by which op.
+    remade: the leaves that are computed again instead of kept, and by which op.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class Fast(ByRule):
         self.kernel_told = {keyword: value for keyword, value in about.items() if kernel and kernel.wants(keyword)}
 
     def but(self, **known: Any) -> Fast:
-        """The same with more known about its place."""
+        """A copy with more known about its place."""
         return Fast(self.plain, self.kernel, self.nonnegs, **{**self._known, **known})
 
     @property
     def contributions(self) -> Any:
-        """Those that the rule shares relevance by, if it does."""
+        """The contributions that the rule shares relevance by, if it does."""
         return self.kernel and self.kernel.contributions
 
     @property
     def keeps_sign(self) -> bool:
-        """Whether what is ≥ 0 of relevance stays so."""
+        """Whether relevance that is ≥ 0 stays so."""
         return self.kernel is not None and self.kernel.keeps_sign
 
     def __call__(
@@ -74,12 +74,13 @@ class Fast(ByRule):
     ) -> Any:
         """The op's value, and its handle if it tells.
 
-        handles: those of the tensors of `argnums` that have one; sources: the (args, kwargs) `remade` is made of.
+        handles: those of the tensors of `argnums` that have one.
+        sources: the (args, kwargs) that `remade` is computed from.
         """
         leaves, spec, places, tensors = self.taken_apart(args, kwargs)
-        told = [h is not None for h in handles]
+        with_handle = [h is not None for h in handles]
         more, made_of = pytree.tree_flatten(sources)
-        return _Fast.apply(self, leaves, spec, places, told, made_of, len(more), *more, *handles, *tensors)
+        return _Fast.apply(self, leaves, spec, places, with_handle, made_of, len(more), *more, *handles, *tensors)
 
     def propagate(
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
@@ -91,7 +92,7 @@ class Fast(ByRule):
     def propagate_mass(
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any], mass: Tensor | None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """`propagate` of relevance that is ≥ 0, whose mass may be known; also the mass at each of xs."""
+        """`propagate` of relevance that is ≥ 0 and whose mass may be known. Also returns the mass at each of xs."""
         s = share(g, z, self.rectified)
         if mass is None:  # before anything is given, which may write to s
             mass = sample_dot(size_of(z, self.rectified, self.where.masked), s, self.where.output)
@@ -109,8 +110,8 @@ class Fast(ByRule):
         if self.kernel.rule is None:
             return super().call_rule(g, z, xs, args, kwargs)
         args, kwargs = _unfolded(self.op, args, kwargs)
-        found = self.kernel.rule(g, z, *args, **kwargs, **self.kernel_told)
-        return (found,) if isinstance(found, Tensor) else found
+        cotangents = self.kernel.rule(g, z, *args, **kwargs, **self.kernel_told)
+        return (cotangents,) if isinstance(cotangents, Tensor) else cotangents
 
     def _contributions(self, z: Tensor, args: tuple, kwargs: dict[str, Any]) -> Contributions:
         args, kwargs = _unfolded(self.op, args, kwargs)
@@ -122,7 +123,7 @@ def _complex(*ts: Tensor) -> bool:
 
 
 def _unfolded(op: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """As `unfolded`, with the weight in scratch memory."""
+    """As `unfolded`, with the scaled weight in scratch memory."""
     return unfolded(op, args, kwargs, lambda w: borrow("weight", w))
 
 
@@ -134,12 +135,12 @@ class _Fast(torch.autograd.Function):
         leaves: list,
         spec: Any,
         places: list[int],
-        told: list[bool],
+        with_handle: list[bool],
         made_of: Any,
         count: int,
         *tensors: Any,
     ) -> Any:
-        sources, tensors = tensors[:count], tensors[count + len(told) :]
+        sources, tensors = tensors[:count], tensors[count + len(with_handle) :]
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         z = fast.op(*args, **kwargs)
         folded = isinstance(fast.op, FoldedProduct)  # then a tensor of the call is the value
@@ -150,7 +151,7 @@ class _Fast(torch.autograd.Function):
         ctx.save_for_backward(
             None if fast.again else z, *kept, *(t if isinstance(t, Tensor) else None for t in sources)
         )
-        ctx.fast, ctx.spec, ctx.places, ctx.told = fast, spec, places, told
+        ctx.fast, ctx.spec, ctx.places, ctx.with_handle = fast, spec, places, with_handle
         ctx.made_of, ctx.sources = made_of, [None if isinstance(t, Tensor) else t for t in sources]
         ctx.leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.cast = cast_by_autocast(z)
@@ -171,11 +172,11 @@ class _Fast(torch.autograd.Function):
         z = fast.op(*args, **kwargs) if fast.again else z
         xs = [leaves[i] for i in fast.argnums]
         masses: Sequence[Tensor | None] = [None] * len(xs)
-        found: Sequence[Tensor | None]
+        cotangents: Sequence[Tensor | None]
         if fast.one_sided and not _complex(z, *xs):
-            found, masses = fast.propagate_mass(g, z, xs, args, kwargs, mass)
+            cotangents, masses = fast.propagate_mass(g, z, xs, args, kwargs, mass)
         else:
-            found = fast.propagate(g, z, xs, args, kwargs)
-        grads = dict(zip(fast.argnums, found, strict=True))
-        told = [m if asked else None for m, asked in zip(masses, ctx.told, strict=False)]
-        return *[None] * (7 + len(sources)), *told, *(grads.get(i) for i in ctx.places)
+            cotangents = fast.propagate(g, z, xs, args, kwargs)
+        grads = dict(zip(fast.argnums, cotangents, strict=True))
+        at_handles = [m if asked else None for m, asked in zip(masses, ctx.with_handle, strict=False)]
+        return *[None] * (7 + len(sources)), *at_handles, *(grads.get(i) for i in ctx.places)

@@ -1,4 +1,4 @@
-"""Specialize: the same rewritten graph, faster, for a kind of question: what is known beforehand is not computed."""
+"""Specialize: makes a rewritten graph faster for one kind of question, by leaving out what is known beforehand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def specialized(gm: fx.GraphModule, logits: int, active: frozenset[str], one_sid
 
 
 def mark_one_sided(gm: fx.GraphModule, logits: fx.Node, active: set[fx.Node]) -> None:
-    """Tell the rules at which all relevance is ≥ 0 and stays: from the logits back to where one may turn its sign."""
+    """Mark the rules at which all relevance is ≥ 0 and stays so: from the logits back to where a rule may turn its
+    sign."""
     positive = {logits}
     for node in reversed(gm.graph.nodes):
         users = [u for u in node.users if u in active]
@@ -50,7 +51,7 @@ def mark_one_sided(gm: fx.GraphModule, logits: fx.Node, active: set[fx.Node]) ->
 
 
 def _keeps_sign(node: fx.Node) -> bool:
-    """Whether relevance ≥ 0 of a node is ≥ 0 at its inputs; what has no rule moves real numbers as they are."""
+    """Whether relevance ≥ 0 of a node is ≥ 0 at its inputs. An op without a rule moves real numbers as they are."""
     if isinstance(node.target, Fast):
         return node.target.keeps_sign
     values = [v for n in (node, *node.all_input_nodes) if differentiable(n) for v in [n.meta["val"]]]
@@ -59,8 +60,10 @@ def _keeps_sign(node: fx.Node) -> bool:
 
 
 def join_relu(gm: fx.GraphModule) -> None:
-    """What shares by contributions and the ReLU behind it → one node: z⁺ has the sign of z wherever relevance is, and
-    is kept anyway, where z itself would have to be."""
+    """Fuse an op that shares by contributions with the ReLU after it.
+
+    Only z⁺ is kept, which has z's sign wherever relevance is non-zero.
+    """
     for node in list(gm.graph.nodes):
         site = node.args[0].target if node.target is aten.relu.default else None
         if isinstance(site, Fast) and site.contributions and len(node.args[0].users) == 1:
@@ -71,8 +74,10 @@ def join_relu(gm: fx.GraphModule) -> None:
 
 
 def tell_masses(gm: fx.GraphModule, active: set[fx.Node]) -> None:
-    """Between rules at which all relevance is ≥ 0, its mass goes along with it: what one rule has rescaled, the next
-    needs not measure, and where it goes to that one alone, needs not be rescaled."""
+    """Hand the mass of relevance on between rules at which all of it is ≥ 0.
+
+    What one rule has rescaled, the next need not measure; what goes to that rule alone need not be rescaled.
+    """
     for node in list(gm.graph.nodes):
         users = [u for u in node.users if u in active]
         if not (_measures(node) and users and all(_measures(u) and node in _shared(u) for u in users)):
@@ -88,15 +93,15 @@ def tell_masses(gm: fx.GraphModule, active: set[fx.Node]) -> None:
         for user in users:
             shared = _shared(user)
             before = user.kwargs.get("handles", (None,) * len(shared))
-            told = tuple(handle if n is value else h for n, h in zip(shared, before, strict=True))
-            user.kwargs = {**user.kwargs, "handles": told}
+            handles = tuple(handle if n is value else h for n, h in zip(shared, before, strict=True))
+            user.kwargs = {**user.kwargs, "handles": handles}
             if len(users) == 1 and shared.count(value) == 1:
                 user.target = user.target.but(loose=(*user.target.loose, shared.index(value)))
 
 
 def recompute_functions(gm: fx.GraphModule) -> None:
-    """A function of one tensor, entry by entry, is computed again from that tensor, which is kept anyway, wherever
-    rules ask for its value, which is not."""
+    """Compute the value of an entry-wise function of one tensor again where rules ask for it, instead of keeping it;
+    the tensor itself is kept anyway."""
     for node in gm.graph.nodes:
         users = list(_users(node)) if _is_function(node) else []
         if not users or not all(_may_remake(user, value) for user, value in users):
@@ -111,7 +116,7 @@ def recompute_functions(gm: fx.GraphModule) -> None:
 
 
 def _users(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """A node's users, and what each has for it: itself, or the dropout behind it, which is the same tensor."""
+    """The users of a node, each with the node it uses: this one, or the dropout after it, which is the same tensor."""
     for user in list(node.users):
         if user.target is aten.dropout.default and user.args[2] is False:
             yield from _users(user)
@@ -120,7 +125,7 @@ def _users(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 
 def _is_function(node: fx.Node) -> bool:
-    """Whether a node is a rule's, of one tensor, entry by entry, that is kept."""
+    """Whether a node is an entry-wise function of one tensor, which is kept, and has a rule."""
     site = node.target
     if not isinstance(site, Fast) or site.rectified or site.remade:
         return False
@@ -128,7 +133,7 @@ def _is_function(node: fx.Node) -> bool:
 
 
 def _may_remake(user: fx.Node, node: fx.Node) -> bool:
-    """Whether a node's user is a rule's that can make the node's value."""
+    """Whether a node's user has a rule that can compute the node's value again."""
     site = user.target
     if not isinstance(site, Fast) or isinstance(site.op, FoldedProduct):
         return False
@@ -136,7 +141,7 @@ def _may_remake(user: fx.Node, node: fx.Node) -> bool:
 
 
 def _measures(node: fx.Node) -> bool:
-    """Whether a node is a rule that measures mass to rescale by, of relevance ≥ 0 of real numbers."""
+    """Whether a node has a rule that measures mass to rescale by, of relevance ≥ 0 of real numbers."""
     site = node.target
     if not isinstance(site, Fast) or not site.one_sided:
         return False
@@ -144,11 +149,11 @@ def _measures(node: fx.Node) -> bool:
 
 
 def _shared(node: fx.Node) -> list[fx.Node]:
-    """The nodes a rule shares with."""
+    """The nodes that a rule gives relevance to."""
     leaves = _leaves(node)
     return [leaves[i] for i in target_of(node).argnums]
 
 
 def _leaves(node: fx.Node) -> list:
-    """The leaves of what is the op's own among the arguments of a rule's node."""
+    """The leaves of the op's own arguments in a node with a rule."""
     return pytree.tree_leaves((node.args, {k: v for k, v in node.kwargs.items() if k not in ("handles", "sources")}))

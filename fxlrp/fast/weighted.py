@@ -1,4 +1,4 @@
-"""Kernels of the classic rules for products with weights: signs that are known, scratch memory, weights in pieces."""
+"""Kernels of the classic rules for products with weights: by known signs, scratch memory and weights in pieces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Known(Product):
     nonneg: bool = False
 
     def pieces(self, g: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor, Known]]:
-        """The product with g and z of its outputs, in pieces of the outputs where a dense layer's weight is large."""
+        """The product with g and z of its outputs, cut into pieces of the outputs where a dense layer's weight is
+        large."""
         x, w, b = self.operands
         rows = rows_at_once(w) if self.op is aten.linear.default else len(w)
         if len(w) <= rows:
@@ -42,7 +43,7 @@ Contributions = tuple[Tensor, Callable[[Tensor], Tensor]]
 
 
 def contributions(f: Known, sign: int) -> Contributions:
-    """Those of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0)."""
+    """The contributions of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0)."""
     x, w, b = f.operands
     halves = [(1, x)] if f.nonneg else [(1, x.clamp(min=0)), (-1, x.clamp(max=0))]
     none = None if b is None else torch.zeros_like(b)
@@ -50,8 +51,8 @@ def contributions(f: Known, sign: int) -> Contributions:
     weights = [clamped(w.detach(), sign * half, borrow(f"part{half}", w)) for half, _ in halves]
 
     def total(*parts: Tensor) -> Tensor:
-        found = [f(*operands) for operands in zip(parts, weights, biases, strict=True)]
-        return sum(found[1:], found[0])
+        sums = [f(*operands) for operands in zip(parts, weights, biases, strict=True)]
+        return sum(sums[1:], sums[0])
 
     value, transposed = pullback(total, *(part for _, part in halves))
 

@@ -63,17 +63,17 @@ class Formula:
     def __init__(self, formula: Callable[..., Any]) -> None:
         functools.update_wrapper(self, formula)
         self.formula = formula
-        known = inspect.signature(formula)
+        signature = inspect.signature(formula)
         argnums = inspect.Parameter("argnums", inspect.Parameter.KEYWORD_ONLY, default=(0,))
-        keywords = [p for p in known.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        self.__signature__ = known.replace(parameters=[*keywords, argnums])
+        keywords = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        self.__signature__ = signature.replace(parameters=[*keywords, argnums])
 
     def __call__(
         self, g: Tensor, z: Tensor, *args: Any, argnums: tuple[int, ...] = (0,), **kwargs: Any
     ) -> list[Tensor | None]:
-        found = self.formula(over_abs(g, z), z, *args, **kwargs)
-        found = (found,) if isinstance(found, Tensor) else found
-        return [found[i] for i in argnums]
+        cotangents = self.formula(over_abs(g, z), z, *args, **kwargs)
+        cotangents = (cotangents,) if isinstance(cotangents, Tensor) else cotangents
+        return [cotangents[i] for i in argnums]
 
 
 @Formula

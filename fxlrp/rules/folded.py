@@ -34,7 +34,7 @@ describe(FoldedProduct, constants=("value", "scale"))
 def unfolded(
     op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], memory: Callable[[Tensor], Tensor | None] = lambda w: None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the product that a call of a folded one stands for; of any other call, its own.
+    """The arguments of the product that a call of a folded one stands for; the own arguments of any other call.
 
     memory: where the scaled weight is made, if not in memory of its own.
     """

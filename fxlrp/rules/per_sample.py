@@ -1,4 +1,4 @@
-"""What is summed or scaled for each sample of a batch, wherever its samples are laid out."""
+"""Sums and scales each sample of a batch, wherever its samples are laid out."""
 
 from __future__ import annotations
 

@@ -147,7 +147,8 @@ class Rulebook:
 
     @property
     def _content(self) -> tuple:
-        """What tells it from others of its name; rules and passes by their names, since parameters make them anew."""
+        """What tells it from other rulebooks of its name. Rules and passes count by their names, since parameters make
+        them anew."""
         rules = {key: entry.name for key, entry in self.entries.items()}
         passes = [each.__name__ for each in self.passes]
         return rules, passes, self.normalise, self.reads, self.seed, self.default_contrast, self.contrast_passes
@@ -156,20 +157,20 @@ class Rulebook:
         return self.extend(rows)
 
     def resolve(self, contrast: int | str | None) -> int | str | None:
-        """What a contrast stands for: "default" is what this rulebook is set against."""
+        """The contrast that is meant: "default" is this rulebook's own."""
         return self.default_contrast if contrast == "default" else contrast
 
     def lookup(self, op: Any, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule.
 
-        Of entries, a user's come first, then the rulebook's own; without any, ops that move values need no rule.
+        A user's entries come first, then the rulebook's own. An op without any that moves values is structural.
         """
         if isinstance(op, FoldedProduct):
             op = op.product
         names: tuple[Any, ...] = (op, type(op), _name(op))
         for name in names:
-            if known := {at: entry for (named, at), entry in _USER.items() if named == name}:
-                return _of_user(op, known, active)
+            if entries := {at: entry for (named, at), entry in _USER.items() if named == name}:
+                return _of_user(op, entries, active)
             for key in ((name, active), (name, None)):
                 if key in self.entries:
                     return self.entries[key]
@@ -179,21 +180,21 @@ class Rulebook:
 _USER: dict[Key, Entry] = {}
 
 
-def _of_user(op: Op, known: Mapping[tuple[int, ...] | None, Entry], active: tuple[int, ...]) -> Entry:
+def _of_user(op: Op, entries: Mapping[tuple[int, ...] | None, Entry], active: tuple[int, ...]) -> Entry:
     """Of the rules registered for an op the one for `active`, the arguments that carry relevance: the one for just
     these, else the one that gives to most of them.  Raises FxlrpError if there is one for other arguments alone."""
-    if active in known:
-        return known[active]
-    places = max((at for at in known if at is not None), key=lambda at: len({*at} & {*active}), default=None)
+    if active in entries:
+        return entries[active]
+    places = max((at for at in entries if at is not None), key=lambda at: len({*at} & {*active}), default=None)
     if places is None or not {*places} & {*active}:
-        rule = known.get(None) or next(iter(known.values()))
-        if not active or (None in known and active[0] == 0):
+        rule = entries.get(None) or next(iter(entries.values()))
+        if not active or (None in entries and active[0] == 0):
             return rule
         raise FxlrpError(
-            f"Rule {rule.name!r} for {op} is for {'its first argument' if None in known else f'arguments {places}'}, "
+            f"Rule {rule.name!r} for {op} is for {'its first argument' if None in entries else f'arguments {places}'}, "
             f"and here relevance stands at {active}: register one for that, @fxlrp.rule(op, args={active})."
         )
-    argnums, entry = tuple(i for i in places if i in active), known[places]
+    argnums, entry = tuple(i for i in places if i in active), entries[places]
     if not isinstance(entry, Rule):
         return entry
     return Rule(entry.fn if argnums == places else _some(entry.fn, places, argnums), argnums)
@@ -201,12 +202,12 @@ def _of_user(op: Op, known: Mapping[tuple[int, ...] | None, Entry], active: tupl
 
 @functools.cache
 def _some(fn: Callable, places: tuple[int, ...], argnums: tuple[int, ...]) -> Callable:
-    """A rule that returns what another gives to some of its arguments; the rest are constants here."""
+    """A rule that returns what another gives to some of its arguments; the others are constants here."""
 
     @functools.wraps(fn)
     def rule(*args: Any, **kwargs: Any) -> Any:
-        found = fn(*args, **kwargs)
-        return found if found is None else tuple(found[places.index(i)] for i in argnums)
+        cotangents = fn(*args, **kwargs)
+        return cotangents if cotangents is None else tuple(cotangents[places.index(i)] for i in argnums)
 
     return rule
 
@@ -258,11 +259,11 @@ def publish(book: Rulebook | Callable[..., Rulebook]) -> Any:
         _BOOKS[book.name] = lambda: book
         return book
     name, doc = book.__name__.replace("_", "-"), " ".join((book.__doc__ or "").split())
-    known = inspect.signature(book).parameters
+    defaults = inspect.signature(book).parameters
 
     @functools.wraps(book)
     def make(**parameters: Any) -> Rulebook:
-        given = ",".join(f"{k}={v}" for k, v in parameters.items() if v != known[k].default)
+        given = ",".join(f"{k}={v}" for k, v in parameters.items() if v != defaults[k].default)
         return replace(book(**parameters), name=f"{name}:{given}" if given else name, doc=doc)
 
     _BOOKS[name] = make
@@ -286,9 +287,9 @@ def rulebook(name: str, **parameters: Any) -> Rulebook:
     """
     if name not in _BOOKS:
         raise FxlrpError(f"There is no rulebook {name!r}; there are {', '.join(sorted(_BOOKS))}.")
-    known = parameters_of(name)
-    for unknown in parameters.keys() - known.keys():
-        has = ", ".join(f"{k}={v}" for k, v in known.items()) or "no parameters"
+    defaults = parameters_of(name)
+    for unknown in parameters.keys() - defaults.keys():
+        has = ", ".join(f"{k}={v}" for k, v in defaults.items()) or "no parameters"
         raise FxlrpError(f"Rulebook {name!r} has no parameter {unknown!r}; it has {has}.")
     return _BOOKS[name](**parameters)
 

@@ -1,7 +1,5 @@
-"""Ops that have the values of one tensor and the way back of another.
-
-A straight-through estimator, a quantised product and a function with a backward of its own are all of this kind.
-"""
+"""Ops that have the value of one tensor and the derivative of another: straight-through estimators, quantised products
+and functions with a backward of their own."""
 
 from __future__ import annotations
 

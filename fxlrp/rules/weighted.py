@@ -72,7 +72,8 @@ class Product:
 
 
 def contributions(f: Product, sign: int) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
-    """Those of one sign, Σ_i z±_ij + b_j± = f(x⁺; w±, b±) + f(x⁻; w∓, 0), as a function of x⁺ and x⁻; and these."""
+    """The contributions of one sign, Σ_i z±_ij + b_j± = f(x⁺; w±, b±) + f(x⁻; w∓, 0), as a function of x⁺ and x⁻; and
+    x⁺ and x⁻ themselves."""
     x, w, b = f.operands
     same, other = clamped(w, sign), clamped(w, -sign)
     bias, none = (None, None) if b is None else (clamped(b, sign), torch.zeros_like(b))
@@ -167,7 +168,7 @@ def ones_for(x: Tensor) -> Tensor:
 class FirstLayer:
     """A product with weights that sees the input itself; relevance of the input stands at `ones`, laid out like x.
 
-    What is spread evenly or by distance from bounds is no multiple of x: R = x ⊙ g could not carry it.
+    Relevance that is spread evenly, or by distance from bounds, is no multiple of x: R = x ⊙ g could not carry it.
     """
 
     op: Callable[..., Tensor]
