@@ -1,4 +1,4 @@
-"""Probe: which values of a graph depend on a sample, found by nudging it and running the graph again."""
+"""Finds the values of a graph that depend on a sample, by nudging the sample and running the graph again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fxlrp.capture.state import drawing
 from fxlrp.graph.rowwise import differ
 
 NUDGE = 1e-3
-"""By which part of itself, at most, a value is nudged: an integer among floats stays that when it is rounded down."""
+"""The largest relative nudge; small enough that an integer stored as a float keeps its value when rounded down."""
 
 
 def nudged(t: Tensor) -> Tensor:
-    """Other values of the same kind: each a little above its own, by shares that differ from entry to entry."""
+    """Slightly larger values, by shares that differ from entry to entry."""
     size = t.abs()
     size = size.where(size.isfinite(), 0)
     steps = torch.arange(1, t.numel() + 1, device=t.device, dtype=size.dtype).view(t.shape)
@@ -25,24 +25,24 @@ def nudged(t: Tensor) -> Tensor:
 
 
 class Probe:
-    """Runs a graph as it is and with one sample nudged, and says what changes."""
+    """Runs a graph with and without one sample nudged, and compares the values."""
 
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], starts: Mapping[fx.Node, int]) -> None:
         self.graph, self.inputs, self.starts = graph, inputs, starts
         self.plain: dict[fx.Node, Tensor] = {}
 
     def changes(self, sample: int, wanted: set[fx.Node]) -> dict[fx.Node, Tensor] | None:
-        """Which entries of each node in `wanted` depend on a sample, as booleans; None if no run with it succeeds."""
+        """Boolean masks of the entries of each node in `wanted` that depend on a sample; None if a run fails."""
         try:
             if missing := wanted - self.plain.keys():
                 self.plain.update(_Nudging(self, missing, None).seen())
             return _Nudging(self, wanted, sample).seen()
-        except (RuntimeError, IndexError, ValueError):  # the network takes no such values
+        except (RuntimeError, IndexError, ValueError):  # the network refuses the nudged values
             return None
 
 
 class _Nudging(fx.Interpreter):
-    """Runs a graph, with one sample nudged or none, and keeps of each node in `wanted` the value, or what changed."""
+    """Runs a graph and keeps the value of each node in `wanted`, or, with a sample nudged, a mask of its changes."""
 
     def __init__(self, probe: Probe, wanted: set[fx.Node], sample: int | None) -> None:
         super().__init__(probe.graph)
@@ -50,7 +50,7 @@ class _Nudging(fx.Interpreter):
         self.found: dict[fx.Node, Tensor] = {}
 
     def seen(self) -> dict[fx.Node, Tensor]:
-        """What is kept of a run."""
+        """Runs the graph and returns the values or masks kept."""
         with torch.no_grad(), drawing(0, self.probe.inputs):
             self.run(*(t.clone() for t in self.probe.inputs))
         return self.found
@@ -59,8 +59,8 @@ class _Nudging(fx.Interpreter):
         value = super().run_node(n)
         if n in self.probe.starts and self.sample is not None:
             value = value.clone()
-            one = value.select(self.probe.starts[n], self.sample)
-            one.copy_(nudged(one))
+            nudged_sample = value.select(self.probe.starts[n], self.sample)
+            nudged_sample.copy_(nudged(nudged_sample))
         if n in self.wanted:
             self.found[n] = value if self.sample is None else differ(self.probe.plain[n], value)
         return value

@@ -1,7 +1,7 @@
-"""Samples: where the samples of a batch are at each node of a captured graph.
+"""Finds the sample axis of each node of a captured graph.
 
-Symbolic shapes tell most of it.  What they don't, a probe does: one sample is nudged where relevance is read, by values
-close to its own, and what changes belongs to it.
+Symbolic shapes show most of them.  A probe finds the rest: it nudges one sample slightly where relevance is read, and
+the entries that change belong to that sample.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fxlrp.rules.per_sample import WHOLE, SampleAxis
 def starts_of(
     graph: fx.GraphModule, readouts: Mapping[Place, Sequence[fx.Node]], axes: Axes, count: int
 ) -> tuple[dict[fx.Node, int], bool]:
-    """The nodes where relevance is read, with the axis of their samples, and whether that is known of all of them."""
+    """The nodes where relevance is read, with their sample axes, and whether all of these are known."""
     symbols = batch_symbols(graph, axes)
     starts, known = {}, True
     for i, nodes in readouts.items():
@@ -35,30 +35,30 @@ def starts_of(
                 starts[node] = plain
             elif len(shape) > axis and shape[axis] == count:
                 starts[node] = axis
-            elif candidates(node.meta["val"], symbols):  # folded with another axis before it was looked up
+            elif candidates(node.meta["val"], symbols):  # folded with another axis before the lookup
                 known = False
     return starts, known
 
 
 def batch_symbols(graph: fx.GraphModule, axes: Axes) -> set:
-    """The symbols that stand for the number of samples."""
+    """The symbols for the number of samples."""
     places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
     return {s for n, axis in places if axis is not None for s in free_symbols(n.meta["val"].shape[axis])}
 
 
 def candidates(traced: Tensor, symbols: set) -> list[int]:
-    """The axes of a traced tensor that the samples are a part of, by their symbols."""
+    """The axes of a traced tensor whose size contains a symbol of the batch."""
     return [axis for axis, size in enumerate(traced.shape) if free_symbols(size) & symbols]
 
 
 def plain_axis(node: fx.Node, symbols: set) -> int | None:
-    """The axis of a node that counts the samples and nothing else, if its shape tells."""
+    """The axis of a node that counts the samples and nothing else, if its shape shows one."""
     value = node.meta.get("val")
     return plain(value, symbols) if isinstance(value, Tensor) else None
 
 
 def plain(traced: Tensor, symbols: set) -> int | None:
-    """The same of a traced tensor."""
+    """The axis of a traced tensor that counts the samples and nothing else, if its shape shows one."""
     axes = candidates(traced, symbols)
     if len(axes) == 1 and traced.shape[axes[0]].node.expr in symbols:  # type: ignore[attr-defined]
         return axes[0]
@@ -66,12 +66,12 @@ def plain(traced: Tensor, symbols: set) -> int | None:
 
 
 class Samples:
-    """Where each node's samples are.
+    """The sample axis of each node.
 
-    A symbolic batch shows it in the shapes.  Where the batch is folded into another axis (windows, heads) or is not
-    symbolic, the first sample of the example is nudged and the graph run, then the last: what changes belongs to that
-    sample.  What has no axis of samples at all (a loop over the batch, an input they all share) is probed by each
-    sample in turn: it may see one at most.
+    Shapes with a symbolic batch show it.  If the batch is folded into another axis (windows, heads) or is not symbolic,
+    the first sample of the example and then the last is nudged: the entries that change belong to that sample.  Nodes
+    without a sample axis (a loop over the batch, an input shared by all) are probed with each sample in turn: at most
+    one sample may change them.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Samples:
             return
         starts, self.known = starts_of(gm, readouts, axes, self.count)
         probe = Probe(gm, captured.inputs, starts)
-        seen: dict[fx.Node, int] = dict.fromkeys(folded, 0)
+        times_changed: dict[fx.Node, int] = dict.fromkeys(folded, 0)
         fits: dict[fx.Node, list[SampleAxis]] = {}
         for sample in range(self.count):
             wanted = folded if sample in (0, self.count - 1) else {n for n in folded if not fits.get(n)}
@@ -103,23 +103,23 @@ class Samples:
                 return
             for node, entries in changed.items():
                 if entries.any():
-                    at = candidates(node.meta["val"], self.symbols) or list(range(entries.ndim))
-                    layouts = list(locate(entries, at, self.count, sample))
-                    seen[node] += 1
+                    axes_to_try = candidates(node.meta["val"], self.symbols) or list(range(entries.ndim))
+                    layouts = list(locate(entries, axes_to_try, self.count, sample))
+                    times_changed[node] += 1
                     fits[node] = [b for b in fits.get(node, layouts) if b in layouts]
         for node in folded:
-            if seen[node] < 2:
+            if times_changed[node] < 2:
                 self.where[node] = WHOLE
             elif len(fits[node]) == 1:
                 self.where[node] = fits[node][0]
 
     def of(self, node: fx.Node) -> SampleAxis | None:
-        """Where the node's samples are; None if that can't be told."""
+        """The sample axis of a node; None if it can't be determined."""
         return self.where.get(node)
 
 
 def locate(changed: Tensor, axes: Iterable[int], count: int, sample: int = 0) -> Iterator[SampleAxis]:
-    """The layouts [before, count, after] of one of `axes` in which what changed is confined to the sample."""
+    """The layouts [before, count, after] of one of `axes` in which all changes are confined to the sample."""
     for axis in axes:
         size = changed.shape[axis]
         if not changed.numel():
