@@ -104,7 +104,7 @@ class Plans:
         if plan.capture.mode is CaptureMode.THIS_INPUT:
             one = plan.axes.count(tensors) == 1
             outdated = one and not all(map(equal, widened(tensors), plan.capture.inputs))
-        else:  # does the model take another branch at this batch size?
+        else:  # the model may take another branch at this batch size
             outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
         if outdated:
             with alone(), drawing(self.seed, tensors):

@@ -59,18 +59,18 @@ def propagate(
     apart = book.contrast_passes == 2
     seeds = [s for direction in asked for s in _seeds(direction, book)]
 
-    def pull(some: Sequence[Seed], keep: bool) -> list[list[Tensor]]:
+    def pull(batch: Sequence[Seed], keep: bool) -> list[list[Tensor]]:
         """The cotangents of `values` for each seed."""
         end = out[plan.logits]
         at_end = [
-            g if logits is end else torch.autograd.grad(logits, end, g, retain_graph=True)[0] for logits, g in some
+            g if logits is end else torch.autograd.grad(logits, end, g, retain_graph=True)[0] for logits, g in batch
         ]
 
         def cotangents(g: Tensor, keep: bool) -> list[Tensor]:
-            found = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
-            return [torch.zeros_like(a) if d is None else d for a, d in zip(values, found, strict=True)]
+            gs = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
+            return [torch.zeros_like(a) if d is None else d for a, d in zip(values, gs, strict=True)]
 
-        if len(some) > 1:
+        if len(batch) > 1:
             # vmap loops over ops that it can't batch; if that fails too, each seed gets its own pass
             with suppress(RuntimeError), without_warnings("There is a performance drop"):
                 batched = torch.vmap(partial(cotangents, keep=True))(torch.stack(at_end))
@@ -82,13 +82,13 @@ def propagate(
         grads = [g for i in starts for g in pull(seeds[i : i + at_once], keep=i + at_once < len(seeds))]
     reads = []
     for direction in asked:
-        found = grads.pop(0)
+        gs = grads.pop(0)
         if apart and direction.against is not None:
-            found = [p - n for p, n in zip(found, grads.pop(0), strict=True)]
+            gs = [p - n for p, n in zip(gs, grads.pop(0), strict=True)]
         whole = book.reads == "relevance"
         # an input may be infinite, such as a mask
         masked = partial(relevance, masked=True)
-        read = [by_parts(masked, a.detach(), g) if whole else g for a, g in zip(values, found, strict=True)]
+        read = [by_parts(masked, a.detach(), g) if whole else g for a, g in zip(values, gs, strict=True)]
         reads.append(Read(_by_input(plan, out, tensors, dict(zip(places, read, strict=False))), read[len(places) :]))
     return reads
 

@@ -75,8 +75,8 @@ def asked_directions(
         return [Direction(logits, torch.ones_like(logits), None)], first
     if target is None and said is not out and logits.ndim == 2:
         target = at_position(plan.axes.rows(said[plan.explained]), question.position).argmax(1)
-    asked, index = directions(logits, target, question.contrast)
-    return [Direction(logits, *sides) for sides in asked], index
+    weights, index = directions(logits, target, question.contrast)
+    return [Direction(logits, *sides) for sides in weights], index
 
 
 def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -> Any:

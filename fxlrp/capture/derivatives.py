@@ -97,8 +97,8 @@ def _decompositions(gm: fx.GraphModule) -> dict[Any, Callable]:
     return {**table, aten.var_mean.correction: _var_mean}
 
 
-def _var_mean(x: Tensor, dim: Any = None, **how: Any) -> tuple[Tensor, Tensor]:
-    return aten.var.correction(x, dim, **how), aten.mean.dim(x, dim, how.get("keepdim", False))
+def _var_mean(x: Tensor, dim: Any = None, **options: Any) -> tuple[Tensor, Tensor]:
+    return aten.var.correction(x, dim, **options), aten.mean.dim(x, dim, options.get("keepdim", False))
 
 
 NORMS = (aten.native_layer_norm.default, aten.native_group_norm.default, aten.native_batch_norm.default)

@@ -45,7 +45,7 @@ def _attention(
     scale: float,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The attention output, and its softmax normaliser and largest score in units of log 2."""
+    """The attention output, and the base-2 logarithms of its softmax normaliser and of its largest exp(score)."""
     has_score_mod, has_mask = not _is_noop(score_mod, "_identity"), not _is_noop(block_mask[-1], "noop_mask")
     if has_score_mod or has_mask:
         notice()

@@ -54,19 +54,19 @@ class PackedCell:
 
 def hide_packed(twin: nn.Module) -> bool:
     """Makes packed weights in the twin of a model traceable; returns whether there are any."""
-    found = False
+    has_packed = False
     for module in twin.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.ScriptObject):
                 cell = "CellParams" in str(value._type())
                 if cell or hasattr(value, "unpack"):
                     vars(module)[name] = (PackedCell if cell else Packed)(value, module, name)
-                    found = True
+                    has_packed = True
         if type(module).__module__.startswith("torch.ao.nn.quantized") and "scale" in module._buffers:
             for name in ("scale", "zero_point"):  # quantising takes them as numbers
                 scale = module._buffers.pop(name)
                 vars(module)[name] = scale.item() if scale is not None and scale.numel() == 1 else scale
-    return found
+    return has_packed
 
 
 @contextmanager
@@ -136,8 +136,8 @@ def _float(name: str) -> Callable:
 def _convolution(op: Callable) -> Callable:
     def call(x: Tensor, packed: Packed) -> Tensor:
         w, b = packed.unpack()
-        how = packed.stride(), packed.padding(), packed.dilation(), packed.groups()
-        return op(x, w, b, *how)
+        settings = packed.stride(), packed.padding(), packed.dilation(), packed.groups()
+        return op(x, w, b, *settings)
 
     return call
 

@@ -36,20 +36,20 @@ class _Part:
 
     def is_still(self) -> bool:
         """Whether the module is unchanged."""
-        now = vars(self.module)
-        if getattr(type(self.module), "forward", None) is not self.forward or len(now) != len(self.values):
+        current = vars(self.module)
+        if getattr(type(self.module), "forward", None) is not self.forward or len(current) != len(self.values):
             return False
-        if not all(map(is_, now.values(), self.values)):
+        if not all(map(is_, current.values(), self.values)):
             return False
         return all(len(v) == len(held) and (not held or all(map(is_, _inside(v), held))) for _, v, held in self.holders)
 
     def changed(self) -> set[str]:
         """The attributes that have changed."""
-        now = _Part(self.module)
-        changed = set() if now.forward is self.forward else {"forward"}
+        current = _Part(self.module)
+        changed = set() if current.forward is self.forward else {"forward"}
         for old, new in (
-            (self.attributes, now.attributes),
-            ({n: held for n, _, held in self.holders}, {n: held for n, _, held in now.holders}),
+            (self.attributes, current.attributes),
+            ({n: held for n, _, held in self.holders}, {n: held for n, _, held in current.holders}),
         ):
             changed |= {n for n in {*old, *new} if n not in old or n not in new or not _same(old[n], new[n])}
         return changed
@@ -118,7 +118,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
                 for buffer, version, value in buffers:
                     dense = buffer.layout is torch.strided and not buffer.is_meta
                     if buffer._version != version or (dense and not torch.equal(buffer, value)):
-                        buffer.copy_(value)  # observers write without a new version
+                        buffer.copy_(value)  # observers write without changing the version
 
 
 @contextmanager

@@ -170,9 +170,9 @@ def _mix(
     """Whether a row of the explained output depends on a sample other than its own; None if the probe can't run."""
     assert axes.output is not None
     count = axes.count(inputs)
-    starts, known = starts_of(captured.graph, readouts, axes, count)
+    starts, certain = starts_of(captured.graph, readouts, axes, count)
     symbols = batch_symbols(captured.graph, axes)
-    if known and len(symbols) == 1 and is_rowwise(captured.graph, starts, explained, partial(plain, symbols=symbols)):
+    if certain and len(symbols) == 1 and is_rowwise(captured.graph, starts, explained, partial(plain, symbols=symbols)):
         return False
     probe = Probe(captured.graph, inputs, starts)
     reached = [_rows_reached(probe, explained, axes.output, sample, count) for sample in (0, count - 1)]

@@ -23,8 +23,8 @@ NOWHERE = -1  # the position of a value that comes from no entry of the input
 class Trail:
     """Follows an input to the tensors whose entries each come from one entry of the input, moved or hashed.
 
-    reached: these tensors, except booleans made of integers and, unless `counted`, tensors that also depend on counts
-    of the entries (positions, from a mask).
+    reached: these tensors, except booleans and floats made of integers and, unless `counted`, tensors that also depend
+    on counts of the entries (positions, from a mask).
     hot: the reached tensors that are one-hot rows.
     takers: the nodes that take a reached tensor.
     """
@@ -165,7 +165,7 @@ class Positions:
         if node not in self.reached:
             return self._beside(node, aten.full_like.default, node, NOWHERE, dtype=torch.int64)
         index = _index(node)
-        if index is not None and self.trail.takes_rows(node):  # a table of integers
+        if index is not None and self.trail.takes_rows(node):  # a lookup in a table of integers
             return self.of(index)
         if about(node.target).copies:
             return self.of(args_of(node)[0])

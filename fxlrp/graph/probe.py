@@ -47,13 +47,13 @@ class _Nudging(fx.Interpreter):
     def __init__(self, probe: Probe, wanted: set[fx.Node], sample: int | None) -> None:
         super().__init__(probe.graph)
         self.probe, self.wanted, self.sample = probe, wanted, sample
-        self.found: dict[fx.Node, Tensor] = {}
+        self.kept: dict[fx.Node, Tensor] = {}
 
     def seen(self) -> dict[fx.Node, Tensor]:
         """Runs the graph and returns the values or masks kept."""
         with torch.no_grad(), drawing(0, self.probe.inputs):
             self.run(*(t.clone() for t in self.probe.inputs))
-        return self.found
+        return self.kept
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -62,5 +62,5 @@ class _Nudging(fx.Interpreter):
             nudged_sample = value.select(self.probe.starts[n], self.sample)
             nudged_sample.copy_(nudged(nudged_sample))
         if n in self.wanted:
-            self.found[n] = value if self.sample is None else differ(self.probe.plain[n], value)
+            self.kept[n] = value if self.sample is None else differ(self.probe.plain[n], value)
         return value

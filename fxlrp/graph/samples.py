@@ -23,7 +23,7 @@ def starts_of(
 ) -> tuple[dict[fx.Node, int], bool]:
     """The nodes where relevance is read, with their sample axes, and whether all of these are known."""
     symbols = batch_symbols(graph, axes)
-    starts, known = {}, True
+    starts, all_known = {}, True
     for i, nodes in readouts.items():
         axis = 0 if isinstance(i, str) else axes.inputs[i]
         if axis is None:
@@ -36,8 +36,8 @@ def starts_of(
             elif len(shape) > axis and shape[axis] == count:
                 starts[node] = axis
             elif candidates(node.meta["val"], symbols):  # folded with another axis before the lookup
-                known = False
-    return starts, known
+                all_known = False
+    return starts, all_known
 
 
 def batch_symbols(graph: fx.GraphModule, axes: Axes) -> set:

@@ -69,8 +69,8 @@ def _is_opaque(node: fx.Node, facts: Facts) -> bool:
 
 def _function_of(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
     """The op as a function of x alone."""
-    places = [a is x for a in node.args]
-    return lambda t: target_of(node)(*(t if here else a for here, a in zip(places, args, strict=True)), **kwargs)
+    are_x = [a is x for a in node.args]
+    return lambda t: target_of(node)(*(t if is_x else a for is_x, a in zip(are_x, args, strict=True)), **kwargs)
 
 
 def _value(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Tensor:

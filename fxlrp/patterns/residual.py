@@ -24,7 +24,7 @@ class Residual:
         self.__name__ = self.__qualname__ = "residual"
         self.__module__ = __name__
 
-    def __call__(self, branch: Tensor, shortcut: Tensor, *given: Any) -> Tensor:
+    def __call__(self, branch: Tensor, shortcut: Tensor, *operands: Any) -> Tensor:
         return branch + shortcut
 
 
