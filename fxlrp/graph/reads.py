@@ -62,8 +62,8 @@ def find_readouts(captured: Capture) -> dict[Place, list[fx.Node]]:
     """The nodes where relevance is read: the marked ones, or else those of each input.
 
     A float input is read at itself and at the ones that stand for it in first layers, and any input at the vectors that
-    it looks up.  If there are none of these, integer inputs are read where they become numbers, and if need be also the
-    inputs named as masks or positions.  Masks with infinite values are never read.
+    it looks up.  If there are none of these, integer inputs are read where they become numbers, and if need be also
+    inputs named as masks or positions, left out until then.  Masks with infinite values are never read.
     """
     gm = captured.graph
     marked = [n for n in gm.graph.nodes if "read" in n.meta]

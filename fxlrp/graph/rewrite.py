@@ -191,7 +191,7 @@ def _refuse_generators(gm: fx.GraphModule) -> None:
 
 
 def _pool_as_mean(node: fx.Node) -> None:
-    """Replaces global average pooling by a mean: with channels last, torch overwrites strides in the pooling, which
+    """Replaces global average pooling by a mean: with channels last, torch overwrites the result's strides, which
     Inductor (torch 2.11) compiles wrongly."""
     if str(node.target).startswith("aten.adaptive_avg_pool"):
         x, sizes = args_of(node)

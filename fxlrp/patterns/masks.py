@@ -1,4 +1,4 @@
-"""Rewrites the addition of a mask (0 where it is open, very negative where it is shut) as an op whose relevance all goes to x."""
+"""Rewrites the addition of a mask (0 where open, very negative where shut) as an op whose relevance all goes to x."""
 
 from __future__ import annotations
 
