@@ -86,8 +86,8 @@ def one_by_one(
     questions: Sequence[Question],
     at: Sequence[str],
 ) -> list[Attribution]:
-    """Explains each sample alone, for models that branch on values or mix samples, and joins the results with the
-    model's output for the whole batch; relevance is summed at inputs that samples share.
+    """Explains each sample alone, if the model branches on values or its samples can't be told apart inside; joins the
+    results with the model's output for the whole batch, and sums relevance at inputs that samples share.
 
     Explains the batch as one sample instead if a target returns one number for the whole batch, or if samples alone
     get other outputs than within the batch, as long as no entry of an input gets relevance from two rows.

@@ -234,7 +234,7 @@ def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
 
 
 def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) -> bool:
-    """Replaces the node's op by one with a rule; returns False if the node mixes samples."""
+    """Replaces the node's op by one with a rule; returns False if its samples can't be told apart."""
     op, operands = target_of(node), leaves(node)
     positions = facts.positions(node)
     rule = entry or ABSOLUTE

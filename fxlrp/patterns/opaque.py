@@ -36,8 +36,8 @@ ROUNDED = 0.05
 
 
 def explain_opaque(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Replaces opaque ops by what they are found to be; leaves other ops as they are.  Raises FxlrpError if one of these
-    has no derivative."""
+    """Replaces opaque ops by what they are found to be, and leaves the rest as they are.  Raises FxlrpError if one of
+    the rest has no derivative."""
     opaque = [n for n in gm.graph.nodes if facts.carries(n) and _is_opaque(n, facts)]
     if not opaque:
         return False
