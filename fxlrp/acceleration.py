@@ -1,6 +1,6 @@
-"""Acceleration: what fxlrp/fast does where it is and is not switched off (FXLRP_FAST=0), and else nothing.
+"""Calls fxlrp/fast if it is installed and not switched off (FXLRP_FAST=0), and does nothing otherwise.
 
-Relevance is the same without it, but for rounding: `fast` can be deleted.
+Relevance is the same without it, up to rounding: `fast` can be deleted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FAST = os.environ.get("FXLRP_FAST", "1") != "0" and find_spec("fxlrp.fast") is n
 
 
 def with_kernel(replaced: ByRule, nonnegs: tuple[bool, ...]) -> ByRule:
-    """An op by its rule, or by a kernel that equals it; nonnegs: which of what it shares with is known to be ≥ 0."""
+    """An op with its rule, or with an equivalent kernel; nonnegs: whether each input in its argnums is known ≥ 0."""
     if not FAST:
         return replaced
     from fxlrp.fast.kernels import kernel_of
@@ -27,7 +27,7 @@ def with_kernel(replaced: ByRule, nonnegs: tuple[bool, ...]) -> ByRule:
 
 
 def specialized(gm: fx.GraphModule, logits: int, active: frozenset[str], one_sided: bool) -> fx.GraphModule:
-    """A rewritten graph, faster for questions whose relevance at the output `logits` is ≥ 0 (`one_sided`), or any."""
+    """A faster version of a rewritten graph, for relevance ≥ 0 at the output `logits` if `one_sided`, else for any."""
     if not FAST:
         return gm
     from fxlrp.fast.specialize import specialized
@@ -36,7 +36,7 @@ def specialized(gm: fx.GraphModule, logits: int, active: frozenset[str], one_sid
 
 
 def without_squares(gm: fx.GraphModule) -> fx.GraphModule:
-    """A rewritten graph that keeps no weights of attention for the relevance pass, but computes them again."""
+    """A rewritten graph that recomputes attention weights in the relevance pass instead of storing them."""
     if not FAST:
         return gm
     from fxlrp.fast.checkpoint import without_squares
@@ -45,7 +45,7 @@ def without_squares(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def checkpointed(gm: fx.GraphModule, starts: list[fx.Node]) -> fx.GraphModule:
-    """A rewritten graph in segments that keep their inputs alone; the relevance pass ends at `starts`."""
+    """A rewritten graph in segments that store only their inputs; the relevance pass ends at `starts`."""
     if not FAST:
         return gm
     from fxlrp.fast.checkpoint import checkpointed
@@ -54,7 +54,7 @@ def checkpointed(gm: fx.GraphModule, starts: list[fx.Node]) -> fx.GraphModule:
 
 
 def scratch(out: Tensor) -> AbstractContextManager:
-    """A context in which the relevance pass from `out` has memory to use again."""
+    """A context in which the relevance pass from `out` reuses memory."""
     if not FAST:
         return nullcontext()
     from fxlrp.fast.memory import is_eager, scratch

@@ -1,4 +1,4 @@
-"""Agreement: what a graph gives against what it was made of: the model's own output, and the eager relevance."""
+"""Compares a graph's output with the model's own, and compiled relevance with eager relevance."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fxlrp.errors import FxlrpError
 
 
 def share_apart(found: Tensor, expected: Tensor) -> float:
-    """The largest difference as a share of the largest of `expected`, which is finite; infinite for other shapes, and
-    where `found` is NaN."""
+    """The largest difference relative to the largest entry of `expected`, which is finite; infinite if the shapes
+    differ or `found` has NaN."""
     if found.shape != expected.shape:
         return float("inf")
     difference = (found - expected).abs().max().double()
@@ -21,12 +21,12 @@ def share_apart(found: Tensor, expected: Tensor) -> float:
 
 
 def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """‖found − expected‖ / ‖expected‖ of several tensors, the largest; entries that are NaN in both are equal."""
+    """The largest ‖found − expected‖ / ‖expected‖ of several tensors; entries that are NaN in both count as equal."""
     worst = 0.0
     for f, e in zip(found, expected, strict=True):
         f, e = f.detach().to(torch.promote_types(f.dtype, torch.float32)), e.detach()
-        known = ~(f.isnan() & e.isnan())
-        f, e = f[known], e[known]
+        comparable = ~(f.isnan() & e.isnan())
+        f, e = f[comparable], e[comparable]
         if not torch.equal(f, e):
             ratio = float((f - e).abs().norm() / e.abs().norm())
             worst = max(worst, ratio if ratio == ratio else float("inf"))
@@ -35,29 +35,30 @@ def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 @contextmanager
 def no_fast_attention() -> Iterator[None]:
-    """Within it, nn.TransformerEncoder computes in inference what it computes in training, in the whole process."""
-    before = torch.backends.mha.get_fastpath_enabled()
+    """Within it, turns off the fast path of nn.TransformerEncoder in the whole process, so that inference computes the
+    same as training."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 EXACT = {torch.float64: 1e-8}
 CLOSE = 1e-3
-"""How far outputs may be apart by rounding, and compiled relevance from the eager one before that is looked into."""
+"""The relative difference allowed to outputs by rounding, and to compiled relevance before it is examined further."""
 ROUNDINGS = 30.0
-"""How many times as far as what one rounding of the inputs does."""
+"""The difference allowed to compiled relevance, as a multiple of the effect of rounding the inputs once."""
 
 
 def check_compiled(
     found: Sequence[Tensor], eager: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor]
 ) -> None:
-    """Compare relevance by a compiled graph with that of the eager one, a function of the inputs.
+    """Compares relevance by a compiled graph with that of the eager one, a function of the inputs.
 
-    Raises FxlrpError if it is further away than rounding explains: in a contrast of nearly equal maps, and where a
-    maximum turns, rounding shows.
+    Raises FxlrpError if they differ by more than rounding explains; its effect is large for a contrast of nearly equal
+    maps, and where a maximum changes place.
     """
     expected = eager(inputs)
     off = apart(found, expected)
@@ -73,18 +74,19 @@ def check_compiled(
 
 
 def rounding(output: Tensor) -> float:
-    """The share of its largest value by which an output of one network may be apart in two runs, by rounding alone."""
+    """The difference between two runs of one network that rounding allows, relative to the output's largest value."""
     return 1e-2 if _tf32([output]) else EXACT.get(output.dtype, CLOSE)
 
 
 def _tf32(inputs: Sequence[Tensor]) -> bool:
-    """Whether products are rounded to 10 bits, in eager kernels other than in compiled ones."""
+    """Whether products are rounded to 10 bits, which eager and compiled kernels do differently."""
     cuda = any(t.is_cuda for t in inputs)
     return cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
 
 
 def _rounded(t: Tensor) -> Tensor:
-    """A float tensor, each entry moved by a few units of its last digit, up or down by turns; others as they are."""
+    """A float tensor with each entry moved by a few units in its last place, alternately up and down; other tensors
+    unchanged."""
     if not t.is_floating_point():
         return t
     signs = (torch.arange(t.numel(), device=t.device) % 2 * 2 - 1).view(t.shape).to(t.dtype)

@@ -1,4 +1,4 @@
-"""Writing into a captured graph: nodes with the metadata (`val`, stack trace, module) that later passes read."""
+"""Inserts nodes into a captured graph with the metadata (`val`, stack trace, module) that later passes read."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch._subclasses.fake_tensor import FakeTensor
 aten = torch.ops.aten
 
 KEPT = ("stack_trace", "nn_module_stack")
-"""What of a node's metadata holds for what is written in its place."""
+"""The metadata of a node that is copied to the nodes that replace it."""
 
 
 def emit(graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
-    """Append op(*args, **kwargs) at the graph's insertion point, as part of what `like` stands for."""
+    """Inserts op(*args, **kwargs) at the graph's insertion point, with the metadata of `like`."""
     node = graph.call_function(op, args, kwargs)
     values = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
     node.meta = {k: v for k, v in like.meta.items() if k in KEPT}
     mode = next(v.fake_mode for n in graph.nodes if isinstance(v := n.meta.get("val"), FakeTensor))
-    with mode, enable_python_dispatcher():  # without it, matmul in torch 2.11 fixes a batch that is a symbol
+    with mode, enable_python_dispatcher():  # without it, matmul in torch 2.11 fixes a symbolic batch
         node.meta["val"] = op(*values[0], **values[1])
     return node
 
 
 def replace(node: fx.Node, write: Callable[..., fx.Node], append: Callable[..., fx.Node] | None = None) -> fx.Node:
-    """Put what `write(call, *args, **kwargs)` builds in the place of `node`; call(op, …) appends a node, by
-    `append(node, op, …)` or as `emit` does."""
+    """Replaces `node` by what `write(call, *args, **kwargs)` builds; call(op, …) inserts a node by
+    `append(node, op, …)`, or by `emit` if it is None."""
     append = append or (lambda like, op, *a, **k: emit(like.graph, like, op, *a, **k))
     with node.graph.inserting_before(node):
         new = write(partial(append, node), *node.args, **node.kwargs)
@@ -40,7 +40,7 @@ def replace(node: fx.Node, write: Callable[..., fx.Node], append: Callable[..., 
 
 
 def write_in(node: fx.Node, inner: fx.Graph, operands: Sequence[fx.Node]) -> Any:
-    """Write a graph whose inputs are `operands` before a node, as part of what this stands for: its outputs."""
+    """Copies a graph, with `operands` as its inputs, before a node, with the node's metadata; returns its outputs."""
     copies = dict(zip(inner.find_nodes(op="placeholder"), operands, strict=True))
     with node.graph.inserting_before(node):
         outputs = node.graph.graph_copy(inner, copies)
@@ -48,7 +48,7 @@ def write_in(node: fx.Node, inner: fx.Graph, operands: Sequence[fx.Node]) -> Any
     for copy in copies.values():
         if copy not in operands:
             copy.meta = {**copy.meta, **place}
-            if copy.target in (aten.view.default, aten._unsafe_view.default):  # as strides were when it was traced
+            if copy.target in (aten.view.default, aten._unsafe_view.default):  # views hold only for the traced strides
                 copy.target = aten.reshape.default
     return outputs
 
@@ -56,13 +56,13 @@ def write_in(node: fx.Node, inner: fx.Graph, operands: Sequence[fx.Node]) -> Any
 def cut_out(
     top: fx.Node, inside: Sequence[fx.Node], *inputs: fx.Node, instead: Mapping[Any, Callable] | None = None
 ) -> tuple[fx.Graph, list[fx.Node]]:
-    """What computes `top` from `inputs` by way of the nodes `inside`, in order, as a graph of its own, and what else it
-    takes, after these.  instead: ops to write in the place of others."""
-    given = list(dict.fromkeys(n for m in inside for n in m.all_input_nodes if n not in inputs and n not in inside))
+    """Copies the nodes `inside`, in order, which compute `top` from `inputs`, into a graph of their own; returns it and
+    the further inputs that it takes after `inputs`.  instead: maps ops to their replacements."""
+    further = list(dict.fromkeys(n for m in inside for n in m.all_input_nodes if n not in inputs and n not in inside))
     body = fx.Graph()
-    copies = {n: body.placeholder(f"t{i}") for i, n in enumerate([*inputs, *given])}
+    copies = {n: body.placeholder(f"t{i}") for i, n in enumerate([*inputs, *further])}
     for node in inside:
         copies[node] = body.node_copy(node, copies.__getitem__)
         copies[node].target = (instead or {}).get(node.target, node.target)
     body.output(copies[top])
-    return body, given
+    return body, further

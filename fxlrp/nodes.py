@@ -1,4 +1,4 @@
-"""Nodes of torch.fx graphs as fxlrp reads them: torch types arguments and targets as unions of all there may be."""
+"""Untyped access to nodes of torch.fx graphs, whose arguments and targets torch types as very wide unions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.utils import _pytree as pytree
 
 
 def args_of(node: fx.Node) -> tuple[Any, ...]:
-    """The arguments of a node's call, without those by keyword."""
+    """The positional arguments of a node's call."""
     return node.args
 
 
 def target_of(node: fx.Node) -> Any:
-    """What a node calls."""
+    """The function that a node calls."""
     return node.target
 
 
 def leaves(node: fx.Node) -> list[Any]:
-    """The arguments of a node's call, in pytree order."""
+    """The leaves of a node's positional and keyword arguments, in pytree order."""
     return pytree.tree_leaves((node.args, node.kwargs))
 
 
@@ -30,7 +30,7 @@ def outputs_of(gm: fx.GraphModule) -> list[fx.Node]:
 
 
 def copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
-    """A copy of a graph over the same modules, and what each node is in it."""
+    """A copy of a graph over the same modules, and a map from each node to its copy."""
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(gm.graph, nodes))

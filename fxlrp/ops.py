@@ -1,7 +1,7 @@
-"""What an op is, said once for all who ask: where its entries come from, what is known of signs, what kind it is of.
+"""Describes each op in one place: where its entries come from, the sign of its values, and its kind.
 
-What is said here holds whatever the method; how relevance goes through an op is its rule's to say (`fxlrp.rules`).
-Names are of ATen's ops, of all overloads or ("mean.dim") of one.
+These facts hold for every method; an op's rule (`fxlrp.rules`) says how relevance goes through it.
+Names are those of ATen ops, for all overloads or ("mean.dim") for one.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Kind = Literal["activation", "softmax", "positive sum", "sum", "fourier", "funct
 
 @dataclass(frozen=True)
 class Op:
-    """What is known of an op.
+    """The facts about an op.
 
     moves: each entry of the result is one entry of its values, or a constant: the ordinary vector-Jacobian product
-        moves relevance rightly, because R = a ⊙ g is routed; a ReLU, a gate of ones and zeros, is among these.
-    copies: it moves every entry to where it was, perhaps as another type.
-    chooses: it moves entries that it picks by what they are, as a maximum does.
-    entrywise: it works entry by entry, though torch does not tag it as pointwise or it is a move as well.
-    fills: it leaves constants beside what it moves; "masks": infinite ones, for all that is known.
-    parts: it takes complex numbers apart or puts them together.
-    values: the places of the arguments whose entries the result is made of.
-    sign: the result is ≥ 0 always ("positive"), or ("kept") where all its values are.
-    shape_only: the result depends on the shapes and types of tensors alone.
-    shape_argument: the place of the argument of which only the shape or type is used, or that no relevance goes to.
-    constants: the names of the arguments that no relevance goes to, whatever they depend on.
-    kind: what it is to rules that treat ops alike.
-    decomposes: it is a sum of products by another name, and is taken apart where it has no rule.
+        routes relevance R = a ⊙ g correctly; this includes a ReLU, a gate of ones and zeros.
+    copies: it keeps every entry in its place, perhaps in another type.
+    chooses: it moves entries that it selects by their values, as a maximum does.
+    entrywise: it works entry by entry, though torch does not tag it as pointwise or it also moves entries.
+    fills: it puts constants beside the entries it moves; "masks": constants that may be infinite.
+    parts: it splits complex numbers into their parts, or joins these.
+    values: the indices of the arguments whose entries the result is made of.
+    sign: the result is always ≥ 0 ("positive"), or ≥ 0 if all its values are ("kept").
+    shape_only: the result depends only on the shapes and types of tensors.
+    shape_argument: the index of the argument of which only the shape or type is used, or that gets no relevance.
+    constants: the names of the arguments that get no relevance, whatever they depend on.
+    kind: the class of ops that some rules treat alike.
+    decomposes: it is a composition of simpler ops, and is decomposed if it has no rule.
     """
 
     moves: bool = False
@@ -55,33 +55,33 @@ class Op:
 
     @property
     def routes(self) -> bool:
-        """Whether it moves entries to places that do not depend on what they are, so that others go the same way."""
+        """Whether it moves entries to places that do not depend on their values, so that other tensors move alike."""
         return self.moves and not self.chooses and not self.entrywise
 
 
 OPS: dict[Any, Op] = {}
-"""What is known of ops, of overloads or of packets of them, and of functions that stand for ops in a graph."""
+"""The facts about ops (overloads or packets), and about functions that replace ops in a graph."""
 
 
 def describe(*ops: Callable | str, **facts: Any) -> None:
-    """Say what ops are, which are named as ATen's or given themselves: one name, or several with spaces between."""
-    for op in (each for some in ops for each in (some.split() if isinstance(some, str) else [some])):
-        known: Any = operator.attrgetter(op)(aten) if isinstance(op, str) else op
-        assert known not in OPS, f"{known} is described twice"
-        OPS[known] = Op(**facts)
+    """Records facts about ops, given as functions or as names of ATen ops, one or several separated by spaces."""
+    for op in (each for given in ops for each in (given.split() if isinstance(given, str) else [given])):
+        key: Any = operator.attrgetter(op)(aten) if isinstance(op, str) else op
+        assert key not in OPS, f"{key} is described twice"
+        OPS[key] = Op(**facts)
 
 
 NOTHING = Op()
 
 
 def about(op: Any) -> Op:
-    """What is known of an op, by itself or as one of its packet, or of its class."""
+    """The facts about an op, recorded for itself, its packet or its class."""
     return OPS.get(op) or OPS.get(getattr(op, "overloadpacket", None)) or OPS.get(type(op)) or NOTHING
 
 
-def those(asked: Callable[[Op], bool]) -> tuple[Any, ...]:
-    """The ops of which that holds, overload by overload."""
-    return tuple(each for op in OPS for each in overloads(op) if asked(OPS.get(each, OPS[op])) and _of_graphs(each))
+def those(condition: Callable[[Op], bool]) -> tuple[Any, ...]:
+    """The ops whose facts satisfy a condition, overload by overload."""
+    return tuple(each for op in OPS for each in overloads(op) if condition(OPS.get(each, OPS[op])) and _of_graphs(each))
 
 
 def of_kind(*kinds: Kind) -> tuple[Any, ...]:
@@ -90,7 +90,7 @@ def of_kind(*kinds: Kind) -> tuple[Any, ...]:
 
 
 def _of_graphs(op: Any) -> bool:
-    """Whether captured graphs have an op: of tensors, and not one that writes its result to one of the caller's."""
+    """Whether an op can occur in captured graphs: it takes tensors, and has no `out` argument."""
     arguments = op._schema.arguments if isinstance(op, torch._ops.OpOverload) else []
     tensors = any("Tensor" in str(a.type) for a in arguments) or not arguments
     return tensors and not any(a.is_out for a in arguments)
@@ -102,18 +102,18 @@ def overloads(op: Any) -> list[Any]:
 
 
 def is_pointwise(op: Any) -> bool:
-    """Whether an op works entry by entry, broadcasting its tensors, as ATen tags it."""
+    """Whether ATen tags an op as pointwise: it works entry by entry and broadcasts its tensors."""
     return torch.Tag.pointwise in getattr(op, "tags", ())
 
 
 def carriers(node: fx.Node) -> list[fx.Node]:
     """The inputs whose values (not just shapes) the node's value depends on differentiably."""
-    known = about(node.target)
-    if known.shape_only:
+    facts = about(node.target)
+    if facts.shape_only:
         return []
-    skip = known.shape_argument
+    skip = facts.shape_argument
     skipped = {node.args[skip]} if skip is not None and len(node.args) > skip else set()
-    skipped |= {node.kwargs[name] for name in known.constants}
+    skipped |= {node.kwargs[name] for name in facts.constants}
     return [n for n in node.all_input_nodes if n not in skipped or node.args[0] is n]
 
 
@@ -183,16 +183,16 @@ describe(
     "mean.default mean.dim sum.default sum.dim_IntList avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d",
     "adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_linear1d",
     "upsample_bilinear2d upsample_trilinear3d cumsum col2im trace",
-    kind="positive sum",  # of one tensor, with weights ≥ 0 that are no parameters
+    kind="positive sum",  # sums of one tensor with weights ≥ 0 that are not parameters
     sign="kept",
 )
 describe("index_add scatter_add scatter_reduce.two", kind="sum", sign="kept", values=(0, 3))
 describe("linalg_vector_norm", kind="sum", sign="positive")
-describe("upsample_bicubic2d", kind="sum")  # whose weights are no parameters, but of either sign
+describe("upsample_bicubic2d", kind="sum")  # its weights are not parameters and have either sign
 describe(
     *(f"fft_{i}{r}fft{n}" for i in ("", "i") for r in ("", "r", "h") for n in ("", "2", "n")),
     "stft istft",
-    kind="fourier",  # linear in the real and the imaginary parts, without parameters
+    kind="fourier",  # linear in the real and imaginary parts, without parameters
 )
 describe("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", kind="convolution")
 describe("matmul mm bmm", kind="matmul")
@@ -200,6 +200,6 @@ describe("addmm addbmm baddbmm addmv addcmul addcdiv glu mv dot lerp logsumexp",
 describe(
     "round floor ceil trunc fix sign div.Tensor_mode div.Scalar_mode fake_quantize_per_tensor_affine",
     "fake_quantize_per_channel_affine",
-    kind="step",  # flat but for its steps, and so without a derivative, or with one that says so alone
+    kind="step",  # piecewise constant, so its derivative is zero or missing
 )
 describe("floor_divide", kind="step", entrywise=True)

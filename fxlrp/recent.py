@@ -1,4 +1,4 @@
-"""Recent: a dictionary that keeps what was used last."""
+"""A dictionary that keeps only the most recently used entries."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 
 class Recent:
-    """A dictionary of the `size` entries that were asked for or set last; a copy of one is empty.
+    """A dictionary of the `size` entries that were read or set last; a copy of one is empty.
 
-    Threads may share it, and a fork may come at any time: there is no lock, each step being one of a plain dictionary.
+    Threads may share it, and a fork may happen at any time: it has no lock, because each step is one operation of a
+    plain dictionary.
     """
 
     def __init__(self, size: int) -> None:
@@ -23,14 +24,14 @@ class Recent:
         return len(self._values)
 
     def get(self, key: Any) -> Any:
-        """What was set, or None."""
+        """The value of a key, or None."""
         value = self._values.get(key)
         if value is not None:
             self._used[key] = next(self._clock)
         return value
 
     def set(self, key: Any, value: Any) -> Any:
-        """Keep a value, which is returned, and forget the one that was not asked for the longest."""
+        """Stores a value and returns it; drops the least recently used entry if there are too many."""
         self._used[key] = next(self._clock)
         self._values[key] = value
         while len(self._used) > self.size:
@@ -40,7 +41,7 @@ class Recent:
         return value
 
     def drop(self, key: Any) -> None:
-        """Forget a value, if it is there."""
+        """Removes a key, if it is there."""
         self._values.pop(key, None)
         self._used.pop(key, None)
 

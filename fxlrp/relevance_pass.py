@@ -1,4 +1,4 @@
-"""The relevance pass over a rewritten graph that has run: from a seed at the logits to relevance at what is read."""
+"""The relevance pass through a rewritten graph that has run: from a seed at the logits to relevance at the readouts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fxlrp.rules.registry import Rulebook
 
 
 class Read(NamedTuple):
-    """Relevance of each explained input, shaped like it, and of each further value asked for."""
+    """Relevance of each explained input, in its shape, and of each further requested value."""
 
     inputs: list[Tensor]
     latent: list[Tensor]
 
 
 class Direction(NamedTuple):
-    """What is explained: the direction v over logits [B, K] that the graph gave, set against another one or None."""
+    """The explained direction v over the graph's logits [B, K], and the direction `against` it is set against."""
 
     logits: Tensor
     v: Tensor
@@ -36,9 +36,9 @@ class Direction(NamedTuple):
 
 
 AT_ONCE = 16
-"""How many maps one batched pass makes at most, which bounds its memory."""
+"""The maximum number of maps in one batched pass, which bounds its memory."""
 LARGEST = 2**24
-"""How many entries the seeds of a batched pass have at most."""
+"""The maximum number of entries in the seeds of a batched pass."""
 
 
 def propagate(
@@ -50,28 +50,28 @@ def propagate(
     latent: Sequence[Tensor] = (),
     at_once: int = AT_ONCE,
 ) -> list[Read]:
-    """Relevance for each direction, through the graph that returned `out` for the inputs `tensors`.
+    """Propagates each direction through the graph that returned `out` for the inputs `tensors`.
 
-    at_once: how many directions are propagated by one batched pass.
+    at_once: the number of seeds propagated by one batched pass.
     """
     places = [at for several in plan.readouts.values() for at in several]
     values = [*(out[at] for at in places), *latent]
     apart = book.contrast_passes == 2
     seeds = [s for direction in asked for s in _seeds(direction, book)]
 
-    def pull(some: Sequence[Seed], keep: bool) -> list[list[Tensor]]:
+    def pull(batch: Sequence[Seed], keep: bool) -> list[list[Tensor]]:
         """The cotangents of `values` for each seed."""
         end = out[plan.logits]
         at_end = [
-            g if logits is end else torch.autograd.grad(logits, end, g, retain_graph=True)[0] for logits, g in some
+            g if logits is end else torch.autograd.grad(logits, end, g, retain_graph=True)[0] for logits, g in batch
         ]
 
         def cotangents(g: Tensor, keep: bool) -> list[Tensor]:
-            found = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
-            return [torch.zeros_like(a) if d is None else d for a, d in zip(values, found, strict=True)]
+            gs = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
+            return [torch.zeros_like(a) if d is None else d for a, d in zip(values, gs, strict=True)]
 
-        if len(some) > 1:
-            # an op that torch can't batch is run for each; where that fails too, there is a pass for each
+        if len(batch) > 1:
+            # vmap loops over ops that it can't batch; if that fails too, each seed gets its own pass
             with suppress(RuntimeError), without_warnings("There is a performance drop"):
                 batched = torch.vmap(partial(cotangents, keep=True))(torch.stack(at_end))
                 return [list(gs) for gs in zip(*batched, strict=True)]
@@ -82,47 +82,47 @@ def propagate(
         grads = [g for i in starts for g in pull(seeds[i : i + at_once], keep=i + at_once < len(seeds))]
     reads = []
     for direction in asked:
-        found = grads.pop(0)
+        gs = grads.pop(0)
         if apart and direction.against is not None:
-            found = [p - n for p, n in zip(found, grads.pop(0), strict=True)]
+            gs = [p - n for p, n in zip(gs, grads.pop(0), strict=True)]
         whole = book.reads == "relevance"
-        # an input may be infinite, as a mask is
+        # an input may be infinite, such as a mask
         masked = partial(relevance, masked=True)
-        read = [by_parts(masked, a.detach(), g) if whole else g for a, g in zip(values, found, strict=True)]
+        read = [by_parts(masked, a.detach(), g) if whole else g for a, g in zip(values, gs, strict=True)]
         reads.append(Read(_by_input(plan, out, tensors, dict(zip(places, read, strict=False))), read[len(places) :]))
     return reads
 
 
 Seed = tuple[Tensor, Tensor]
-"""Logits, and the cotangent at them."""
+"""Logits, and their cotangent."""
 
 
 def _seeds(direction: Direction, book: Rulebook) -> list[Seed]:
-    """One seed of both signs, or one a side."""
+    """One seed of both signs, or one per side."""
     logits, v, against = direction
     sides = [v] if against is None else [v, against] if book.contrast_passes == 2 else [v - against]
     return [(logits, relevance_at_output(book.seed, logits, side)) for side in sides]
 
 
 def maps_at_once(logits: Tensor) -> int:
-    """How many directions a batched pass may have, by the size of the logits it starts at."""
+    """The number of directions that a batched pass may have, by the size of its logits."""
     return max(1, min(AT_ONCE // max(len(logits), 1), LARGEST // max(logits.numel(), 1)))
 
 
 def _by_input(plan: Plan, out: Sequence[Tensor], tensors: Sequence[Tensor], read: dict[int, Tensor]) -> list[Tensor]:
-    """What was read, summed for each input; at integers, summed at the entries that were looked up."""
+    """Sums the readouts of each input; for looked-up vectors, sums relevance at the entries that were looked up."""
 
-    def one(at: int, i: Place) -> Tensor:
+    def readout(at: int, i: Place) -> Tensor:
         if at not in plan.positions or isinstance(i, str):
             return read[at]
         return at_positions(read[at], out[plan.positions[at]], tensors[i].numel()).view(tensors[i].shape)
 
-    parts = [[one(at, i) for at in places] for i, places in plan.readouts.items()]
+    parts = [[readout(at, i) for at in places] for i, places in plan.readouts.items()]
     return [sum(several[1:], several[0]) for several in parts]
 
 
 def at_positions(r: Tensor, positions: Tensor, count: int) -> Tensor:
-    """Relevance r of looked-up entries, summed at the `count` input entries they stand for."""
-    known = positions.flatten() != NOWHERE
+    """Sums relevance r of looked-up vectors at the `count` input entries that they stand for."""
+    is_entry = positions.flatten() != NOWHERE
     out = torch.zeros(count, dtype=r.dtype, device=r.device)
-    return out.index_add(0, positions.flatten().clamp(min=0), r.flatten() * known)
+    return out.index_add(0, positions.flatten().clamp(min=0), r.flatten() * is_entry)

@@ -1,4 +1,4 @@
-"""Rows: a batch explained sample by sample, and a call that is one sample explained row by row of its output."""
+"""Explains a batch sample by sample, and a call that is one sample row by row of its output."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ Explain = Callable[[tuple, dict, Sequence[Question], Sequence[str]], list[Attrib
 
 
 def sample_of(axes: Axes, call: tuple, questions: Sequence[Question], i: int, batch: int) -> tuple:
-    """One sample of the tensors in a call and of questions about it."""
+    """The i-th sample of the tensors in a call, and of the questions about it."""
 
     listed = pytree.tree_map(
         lambda v: v[i : i + 1] if one_each(v, batch) else v, call, is_leaf=lambda v: one_each(v, batch)
     )
-    some = axes.each(lambda t, axis: t.narrow(axis, i, 1), listed)
-    asked = ((of_sample(q.target, i, batch), of_sample(q.position, i, batch)) for q in questions)
-    return *some, *(replace(q, target=t, position=p) for q, (t, p) in zip(questions, asked, strict=True))
+    sample = axes.each(lambda t, axis: t.narrow(axis, i, 1), listed)
+    parts = ((of_sample(q.target, i, batch), of_sample(q.position, i, batch)) for q in questions)
+    return *sample, *(replace(q, target=t, position=p) for q, (t, p) in zip(questions, parts, strict=True))
 
 
 def one_each(value: Any, batch: int) -> bool:
-    """Whether a value is a list of one number for each sample, as of lengths."""
+    """Whether a value is a list of one number per sample, such as lengths."""
     return type(value) is list and len(value) == batch and all(type(v) in (int, float) for v in value)
 
 
 def several_of(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Relevance as a tuple of the maps of all inputs."""
+    """Relevance as a tuple with one map per input."""
     return relevance if isinstance(relevance, tuple) else (relevance,)
 
 
 def asks_every_row(plan: Plan, question: Question) -> bool:
-    """Whether a question is about all rows of the output of a call that is one sample: classes, at no position."""
+    """Whether a question asks for classes without a position of a call that is one sample, and so about all rows."""
     of_rows = plan.axes.output is None and plan.scores_ndim == 3
     return of_rows and question.position is None and by_classes(question.target)
 
@@ -54,9 +54,9 @@ def asks_every_row(plan: Plan, question: Question) -> bool:
 def row_by_row(
     explain: Explain, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]
 ) -> Attribution:
-    """A call that is one sample, as pictures in a list or texts in a line are, for every row of its output.
+    """Explains every row of the output of a call that is one sample, such as a list of pictures or packed texts.
 
-    Raises FxlrpError where two rows give relevance to one entry of an input.
+    Raises FxlrpError if two rows give relevance to one entry of an input.
     """
     count = int(plan.scores_shape[1])
     targets = [of_sample(question.target, i, count) for i in range(count)]
@@ -86,11 +86,11 @@ def one_by_one(
     questions: Sequence[Question],
     at: Sequence[str],
 ) -> list[Attribution]:
-    """Samples explained alone, where each takes branches of its own or they can't be told apart inside; put
-    together again beside the model's output for all of them, and added up at inputs that they share.
+    """Explains each sample alone, if the model branches on values or its samples can't be told apart inside; joins the
+    results with the model's output for the whole batch, and sums relevance at inputs that samples share.
 
-    All of it is explained as one sample where a target asks for one number about all of them, or where a sample
-    alone is answered otherwise than among the others, if its rows have entries of their own.
+    Explains the batch as one sample instead if a target returns one number for the whole batch, or if samples alone
+    get other outputs than within the batch, as long as no entry of an input gets relevance from two rows.
     """
     batch = axes.count(split_tensors(args, kwargs)[0])
     output = explainer.plans.returned(args, kwargs)
@@ -98,21 +98,21 @@ def one_by_one(
     if explainer is not together and any(is_about_all(q.target, output) for q in questions):
         return together.explain(args, kwargs, questions, at)
 
-    def one(i: int) -> list[Attribution]:
-        some, named, *asked = sample_of(axes, (args, kwargs), questions, i, batch)
-        return explainer.explain(some, named, asked, at)
+    def explain_sample(i: int) -> list[Attribution]:
+        sample, named, *sample_questions = sample_of(axes, (args, kwargs), questions, i, batch)
+        return explainer.explain(sample, named, sample_questions, at)
 
     def join(ts: Sequence[Tensor], axis: int | None = 0) -> Tensor:
         return sum(ts[1:], ts[0]) if axis is None else torch.cat(list(ts), axis)
 
-    samples = [one(i) for i in range(batch)]
+    samples = [explain_sample(i) for i in range(batch)]
     try:
         explainer.plans.check_rows(explainer.latest, axes, [p[0].output for p in samples], output, args, kwargs)
-    except FxlrpError as apart:
+    except FxlrpError as mismatch:
         try:
             return together.explain(args, kwargs, questions, at)
         except FxlrpError:
-            raise apart from None
+            raise mismatch from None
     at_inputs = dict(zip(names_of(args, kwargs), axes.inputs, strict=True))
 
     def joined(parts: Sequence[Attribution], name: str) -> Tensor | tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Targets: what a question asks of a call's logits, be it by classes, weights or a callable, and its answer."""
+"""Turns a question's target (classes, weights or a callable) into directions over a call's logits."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fxlrp.graph.plan import Plan
 from fxlrp.relevance_pass import Direction
 
 ASKED = {"target": None, "contrast": "default", "position": None, "at": (), "trace": False}
-"""The keywords of a question, and what they are where nothing is asked."""
+"""The keywords of a question, and their defaults."""
 
 
 def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any]) -> None:
-    """Raises FxlrpError for a keyword of a question that the model's forward has too, unless given by place."""
+    """Raises FxlrpError for a question's keyword that is also an argument of forward, unless that is positional."""
     try:
-        known = list(inspect.signature(model.forward).parameters)[len(args) :]
-    except (TypeError, ValueError):  # of a traced module
+        parameters = list(inspect.signature(model.forward).parameters)[len(args) :]
+    except (TypeError, ValueError):  # a traced module
         return
-    for name in known:
+    for name in parameters:
         if name in question and question[name] is not ASKED[name]:
             raise FxlrpError(
                 f"The model's forward has an argument {name!r} of its own, which an explainer takes for what is asked: "
@@ -37,7 +37,8 @@ def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any])
 
 
 def at_the_end(plan: Plan, tensors: Sequence[Tensor], question: Question) -> Question:
-    """The same question, about the last token of a causal model if it says of none, and no sample ends in padding."""
+    """The question, with the last token as position for a causal model if it names none and no sample ends in
+    padding."""
     if plan.scores_ndim != 3 or question.position is not None or not by_classes(question.target) or not plan.causal:
         return question
     masks = [
@@ -50,15 +51,16 @@ def at_the_end(plan: Plan, tensors: Sequence[Tensor], question: Question) -> Que
 
 
 def of_sample(asked: Any, i: int, batch: int) -> Any:
-    """What is asked of sample i, where it is a tensor of something for each."""
+    """The entry of `asked` for sample i if it is a tensor with one entry per sample; else `asked`."""
     return asked[i : i + 1] if isinstance(asked, Tensor) and asked.ndim and len(asked) == batch else asked
 
 
 def asked_directions(
     plan: Plan, out: Sequence[Tensor], said: Sequence[Tensor], question: Question, batch: int
 ) -> tuple[list[Direction], Tensor | None]:
-    """What a question asks of the logits among `out`, which the model has said, and the classes it asks about, if
-    it does."""
+    """The directions over the logits in `out` that a question asks about, and its class indices or None.
+
+    said: the model's own outputs for the call."""
     target = question.target
     if callable(target):
         outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
@@ -67,18 +69,18 @@ def asked_directions(
     if isinstance(target, Tensor) and target.is_floating_point() and target.shape == out[plan.logits].shape:
         target = plan.axes.rows(target)  # weights of the output as the model gives it
     logits = at_position(rows, question.position)
-    only = target is None or (by_classes(target) and not torch.as_tensor(target).any())
-    if logits.ndim == 1 and len(logits) == batch and only:  # the score of each sample is its only class
-        one = torch.zeros_like(logits, dtype=torch.long)
-        return [Direction(logits, torch.ones_like(logits), None)], one
+    default_class = target is None or (by_classes(target) and not torch.as_tensor(target).any())
+    if logits.ndim == 1 and len(logits) == batch and default_class:  # each sample's score is its only class
+        first = torch.zeros_like(logits, dtype=torch.long)
+        return [Direction(logits, torch.ones_like(logits), None)], first
     if target is None and said is not out and logits.ndim == 2:
         target = at_position(plan.axes.rows(said[plan.explained]), question.position).argmax(1)
-    asked, index = directions(logits, target, question.contrast)
-    return [Direction(logits, *sides) for sides in asked], index
+    weights, index = directions(logits, target, question.contrast)
+    return [Direction(logits, *sides) for sides in weights], index
 
 
 def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -> Any:
-    """What a callable target says of the model's outputs.  Raises FxlrpError for whatever it raises."""
+    """Calls a callable target on the model's outputs.  Raises FxlrpError for any exception of it."""
     try:
         return score(plan.capture.unflatten(tuple(outputs)))
     except Exception as error:
@@ -91,18 +93,18 @@ def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -
 
 
 def is_about_all(target: Target, output: Any) -> bool:
-    """Whether a target is a callable that returns one number for all of a batch."""
+    """Whether a target is a callable that returns one number for the whole batch."""
     if not callable(target):
         return False
     try:
         answer = target(output)
-    except Exception:  # which is told where it is asked for the answer
+    except Exception:  # `_answer` reports it later
         return False
     return isinstance(answer, Tensor) and not answer.ndim
 
 
 def depends_on(score: Callable[[Any], Tensor], plan: Plan, said: Sequence[Tensor]) -> tuple[int, ...]:
-    """The places of the float outputs that a callable target has a gradient at."""
+    """The indices of the float outputs that a callable target has a gradient for."""
     outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
     floats = [i for i, o in enumerate(outputs) if o.is_floating_point()]
     if len(floats) < 2:
@@ -118,8 +120,8 @@ def depends_on(score: Callable[[Any], Tensor], plan: Plan, said: Sequence[Tensor
 
 
 def _gradient_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor], logits: Tensor) -> Tensor:
-    """What a callable target says about the model's output, as a target: ∂ Σ score/∂ logits; what does not depend on
-    the logits (classes, weights) as it stands."""
+    """Turns a callable target into weights: ∂ Σ score/∂ logits; returns an answer without gradient (classes, weights)
+    unchanged."""
     with torch.enable_grad():
         value = logits = logits.requires_grad_()
         for node in plan.head:
@@ -136,18 +138,18 @@ def _gradient_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tenso
                 raise FxlrpError("The target depends on no output of the model that could be explained.")
             return answer
         rows = plan.axes.rows(logits)
-        apart = not plan.axes.whole and answer.ndim == 1 and 1 < len(answer) == len(rows)
-        asked = torch.autograd.grad(answer.sum(), logits, retain_graph=apart)[0]
-        if apart:
+        per_sample = not plan.axes.whole and answer.ndim == 1 and 1 < len(answer) == len(rows)
+        gradient = torch.autograd.grad(answer.sum(), logits, retain_graph=per_sample)[0]
+        if per_sample:
             weights = torch.arange(1, len(rows) + 1).to(answer)
-            other = plan.axes.rows(torch.autograd.grad(answer @ weights, logits)[0])
-            own = plan.axes.rows(asked) * weights.to(asked).view(-1, *[1] * (rows.ndim - 1))
-            if share_apart(other, own) > 1e-3:
+            weighted = plan.axes.rows(torch.autograd.grad(answer @ weights, logits)[0])
+            expected = plan.axes.rows(gradient) * weights.to(gradient).view(-1, *[1] * (rows.ndim - 1))
+            if share_apart(weighted, expected) > 1e-3:
                 raise FxlrpError(
                     "The target callable's score of a sample depends on other samples: return the score of one of "
                     "them, as lambda out: score(out)[0] does."
                 )
-    return asked
+    return gradient
 
 
 def attribution_of(
@@ -159,7 +161,7 @@ def attribution_of(
     index: Tensor | None,
     latent: dict[str, Tensor],
 ) -> Attribution:
-    """What is returned: relevance of each explained input, beside the model's own output, the first of `out`."""
+    """The attribution: relevance of each explained input, with the model's output from the first tensors in `out`."""
     return Attribution(
         relevance[0] if len(relevance) == 1 else tuple(relevance),
         plan.capture.unflatten(tuple(o.detach() for o in out[: len(plan.capture.output_names)])),

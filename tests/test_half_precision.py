@@ -242,13 +242,13 @@ def test_no_second_copy_of_the_weights(rules: str, monkeypatch: pytest.MonkeyPat
     explainer = convert(model, inputs(Attention), rules=rules)
     made.clear()
     alive: list[int] = []
-    pass_back = fxlrp.explainer.propagate
+    pass_back = fxlrp.answers.propagate
 
     def propagate(*args: Any, **kwargs: Any) -> Any:
         alive.extend(i for i, (_, storage) in enumerate(made) if storage() is not None)
         return pass_back(*args, **kwargs)
 
-    monkeypatch.setattr("fxlrp.explainer.propagate", propagate)
+    monkeypatch.setattr("fxlrp.answers.propagate", propagate)
     assert explainer(inputs(Attention), target=1).relevance.any()
     assert len(made) > 8
     assert not alive

@@ -1,1 +1,1 @@
-"""Capture: a model and a call → a flat, functional ATen graph."""
+"""Capture turns a model and a call into a flat, functional ATen graph."""

@@ -1,4 +1,4 @@
-"""Caches: what forward remembers outside of its model is rid of the tensors that it was traced with."""
+"""Removes the tensors of a trace from the caches that a model's forward keeps outside of the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxlrp.capture.twin import CACHED, content
 
 @contextmanager
 def caches_cleaned(model: nn.Module) -> Iterator[None]:
-    """Empty the caches of functions that were filled meanwhile, and take out of dicts and lists what was traced."""
+    """On exit, clears function caches that were filled within, and removes traced tensors from dicts and lists."""
     places = _namespaces(model)
     sizes = {id(f): f.cache_info().currsize for names in places for f in _functions(names)}
     try:
@@ -33,8 +33,7 @@ def caches_cleaned(model: nn.Module) -> Iterator[None]:
 
 
 def _namespaces(model: nn.Module) -> list[Mapping[str, Any]]:
-    """The names in the files and classes that the modules of a model, but for torch's own, are defined in, and in the
-    functions around these."""
+    """The names in the files, the classes and the enclosing functions that define a model's modules, except torch's."""
     classes = {
         c
         for m in model.modules()
@@ -42,12 +41,12 @@ def _namespaces(model: nn.Module) -> list[Mapping[str, Any]]:
         if not f"{c.__module__}.".startswith(("torch.", "builtins."))
     }
     files = {c.__module__ for c in classes}
-    around = [_closed_over(f) for c in classes for f in vars(c).values() if isinstance(f, types.FunctionType)]
-    return [*(vars(sys.modules[f]) for f in files if f in sys.modules), *map(vars, classes), *around]
+    enclosing = [_closed_over(f) for c in classes for f in vars(c).values() if isinstance(f, types.FunctionType)]
+    return [*(vars(sys.modules[f]) for f in files if f in sys.modules), *map(vars, classes), *enclosing]
 
 
 def _closed_over(function: types.FunctionType) -> dict[str, Any]:
-    """What a function knows of the functions it is written in."""
+    """The variables that a function closes over."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     return {name: value for name, cell in cells for value in content(cell)}
 
@@ -66,7 +65,7 @@ def _clean(held: Any) -> None:
 
 
 def _is_traced(value: Any) -> bool:
-    """Whether a value is a tensor that holds for a trace alone, or a small tuple, list or dict with one."""
+    """Whether a value is a tensor that is valid only in a trace, or a small tuple, list or dict with one."""
     if type(value) in (tuple, list, dict) and len(value) <= 16:
         return any(map(_is_traced, value.values() if type(value) is dict else value))
     return isinstance(value, FakeTensor | FunctionalTensor)

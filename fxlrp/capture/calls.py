@@ -1,4 +1,4 @@
-"""Calls: the tensors in a call of a model, what they are called, and what calls have in common that share a graph."""
+"""The tensors in a call of a model, their names, and the signature that calls sharing a graph have in common."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Signature:
-    """What calls have in common that can share a graph: structure, constants, dtypes, autocast, devices and `shapes`
-    but for the batch; or, for graphs of any length, `like` alone, which leaves out the lengths of sequences.  What only
-    the `kind` of is the same, with as many axes, have their samples at the same axes as a rule."""
+    """The properties shared by calls that can share a graph.
+
+    shapes: structure, constants, dtypes, autocast, devices and shapes, except the batch size.
+    like: the same without sequence lengths, for graphs that hold for any length.
+    kind: structure and numbers of axes; calls of one kind usually have their samples at the same axes.
+    """
 
     shapes: tuple
     like: tuple
@@ -30,13 +33,13 @@ class Signature:
 
 
 def call(model: nn.Module, args: tuple, kwargs: dict) -> Any:
-    """What the model returns for arguments that `open_objects` may have opened."""
+    """Calls the model with arguments that `open_objects` may have opened."""
     args, kwargs = close_objects((args, kwargs))
     return model(*args, **kwargs)
 
 
 def answer(model: nn.Module, args: tuple, kwargs: dict) -> Any:
-    """What the model returns, without gradients unless it takes some itself and leaves it to its caller to allow it."""
+    """Calls the model without gradients, or with them if it takes derivatives and does not enable gradients itself."""
     try:
         with torch.no_grad():
             return call(model, args, kwargs)
@@ -48,7 +51,7 @@ def answer(model: nn.Module, args: tuple, kwargs: dict) -> Any:
 
 
 def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]]]:
-    """The tensors in a call, and a function that rebuilds (args, kwargs) from others like them."""
+    """The tensors in a call, and a function that rebuilds (args, kwargs) from new tensors."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -60,7 +63,7 @@ def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[An
 
 
 def names_of(args: tuple, kwargs: dict) -> list[str]:
-    """Where each tensor stands in a call."""
+    """The path of each tensor in a call."""
     paths = pytree.tree_leaves_with_path((args, kwargs))
     return [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
 
@@ -79,15 +82,15 @@ def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
         shape = ["batch" if i == axis else length if i in lengths else n for i, n in enumerate(leaf.shape)]
         return tuple(shape), leaf.dtype, leaf.layout, leaf.device, finite(leaf)
 
-    at = [next(places) if isinstance(leaf, Tensor) else None for leaf in leaves]
+    sample_axes = [next(places) if isinstance(leaf, Tensor) else None for leaf in leaves]
     common = (str(spec), autocast_types([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
-    like = (*common, *(describe(leaf, axis, "length") for leaf, axis in zip(leaves, at, strict=True)))
+    like = (*common, *(describe(leaf, axis, "length") for leaf, axis in zip(leaves, sample_axes, strict=True)))
     kind = (str(spec), *(leaf.ndim if isinstance(leaf, Tensor) else None for leaf in leaves))
-    return Signature((*common, *map(describe, leaves, at)), like, kind)
+    return Signature((*common, *map(describe, leaves, sample_axes)), like, kind)
 
 
 class Same:
-    """An object as a key: equal to itself alone, and kept alive, so that its identity is not given to another."""
+    """An object as a dict key that equals only itself; the key keeps it alive so that its id is not reused."""
 
     def __init__(self, thing: Any) -> None:
         self.thing = thing
@@ -100,13 +103,13 @@ class Same:
 
 
 def finite(t: Tensor) -> bool:
-    """Whether there is no infinity in a tensor, as there is in masks: rules look out for it."""
+    """Whether a tensor has no infinite entries; masks often have some, and rules treat them specially."""
     dense = t.is_floating_point() and t.layout is torch.strided
     return not dense or not bool(t.isinf().any())
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """torch.equal, of sparse tensors too."""
+    """torch.equal that also takes sparse tensors."""
     return torch.equal(*(t if t.layout is torch.strided else t.to_dense() for t in (a, b)))
 
 
@@ -114,8 +117,8 @@ SHORTEST = 2
 
 
 def lengths_of(t: Tensor, axis: int | None) -> tuple[int, ...]:
-    """The axes that may be lengths of a sequence: of token ids, their mask or kinds [B, T], of vectors [B, T, F], of a
-    mask [T, T] that samples share.  Export fixes lengths of 0 and 1, and can't tell one of 2 from the batch."""
+    """The axes that may be sequence lengths: T of token ids, masks or token types [B, T], of vectors [B, T, F], and of
+    a mask [T, T] that samples share.  Export fixes lengths of 0 and 1, and confuses 2 with the batch size."""
     axes: tuple[int, ...]
     if axis is None:
         axes = (0, 1) if t.ndim == 2 and t.shape[0] == t.shape[1] else ()

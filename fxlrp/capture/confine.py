@@ -1,8 +1,8 @@
-"""Confine: one thread traces at a time, and what torch changes for that in the whole process changes for it alone.
+"""Lets one thread trace at a time, and confines torch's process-wide changes to that thread.
 
-While torch traces, it replaces `nn.Module.__call__`, `builtins.max` and others, turns off faster kernels and says
-that a compilation is going on.  All of this is process-wide: another thread that runs a plain model in the meantime
-would run through the tracer, and two threads that trace would put back each other's replacements, for good.
+While torch traces, it replaces `nn.Module.__call__`, `builtins.max` and others, turns off faster kernels and reports
+that a compilation is running.  All of this is process-wide: another thread that runs a plain model meanwhile would run
+through the tracer, and two tracing threads would restore each other's replacements, for good.
 """
 
 from __future__ import annotations
@@ -31,66 +31,66 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.modules import transformer
 
 LOCK = threading.RLock()
-"""Held by the thread that captures, rewrites, traces or compiles.  Calls of what is captured do not take it."""
+"""Held by the thread that captures, rewrites, traces or compiles.  Calls of a captured model do not take it."""
 
-# A fork waits for the thread that traces: its child has no such thread, and so nobody to put back what was replaced.
-if hasattr(os, "register_at_fork"):  # Windows knows no forks
+# A fork waits for the tracing thread: the child would lack that thread, and nobody would undo its replacements.
+if hasattr(os, "register_at_fork"):  # Windows has no forks
     os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 @contextmanager
 def alone(*, below_backends: bool = False) -> Iterator[None]:
-    """Within it, this thread may trace: others that want to wait, and others that run models do not notice.
+    """Within it, only this thread may trace: others that want to trace wait, and others that run models are unaffected.
 
-    below_backends: whether ops are traced that torch chooses a backend for by their sizes, as derivatives of
-      convolutions.  Then torch.export turns off mkldnn, cuDNN and NNPACK for all threads meanwhile, lest the graph hold
-      for small batches alone; others compute the same, by other kernels.
+    below_backends: whether the trace contains ops whose backend torch chooses by their sizes, such as derivatives of
+      convolutions.  Then torch.export turns off mkldnn, cuDNN and NNPACK in all threads, so that the graph does not
+      hold only for small batches; other threads compute the same with other kernels meanwhile.
     """
     with LOCK, ExitStack() as stack:
-        from torch._dynamo.convert_frame import compile_lock  # here, since these take seconds to import
+        from torch._dynamo.convert_frame import compile_lock  # imported here because these take seconds
         from torch._export import non_strict_utils
         from torch.export import _trace
 
         stack.enter_context(compile_lock)  # torch.compile traces too
-        instead = [
+        replacements = [
             (_symbolic_trace, "_Patcher", _Patcher),
             (non_strict_utils, "builtins", _Namespace(builtins)),
             (non_strict_utils, "math", _Namespace(math)),
             (_trace, "_compiling_state_context", _compiling_here),
             (torch.compiler, "_compile_session_context", _compiling_here),
-            (transformer, "_detect_is_causal_mask", _as_said),
+            (transformer, "_detect_is_causal_mask", _only_is_causal_flag),
             *([] if below_backends else [(_trace, "_ignore_backend_decomps", nullcontext)]),
         ]
-        for owner, name, new in instead:
-            stack.enter_context(replaced(owner, name, new))
+        for owner, name, replacement in replacements:
+            stack.enter_context(replaced(owner, name, replacement))
         stack.enter_context(tidy())
         yield
 
 
-def _as_said(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
-    """Whether a mask may be left out for a faster kernel: if so said, without a look at its values, which no graph for
-    other values could do.  A mask that is not left out gives the same."""
+def _only_is_causal_flag(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """Decides by the `is_causal` flag alone whether a faster kernel may drop the mask: its values would fix the graph
+    to this mask.  A mask that is kept gives the same result."""
     return bool(is_causal)
 
 
 SOURCES = 2000
-"""Of how many generated functions the source is kept, which tracebacks quote."""
+"""The number of generated functions whose source is kept for tracebacks to quote."""
 _sources: deque[str] = deque()
 
 
 @contextmanager
 def tidy() -> Iterator[None]:
-    """Drop what torch would keep for good of the graphs made within: what ops do to fake tensors, with the symbols of
-    their shapes, and the sources of all but the latest functions."""
-    known = getattr(fx.graph_module._loader, "eval_cache", {})
-    before = len(known)
+    """Frees what torch would cache forever for the graphs made within: results of ops on fake tensors, with their shape
+    symbols, and the sources of all but the latest functions."""
+    eval_cache = getattr(fx.graph_module._loader, "eval_cache", {})
+    size_before = len(eval_cache)
     try:
         yield
     finally:
-        _sources.extend(islice(list(known), before, None))
+        _sources.extend(islice(list(eval_cache), size_before, None))
         while len(_sources) > SOURCES:
             key = _sources.popleft()
-            known.pop(key, None)
+            eval_cache.pop(key, None)
             linecache.cache.pop(key, None)
         FakeTensorMode.cache_clear()
         getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {}).clear()
@@ -101,7 +101,7 @@ def tidy() -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
-    """Within it, a private name of torch stands for something else; one this version of torch lacks is left alone."""
+    """Within it, replaces a private attribute of torch; does nothing if this version of torch lacks it."""
     if (old := getattr(owner, name, None)) is None:
         yield
         return
@@ -113,7 +113,7 @@ def replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
 
 
 def only_here(changed: Callable, original: Callable) -> Callable:
-    """A function that is `changed` for the thread that calls this, and `original` for all others."""
+    """A function that runs `changed` in the thread that calls `only_here`, and `original` in all others."""
     here = threading.get_ident()
 
     @wraps(original)
@@ -124,15 +124,15 @@ def only_here(changed: Callable, original: Callable) -> Callable:
 
 
 class _Patcher(_symbolic_trace._Patcher):
-    """Replaces methods of classes (those of `nn.Module`) for the thread that traces alone."""
+    """Replaces methods of classes (those of `nn.Module`) for the tracing thread only."""
 
     def patch_method(self, cls: type, name: str, new_fn: Callable, deduplicate: bool = True) -> None:
         super().patch_method(cls, name, only_here(new_fn, getattr(cls, name)), deduplicate)
 
 
 class _Namespace:
-    """Stands for a module of Python's in the code of torch that replaces functions of it (by max and min of tensors):
-    it replaces them for this thread alone, and puts them back as they were."""
+    """Wraps a Python module whose functions torch replaces (by max and min of tensors), so that they are replaced only
+    for this thread and restored exactly."""
 
     def __init__(self, module: Any) -> None:
         self.__dict__["module"] = module
@@ -146,7 +146,7 @@ class _Namespace:
 
 
 class _Here:
-    """True for the thread that made it, and False for all others."""
+    """True in the thread that made it, False in all others."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
@@ -156,7 +156,7 @@ class _Here:
 
 
 class Flag(_Here):
-    """Stands for a flag of torch's that models read by `torch.compiler.is_compiling`, and may reckon with."""
+    """Replaces a flag of torch that models read through `torch.compiler.is_compiling` and may use as a number."""
 
 
 def _as_bool(name: str) -> Callable:
@@ -169,7 +169,7 @@ for _name in ("and", "or", "xor", "rand", "ror", "rxor", "eq", "ne", "hash", "in
 
 @contextmanager
 def _compiling_here() -> Iterator[None]:
-    """Within it, `torch.compiler.is_compiling` and `is_exporting` say yes to this thread alone."""
+    """Within it, `torch.compiler.is_compiling` and `is_exporting` return True in this thread only."""
     with ExitStack() as stack:
         for flag in ("_is_compiling_flag", "_is_exporting_flag"):
             stack.enter_context(replaced(torch.compiler, flag, Flag()))
@@ -178,8 +178,8 @@ def _compiling_here() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep this thread's warnings and what it logs to itself: torch says at length what it then raises, and warns of
-    what is none of a user's."""
+    """Silences this thread's warnings and logs: torch logs at length what it then raises, and its warnings do not
+    concern the user."""
     here = _Here()
 
     def elsewhere(record: logging.LogRecord) -> bool:
@@ -198,8 +198,8 @@ def quiet() -> Iterator[None]:
             handler.removeFilter(elsewhere)
 
 
-class _Heard(_Here):
-    """Stands for the pattern of a filter of warnings: it matches what this thread is warned of, and no other."""
+class _ThisThreadsWarnings(_Here):
+    """A pattern for a warnings filter that matches only warnings of this thread."""
 
     def __init__(self, begins: str) -> None:
         super().__init__()
@@ -211,17 +211,17 @@ class _Heard(_Here):
 
 @contextmanager
 def without_warnings(begins: str = "") -> Iterator[None]:
-    """Within it, this thread is not warned of what begins so.
+    """Within it, drops this thread's warnings whose text begins with `begins`.
 
-    `warnings.catch_warnings` is for the whole process: two threads in it leave the filters of one of them for good.
+    `warnings.catch_warnings` is process-wide: two threads inside it at once can leave one's filters in place for good.
     """
-    entry = ("ignore", _Heard(begins), Warning, None, 0)
+    entry = ("ignore", _ThisThreadsWarnings(begins), Warning, None, 0)
     filters: Any = warnings.filters
     filters.insert(0, entry)
     try:
         yield
     finally:
         current: Any = warnings.filters
-        for each in (filters, current):  # catch_warnings elsewhere may have replaced the list meanwhile
+        for each in (filters, current):  # another thread's catch_warnings may have replaced the list
             with suppress(ValueError):
                 each.remove(entry)

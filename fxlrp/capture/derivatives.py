@@ -1,5 +1,7 @@
-"""Derivatives that a model takes inside its forward (forces, physics losses, torch.func): traced below autograd, where
-the backward pass is ops like any other, written out in those that have rules."""
+"""Traces models that take derivatives inside forward (forces, physics losses, torch.func).
+
+They are traced below autograd, where the backward pass consists of ordinary ops, decomposed into ops that have rules.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,12 @@ from fxlrp.capture.confine import only_here, replaced
 
 aten = torch.ops.aten
 TRANSFORMS = tuple(f"_functorch/{name}.py" for name in ("eager_transforms", "vmap", "apis"))
-"""Where torch.func is in torch."""
+"""The files of torch.func."""
 
 
 @contextmanager
 def derivatives_noticed(notice: Callable[[], None]) -> Iterator[None]:
-    """Within it, `notice` is called whenever this thread takes a derivative, backward or forward."""
+    """Within it, calls `notice` whenever this thread takes a derivative, in reverse or forward mode."""
 
     def noticing(original: Callable) -> Callable:
         def noticed(*args: Any, **kwargs: Any) -> Any:
@@ -45,7 +47,7 @@ def derivatives_noticed(notice: Callable[[], None]) -> Iterator[None]:
 
 
 def transforming(error: BaseException | None) -> bool:
-    """Whether an error, or what it comes from, was raised inside torch.func."""
+    """Whether an error or one of its causes was raised inside torch.func."""
     while error is not None:
         if any(f.filename.endswith(TRANSFORMS) for f in traceback.extract_tb(error.__traceback__)):
             return True
@@ -54,7 +56,7 @@ def transforming(error: BaseException | None) -> bool:
 
 
 def as_symbols(tensors: Sequence[Tensor], dims: Sequence[Any]) -> list[Tensor]:
-    """Tensors without storage like these, whose sizes along the axes in `dims` are symbols."""
+    """Fake tensors like these, whose sizes along the axes in `dims` are symbols."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
     def sizes(t: Tensor, open_: Any) -> StatelessSymbolicContext:
@@ -65,15 +67,15 @@ def as_symbols(tensors: Sequence[Tensor], dims: Sequence[Any]) -> list[Tensor]:
 
 
 def trace_below_autograd(f: Callable, tensors: Sequence[Tensor]) -> fx.GraphModule:
-    """The functional ops that f(*tensors), fake tensors or real ones, comes down to, derivatives among them."""
-    how: dict[str, Any] = {"_allow_non_fake_inputs": True, "_error_on_data_dependent_ops": False}
+    """Traces f(*tensors), for fake or real tensors, into functional ops that include those of derivatives."""
+    options: dict[str, Any] = {"_allow_non_fake_inputs": True, "_error_on_data_dependent_ops": False}
     mode = detect_fake_mode(tensors) or nullcontext()
     with torch.enable_grad(), mode, enable_python_dispatcher(), _without_kernels():
-        seen = make_fx(f, **how, record_stack_traces=True)(*(t.clone() for t in tensors))
-    seen.graph.eliminate_dead_code()
-    functional = dispatch_functionalize(fx.Interpreter(seen).run, FunctionalTensorMode(export=True))
+        traced = make_fx(f, **options, record_stack_traces=True)(*(t.clone() for t in tensors))
+    traced.graph.eliminate_dead_code()
+    functional = dispatch_functionalize(fx.Interpreter(traced).run, FunctionalTensorMode(export=True))
     with torch.no_grad(), mode, enable_python_dispatcher(), fx.traceback.preserve_node_meta():
-        graph = make_fx(functional, _written_out(seen), **how)(*(t.clone() for t in tensors))
+        graph = make_fx(functional, _decompositions(traced), **options)(*(t.clone() for t in tensors))
     graph.graph.eliminate_dead_code()
     transpose_convolutions(graph)
     return graph
@@ -81,47 +83,48 @@ def trace_below_autograd(f: Callable, tensors: Sequence[Tensor]) -> fx.GraphModu
 
 @contextmanager
 def _without_kernels() -> Iterator[None]:
-    """Within it, torch picks no kernels that do several ops as one, whose backward pass is another such."""
+    """Within it, torch uses no fused kernels, whose backward passes are fused kernels too."""
     off = [torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False)]
     with off[0], off[1], sdpa_kernel(SDPBackend.MATH):
         yield
 
 
-def _written_out(gm: fx.GraphModule) -> dict[Any, Callable]:
-    """What the derivatives in a graph are made of, and the norms that they take the statistics of."""
+def _decompositions(gm: fx.GraphModule) -> dict[Any, Callable]:
+    """Decompositions of the derivatives in a graph, of safe softmax, and of norms whose statistics are used."""
     norms = {n.target for n in gm.graph.nodes if n.target in NORMS and {u.args[1] for u in n.users} != {0}}
-    wanted = {aten._safe_softmax.default, *norms}
-    known = {op: made_of for op, made_of in decomposition_table.items() if "backward" in str(op) or op in wanted}
-    return {**known, aten.var_mean.correction: _var_mean}
+    decomposed = {aten._safe_softmax.default, *norms}
+    table = {op: f for op, f in decomposition_table.items() if "backward" in str(op) or op in decomposed}
+    return {**table, aten.var_mean.correction: _var_mean}
 
 
-def _var_mean(x: Tensor, dim: Any = None, **how: Any) -> tuple[Tensor, Tensor]:
-    return aten.var.correction(x, dim, **how), aten.mean.dim(x, dim, how.get("keepdim", False))
+def _var_mean(x: Tensor, dim: Any = None, **options: Any) -> tuple[Tensor, Tensor]:
+    return aten.var.correction(x, dim, **options), aten.mean.dim(x, dim, options.get("keepdim", False))
 
 
 NORMS = (aten.native_layer_norm.default, aten.native_group_norm.default, aten.native_batch_norm.default)
 
 
 def transpose_convolutions(gm: fx.GraphModule) -> None:
-    """The derivative of a convolution by its input → a convolution the other way round, which every backend has."""
+    """Replaces the derivative of a convolution by its input with a transposed convolution, which every backend has (or
+    with a plain one for a transposed convolution)."""
     for node in list(gm.graph.find_nodes(op="call_function", target=aten.convolution_backward.default)):
         g, x, w, _, stride, padding, dilation, transposed, _, groups, mask = node.args
         if mask[1] or mask[2]:
             continue
         if transposed:
             rest = (stride, padding, dilation, False, [0] * len(stride), groups)
-        else:  # what of the input's size the output's does not tell
+        else:  # output_padding: the part of the input size that the output size does not determine
             sizes = zip(x.meta["val"].shape[2:], g.meta["val"].shape[2:], w.meta["val"].shape[2:], strict=True)
-            odd = [
+            output_padding = [
                 n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
                 for (n, m, k), s, p, d in zip(sizes, stride, padding, dilation, strict=True)
             ]
-            rest = (stride, padding, dilation, True, odd, groups)
+            rest = (stride, padding, dilation, True, output_padding, groups)
         with gm.graph.inserting_before(node):
-            other = gm.graph.call_function(aten.convolution.default, (g, w, None, *rest))
+            transpose = gm.graph.call_function(aten.convolution.default, (g, w, None, *rest))
         (item,) = node.users
-        other.meta = dict(item.meta)
-        item.replace_all_uses_with(other)
+        transpose.meta = dict(item.meta)
+        item.replace_all_uses_with(transpose)
         gm.graph.erase_node(item)
         gm.graph.erase_node(node)
     gm.recompile()

@@ -1,4 +1,4 @@
-"""The model as a function of flat tensors, and what it returns opened into these and closed again."""
+"""Wraps a model as a function of flat tensors, opens its output into tensors and closes it again."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ aten = torch.ops.aten
 
 @dataclass
 class Returned:
-    """What a model returned when it was traced.  Kept outside the module: export undoes assignments to attributes."""
+    """A model's output as it was traced; kept outside the module, because export undoes attribute assignments."""
 
     leaves: list[Any]
     spec: pytree.TreeSpec
     names: list[str]
-    untouched: list[int]  # outputs that the module they come from returned just as it got them
+    untouched: list[int]  # outputs that are the unchanged input of the module that returned them
 
 
 class Flat(nn.Module):
-    """The model as a function of flat tensors, which is what export numbers its inputs and outputs by."""
+    """The model as a function of flat tensors, whose order numbers the inputs and outputs of the exported graph."""
 
     def __init__(self, model: nn.Module, rebuild: Callable[[Any], tuple[tuple, dict]], seen: list[Returned]) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Flat(nn.Module):
         self.rebuild = rebuild
         self.note = seen.append
         self.quantised = False
-        self.known = SimpleNamespace(derives=False)  # whether it is traced below autograd; export puts back attributes
+        self.known = SimpleNamespace(derives=False)  # derives: trace below autograd.  Export restores attributes
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         args, kwargs = self.rebuild(tensors)
@@ -50,7 +50,7 @@ class Flat(nn.Module):
         hooks = [
             m.register_forward_hook(_note_identity(passed_on))
             for m in self.model.modules()
-            if m is not self.model and not isinstance(m, torch.jit.ScriptModule)  # which takes no hooks
+            if m is not self.model and not isinstance(m, torch.jit.ScriptModule)  # a ScriptModule takes no hooks
         ]
         try:
             with (
@@ -62,18 +62,18 @@ class Flat(nn.Module):
         except Exception as error:
             if (mode := detect_fake_mode(tensors)) and mode.shape_env:
                 let_go(mode.shape_env)
-            if isinstance(error, RuntimeError):  # as it is, torch would print the graph so far
+            if isinstance(error, RuntimeError):  # torch would print the partial graph for a RuntimeError
                 raise OfModel from error
             raise
         finally:
             for hook in hooks:
                 hook.remove()
         paths, spec = pytree.tree_flatten_with_path(open_output(returned))
-        found = [(path, leaf) for path, leaf in paths if isinstance(leaf, Tensor)]
+        output_tensors = [(path, leaf) for path, leaf in paths if isinstance(leaf, Tensor)]
         leaves = [Tensor if isinstance(leaf, Tensor) else _constant(leaf) for _, leaf in paths]
-        untouched = [i for i, (_, leaf) in enumerate(found) if any(leaf is t for t in passed_on)]
-        self.note(Returned(leaves, spec, [pytree.keystr(path) for path, _ in found], untouched))
-        return tuple(leaf for _, leaf in found)
+        untouched = [i for i, (_, leaf) in enumerate(output_tensors) if any(leaf is t for t in passed_on)]
+        self.note(Returned(leaves, spec, [pytree.keystr(path) for path, _ in output_tensors], untouched))
+        return tuple(leaf for _, leaf in output_tensors)
 
     def _notice_below(self) -> None:
         if not self.known.derives:
@@ -82,11 +82,11 @@ class Flat(nn.Module):
 
 
 class OfModel(Exception):
-    """What the model's forward raised while it was traced is the cause of this."""
+    """The model's forward raised an error while it was traced; that error is the `__cause__`."""
 
 
 class NotCaptured:
-    """Stands in the output for an object that may hold tensors of the model, which the graph does not return."""
+    """Replaces an object in the output that may hold tensors of the model: the graph does not return it."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
@@ -103,7 +103,7 @@ def _constant(leaf: Any) -> Any:
 
 
 class _Opened(dict):
-    """The fields of a dataclass that pytree does not know, and the class."""
+    """The fields of a dataclass that is not registered with pytree, and its class."""
 
     kind: type
 
@@ -124,25 +124,25 @@ def _opened(kind: type, fields: dict[str, Any]) -> _Opened:
 
 
 def open_output(returned: Any) -> Any:
-    """The same with its dataclasses as something that pytree knows; where there is no tensor then, any object."""
-    known = _open_dataclasses(returned)
-    return known if any(isinstance(t, Tensor) for t in pytree.tree_leaves(known)) else open_objects(returned)
+    """Replaces dataclasses in the output by pytree nodes, and all other objects too if that exposes no tensor."""
+    opened = _open_dataclasses(returned)
+    return opened if any(isinstance(t, Tensor) for t in pytree.tree_leaves(opened)) else open_objects(returned)
 
 
 def _open_dataclasses(returned: Any) -> Any:
 
-    def known(leaf: Any) -> Any:
+    def open_leaf(leaf: Any) -> Any:
         if not is_dataclass(leaf) or isinstance(leaf, type):
             return leaf
         return _opened(type(leaf), {f.name: _open_dataclasses(getattr(leaf, f.name)) for f in fields(leaf)})
 
-    return pytree.tree_map(known, returned)
+    return pytree.tree_map(open_leaf, returned)
 
 
 def close_output(opened: Any) -> Any:
     """The inverse of `open_output`."""
 
-    def made(thing: Any) -> Any:
+    def close_node(thing: Any) -> Any:
         if not isinstance(thing, _Opened):
             return thing
         kind: Any = thing.kind
@@ -151,7 +151,7 @@ def close_output(opened: Any) -> Any:
             object.__setattr__(out, name, close_output(value))
         return out
 
-    return pytree.tree_map(made, opened, is_leaf=lambda t: isinstance(t, _Opened))
+    return pytree.tree_map(close_node, opened, is_leaf=lambda t: isinstance(t, _Opened))
 
 
 def _note_identity(passed_on: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:

@@ -1,4 +1,4 @@
-"""What tracing leaves in a graph → plain functional ops, in the vocabulary that rules speak of."""
+"""Turns a traced graph into plain functional ops, named as rules expect them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fxlrp.nodes import args_of, target_of
 aten = torch.ops.aten
 
 
-MODES = {  # how many arguments stand before the submodule in the calls that stand for a mode
+MODES = {  # the calls that export makes of a mode → the number of arguments before the submodule
     torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
     torch.ops.higher_order.wrap_with_autocast: 4,
 }
 
 
 def turns_on_autocast(gm: fx.GraphModule) -> bool:
-    """Whether a block of the graph is under torch.autocast, turned on in the model."""
+    """Whether the model itself turns on torch.autocast for some block of the graph."""
     graphs = [m.graph for m in gm.modules() if isinstance(m, fx.GraphModule)]
     blocks = [n for g in graphs for n in g.nodes if n.target is torch.ops.higher_order.wrap_with_autocast]
     return any(block.args[2] for block in blocks)
 
 
 def inline_modes(gm: fx.GraphModule) -> None:
-    """Put the bodies of `torch.no_grad` and `torch.autocast` blocks in the place of the calls they became."""
+    """Inlines the bodies of `torch.no_grad` and `torch.autocast` blocks, which export turns into calls."""
     for node in list(gm.graph.nodes):
         if node.target not in MODES:
             continue
@@ -40,7 +40,7 @@ def inline_modes(gm: fx.GraphModule) -> None:
         copies = {n: next(operands) for n in inner.graph.find_nodes(op="placeholder")}
         with gm.graph.inserting_before(node):
             outputs: Any = gm.graph.graph_copy(inner.graph, copies)
-            if node.args[0] is False:  # what is made without gradients is detached
+            if node.args[0] is False:  # results computed without gradients are detached
                 outputs = [_detached(gm.graph, n) for n in outputs]
         for item in list(node.users):
             item.replace_all_uses_with(outputs[args_of(item)[1]])
@@ -56,12 +56,12 @@ def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def plain_interface(gm: fx.GraphModule) -> None:
-    """Nothing but the computation: no guards, no assertions on metadata, no detach, nothing written back to inputs, no
-    views that hold for the strides of one run alone."""
+    """Reduces a graph to its computation: removes guards, assertions on metadata, detaches and writes into inputs, and
+    replaces views, which hold only for the strides of one run."""
     join_straight_through(gm)
     _name_convolutions(gm)
     for node in reversed(gm.graph.nodes):
-        if node.target in (aten.detach.default, aten.detach_.default):  # relevance is not stopped where training is
+        if node.target in (aten.detach.default, aten.detach_.default):  # detach stops training, not relevance
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default):
@@ -77,12 +77,13 @@ def plain_interface(gm: fx.GraphModule) -> None:
 
 
 def plain_ops(gm: fx.GraphModule) -> None:
-    """The same, of what was run without gradients, which may have written in place what its derivative needs."""
+    """Applies `plain_interface` and removes in-place ops: a graph run without gradients may overwrite values that its
+    derivative needs."""
     plain_interface(gm)
     functionalize_simple(gm)
 
 
-CONVOLUTIONS = {  # by how many axes a picture has, and whether they are transposed
+CONVOLUTIONS = {  # by the number of spatial axes, and whether it is transposed
     (1, False): aten.conv1d.default,
     (2, False): aten.conv2d.default,
     (3, False): aten.conv3d.default,
@@ -93,16 +94,16 @@ CONVOLUTIONS = {  # by how many axes a picture has, and whether they are transpo
 
 
 def _name_convolutions(gm: fx.GraphModule) -> None:
-    """The one op that torch makes of all convolutions, as TorchScript records it → those it stands for."""
+    """Replaces torch's generic convolution op, as TorchScript records it, by the specific one it stands for."""
     for node in gm.graph.nodes:
         if node.target in (aten.convolution.default, aten._convolution.default, aten._convolution.deprecated):
-            x, w, b, stride, padding, dilation, transposed, more, groups = node.args[:9]
-            rest = (padding, more, groups, dilation) if transposed else (padding, dilation, groups)
+            x, w, b, stride, padding, dilation, transposed, output_padding, groups = node.args[:9]
+            rest = (padding, output_padding, groups, dilation) if transposed else (padding, dilation, groups)
             node.target, node.args = CONVOLUTIONS[len(stride), transposed], (x, w, b, stride, *rest)
 
 
 def functionalize_simple(gm: fx.GraphModule) -> bool:
-    """Replace in-place ops by their functional twins; False where something else sees the mutated tensor.
+    """Replaces in-place ops by their functional twins; returns False if a view or an input sees the mutated tensor.
 
     torch's own functionalization is complete but costs more than the whole export (2.3 s for a 50-layer network), and
     nearly every in-place op of real models (`relu_`, `add_` on a fresh tensor) is of this simple kind.
@@ -110,7 +111,7 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
     swaps: list[tuple[fx.Node, Any]] = []
     for node in gm.graph.nodes:
-        if getattr(node.target, "__module__", "") == "torch._functorch.predispatch":  # inside of vmap
+        if getattr(node.target, "__module__", "") == "torch._functorch.predispatch":  # inside vmap
             return False
         schema = getattr(node.target, "_schema", None)
         if schema is None or not schema.is_mutable:
@@ -130,14 +131,14 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
 
 
 def _functional_twin(node: fx.Node) -> Any:
-    """`relu` for `relu_`, if it gives the same tensor: same shape and dtype as the one it wrote into."""
+    """`relu` for `relu_`, if its result has the shape and dtype of the tensor that the in-place op wrote into."""
     op = target_of(node)
     name, overload = op._schema.name.split("::")[1], op._overloadname
     packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
     twin = getattr(packet, overload, None)
     others = [a.meta["val"] for a in node.all_input_nodes[1:] if isinstance(a.meta.get("val"), Tensor)]
-    mine = node.meta["val"]
-    same = all(torch.promote_types(o.dtype, mine.dtype) == mine.dtype and o.ndim <= mine.ndim for o in others)
+    base = node.meta["val"]
+    same = all(torch.promote_types(o.dtype, base.dtype) == base.dtype and o.ndim <= base.ndim for o in others)
     return twin if same and isinstance(node.args[0], fx.Node) else None
 
 
@@ -161,27 +162,27 @@ NATIVE: dict[Any, tuple[Any, Callable[..., tuple]]] = {
         lambda x, w, b, n, c, size, groups, eps: (x, groups, w, b, eps),
     ),
 }
-"""What functionalization makes of norms, with their statistics beside the result → the ops themselves."""
+"""The ops that functionalization makes of norms, which also return statistics → the original op and its arguments."""
 
 
 def restore_vocabulary(gm: fx.GraphModule) -> None:
-    """Undo what functionalization renames: `batch_norm` became a triple, a write a copy, a cast `_to_copy`."""
+    """Undoes the renames of functionalization: `batch_norm` became a triple, a write a copy, a cast `_to_copy`."""
     for node in list(gm.graph.nodes):
         if node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}:
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
-        if node.target is aten.copy.default:  # only the source's values are copied
+        if node.target is aten.copy.default:  # only the source's values matter
             target, source = node.args[:2]
             with gm.graph.inserting_before(node):
-                alike = gm.graph.call_function(aten.type_as.default, (source, target))
-            alike.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}
-            node.target, node.args, node.kwargs = aten.expand_as.default, (alike, target), {}
+                cast = gm.graph.call_function(aten.type_as.default, (source, target))
+            cast.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}
+            node.target, node.args, node.kwargs = aten.expand_as.default, (cast, target), {}
         elif node.target in NATIVE and len(node.users) == 1:
             (item,) = node.users
             op, arguments = NATIVE[node.target]
             with gm.graph.inserting_before(node):
-                whole = gm.graph.call_function(op, arguments(*node.args))
-            whole.meta = item.meta
-            item.replace_all_uses_with(whole)
+                norm = gm.graph.call_function(op, arguments(*node.args))
+            norm.meta = item.meta
+            item.replace_all_uses_with(norm)
             gm.graph.erase_node(item)
             gm.graph.erase_node(node)
     gm.recompile()

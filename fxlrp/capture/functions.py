@@ -1,8 +1,7 @@
-"""Functions with a backward of their own (torch.autograd.Function): tracing sees their forward, and loses what they say
-its derivative is.
+"""Records calls of torch.autograd.Function, whose custom backward tracing would lose: it sees their forward only.
 
-While a model is traced, each call of one is recorded whole, as one op.  Where its backward is the derivative of its
-forward, the op then becomes the forward's ops, which have rules; else it stays, and the backward is its derivative.
+While a model is traced, each call is recorded as one op.  If its backward is the derivative of its forward, the op is
+then replaced by the forward's ops, which have rules; otherwise it stays, and the backward is its derivative.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ LIBRARY = torch.library.Library("fxlrp", "FRAGMENT")
 LIBRARY.define("function(Tensor[] tensors, str key) -> Tensor[]")
 OURS = ("torch.", "fxlrp.")
 _calls: dict[str, OwnBackward] = {}
-"""The calls recorded by the trace under way."""
+"""The calls recorded by the current trace."""
 _keys = itertools.count()
 _running: list[OwnBackward] = []
-"""Those whose values are being computed, and what they call is none of the trace."""
+"""The calls whose values are being computed now; functions that they call are not recorded."""
 
 
 class _Context(SimpleNamespace):
-    """Stands for the context of a forward whose backward is not asked for."""
+    """The context passed to a forward whose backward is not needed."""
 
     saved_tensors: tuple = ()
 
@@ -50,9 +49,9 @@ class _Context(SimpleNamespace):
 
 
 class OwnBackward:
-    """A call of a torch.autograd.Function as a function of the tensors in it."""
+    """A call of a torch.autograd.Function as a function of its tensors."""
 
-    broadcasts = False  # it takes what it was written for
+    broadcasts = False  # it takes only the shapes that it was written for
 
     def __init__(self, kind: Any, forward: Callable, args: tuple) -> None:
         leaves, self.spec = pytree.tree_flatten(args)
@@ -64,7 +63,7 @@ class OwnBackward:
         self.__module__ = __name__
 
     def as_kind(self, kind: type[OwnBackward]) -> OwnBackward:
-        """The same as one of a kind that rulebooks know."""
+        """A copy of another class, which rulebooks have rules for."""
         new = kind.__new__(kind)
         vars(new).update(vars(self))
         return new
@@ -78,28 +77,28 @@ class OwnBackward:
         return out if isinstance(out, Tensor) else [t for t in out if isinstance(t, Tensor)]
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        """The forward alone."""
+        """Runs the forward alone."""
         context = () if _has_setup(self.kind) else (_Context(needs_input_grad=(False,) * len(self.leaves)),)
         self.whole = self.plain(*context, *self._args(tensors))
         return [t for t in _several(self.whole) if isinstance(t, Tensor)]
 
     def returned(self, tensors: list[Tensor]) -> Any:
-        """What the forward returned, with these tensors in it."""
+        """The forward's return value, with these tensors in place of its own."""
         it = iter(tensors)
         several = [next(it) if isinstance(t, Tensor) else t for t in _several(self.whole)]
         return several[0] if isinstance(self.whole, Tensor) else tuple(several)
 
 
 class Entrywise(OwnBackward):
-    """A function with a backward of its own that works entry by entry."""
+    """A function with a custom backward that works entry by entry."""
 
 
 class Stepwise(OwnBackward):
-    """The same of one that goes in steps, which its backward passes over."""
+    """An entrywise step function, whose backward passes straight through its steps."""
 
 
 class Layer(OwnBackward):
-    """A call of a module whose weights are of a kind that can't be traced."""
+    """A call of a module whose weights are of a tensor class that can't be traced."""
 
     def __init__(self, module: nn.Module, args: tuple) -> None:
         super().__init__(type(module), module.forward, args)
@@ -114,7 +113,7 @@ class Layer(OwnBackward):
         if not isinstance(x, FakeTensor):
             self.whole = self(*tensors)
             return [self.whole]
-        with unset_fake_temporarily():  # what it makes of a tensor like this, along the last axis
+        with unset_fake_temporarily():  # a real row shows the size and dtype of its output
             row = self(torch.zeros(*[1] * (x.ndim - 1), x.shape[-1], dtype=x.dtype, device=x.device))
         if others or not isinstance(row, Tensor) or row.shape[:-1] != (1,) * (x.ndim - 1):
             raise NotImplementedError(f"{self.__name__} does more than a product")
@@ -123,7 +122,7 @@ class Layer(OwnBackward):
 
 
 def hide_layers(model: nn.Module, twin: nn.Module) -> None:
-    """Make the calls of modules with such weights opaque in the twin of a model."""
+    """Makes calls of modules with untraceable weights opaque in the twin of a model."""
     for name, module in list(twin.named_modules()):
         weights = [*module._parameters.values(), *module._buffers.values()]
         if any(w is not None and _untraceable(w) for w in weights):
@@ -174,7 +173,7 @@ torch.library.register_fake("fxlrp::function", _run, lib=LIBRARY)
 
 @contextmanager
 def recorded() -> Iterator[None]:
-    """Within it, this thread's calls of a user's torch.autograd.Function are recorded as one op each."""
+    """Within it, records each call of a user's torch.autograd.Function in this thread as one op."""
     _calls.clear()
     with ExitStack() as stack:
         for kind in _kinds(torch.autograd.Function):
@@ -183,7 +182,7 @@ def recorded() -> Iterator[None]:
 
 
 def _kinds(base: Any) -> Iterator[Any]:
-    """The classes that have a forward of their own which writes into no input."""
+    """Users' subclasses that define a forward which writes into no input."""
     for kind in base.__subclasses__():
         yield from _kinds(kind)
         if kind.__module__.startswith(OURS) or "forward" not in vars(kind):
@@ -195,7 +194,7 @@ def _kinds(base: Any) -> Iterator[Any]:
 
 @contextmanager
 def _recording(kind: Any) -> Iterator[None]:
-    own, original = vars(kind)["forward"], kind.forward
+    stored, original = vars(kind)["forward"], kind.forward
 
     def record(*args: Any) -> Any:
         context = () if _has_setup(kind) else args[:1]
@@ -208,33 +207,33 @@ def _recording(kind: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        kind.forward = own
+        kind.forward = stored
 
 
 def settle(gm: fx.GraphModule, inputs: list[Tensor], plain_form: Callable[[fx.GraphModule], None]) -> None:
-    """Put the recorded functions, or the ops of their forwards, in the place of the calls in a graph that was traced.
+    """Replaces recorded calls in a traced graph by the functions themselves, or by the ops of their forwards.
 
-    plain_form: what is done to every graph that was traced.
+    plain_form: the pass that every traced graph goes through.
     """
-    found = gm.graph.find_nodes(op="call_function", target=torch.ops.fxlrp.function.default)
-    if not found:
+    recorded_nodes = gm.graph.find_nodes(op="call_function", target=torch.ops.fxlrp.function.default)
+    if not recorded_nodes:
         return
-    calls = [_written(node) for node in found]
+    calls = [_written(node) for node in recorded_nodes]
     _calls.clear()
-    given: dict[fx.Node, tuple] = {}
+    operands: dict[fx.Node, tuple] = {}
 
     class Noting(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             if n in calls:
-                given[n] = self.fetch_args_kwargs_from_env(n)[0]
+                operands[n] = self.fetch_args_kwargs_from_env(n)[0]
             return super().run_node(n)
 
     with torch.no_grad():
         Noting(gm).run(*(t.detach().clone() for t in inputs))
     for node in calls:
         forward = None if isinstance(node.target, Layer) else _forward(node, plain_form)
-        if forward is not None and _same_derivative(target_of(node), forward, given[node]):
-            from fxlrp.patterns.take_apart import inline  # here, since it imports what imports this
+        if forward is not None and _same_derivative(target_of(node), forward, operands[node]):
+            from fxlrp.patterns.take_apart import inline  # imported here to avoid a circular import
 
             inline(node, forward)
     gm.graph.eliminate_dead_code()
@@ -242,7 +241,7 @@ def settle(gm: fx.GraphModule, inputs: list[Tensor], plain_form: Callable[[fx.Gr
 
 
 def _written(node: fx.Node) -> fx.Node:
-    """The call of an op by its key → the function itself, called with the tensors."""
+    """Turns the op called with a key into a call of the recorded function with its tensors."""
     operands, key = args_of(node)
     node.target, node.args = _calls[key], tuple(operands)
     if isinstance(node.target.whole, Tensor):
@@ -255,7 +254,7 @@ def _written(node: fx.Node) -> fx.Node:
 
 
 def _forward(node: fx.Node, plain_form: Callable[[fx.GraphModule], None]) -> fx.GraphModule | None:
-    """The forward's ops as a graph, if it is made of such."""
+    """The forward's ops as a graph; None if it can't be traced."""
     values = [n.meta["val"] for n in args_of(node)]
     one = isinstance(node.meta["val"], Tensor)
 
@@ -266,35 +265,35 @@ def _forward(node: fx.Node, plain_form: Callable[[fx.GraphModule], None]) -> fx.
     try:
         with torch.enable_grad(), values[0].fake_mode:
             graph = make_fx(forward, pre_dispatch=True)(*values)
-    except Exception:  # as NumPy's functions do
+    except Exception:  # a forward that calls NumPy, for example
         return None
     plain_form(graph)
     return graph
 
 
 def _same_derivative(call: OwnBackward, forward: Callable, tensors: tuple) -> bool:
-    """Whether the function's backward is the derivative of its forward's ops, or there is none that can be run."""
+    """Whether the function's backward is the derivative of its forward's ops, or can't be run."""
 
     def pull(f: Callable) -> list[Tensor]:
         leaves = [t.detach().clone().requires_grad_(differentiable(t)) for t in tensors]
         with torch.enable_grad():
             outputs = [t for t in _several(f(*leaves)) if differentiable(t)]
-        chance = torch.Generator().manual_seed(0)
-        seeds = [torch.randn(t.shape, generator=chance).to(t) for t in outputs]
-        some = [(t, g) for t, g in zip(outputs, seeds, strict=True) if t.requires_grad]
+        generator = torch.Generator().manual_seed(0)
+        seeds = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
+        connected = [(t, g) for t, g in zip(outputs, seeds, strict=True) if t.requires_grad]
         wanted = [t for t in leaves if t.requires_grad]
-        if not some:
+        if not connected:
             return [torch.zeros_like(t) for t in wanted]
-        ends, at_ends = zip(*some, strict=True)
-        found = torch.autograd.grad(ends, wanted, at_ends, allow_unused=True)
-        return [torch.zeros_like(t) if d is None else d for t, d in zip(wanted, found, strict=True)]
+        ends, at_ends = zip(*connected, strict=True)
+        gradients = torch.autograd.grad(ends, wanted, at_ends, allow_unused=True)
+        return [torch.zeros_like(t) if d is None else d for t, d in zip(wanted, gradients, strict=True)]
 
     try:
         own = pull(call)
     except Exception:
         return True
     try:
-        of_ops = pull(forward)
-    except RuntimeError:  # what its derivative needs is written over
+        ops = pull(forward)
+    except RuntimeError:  # a value that the derivative needs was overwritten in place
         return False
-    return all(bool((a - b).abs().max() <= 1e-3 * a.abs().max()) for a, b in zip(own, of_ops, strict=True) if a.numel())
+    return all(bool((a - b).abs().max() <= 1e-3 * a.abs().max()) for a, b in zip(own, ops, strict=True) if a.numel())

@@ -1,4 +1,4 @@
-"""Capture: a model and example inputs → a flat, functional ATen graph with a symbolic batch.
+"""Captures a model with example inputs as a flat, functional ATen graph with a symbolic batch.
 
 torch.export does the tracing.  The captured graph takes the tensors found in (args, kwargs) in pytree order and
 returns the tensors found in the model's output; everything else in them is constant for one *signature*.
@@ -50,16 +50,16 @@ class Capture:
 
     graph: takes the input tensors, returns the output tensors, both flat; weights are attributes shared with the model.
     inputs: the example tensors it was captured with, two samples along each batch axis.
-    names: where each input tensor stands in the call, e.g. ``args[0]`` or ``kwargs['input_ids']``.
-    parameters: what the model's forward calls each, e.g. ``x`` or ``input_ids``.
-    mode: how it was captured, which says for which calls the graph holds.
-    axes: where the samples of the call are.
-    returned: the structure of what the model returns, and where each output tensor stands in it.
-    lengths: the axes of each input that may be lengths of sequences.
-    narrow: the types of the call's tensors and of the model's outputs, where some of the model is in half precision
-    and `graph` and `inputs` are in float32; empty for all other models.
-    branches: whether the model branches on values, so that it was traced as it runs on its inputs.
-    nearly: whether the graph gives the model's output but for rounding, as that of a quantised model does.
+    names: the path of each input tensor in the call, e.g. ``args[0]`` or ``kwargs['input_ids']``.
+    parameters: forward's name for each input tensor, e.g. ``x`` or ``input_ids``.
+    mode: how it was captured, which determines the calls that the graph holds for.
+    axes: the sample axes of the call.
+    returned: the structure of the model's output, and the path of each output tensor in it.
+    lengths: the axes of each input that may be sequence lengths.
+    narrow: the types of the call's tensors and of the model's outputs, if some of the model is in half precision and
+    `graph` and `inputs` are in float32; empty for all other models.
+    branches: whether the model branches on values, so that the trace holds for the values of its inputs.
+    nearly: whether the graph's output equals the model's only up to rounding, as for a quantised model.
     """
 
     graph: fx.GraphModule
@@ -76,7 +76,7 @@ class Capture:
 
     @property
     def any_length(self) -> bool:
-        """Whether it holds for sequences of any length: each has a symbol of its own, which no op was fixed by."""
+        """Whether it holds for sequences of any length: each length is still a symbol other than the batch's."""
         if self.mode is not CaptureMode.ANY_BATCH:
             return False
         shapes = [n.meta["val"].shape for n in self.graph.graph.find_nodes(op="placeholder")]
@@ -88,18 +88,18 @@ class Capture:
 
     @property
     def answers_apart(self) -> bool:
-        """Whether the model answers by itself, and the graph explains."""
+        """Whether the output comes from the model itself, and the graph serves only to explain it."""
         return bool(self.narrow) or self.nearly
 
     def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:
-        """The model's own output object, with `tensors` in the places of its tensors."""
+        """The model's own output object, with `tensors` in place of its tensors."""
         it = iter(tensors)
         leaves = [next(it) if leaf is Tensor else leaf for leaf in self.returned.leaves]
         return close_objects(close_output(pytree.tree_unflatten(leaves, self.returned.spec)))
 
     @property
     def output_names(self) -> list[str]:
-        """Where each output tensor stands in what the model returns, e.g. ``['logits']``."""
+        """The path of each output tensor in the model's output, e.g. ``['logits']``."""
         return self.returned.names
 
 
@@ -114,15 +114,14 @@ def capture(
     branches: bool = False,
     itself: bool = False,
 ) -> Capture:
-    """Trace `model` on (args, kwargs), whose samples are at `axes` (the first ones), while no other thread traces.
+    """Traces `model` on (args, kwargs) with samples at `axes` (default: the first axes) while no other thread traces.
 
-    What is traced is a twin of the model, which other threads may run meanwhile; `itself`, or if its twin does not run
-    where it does, the model.
+    Traces a twin of the model, because other threads may run the model meanwhile; traces the model itself if `itself`,
+    or if the model runs and its twin does not.
 
-    A symbolic batch and lengths of texts are asked for first, and of vectors and shared masks if calls differ in them
-    (`longer`), which takes torch several times as long; then the batch alone, unless `fixed`; if the model fixes its
-    batch, it is traced at the shapes given; if it branches on values, or is known to (`branches`), as it runs on the
-    first sample.
+    First tries a symbolic batch with symbolic text lengths (with `longer` also those of vectors and shared masks, which
+    takes torch several times as long); then a symbolic batch alone; then, or at once if `fixed`, the given shapes; and
+    at last, or at once if the model is known to branch on values (`branches`), the run on the first sample.
 
     Raises FxlrpError, with the line in the user's model, if no mode succeeds.
     """
@@ -134,8 +133,8 @@ def capture(
     if traced is not model:
         hide_layers(model, traced)
         flat.quantised = hide_packed(traced)
-    exact = [t.detach().clone() for t in tensors]
-    attempts = _attempts(exact, axes, longer)
+    detached = [t.detach().clone() for t in tensors]
+    attempts = _attempts(detached, axes, longer)
     attempts = attempts[-2:] if fixed or axes.whole else attempts
     errors: list[Exception] = []
     for attempt, after in zip(attempts, [*attempts[1:], None], strict=True):
@@ -154,10 +153,10 @@ def capture(
             continue
         mode = attempt.mode
         if mode is CaptureMode.ANY_BATCH and not _any_batch(graph, axes):
-            if after is not None and after.mode is mode:  # of one length, it may hold for any batch
+            if after is not None and after.mode is mode:  # with fixed lengths, it may hold for any batch
                 continue
             mode = CaptureMode.THIS_BATCH
-            if axes.count(attempt.inputs) != axes.count(tensors):  # it was specialised to our two
+            if axes.count(attempt.inputs) != axes.count(tensors):  # specialised to the pair of samples traced
                 continue
         _mark_identities(graph, seen[-1].untouched)
         names, called = names_of(args, kwargs), parameters_of(model, args, kwargs)
@@ -174,14 +173,14 @@ def capture(
             branches=branches,
             nearly=flat.quantised,
         )
-    _run_as_it_is(model, *rebuild(exact))
-    if traced is not model and _refuses(traced, *rebuild(exact)):
+    _check_that_it_runs(model, *rebuild(detached))
+    if traced is not model and _refuses(traced, *rebuild(detached)):
         return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches, itself=True)
     raise FxlrpError(_why(errors[0])) from errors[0]
 
 
 class Attempt(NamedTuple):
-    """One way to trace a model: as it runs on these inputs, with these axes of them symbolic; None: by their values."""
+    """One way to trace a model: on these inputs, with the axes in `dims` symbolic; None traces their values."""
 
     mode: CaptureMode
     inputs: list[Tensor]
@@ -189,8 +188,8 @@ class Attempt(NamedTuple):
 
 
 def _attempts(tensors: list[Tensor], axes: Axes, longer: bool) -> list[Attempt]:
-    """The ways to trace a call, the one that holds for most others first."""
-    pair = axes.each(_two, tensors)  # export specialises 0 and 1
+    """The ways to trace a call, the most general first."""
+    pair = axes.each(_two, tensors)  # export specialises batches of 0 and 1
     single = axes.each(lambda t, axis: t.narrow(axis, 0, 1), pair)
     auto = torch.export.Dim.AUTO
     batch: list[dict[int, Any]] = [{} if axis is None else {axis: auto} for axis in axes.inputs]
@@ -214,16 +213,16 @@ def _any_batch(graph: fx.GraphModule, axes: Axes) -> bool:
 
 
 def parameters_of(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
-    """What the model's forward calls each tensor in a call, as "input_ids" or "batch.pixels"."""
+    """The model's forward's name for each tensor in a call, as "input_ids" or "batch.pixels"."""
     try:
-        known = list(inspect.signature(model.forward).parameters)
+        parameters = list(inspect.signature(model.forward).parameters)
     except ValueError:  # a traced module's forward
         forward: Any = model.forward
-        known = [a.name for a in forward.schema.arguments][1:]
+        parameters = [a.name for a in forward.schema.arguments][1:]
 
     def called(path: tuple[Any, ...]) -> str:
         first, *rest = (str(getattr(key, "idx", getattr(key, "key", getattr(key, "name", key)))) for key in path[1:])
-        first = known[int(first)] if path[0].idx == 0 and int(first) < len(known) else first
+        first = parameters[int(first)] if path[0].idx == 0 and int(first) < len(parameters) else first
         return ".".join([first, *rest])
 
     leaves = pytree.tree_leaves_with_path((args, kwargs))
@@ -231,7 +230,7 @@ def parameters_of(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A twin of the model, or the model, if there can be none: attributes that copy in a way of their own."""
+    """A twin of the model, or the model itself if some attribute can't be copied."""
     try:
         return twin(model)
     except Exception:
@@ -239,7 +238,7 @@ def _twin(model: nn.Module) -> nn.Module:
 
 
 def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
-    """An identity module at the output leaves no op in the graph; an alias stands for it."""
+    """Adds an alias for each identity module at the output, which leaves no op in the graph."""
     output = gm.graph.output_node()
     outputs = outputs_of(gm)
     for i in places:
@@ -251,23 +250,23 @@ def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
 
 
 def _two(t: Tensor, axis: int) -> Tensor:
-    """The first sample and the last, of an empty batch two that are zero."""
+    """The first sample and the last, or two samples of zeros for an empty batch."""
     if not t.shape[axis]:
         return t.new_zeros([2 if i == axis else n for i, n in enumerate(t.shape)])
     return torch.cat([t.narrow(axis, 0, 1), t.narrow(axis, t.shape[axis] - 1, 1)], axis).detach()
 
 
-def _run_as_it_is(model: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Tell a model that refuses its inputs from one that can't be traced.  Raises FxlrpError for the former."""
+def _check_that_it_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Raises FxlrpError if the model itself refuses its inputs, as opposed to a model that can't be traced."""
     if error := _refuses(model, args, kwargs):
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FxlrpError(
-            f"The model itself refuses these inputs ({said}); check their number, shape and type."
+            f"The model itself refuses these inputs ({reason}); check their number, shape and type."
         ) from error
 
 
 def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
-    """What the model raises when it is called so, if it does."""
+    """The exception that this call of the model raises, if any."""
     try:
         answer(model, args, kwargs)
     except Exception as error:
@@ -276,12 +275,12 @@ def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
 
 
 def _why(error: Exception) -> str:
-    """One sentence on why a model could not be traced, with the user's line, and a way out."""
+    """One sentence on why a model could not be traced, with the user's line and a way out."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else ""
-    own = [f for f in traceback.extract_tb(error.__traceback__) if not _of_torch(f.filename)]
-    said = [ln.strip() for ln in text.splitlines() if ln.strip().startswith("File ") and not _of_torch(ln)]
-    lines = [f'File "{f.filename}", line {f.lineno}, in {f.name}: {f.line}' for f in own] or said
+    user_frames = [f for f in traceback.extract_tb(error.__traceback__) if not _not_of_user(f.filename)]
+    quoted_lines = [ln.strip() for ln in text.splitlines() if ln.strip().startswith("File ") and not _not_of_user(ln)]
+    lines = [f'File "{f.filename}", line {f.lineno}, in {f.name}: {f.line}' for f in user_frames] or quoted_lines
     where = f" at {lines[-1]}" if lines else ""
     if transforming(error):
         return (
@@ -294,5 +293,5 @@ def _why(error: Exception) -> str:
     )
 
 
-def _of_torch(file: str) -> bool:
-    return "/torch/" in file or file.startswith(str(Path(__file__).parent))
+def _not_of_user(file: str) -> bool:
+    return "/torch/" in file or str(Path(__file__).parents[1]) + "/" in file

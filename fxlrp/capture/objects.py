@@ -1,8 +1,8 @@
-"""Objects: what holds tensors and is unknown to pytree (a batch of a graph library, a dataclass, a cache), as a node
-that it knows.
+"""Opens objects that hold tensors and are unknown to pytree (a graph library's batch, a dataclass, a cache) into nodes
+that pytree knows.
 
-Its tensors are found by walking its attributes; it is put together again as an object of its class with the same
-attributes, and other tensors in their places.  No code of an object is run, but for `__new__`.
+Their tensors are found by walking their attributes.  Closing makes a new object of the same class with the same
+attributes and new tensors.  No code of an object is run except `__new__`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch.utils import _pytree as pytree
 
 PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, Enum)
 WHOLE = (*PLAIN, Tensor, np.ndarray, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
-"""What is no object to look into."""
+"""The types whose instances are not opened."""
 
 
 class _Place:
-    """Stands in a copy of an object for what is given when it is put together."""
+    """A placeholder in a copy of an object for a value that is filled in when the object is closed."""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """An object but for what `names` names in it, which the `places` in it stand for."""
+    """An object with `places` instead of its tensors, and the `names` of its tensors and plain values."""
 
     thing: Any
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class _Kind:
 
 @dataclass
 class _Opened:
-    """An object as its tensors and plain values."""
+    """An object split into its kind and its tensors and plain values."""
 
     kind: _Kind
     values: list[Any]
@@ -63,27 +63,27 @@ pytree.register_pytree_node(
 
 
 def open_objects(tree: Any) -> Any:
-    """The same with every object that holds tensors as a node that pytree knows."""
+    """Replaces every object that holds tensors by a node that pytree knows."""
     return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, WHOLE) else _open(leaf), tree)
 
 
 def close_objects(tree: Any) -> Any:
-    """The inverse of `open_objects`: new objects, with the values that stand in the nodes now."""
+    """The inverse of `open_objects`: makes new objects with the tensors that the nodes hold now."""
     return pytree.tree_map(_close, tree, is_leaf=lambda t: isinstance(t, _Opened))
 
 
 def _open(thing: Any) -> Any:
-    found = list(_walk(thing, (), set()))
-    if not any(isinstance(v, Tensor) for _, v in found):
+    leaves = list(_walk(thing, (), set()))
+    if not any(isinstance(v, Tensor) for _, v in leaves):
         return thing
-    given = [(path, v) for path, v in found if isinstance(v, WHOLE) or not _private(path)]
-    places = tuple(_Place() for _ in given)
+    listed = [(path, v) for path, v in leaves if isinstance(v, WHOLE) or not _private(path)]
+    places = tuple(_Place() for _ in listed)
     try:  # plain values stay where they are, and are listed since the graph depends on them
-        memo = {id(v): p for p, (_, v) in zip(places, given, strict=True) if isinstance(v, Tensor)}
+        memo = {id(v): p for p, (_, v) in zip(places, listed, strict=True) if isinstance(v, Tensor)}
         empty = _copy(thing, memo)
     except Exception:
         return thing
-    return _Opened(_Kind(empty, tuple(_names([path for path, _ in given])), places), [v for _, v in given])
+    return _Opened(_Kind(empty, tuple(_names([path for path, _ in listed])), places), [v for _, v in listed])
 
 
 def _close(thing: Any) -> Any:
@@ -95,7 +95,7 @@ def _close(thing: Any) -> Any:
 
 
 def _walk(thing: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """What is no container in a thing, and the attributes, keys and indices that lead there."""
+    """The leaves of an object, each after the attributes, keys and indices that lead to it."""
     if isinstance(thing, PLAIN):
         yield path, thing
         return
@@ -108,18 +108,18 @@ def _walk(thing: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[t
     steps = [*_items(thing), *_attributes(thing)]
     if not steps:
         yield path, thing
-    hidden = "_" if isinstance(thing, Mapping) and not isinstance(thing, dict) else ""  # it keeps its items there
+    hidden = "_" if isinstance(thing, Mapping) and not isinstance(thing, dict) else ""  # its items are private
     for name, value in steps:
         yield from _walk(value, (*path, hidden + str(name)), seen)
 
 
 def _copy(thing: Any, made: dict[int, Any]) -> Any:
-    """The same containers and objects once more, with what is `made` in the place of things of these ids."""
+    """Copies containers and objects; `made` maps the ids of things to what replaces them in the copy."""
     if id(thing) in made:
         return made[id(thing)]
     if isinstance(thing, weakref.ref):
-        of = thing()
-        return weakref.ref(made[id(of)]) if id(of) in made else thing
+        referent = thing()
+        return weakref.ref(made[id(referent)]) if id(referent) in made else thing
     items, attributes = _items(thing), _attributes(thing)
     if isinstance(thing, WHOLE) or not (items or attributes):
         return thing
@@ -155,9 +155,9 @@ def _items(thing: Any) -> list[tuple[Any, Any]]:
 
 def _attributes(thing: Any) -> list[tuple[str, Any]]:
     slots = [c.__dict__.get("__slots__", ()) for c in type(thing).__mro__]
-    named = [s for some in slots for s in ((some,) if isinstance(some, str) else some)]
-    own = getattr(thing, "__dict__", {})
-    return [*own.items(), *((s, getattr(thing, s)) for s in named if not s.startswith("__") and hasattr(thing, s))]
+    names = [s for declared in slots for s in ((declared,) if isinstance(declared, str) else declared)]
+    state = getattr(thing, "__dict__", {})
+    return [*state.items(), *((s, getattr(thing, s)) for s in names if not s.startswith("__") and hasattr(thing, s))]
 
 
 def _private(path: tuple[str, ...]) -> bool:
@@ -165,10 +165,10 @@ def _private(path: tuple[str, ...]) -> bool:
 
 
 def _names(paths: list[tuple[str, ...]]) -> Iterator[str]:
-    """A name for each path: its public steps, or, where another has these, all of them."""
-    known: set[str] = set()
+    """A name for each path: its public steps, or all of its steps where another path has these public steps."""
+    taken: set[str] = set()
     for path in paths:
         name = ".".join(step for step in path if not step.startswith("_"))
-        name = name if name and name not in known else ".".join(path)
-        known.add(name)
+        name = name if name and name not in taken else ".".join(path)
+        taken.add(name)
         yield name

@@ -1,8 +1,8 @@
-"""Precision: a graph captured in half precision is run in float32, because relevance does not fit into its own types.
+"""Runs a graph captured in half precision in float32, because half precision can't hold relevance.
 
 Relevance spreads over all entries of a layer, so that most of it is below what float16 can hold, and rules subtract
 sums that bfloat16 rounds to the same number.  The weights stay as they are stored; each is cast where it is used and
-again in the relevance pass, so that there is no second copy of them.
+again in the relevance pass, so that no second copy of them is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.comp
 
 
 def widened(thing: Any) -> Any:
-    """Each tensor or type among the leaves of `thing` in float32, if it is in half precision."""
+    """Converts each tensor or dtype in half precision among the leaves of `thing` to float32."""
 
     def wide(leaf: Any) -> Any:
         if isinstance(leaf, Tensor) and leaf.dtype in WIDER:
@@ -33,28 +33,28 @@ def widened(thing: Any) -> Any:
 
 
 def cast(w: Tensor) -> Tensor:
-    """A stored tensor in float32, which knows what it was made of: see `casts_made_again`."""
+    """Casts a stored tensor to float32; the result's storage refers to the original, for `casts_made_again`."""
     wide = w.detach().to(WIDER[w.dtype])
     vars(wide.untyped_storage())["made_of"] = w  # views share the storage
     return wide
 
 
 def stored(node: fx.Node) -> fx.Node:
-    """The node of the stored tensor that `node` is the cast of, else `node` itself."""
+    """The node of the stored tensor if `node` is a cast of it, else `node` itself."""
     return node.all_input_nodes[0] if node.target is cast else node
 
 
 def widen(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
-    """Make a captured graph compute in float32 what it computed in half precision; False if that is nothing.
+    """Makes a graph compute in float32 what it computed in half precision; returns False if that is nothing.
 
-    Raises FxlrpError where an op does not take float32, and where a value's bits are looked at, which are others then.
+    Raises FxlrpError where an op does not take float32, and where an op reads a value's bits, which differ in float32.
     """
-    from fxlrp.reports.report import describe  # which is made of rules, and these of what is here
+    from fxlrp.reports.report import describe  # imported here to avoid a circular import
 
     half = [n for n in gm.graph.nodes if _is_half(n)]
     for node in half:
-        for seen in (n for n in (node, *node.users) if n.target is aten.view.dtype):
-            row = describe(seen, "", "")
+        for reader in (n for n in (node, *node.users) if n.target is aten.view.dtype):
+            row = describe(reader, "", "")
             raise FxlrpError(
                 f"{row.op} at {row.source} reads the bits of a value in half precision, and relevance needs that value "
                 "in float32; take that line out of the model."
@@ -78,7 +78,7 @@ def widen(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
 
 
 class _Trying(fx.Interpreter):
-    """Runs a graph; an op that refuses is named with its line."""
+    """Runs a graph; raises FxlrpError with the op and its line where one fails."""
 
     def run_node(self, n: fx.Node) -> Any:
         from fxlrp.reports.report import describe
@@ -86,9 +86,9 @@ class _Trying(fx.Interpreter):
         try:
             return super().run_node(n)
         except Exception as error:
-            row, said = describe(n, "", ""), (str(error).strip() or type(error).__name__).splitlines()[0]
+            row, reason = describe(n, "", ""), (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FxlrpError(
-                f"{row.op} at {row.source} does not run in float32 ({said}), which relevance of a model in half "
+                f"{row.op} at {row.source} does not run in float32 ({reason}), which relevance of a model in half "
                 "precision needs; write that line in ops that do."
             ) from error
 
@@ -102,7 +102,7 @@ def _wider_type(argument: Any) -> Any:
 
 
 def look_up_before_cast(gm: fx.GraphModule) -> None:
-    """Rows looked up in a table are cast, not the whole table."""
+    """Casts the rows looked up in a table instead of the whole table."""
     for node in gm.graph.find_nodes(op="call_function", target=aten.embedding.default):
         table, *rest = node.args
         if table.target is cast:
@@ -114,7 +114,7 @@ def look_up_before_cast(gm: fx.GraphModule) -> None:
 
 @contextmanager
 def casts_made_again() -> Iterator[None]:
-    """Within it, autograd keeps of a cast weight the weight itself, and casts it again in the relevance pass."""
+    """Within it, autograd saves a weight instead of its cast, and casts it again in the relevance pass."""
 
     def pack(t: Tensor) -> Any:
         made_of = getattr(t.untyped_storage(), "made_of", None)
@@ -137,6 +137,6 @@ def no_autocast(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def autocast_types(tensors: Iterable[Tensor]) -> tuple[torch.dtype | None, ...]:
-    """The type that torch.autocast casts to now on the device of each of `tensors`; None where it is off."""
+    """The dtype that torch.autocast now casts to on the device of each of `tensors`; None where it is off."""
     kinds = [t.device.type for t in tensors]
     return tuple(torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in kinds)

@@ -1,7 +1,7 @@
-"""Models quantised by torch.ao: their ops on packed weights and quantised tensors, traced in floating point.
+"""Traces models quantised by torch.ao, with their packed weights and quantised tensors, in floating point.
 
-Such a model is explained as one with its weights unpacked, whose activations are rounded where it rounds them; by how
-much they are rounded from one call to the next (dynamic quantisation) is left out.  It answers by itself.
+Such a model is explained as one with unpacked weights whose activations are rounded where the model rounds them, except
+under dynamic quantisation, where each call has its own scale.  The output comes from the model itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RANGE = {torch.quint8: (0, 255), torch.qint8: (-128, 127), torch.qint32: (-(2**3
 
 
 class Packed:
-    """Packed weights, as something that torch.export leaves alone: they are buffers of the module they belong to."""
+    """Packed weights as an object that torch.export ignores; the weights are buffers of the module they belong to."""
 
     def __init__(self, thing: torch.ScriptObject, module: nn.Module, name: str) -> None:
         self.thing, self.module, self.names = thing, module, (f"{name}_weight", f"{name}_bias")
@@ -31,7 +31,7 @@ class Packed:
         module.register_buffer(self.names[1], None if bias is None else bias.detach())
 
     def unpack(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias as they were."""
+        """The dequantised weight, and the bias."""
         weight, bias = (getattr(self.module, name) for name in self.names)
         return weight, bias
 
@@ -40,43 +40,43 @@ class Packed:
 
 
 class PackedCell:
-    """The packed weights of a layer that goes step by step; likewise."""
+    """The packed weights of a recurrent layer, likewise."""
 
     def __init__(self, thing: torch.ScriptObject, module: nn.Module, name: str) -> None:
         *_, parts = thing.__getstate__()[0]  # type: ignore[index]
         self.parts = [Packed(part, module, f"{name}_{i}") for i, part in enumerate(parts)]
 
     def weights(self) -> tuple[Tensor | None, ...]:
-        """Weights of inputs and of states, and the biases of both."""
+        """The weights of inputs and of states, and the biases of both."""
         (w, b), (u, c) = (part.unpack() for part in self.parts)
         return w, u, b, c
 
 
 def hide_packed(twin: nn.Module) -> bool:
-    """Make what is packed in a model of our own something that can be traced; whether there is any."""
-    found = False
+    """Makes packed weights in the twin of a model traceable; returns whether there are any."""
+    has_packed = False
     for module in twin.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.ScriptObject):
                 cell = "CellParams" in str(value._type())
                 if cell or hasattr(value, "unpack"):
                     vars(module)[name] = (PackedCell if cell else Packed)(value, module, name)
-                    found = True
+                    has_packed = True
         if type(module).__module__.startswith("torch.ao.nn.quantized") and "scale" in module._buffers:
-            for name in ("scale", "zero_point"):  # numbers, which quantising asks for as such
+            for name in ("scale", "zero_point"):  # quantising takes them as numbers
                 scale = module._buffers.pop(name)
                 vars(module)[name] = scale.item() if scale is not None and scale.numel() == 1 else scale
-    return found
+    return has_packed
 
 
 @contextmanager
 def in_float() -> Iterator[None]:
-    """Within it, what this thread computes on packed weights and quantised tensors is traced in floating point."""
-    steps = (("quantized_lstm", torch.lstm), ("quantized_gru", torch.gru))
+    """Within it, traces this thread's ops on packed weights and quantised tensors in floating point."""
+    recurrent = (("quantized_lstm", torch.lstm), ("quantized_gru", torch.gru))
     with ExitStack() as stack:
-        for name, op in steps:  # whose C++ takes nothing but what is packed
-            instead = only_here(partial(_steps, op), getattr(torch, name))
-            stack.enter_context(replaced(torch, name, instead))
+        for name, op in recurrent:  # their C++ takes only packed weights
+            in_floating_point = only_here(partial(_steps, op), getattr(torch, name))
+            stack.enter_context(replaced(torch, name, in_floating_point))
         stack.enter_context(InFloat())
         yield
 
@@ -90,7 +90,7 @@ def _steps(op: Callable, *args: Any, **_: Any) -> Any:
 
 
 class InFloat(TorchFunctionMode):
-    """Within it, ops on quantised tensors are those on the numbers these stand for."""
+    """Within it, replaces ops on quantised tensors by ops on the numbers these stand for."""
 
     def __torch_function__(self, op: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -105,29 +105,30 @@ class InFloat(TorchFunctionMode):
 
 
 def rounded(x: Tensor, scale: float, zero_point: int, dtype: torch.dtype = torch.quint8) -> Tensor:
-    """x as a quantised tensor would hold it."""
+    """x clamped and rounded to the values of a quantised tensor, with the gradient passed straight through."""
     low, high = ((end - int(zero_point)) * float(scale) for end in RANGE[dtype])
     return x + ((x.clamp(low, high) / float(scale)).round() * float(scale) - x).detach()
 
 
 def _float(name: str) -> Callable:
-    """A quantised op as one of numbers: the last two arguments say how its result is rounded, unless it is dynamic."""
+    """A quantised op in floating point: its scale and zero point, its last two arguments or keywords, say how to round
+    the result; a dynamic op has none."""
     plain = name.removesuffix("_dynamic").removesuffix("_relu")
     op = PLAIN.get(plain)
     if op is None:
         raise NotImplementedError(f"quantized::{name} has no form in floating point here")
 
     def call(*args: Any, **kwargs: Any) -> Tensor:
-        how: tuple = tuple(v for k, v in kwargs.items() if k.endswith(("scale", "zero_point")))
+        rounding: tuple = tuple(v for k, v in kwargs.items() if k.endswith(("scale", "zero_point")))
         if name.endswith("_dynamic"):
-            rest = args[:2]
-        elif how:
-            rest = args
+            operands = args[:2]
+        elif rounding:
+            operands = args
         else:
-            how, rest = args[-2:], args[:-2]
-        z = op(*rest)
+            rounding, operands = args[-2:], args[:-2]
+        z = op(*operands)
         z = z.relu() if "_relu" in name else z
-        return rounded(z, *how) if how else z
+        return rounded(z, *rounding) if rounding else z
 
     return call
 
@@ -135,8 +136,8 @@ def _float(name: str) -> Callable:
 def _convolution(op: Callable) -> Callable:
     def call(x: Tensor, packed: Packed) -> Tensor:
         w, b = packed.unpack()
-        how = packed.stride(), packed.padding(), packed.dilation(), packed.groups()
-        return op(x, w, b, *how)
+        settings = packed.stride(), packed.padding(), packed.dilation(), packed.groups()
+        return op(x, w, b, *settings)
 
     return call
 
@@ -154,4 +155,4 @@ PLAIN: dict[str, Callable] = {
     "sigmoid": torch.sigmoid,
     "leaky_relu": F.leaky_relu,
 }
-"""Ops on quantised tensors, without what they are rounded by."""
+"""Quantised ops in floating point, without the rounding."""

@@ -1,4 +1,4 @@
-"""State: what a model computes with beside its inputs, so that a change of it is noticed, and a run leaves none."""
+"""Records the state that a model computes with beside its inputs, to notice changes and to undo those of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 class _Part:
-    """A module as it is now."""
+    """A snapshot of a module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -35,27 +35,27 @@ class _Part:
         self.keys = {name: tuple(v) for name, v, _ in self.holders if isinstance(v, dict)}
 
     def is_still(self) -> bool:
-        """Whether the module is just so."""
-        now = vars(self.module)
-        if getattr(type(self.module), "forward", None) is not self.forward or len(now) != len(self.values):
+        """Whether the module is unchanged."""
+        current = vars(self.module)
+        if getattr(type(self.module), "forward", None) is not self.forward or len(current) != len(self.values):
             return False
-        if not all(map(is_, now.values(), self.values)):
+        if not all(map(is_, current.values(), self.values)):
             return False
         return all(len(v) == len(held) and (not held or all(map(is_, _inside(v), held))) for _, v, held in self.holders)
 
     def changed(self) -> set[str]:
-        """The attributes that are others now."""
-        now = _Part(self.module)
-        found = set() if now.forward is self.forward else {"forward"}
+        """The attributes that have changed."""
+        current = _Part(self.module)
+        changed = set() if current.forward is self.forward else {"forward"}
         for old, new in (
-            (self.attributes, now.attributes),
-            ({n: held for n, _, held in self.holders}, {n: held for n, _, held in now.holders}),
+            (self.attributes, current.attributes),
+            ({n: held for n, _, held in self.holders}, {n: held for n, _, held in current.holders}),
         ):
-            found |= {n for n in {*old, *new} if n not in old or n not in new or not _same(old[n], new[n])}
-        return found
+            changed |= {n for n in {*old, *new} if n not in old or n not in new or not _same(old[n], new[n])}
+        return changed
 
     def put_back(self, name: str) -> None:
-        """Give an attribute the value that it had, and a list, dict or set what was in it."""
+        """Restores an attribute's value, and the contents of a list, dict or set."""
         if name not in self.attributes:
             vars(self.module).pop(name, None)
             return
@@ -75,18 +75,18 @@ def _inside(holder: Any) -> tuple:
 
 
 class State:
-    """A model's modules with their attributes, hooks and weights, as they are now: by identity, numbers by value."""
+    """A snapshot of a model's modules with their attributes, hooks and weights: by identity, numbers by value."""
 
     def __init__(self, model: nn.Module) -> None:
         self.parts = [_Part(module) for module in model.modules()]
 
     def changed(self) -> set[Place]:
-        """The attributes that are others now, the lists of submodules and weights among them."""
-        found = ((i, part.changed()) for i, part in enumerate(self.parts) if not part.is_still())
-        return {Place(i, name) for i, names in found for name in names}
+        """The attributes that have changed, including the dicts of submodules and weights."""
+        changes = ((i, part.changed()) for i, part in enumerate(self.parts) if not part.is_still())
+        return {Place(i, name) for i, names in changes for name in names}
 
     def is_still(self, but: Set[Place] = frozenset()) -> bool:
-        """Whether the model is in this state, whatever the attributes `but` are."""
+        """Whether the model is unchanged, except perhaps the attributes `but`."""
         return self.changed() <= but
 
 
@@ -102,8 +102,8 @@ def _same(a: Any, b: Any) -> bool:
 
 @contextmanager
 def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
-    """Leave a model's buffers and attributes, and torch's random numbers, as they were before a run that draws by a
-    seed; filled with the attributes that it changes."""
+    """Restores a model's buffers and attributes, and torch's random state, after a run with random numbers by `seed`.
+    Yields a set that is filled with the attributes that the run changed."""
     before = State(model)
     buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
     places: set[Place] = set()
@@ -118,16 +118,16 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
                 for buffer, version, value in buffers:
                     dense = buffer.layout is torch.strided and not buffer.is_meta
                     if buffer._version != version or (dense and not torch.equal(buffer, value)):
-                        buffer.copy_(value)  # observers write without a new version
+                        buffer.copy_(value)  # observers write without changing the version
 
 
 @contextmanager
 def gradients_kept(model: nn.Module) -> Iterator[None]:
-    """Leave the gradients of a model's weights as they are, though its forward may call backward."""
+    """Keeps the gradients of a model's weights, though its forward may call backward."""
     before = [(p, p.grad) for p in model.parameters()]
     try:
         for p, grad in before:
-            if grad is not None:  # which backward would add to
+            if grad is not None:  # backward would add to it
                 p.grad = None
         yield
     finally:
@@ -138,7 +138,7 @@ def gradients_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def drawing(seed: int, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Draw random numbers by a seed, and leave torch's own as they were."""
+    """Draws random numbers by a seed, and restores torch's random state afterwards."""
     with torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})):
         torch.manual_seed(seed)
         yield

@@ -1,7 +1,7 @@
 """Straight-through estimators: x + (q(x) − x).detach() has the value q(x) and the derivative of x.
 
-Elsewhere a detach is left out, since relevance is not stopped where training is; here that would leave q(x) + x − x,
-whose parts cancel, and with them the way back.
+Elsewhere detach is removed, since it stops training but not relevance; here that would leave q(x) + x − x, in which x
+cancels, and with it the path for relevance.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Term = tuple[fx.Node, bool]
 
 
 def join_straight_through(gm: fx.GraphModule) -> None:
-    """Sums whose value is one q and whose derivative is that of one other x, whose value cancels, become
-    stands_for(x, q)."""
+    """Replaces a sum by stands_for(x, q) if its value is one term q and its derivative that of another term x, whose
+    value cancels."""
     if not any(n.target in DETACH for n in gm.graph.nodes):
         return
     sums: dict[fx.Node, Counter[Term]] = {}
@@ -33,13 +33,15 @@ def join_straight_through(gm: fx.GraphModule) -> None:
         value: Counter[fx.Node] = Counter()
         for (summand, _), times in terms.items():
             value[summand] += times
-        kept = [n for n, times in value.items() if times]
-        on_way = [(n, times) for (n, detached), times in terms.items() if times and not detached and n not in kept]
-        if len(kept) != 1 or value[kept[0]] != 1 or [times for _, times in on_way] != [1] or not _joins(node):
+        valued = [n for n, times in value.items() if times]
+        open_terms = [
+            (n, times) for (n, detached), times in terms.items() if times and not detached and n not in valued
+        ]
+        if len(valued) != 1 or value[valued[0]] != 1 or [times for _, times in open_terms] != [1] or not _is_sum(node):
             continue
-        ((x, _),) = on_way
-        if _moves(kept[0]) and terms[kept[0], False]:
-            continue  # both have a derivative
+        ((x, _),) = open_terms
+        if _depends_smoothly(valued[0]) and terms[valued[0], False]:
+            continue  # both q and x have a derivative
         if x.meta["val"].shape != node.meta["val"].shape:
             continue
         users = list(node.users)
@@ -51,20 +53,20 @@ def join_straight_through(gm: fx.GraphModule) -> None:
         sums[node] = Counter({(node, True): 1})
 
 
-def _joins(node: fx.Node) -> bool:
+def _is_sum(node: fx.Node) -> bool:
     return node.target in (aten.add.Tensor, aten.sub.Tensor)
 
 
-def _terms(node: fx.Node, known: dict[fx.Node, Counter[Term]]) -> Counter[Term]:
-    """The summands that a node is made of by sums, differences and detaches, and how often each is taken."""
+def _terms(node: fx.Node, sums: dict[fx.Node, Counter[Term]]) -> Counter[Term]:
+    """The summands of a node through sums, differences and detaches, and how often each is taken."""
     if node.target in DETACH:
         out: Counter[Term] = Counter()
-        for (n, _), times in known[args_of(node)[0]].items():
+        for (n, _), times in sums[args_of(node)[0]].items():
             out[n, True] += times
         return out
     operands = args_of(node)[:2]
-    if _joins(node) and not node.kwargs and all(isinstance(a, fx.Node) for a in operands):
-        first, second = (known[a] for a in operands)
+    if _is_sum(node) and not node.kwargs and all(isinstance(a, fx.Node) for a in operands):
+        first, second = (sums[a] for a in operands)
         out = Counter(first)
         for term, times in second.items():
             out[term] += times if node.target is aten.add.Tensor else -times
@@ -72,9 +74,9 @@ def _terms(node: fx.Node, known: dict[fx.Node, Counter[Term]]) -> Counter[Term]:
     return Counter({(node, False): 1})
 
 
-def _moves(node: fx.Node) -> bool:
-    """Whether a node moves with some input by more than steps."""
-    from fxlrp.graph.analyse import carriers, differentiable  # here, since it imports what imports this
+def _depends_smoothly(node: fx.Node) -> bool:
+    """Whether a node depends on some input by a path without step functions or detaches."""
+    from fxlrp.graph.analyse import carriers, differentiable  # imported here to avoid a circular import
 
     seen: set[fx.Node] = set()
     front = [node]

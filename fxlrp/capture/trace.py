@@ -1,4 +1,4 @@
-"""Tracing: a flat model and tensors → a graph, by torch.export, by make_fx, or below autograd."""
+"""Traces a flat model and tensors into a graph: by torch.export, by make_fx, or below autograd."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tensors_at(node: fx.Node) -> Iterator[Tensor]:
 
 
 def trace_flat(flat: Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
-    """The graph for these tensors, whose axes in `dims` are of any size; for their very values without `dims`."""
+    """Traces the model on these tensors, with any size along the axes in `dims`; without `dims`, for these values."""
     if not flat.known.derives:
         try:
             with recorded():
@@ -56,10 +56,10 @@ def _export(flat: Flat, tensors: list[Tensor], dims: tuple) -> fx.GraphModule:
     with torch.enable_grad(), alone(), quiet():
         program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
         graph = program.module(check_guards=False)
-        spell = turns_on_autocast(graph)
+        has_autocast = turns_on_autocast(graph)
         inline_modes(graph)
-        if spell or not functionalize_simple(graph):
-            graph = program.run_decompositions({}).module(check_guards=False)  # casts of torch.autocast are ops then
+        if has_autocast or not functionalize_simple(graph):
+            graph = program.run_decompositions({}).module(check_guards=False)  # this turns autocast's casts into ops
             inline_modes(graph)
             restore_vocabulary(graph)
     graph.graph.set_codegen(fx.graph.CodeGen())
@@ -72,21 +72,21 @@ def _export(flat: Flat, tensors: list[Tensor], dims: tuple) -> fx.GraphModule:
 
 
 def _trace(flat: Flat, tensors: list[Tensor]) -> fx.GraphModule:
-    """The ops that run on these very values, Python's branches taken as they fall."""
-    how: dict[str, Any] = {"pre_dispatch": True, "_error_on_data_dependent_ops": False, "record_stack_traces": True}
+    """Traces the ops that run on these values, including the Python branches that these values take."""
+    options: dict[str, Any] = {"pre_dispatch": True, "_error_on_data_dependent_ops": False, "record_stack_traces": True}
     with torch.enable_grad(), alone(), quiet():
-        seen = make_fx(flat, **how)(*(t.clone() for t in tensors))
-        for node in seen.graph.find_nodes(op="get_attr"):  # what torch.func wrapped is a constant to this trace
-            if is_dead_tensor_wrapper(operator.attrgetter(str(node.target))(seen)):
+        traced = make_fx(flat, **options)(*(t.clone() for t in tensors))
+        for node in traced.graph.find_nodes(op="get_attr"):  # tensors wrapped by torch.func became constants
+            if is_dead_tensor_wrapper(operator.attrgetter(str(node.target))(traced)):
                 flat.known.derives = True
-        for node in seen.graph.find_nodes(op="call_function", target=aten.dropout.default):
-            if not node.args[2]:  # functionalization takes its result, which may be its input, for unwritable
+        for node in traced.graph.find_nodes(op="call_function", target=aten.dropout.default):
+            if not node.args[2]:  # functionalization refuses writes to its result, which may be its input
                 node.target, node.args = aten.clone.default, node.args[:1]
         functional = dispatch_functionalize(
-            fx.Interpreter(seen).run, FunctionalTensorMode(pre_dispatch=True, export=True)
+            fx.Interpreter(traced).run, FunctionalTensorMode(pre_dispatch=True, export=True)
         )
         with fx.traceback.preserve_node_meta():
-            graph = make_fx(functional, **how)(*(t.clone() for t in tensors))
+            graph = make_fx(functional, **options)(*(t.clone() for t in tensors))
     inline_modes(graph)
     _note_values(graph, tensors)
     restore_vocabulary(graph)
@@ -95,14 +95,14 @@ def _trace(flat: Flat, tensors: list[Tensor]) -> fx.GraphModule:
 
 
 def _derive(flat: Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
-    """The same of a model that takes derivatives, which are ops below autograd alone."""
-    given = tensors if dims is None else as_symbols(tensors, dims)
+    """Traces a model that takes derivatives, which are visible as ops only below autograd."""
+    symbolic = tensors if dims is None else as_symbols(tensors, dims)
     with alone(), quiet(), gradients_kept(flat):
-        graph = trace_below_autograd(flat, given)
+        graph = trace_below_autograd(flat, symbolic)
     if dims is None:
         _note_values(graph, tensors)
     else:
-        mode = detect_fake_mode(given)
+        mode = detect_fake_mode(symbolic)
         assert mode is not None
         assert mode.shape_env is not None
         for node in graph.graph.find_nodes(op="get_attr"):
@@ -114,7 +114,7 @@ def _derive(flat: Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphMo
 
 
 def _note_values(gm: fx.GraphModule, tensors: list[Tensor]) -> None:
-    """Give every node the `val` that export would: a tensor without storage, all in one mode."""
+    """Gives every node the `val` that export would: a fake tensor, all of one mode."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     class Noting(fx.Interpreter):

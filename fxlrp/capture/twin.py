@@ -1,7 +1,7 @@
-"""Twin: a model's modules once more, over the same tensors, for tracing to write into.
+"""Copies a model's modules over the same tensors into a twin, which tracing may write to.
 
-torch.export puts fake tensors in the place of the weights of the very module it traces, and forward may set attributes:
-another thread that runs the model meanwhile would see both, and an exception could leave them there.
+torch.export replaces the weights of the module it traces by fake tensors, and forward may set attributes: another
+thread that runs the model meanwhile would see both, and an exception could leave them there.
 """
 
 from __future__ import annotations
@@ -19,40 +19,42 @@ from torch import Tensor, nn
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 ATOMS = (type(None), bool, int, float, complex, str, bytes)
 OWN_WAYS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__copy__", "__deepcopy__", "__del__")
-"""The methods by which a class says that a copy of its objects is more than a copy of their attributes."""
+"""The methods by which a class shows that copying its attributes is not enough to copy an object."""
 
 
 def twin(model: nn.Module) -> nn.Module:
     """A model of the same classes with the same attributes over the same tensors, in modules of its own.
 
-    Copied are the modules, the lists, dicts and sets they hold, and what refers to one of these: bound methods,
-    functions with closures, partials, caches of functions, helper objects.  All else is shared with the model.
+    Copies the modules, the lists, dicts and sets they hold, and whatever refers to one of these: bound methods,
+    functions with closures, partials, cached functions, helper objects.  Shares all else with the model.
     """
     copied = _to_copy(model)
     made: dict[int, Any] = {}
 
-    def other(thing: Any) -> Any:
-        """What stands in the twin for a thing in the model."""
+    def twin_of(thing: Any) -> Any:
+        """The twin's counterpart of a thing in the model."""
         if id(thing) not in copied:
             return thing
         if id(thing) not in made:
-            new = begin(thing)
-            made.setdefault(id(thing), new)  # unless what it holds refers back to it, and has made it
+            new = build(thing)
+            made.setdefault(id(thing), new)  # it exists already if something it holds refers back to it
         return made[id(thing)]
 
-    def begin(thing: Any) -> Any:
+    def build(thing: Any) -> Any:
         kind: Any = type(thing)
         new: Any
         if kind is tuple or kind is frozenset:
-            return kind(map(other, thing))
+            return kind(map(twin_of, thing))
         if isinstance(thing, types.MethodType):
-            return types.MethodType(other(thing.__func__), other(thing.__self__))
+            return types.MethodType(twin_of(thing.__func__), twin_of(thing.__self__))
         if kind is functools.partial:
-            return kind(other(thing.func), *map(other, thing.args), **{k: other(v) for k, v in thing.keywords.items()})
+            return kind(
+                twin_of(thing.func), *map(twin_of, thing.args), **{k: twin_of(v) for k, v in thing.keywords.items()}
+            )
         if kind is CACHED:
-            return functools.lru_cache(**thing.cache_parameters())(other(thing.__wrapped__))
+            return functools.lru_cache(**thing.cache_parameters())(twin_of(thing.__wrapped__))
         if kind is weakref.ref:
-            return weakref.ref(other(thing()))
+            return weakref.ref(twin_of(thing()))
         if kind is types.FunctionType:
             cells = [types.CellType() for _ in thing.__closure__ or ()]
             new = types.FunctionType(
@@ -61,33 +63,33 @@ def twin(model: nn.Module) -> nn.Module:
             made[id(thing)] = new
             new.__kwdefaults__ = thing.__kwdefaults__
             new.__qualname__, new.__module__ = thing.__qualname__, thing.__module__
-            new.__dict__.update({k: other(v) for k, v in vars(thing).items()})
+            new.__dict__.update({k: twin_of(v) for k, v in vars(thing).items()})
             for cell, old in zip(cells, thing.__closure__ or (), strict=True):
                 for value in content(old):
-                    cell.cell_contents = other(value)
+                    cell.cell_contents = twin_of(value)
             return new
         if kind in CONTAINERS:
             empty = {defaultdict: lambda: kind(thing.default_factory), deque: lambda: kind(maxlen=thing.maxlen)}
             new = made[id(thing)] = empty.get(kind, kind)()
             if isinstance(thing, dict):
-                new.update({other(k): other(v) for k, v in thing.items()})
+                new.update({twin_of(k): twin_of(v) for k, v in thing.items()})
             else:
                 add = new.add if kind is set else new.append
                 for item in thing:
-                    add(other(item))
+                    add(twin_of(item))
             return new
         new = made[id(thing)] = object.__new__(kind)
-        new.__dict__.update({k: other(v) for k, v in vars(thing).items()})
+        new.__dict__.update({k: twin_of(v) for k, v in vars(thing).items()})
         return new
 
-    return other(model)
+    return twin_of(model)
 
 
 CACHED = type(functools.lru_cache(lambda: None))
 
 
 def _to_copy(model: nn.Module) -> set[int]:
-    """The ids of the modules and containers in a model, and of all that refers to one of them."""
+    """The ids of the modules and containers in a model, and of everything that refers to one of them."""
     things: dict[int, Any] = {id(model): model}
     holders: dict[int, list[int]] = {id(model): []}
     new = [model]
@@ -102,17 +104,17 @@ def _to_copy(model: nn.Module) -> set[int]:
                 new.append(part)
             holders[id(part)].append(id(thing))
     edge = [i for i, thing in things.items() if _is_module(thing) or type(thing) in CONTAINERS]
-    found = set(edge)
+    copied = set(edge)
     while edge:
         for holder in holders[edge.pop()]:
-            if holder not in found:
-                found.add(holder)
+            if holder not in copied:
+                copied.add(holder)
                 edge.append(holder)
-    return found
+    return copied
 
 
 def _parts(thing: Any) -> Iterable[Any]:
-    """What a thing consists of, as far as a copy of it would be made of copies of that."""
+    """The parts of a thing that a copy of it would need copies of."""
     kind = type(thing)
     if kind in CONTAINERS or kind in (tuple, frozenset):
         return [*thing.keys(), *thing.values()] if isinstance(thing, dict) else thing
@@ -130,7 +132,7 @@ def _parts(thing: Any) -> Iterable[Any]:
 
 
 def content(cell: types.CellType) -> tuple:
-    """What a variable of a closure holds, if it has been set."""
+    """The value in a closure's cell, or nothing if it has not been set."""
     try:
         return (cell.cell_contents,)
     except ValueError:
@@ -138,12 +140,12 @@ def content(cell: types.CellType) -> tuple:
 
 
 def _is_module(thing: Any) -> bool:
-    """Whether it is a module of Python's: a scripted one is one of C++, and shared."""
+    """Whether it is a Python module; a scripted one lives in C++ and is shared."""
     return isinstance(thing, nn.Module) and not isinstance(thing, torch.jit.ScriptModule)
 
 
 def _is_plain(kind: type) -> bool:
-    """Whether the objects of a class are their attributes and nothing else."""
+    """Whether the objects of a class consist of their attributes only."""
     if kind.__new__ is not object.__new__ or not kind.__dictoffset__ or issubclass(kind, type | types.ModuleType):
         return False
     return all(getattr(kind, way, None) is getattr(object, way, None) for way in OWN_WAYS)

@@ -1,1 +1,1 @@
-"""The engine: ops replaced by ones whose backward pass is a rule, seeds, and the pass from output to inputs."""
+"""The engine: ops whose backward pass is a rule, and the seeds of the relevance pass."""

@@ -1,8 +1,8 @@
-"""Replaced ops: what stands in an op's place in a graph, with the op's value and a rule as its backward pass.
+"""Ops that replace a graph's ops: the same forward value, with a rule as the backward pass.
 
-Every tensor a carries a cotangent g with R = a ⊙ g, so a rule is a vector-Jacobian product other than the ordinary one
-and torch.autograd.grad is the relevance pass.  What all rules share lives here, once: rescaling per sample
-(rules/normalise.py), undoing broadcasts, complex numbers, leaving out what carries nothing.
+Every tensor a carries a cotangent g with R = a ⊙ g, so a rule is a modified vector-Jacobian product, and
+torch.autograd.grad is the relevance pass.  This module does what all rules share: rescaling per sample
+(rules/normalise.py), undoing broadcasts, complex numbers, skipping tensors that get no relevance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fxlrp.rules.registry import Derivative, Parts, Rule
 
 
 class ReplacedOp:
-    """An op in whose place this stands.  Equal ones share a name when printed: `book.name`."""
+    """Replaces the op `op`.  Equal replacements share a name when printed: `book.name`."""
 
     def __init__(self, op: Callable, name: str, book: str, *key: Any) -> None:
         self.op = op
@@ -48,9 +48,9 @@ class ByRule(ReplacedOp):
 
     op: the op itself, which the forward pass calls unchanged.
     rule: called as rule.fn(g, z, *args, **kwargs) with the op's own arguments; returns one g per tensor in `argnums`.
-    argnums: which leaves of the call's (args, kwargs), in pytree order, the rule returns g for; the share of a constant
-        among them is lost.
-    where: where the samples are, in the output and in each tensor of `argnums`.
+    argnums: the leaves of the call's (args, kwargs), in pytree order, that the rule returns g for; the share of a
+        constant among them is lost.
+    where: the sample axes of the output and of each tensor of `argnums`.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class ByRule(ReplacedOp):
         self.rule, self.normalise, self.argnums, self.where = rule, normalise, argnums, where
         self.pointwise = is_pointwise(op)
         self.product = product_of(op)
-        known = {"op": self.product, "argnums": argnums}
-        self.told = {keyword: value for keyword, value in known.items() if rule.wants(keyword)}
+        available = {"op": self.product, "argnums": argnums}
+        self.told = {keyword: value for keyword, value in available.items() if rule.wants(keyword)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         leaves, spec, places, tensors = self.taken_apart(args, kwargs)
         return _ByRule.apply(self, leaves, spec, places, *tensors)
 
     def taken_apart(self, args: tuple, kwargs: dict) -> tuple[list, Any, list[int], Sequence[Tensor]]:
-        """The leaves of a call and their pytree, the places of the tensors among them, and these."""
+        """The leaves of a call and their pytree spec, the indices of the tensors among them, and the tensors."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         tensors: Sequence[Tensor] = [leaves[i] for i in places]
-        if self.pointwise:  # a broadcast operand takes part as the full tensor it acts as; autograd sums it up again
+        if self.pointwise:  # rules see broadcast operands at full size; autograd sums their cotangents
             tensors = torch.broadcast_tensors(*tensors)
         return leaves, spec, places, tensors
 
@@ -89,47 +89,47 @@ class ByRule(ReplacedOp):
     ) -> Sequence[Tensor | None]:
         """The cotangents of xs, the tensors of `argnums`, for g at the output z."""
         call = Call(lambda g: self.call_rule(g, z, xs, args, kwargs), getattr(self.rule.fn, "keeps_relevance", False))
-        if any(t.is_complex() for t in (z, *xs)):  # relevance stands at the real and the imaginary part
+        if any(t.is_complex() for t in (z, *xs)):  # real and imaginary parts each have relevance
             return self._scale_pairs(call, g, z, xs)
         return self.normalise.scale(call, g, z, xs, self.where)
 
     def call_rule(
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
     ) -> Sequence[Tensor]:
-        """What the rule gives, before it is rescaled.  Raises FxlrpError where that is of other shapes than xs."""
+        """The rule's cotangents before rescaling.  Raises FxlrpError if their shapes are not those of xs."""
         args, kwargs = unfolded(self.op, args, kwargs)
-        found = self._answered(self.rule.fn(g, z, *args, **kwargs, **self.told), g, z, xs)
-        shapes = [tuple(c.shape) for c in found]
+        cotangents = self._checked(self.rule.fn(g, z, *args, **kwargs, **self.told), g, z, xs)
+        shapes = [tuple(c.shape) for c in cotangents]
         if shapes != [tuple(x.shape) for x in xs]:
             raise FxlrpError(
                 f"Rule {self!r} returned cotangents of shapes {shapes} for arguments of shapes "
                 f"{[tuple(x.shape) for x in xs]}; it must return one like each argument it is registered for."
             )
-        return found
+        return cotangents
 
-    def _answered(self, out: Any, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What a rule returned, as one g for each input.  Raises FxlrpError for a user's rule that returned nothing,
-        NaN or, of relevance that came, none at all without saying so by None."""
-        found = (out,) if isinstance(out, Tensor) else out if out is None else tuple(out)
-        if getattr(self.rule.fn, "__module__", "").startswith("fxlrp.") and found is not None:
-            return found
+    def _checked(self, out: Any, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A rule's return value as one g for each input.  Raises FxlrpError for a user's rule that returned nothing,
+        NaN, or only zeros for non-zero relevance; to give an input nothing, a rule returns None for it."""
+        cotangents = (out,) if isinstance(out, Tensor) else out if out is None else tuple(out)
+        if getattr(self.rule.fn, "__module__", "").startswith("fxlrp.") and cotangents is not None:
+            return cotangents
         wrong = None
-        if found is None:
+        if cotangents is None:
             wrong = "nothing"
-        elif type(g) is Tensor and _fits(found, xs):
-            given = [(c, x) for c, x in zip(found, xs, strict=True) if c is not None]
-            if any(_any(c.isnan()) for c, _ in given) and not any(_any(t.isnan()) for t in (g, z, *xs)):
+        elif type(g) is Tensor and _fits(cotangents, xs):
+            pairs = [(c, x) for c, x in zip(cotangents, xs, strict=True) if c is not None]
+            if any(_any(c.isnan()) for c, _ in pairs) and not any(_any(t.isnan()) for t in (g, z, *xs)):
                 wrong = "NaN"
-            elif given and _any(relevance(z, g, True)) and not any(_any(relevance(x, c, True)) for c, x in given):
+            elif pairs and _any(relevance(z, g, True)) and not any(_any(relevance(x, c, True)) for c, x in pairs):
                 wrong = "no relevance at all, of some that came"
-        if wrong or found is None:
+        if wrong or cotangents is None:
             raise FxlrpError(
                 f"Rule {self!r} of {getattr(self.op, '__name__', self.op)} returned {wrong}; it must return a "
                 "cotangent for each argument that it gives relevance to, and None for one that gets nothing."
             )
-        if len(found) != len(xs):
-            return found
-        return tuple(torch.zeros_like(x) if c is None else c for c, x in zip(found, xs, strict=True))
+        if len(cotangents) != len(xs):
+            return cotangents
+        return tuple(torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, xs, strict=True))
 
     def _scale_pairs(self, call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
         def like(t: Tensor, a: Tensor) -> Tensor:
@@ -162,23 +162,23 @@ class _ByRule(torch.autograd.Function):
         for i, t in zip(ctx.places, tensors, strict=True):
             leaves[i] = as_the_op_was_run(t, ctx.cast)
         args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
-        found = replaced.propagate(g, z, [leaves[i] for i in replaced.argnums], args, kwargs)
-        grads = dict(zip(replaced.argnums, found, strict=True))
+        cotangents = replaced.propagate(g, z, [leaves[i] for i in replaced.argnums], args, kwargs)
+        grads = dict(zip(replaced.argnums, cotangents, strict=True))
         return None, None, None, None, *(grads.get(i) for i in ctx.places)
 
 
 def cast_by_autocast(z: Tensor) -> torch.dtype | None:
-    """The type that an op was run in, if autocast chose it."""
+    """The dtype that an op ran in, if autocast chose it."""
     return z.dtype if torch.is_autocast_enabled(z.device.type) else None
 
 
 def as_the_op_was_run(t: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor in the type that autocast gave it."""
+    """A tensor in the dtype that autocast ran the op in."""
     return t.to(dtype) if dtype is not None and t.is_floating_point() else t
 
 
-def _fits(found: Sequence[Any], xs: Sequence[Tensor]) -> bool:
-    return len(found) == len(xs) and all(c is None or c.shape == x.shape for c, x in zip(found, xs, strict=True))
+def _fits(cs: Sequence[Any], xs: Sequence[Tensor]) -> bool:
+    return len(cs) == len(xs) and all(c is None or c.shape == x.shape for c, x in zip(cs, xs, strict=True))
 
 
 def _any(t: Tensor) -> bool:
@@ -186,7 +186,7 @@ def _any(t: Tensor) -> bool:
 
 
 class ByDerivative(ReplacedOp):
-    """An op whose backward pass is its own, at the cotangent that `entry` makes of g."""
+    """An op that keeps its own backward pass, applied to the cotangent that `entry` makes of g."""
 
     def __init__(self, op: Callable, entry: Derivative, book: str) -> None:
         self.entry = entry
@@ -210,7 +210,7 @@ class _Adjustment(torch.autograd.Function):
 
 
 class InParts(ReplacedOp):
-    """An op whose backward pass is its own, of which each leaf of a call at `argnums` gets its part, if there are."""
+    """An op that keeps its own backward pass, scaled at each leaf of a call in `argnums` by the entry's part for it."""
 
     def __init__(self, op: Callable, entry: Parts, argnums: tuple[int, ...], book: str) -> None:
         self.parts = tuple(zip(argnums, entry.parts, strict=bool(entry.parts)))

@@ -1,7 +1,7 @@
-"""Seeds: what is asked about the output, as the relevance a pass starts with.
+"""Turns a question about the output into the seed that the relevance pass starts with.
 
-A target and a contrast name a direction v over the logits [B, K]: one-hot(target) on one side and, with a contrast, the
-weights of what it is set against on the other.  How v becomes relevance is the rulebook's `seed`.
+A target and a contrast define a direction v over the logits [B, K]: one-hot(target) on one side and, with a contrast,
+the weights of the classes it is set against on the other.  The rulebook's `seed` says how v becomes relevance.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ Position = None | int | Sequence[int] | Tensor
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the output: why `target` and not `contrast`, in a sequence of logits [B, T, K] at position
-    `position` (one for all or one per sample [B], from the end if negative), in a map of them [B, K, H, W] at (y, x).
-    "default" is the rulebook's contrast."""
+    """A question about the output: why `target` and not `contrast`?
+
+    position: the position in a sequence of logits [B, T, K] (one for all or one per sample [B], from the end if
+    negative), or (y, x) in a map of logits [B, K, H, W].  A contrast of "default" is the rulebook's."""
 
     target: Target = None
     contrast: Contrast = "default"
@@ -35,10 +36,10 @@ class Question:
 
 
 def at_position(rows: Tensor, position: Position) -> Tensor:
-    """The logits [B, K] at a position of a sequence of them [B, T, K], or of a map of them [B, K, H, W]; as they are
-    where `position` is None.
+    """The logits [B, K] at a position of a sequence [B, T, K] or map [B, K, H, W] of logits; unchanged if `position` is
+    None.
 
-    Raises FxlrpError where there is no such position, or no sequence or map.
+    Raises FxlrpError if there is no such position, or no sequence or map.
     """
     if position is None:
         return rows
@@ -54,22 +55,22 @@ def at_position(rows: Tensor, position: Position) -> Tensor:
         raise FxlrpError(f"position must be None, {one} or a tensor of one position per sample.")
     sizes = torch.tensor(places, device=rows.device)
     if ((index < -sizes) | (index >= sizes)).any():
-        known = f"{places[0]} positions" if len(places) == 1 else f"positions {tuple(places)}"
-        raise FxlrpError(f"position={position} is out of range: the explained output has {known}.")
-    at = index.long().expand(batch, -1).unbind(1)
-    return (rows if rows.ndim == 3 else rows.movedim(1, -1))[(torch.arange(batch, device=rows.device), *at)]
+        available = f"{places[0]} positions" if len(places) == 1 else f"positions {tuple(places)}"
+        raise FxlrpError(f"position={position} is out of range: the explained output has {available}.")
+    indices = index.long().expand(batch, -1).unbind(1)
+    return (rows if rows.ndim == 3 else rows.movedim(1, -1))[(torch.arange(batch, device=rows.device), *indices)]
 
 
 def directions(
     logits: Tensor, target: int | Sequence[int] | Tensor | None, contrast: Contrast
 ) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor | None]:
-    """Two weightings of the logits, for and against, for each class asked of a sample; and these, if classes are.
+    """The weights of the logits for and against each requested class of a sample; and the class indices, or None.
 
     Raises FxlrpError for a target or contrast that does not fit the logits.
     """
     logits = logits.detach()
     if isinstance(target, Tensor) and target.is_floating_point():
-        return [(_asked(logits, target), None)], None
+        return [(_weights_of(logits, target), None)], None
     index = _index(logits, target)
     if isinstance(contrast, int | np.integer) and not isinstance(contrast, bool):
         contrast = int(_index(logits, int(contrast))[0])
@@ -87,9 +88,9 @@ def by_classes(target: Target) -> bool:
 
 
 def sides(logits: Tensor, index: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor | None]:
-    """One-hot(index) [B, K], and the weights of what the class is set against."""
+    """One-hot(index) [B, K], and the weights of the classes it is set against."""
     classes = torch.arange(logits.shape[1], device=index.device)
-    onehot = (index[:, None] == classes).to(logits.dtype)  # F.one_hot checks the index, and leaves that in traces
+    onehot = (index[:, None] == classes).to(logits.dtype)  # F.one_hot would leave its index check in traces
     if contrast is None:
         return onehot, None
     if contrast == "others":  # CLRP: the mean of all other classes
@@ -133,7 +134,7 @@ def _index(logits: Tensor, target: int | Sequence[int] | Tensor | None) -> Tenso
     return index
 
 
-def _asked(logits: Tensor, v: Tensor) -> Tensor:
+def _weights_of(logits: Tensor, v: Tensor) -> Tensor:
     if v.shape != logits.shape:
         raise FxlrpError(
             f"The target's weights have shape {tuple(v.shape)}, the explained output {tuple(logits.shape)}."
@@ -144,7 +145,7 @@ def _asked(logits: Tensor, v: Tensor) -> Tensor:
 def relevance_at_output(kind: str, logits: Tensor, v: Tensor) -> Tensor:
     """The cotangent g at the logits, R = z g, for a direction v.
 
-    "relevance": R = v (published).  "share": R = |z| v, brought to Σ|R| = Σ|v| for each sign of v, so that no class
+    "relevance": R = v (published).  "share": R = |z| v, scaled to Σ|R| = Σ|v| for each sign of v, so that no class
     weighs more for having a logit near zero.  "gradient": g = v.
     """
     logits = logits.detach()

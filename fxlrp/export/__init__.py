@@ -1,1 +1,1 @@
-"""Forward and relevance pass as one graph: traced, compiled, saved."""
+"""Traces forward and relevance pass into one graph, which can be compiled and saved."""

@@ -1,4 +1,4 @@
-"""Exported explainers: a .pt2 of forward and relevance pass that torch runs without fxlrp."""
+"""Exports explainers as a .pt2 of forward and relevance pass, which torch runs without fxlrp."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
 
 RECORD = "fxlrp.json"
-"""The name of the file in the archive that says what its inputs and outputs are."""
+"""The name of the file in the archive that describes its inputs and outputs."""
 
 
 def export(
@@ -35,17 +35,17 @@ def export(
     aoti: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Save the explanation of the latest call's graph (or the example inputs') and return the path.
+    """Saves the explainer for the graph of the latest call (or of the example inputs); returns the path.
 
-    A .pt2 that `torch.export.load(path).module()` runs without fxlrp: (*inputs, target) → (logits, *relevance), with
-    target [B] a class for each sample, −1 for its top one, and any batch size where the model allows it.
-    contrast: what the target is set against, which is part of the graph.
-    aoti: compile it for this machine instead (`torch._inductor.aoti_load_package` runs it).
-    about: what else to keep in the file, as JSON.
+    The .pt2 runs without fxlrp by `torch.export.load(path).module()`: (*inputs, target) → (logits, *relevance), with
+    target [B] a class for each sample, −1 for its top one, and any batch size if the model allows it.
+    contrast: the contrast of the target, which is fixed in the graph.
+    aoti: compiles it for this machine instead (`torch._inductor.aoti_load_package` runs it).
+    about: further entries for the file's JSON record.
 
-    A path that ends in .onnx is written by torch.onnx.export, where the ops allow it.
+    A path that ends in .onnx is written by torch.onnx.export, if it supports the ops.
 
-    Raises FxlrpError if there is no graph for it, or no such file can be written.
+    Raises FxlrpError if there is no graph to export, or the file can't be written.
     """
     with alone(below_backends=True):
         return _export(explainer, Path(path), contrast, aoti, about)
@@ -61,8 +61,8 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
     placeholders = plan.graph.graph.find_nodes(op="placeholder")
     values = [n.meta["val"] for n in placeholders]
     batch = torch.export.Dim("batch")
-    at = zip(values, plan.axes.inputs, strict=True)
-    shapes = [{axis: batch} if axis is not None and free_symbols(v.shape[axis]) else {} for v, axis in at]
+    sample_axes = zip(values, plan.axes.inputs, strict=True)
+    shapes = [{axis: batch} if axis is not None and free_symbols(v.shape[axis]) else {} for v, axis in sample_axes]
     shapes.append({0: batch} if any(shapes) else {})
     target = torch.full((plan.axes.count(plan.capture.inputs),), -1, device=plan.capture.inputs[0].device)
     inputs, narrow = plan.capture.inputs, plan.capture.narrow
@@ -76,7 +76,7 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
     if aoti:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         return path
-    said = {
+    record = {
         "inputs": list(plan.capture.names),
         "explained": list(plan.readouts),
         "rulebook": explainer.rulebook.name,
@@ -84,7 +84,7 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
         "axes": list(plan.axes.inputs),
         **(about or {}),
     }
-    torch.export.save(program, str(path), extra_files={RECORD: json.dumps(said)})
+    torch.export.save(program, str(path), extra_files={RECORD: json.dumps(record)})
     return path
 
 
@@ -95,8 +95,8 @@ def _onnx(joint: nn.Module, args: tuple, shapes: list[dict], path: Path) -> None
         torch.onnx.export(joint, args, str(path), dynamo=True, dynamic_shapes=(tuple(shapes),), verbose=False)
     except Exception as error:
         ops = ", ".join(sorted(set(re.findall(r"OpOverload\(op='([\w.]+)'", _chain(error)))))
-        said = f"it has no {ops}" if ops else str(error).strip().split("\n")[0][:300]
-        raise FxlrpError(f"The graph can't be written as ONNX: {said}.  Export a .pt2 instead.") from error
+        reason = f"it has no {ops}" if ops else str(error).strip().split("\n")[0][:300]
+        raise FxlrpError(f"The graph can't be written as ONNX: {reason}.  Export a .pt2 instead.") from error
 
 
 def _chain(error: BaseException | None) -> str:
@@ -104,8 +104,8 @@ def _chain(error: BaseException | None) -> str:
 
 
 class ExportedExplainer(nn.Module):
-    """An explainer that was exported, to be called as it was: made by `fxlrp.inputs` from a file, or from a module
-    that torch loaded and what the file says about it."""
+    """An exported explainer, called as the original was.  `fxlrp.inputs` makes it from a file; it takes a module that
+    torch loaded, and the file's record about it."""
 
     def __init__(self, module: nn.Module, about: Mapping[str, Any]) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class ExportedExplainer(nn.Module):
         self.about = dict(about)
 
     def count(self, args: Sequence[Tensor]) -> int:
-        """How many samples a call has.  Raises FxlrpError if the inputs are not those it was exported for."""
+        """The number of samples in a call.  Raises FxlrpError for inputs other than those it was exported for."""
         axes = Axes(tuple(self.about["axes"]))
         if len(args) != len(axes.inputs) or not axes.fit(args):
             names = ", ".join(map(argument, self.about["inputs"]))
@@ -121,28 +121,28 @@ class ExportedExplainer(nn.Module):
         return axes.count(args)
 
     def forward(self, *args: Tensor, target: Any = None, contrast: Contrast = "default") -> Attribution:
-        """Explain a call; target is None, a class or a tensor of one for each sample [B].
+        """Explains a call; target is None, a class or a tensor of one for each sample [B].
 
-        Raises FxlrpError for another contrast than it was exported with, and a target that is no class.
+        Raises FxlrpError for a contrast other than it was exported with, and for a target that is no class.
         """
         if contrast not in ("default", self.about["contrast"]):
-            made = self.about["contrast"]
-            raise FxlrpError(f"This explainer was exported with contrast={made!r}, not {contrast!r}; export another.")
+            fixed = self.about["contrast"]
+            raise FxlrpError(f"This explainer was exported with contrast={fixed!r}, not {contrast!r}; export another.")
         if not by_classes(target):
             raise FxlrpError("An exported explainer is asked by classes: target is None, a class or a tensor of them.")
-        given = torch.as_tensor(-1 if target is None else target, device=args[0].device)
+        classes = torch.as_tensor(-1 if target is None else target, device=args[0].device)
         count = self.count(args)
         try:
             with torch.no_grad():
-                logits, *found = self.module(*args, given.expand(count).contiguous())
-        except RuntimeError as error:  # what it was exported for is checked by torch
+                logits, *maps = self.module(*args, classes.expand(count).contiguous())
+        except RuntimeError as error:  # torch checks the inputs' shapes
             if "Expected input" not in str(error):
                 raise
-            said = str(error).strip().split("\n")[0].split(". If you meant")[0]
-            raise FxlrpError(f"{said}: the explainer was exported for inputs of another shape (--size).") from error
+            reason = str(error).strip().split("\n")[0].split(". If you meant")[0]
+            raise FxlrpError(f"{reason}: the explainer was exported for inputs of another shape (--size).") from error
         if target is not None:
-            directions(logits, target, None)  # says what does not fit
+            directions(logits, target, None)  # raises FxlrpError if the target does not fit
         names = tuple(self.about["inputs"][i] for i in self.about["explained"])
         inputs = tuple(args[i] for i in self.about["explained"])
-        index = logits.argmax(1) if target is None else given.expand(count)
-        return Attribution(found[0] if len(found) == 1 else tuple(found), logits, logits, index, names, inputs)
+        index = logits.argmax(1) if target is None else classes.expand(count)
+        return Attribution(maps[0] if len(maps) == 1 else tuple(maps), logits, logits, index, names, inputs)

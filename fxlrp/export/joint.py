@@ -1,4 +1,4 @@
-"""The joint graph: forward and relevance pass traced into one flat ATen graph that needs nothing of fxlrp."""
+"""Traces forward and relevance pass into one flat ATen graph, the joint graph, which runs without fxlrp."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fxlrp.capture.confine import alone
 from fxlrp.capture.precision import widened
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.engine.seeds import Contrast, sides
-from fxlrp.graph.plan import Plan
+from fxlrp.graph.plan import Plan, draws
 from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rules.registry import Rulebook
 
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 class Joint(nn.Module):
-    """(*inputs, target) → (*outputs, relevance of each explained input), and the graph that computes it.
+    """Computes (*inputs, target) → (*outputs, relevance of each explained input) by the graph `traced`.
 
     target [B], or [B, K] for K relevance maps of each sample, holds classes, −1 for the top one.
     """
@@ -42,31 +42,31 @@ class Joint(nn.Module):
 def trace_joint(
     plan: Plan, book: Rulebook, contrast: Contrast, *, several: int = 0, whole: bool = False, fold: bool = True
 ) -> Joint:
-    """The joint graph of a plan, for batches of any size where the plan holds for them.
+    """Traces the joint graph of a plan, for batches of any size if the plan holds for them.
 
     several: the K of targets [B, K], 0 for targets [B].
-    whole: return all of the model's outputs before the logits, else the logits alone.
-    fold: compute what depends on weights alone now, which takes memory and saves time.
+    whole: returns all of the model's outputs before the logits, else the logits only.
+    fold: computes values that depend only on weights now, which takes memory and saves time.
     """
     count = len(plan.capture.output_names) if whole else 0
     narrow = plan.capture.narrow
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        *given, target = inputs
-        tensors = widened(given)
+        *args, target = inputs
+        tensors = widened(args)
         with torch.enable_grad():
             out = Tracing(plan.form(one_sided=contrast is None).graph).run(*tensors)
             rows = plan.axes.rows(out[plan.logits])
             logits = rows.detach()
             columns = target.unbind(1) if several else (target,)
             indices = [torch.where(column < 0, logits.argmax(1), column) for column in columns]
-            asked = [Direction(rows, *sides(logits, index, contrast)) for index in indices]
-            # one by one: batched gradients can't be traced for batches of any size
-            found = [read.inputs for read in propagate(plan, book, out, tensors, asked, at_once=1)]
+            questions = [Direction(rows, *sides(logits, index, contrast)) for index in indices]
+            # one at a time, because batched gradients can't be traced with a symbolic batch
+            relevances = [read.inputs for read in propagate(plan, book, out, tensors, questions, at_once=1)]
         logits = logits.to(narrow[1][plan.explained]) if narrow else logits
         maps = [
             torch.stack(parts, plan.axes.column(i)) if several else parts[0]
-            for i, parts in zip(plan.readouts, zip(*found, strict=True), strict=True)
+            for i, parts in zip(plan.readouts, zip(*relevances, strict=True), strict=True)
         ]
         return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)
 
@@ -74,7 +74,7 @@ def trace_joint(
     values = [v.to(dtype) for v, dtype in zip(values, narrow[0], strict=True)] if narrow else values
     mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
     mode.allow_non_fake_inputs = True
-    # torch's Python dispatcher knows more ops at sizes that are symbols
+    # torch's Python dispatcher supports more ops at symbolic sizes
     with alone(), mode, enable_python_dispatcher(), plan.in_its_types():
         batch = plan.axes.count(values)
         target = values[0].new_zeros((batch, *([several] if several else [])), dtype=torch.int64)
@@ -93,8 +93,8 @@ def trace_joint(
 
 
 class Tracing(fx.Interpreter):
-    """Runs a rewritten graph; what is traced of it, and then of its relevance pass, says which node it comes from and
-    by which rule.  `print_readable()` prints that."""
+    """Runs a rewritten graph and labels the traced nodes, also those of its relevance pass, with the node that they
+    come from and its rule, which `print_readable()` prints."""
 
     def run_node(self, n: fx.Node) -> Any:
         rule = n.target.__name__ if isinstance(n.target, ReplacedOp) else "derivative"
@@ -108,7 +108,7 @@ class Tracing(fx.Interpreter):
 
 
 def remove_copies(gm: fx.GraphModule) -> None:
-    """Aliases and detaches, which mean nothing without autograd, and what nothing uses, go."""
+    """Removes aliases and detaches, which have no meaning without autograd, and unused nodes."""
     for node in list(gm.graph.nodes):
         if node.target in (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
             node.replace_all_uses_with(node.args[0])
@@ -118,7 +118,7 @@ def remove_copies(gm: fx.GraphModule) -> None:
 
 
 def spell_numel(gm: fx.GraphModule) -> None:
-    """aten.sym_numel, which torch.compile does not take → the product of the sizes."""
+    """Replaces aten.sym_numel, which torch.compile does not support, by the product of the sizes."""
     for node in list(gm.graph.find_nodes(op="call_function", target=aten.sym_numel.default)):
         (x,) = node.args
         with gm.graph.inserting_before(node):
@@ -135,18 +135,18 @@ def spell_numel(gm: fx.GraphModule) -> None:
 
 
 def spell_max(gm: fx.GraphModule) -> None:
-    """The larger of two sizes → the one that is known to be: torch.compile takes no torch.sym_max before torch 2.12."""
+    """Replaces torch.sym_max by the size known to be larger: torch.compile supports it only since torch 2.12."""
     for node in list(gm.graph.find_nodes(op="call_function", target=torch.sym_max)):
         sizes = [a.meta["val"] if isinstance(a, fx.Node) else a for a in node.args]
-        known = (a for a, own, other in zip(node.args, sizes, sizes[::-1], strict=True) if known_true(own >= other))
-        if (larger := next(known, None)) is not None:
+        largest = (a for a, size, other in zip(node.args, sizes, sizes[::-1], strict=True) if known_true(size >= other))
+        if (larger := next(largest, None)) is not None:
             node.replace_all_uses_with(larger)
             gm.graph.erase_node(node)
     gm.recompile()
 
 
 def spell_alpha(gm: fx.GraphModule) -> None:
-    """a + alpha · b → a sum and a product: Inductor (torch 2.14, CPU) drops alpha where b is a matrix product."""
+    """Splits a + alpha · b into a product and a sum: Inductor (torch 2.14, CPU) drops alpha if b is a matmul."""
     for op in (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor):
         for node in gm.graph.find_nodes(op="call_function", target=op):
             alpha = node.kwargs.get("alpha", 1)
@@ -159,7 +159,7 @@ def spell_alpha(gm: fx.GraphModule) -> None:
 
 
 def join_equal(gm: fx.GraphModule) -> None:
-    """Expressions that are computed twice are computed once."""
+    """Merges nodes that compute the same expression."""
     seen: dict[Any, fx.Node] = {}
     for node in list(gm.graph.nodes):
         if node.op != "get_attr" and not _pure(node):
@@ -174,9 +174,9 @@ def join_equal(gm: fx.GraphModule) -> None:
 
 
 def _pure(node: fx.Node) -> bool:
-    """Whether a node is a call that does nothing but return what its arguments determine, and it stays that."""
+    """Whether a node's op writes into nothing and draws no random numbers, and no user writes into its value."""
     schema = getattr(node.target, "_schema", None)
-    plain = node.target is operator.getitem or (schema is not None and not schema.is_mutable)
+    plain = node.target is operator.getitem or (schema is not None and not schema.is_mutable and not draws(node))
     return plain and not any(_writes(u) for u in node.users)
 
 
@@ -185,7 +185,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def fold_constants(gm: fx.GraphModule) -> None:
-    """What depends on weights alone (|W|, W⁺, folded batch norms) is computed now."""
+    """Computes values that depend only on weights (|W|, W⁺, folded batch norms) now, and stores them as buffers."""
     values: dict[fx.Node, Any] = {}
     for node in gm.graph.nodes:
         if node.op == "get_attr":
@@ -195,14 +195,14 @@ def fold_constants(gm: fx.GraphModule) -> None:
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
     for node, value in values.items():
-        kept = [u for u in node.users if u not in values]
-        if node.op != "get_attr" and kept and isinstance(value, Tensor):
+        users = [u for u in node.users if u not in values]
+        if node.op != "get_attr" and users and isinstance(value, Tensor):
             name = f"_folded_{node.name}"
             gm.register_buffer(name, value, persistent=True)
             with gm.graph.inserting_before(node):
                 constant = gm.graph.get_attr(name)
             constant.meta = dict(node.meta)
-            for user in kept:
+            for user in users:
                 user.replace_input_with(node, constant)
     gm.graph.eliminate_dead_code()
     gm.delete_all_unused_submodules()

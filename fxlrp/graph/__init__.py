@@ -1,1 +1,1 @@
-"""The captured graph: what is known of it, and how it is rewritten into one with a relevance pass."""
+"""Analyses a captured graph and rewrites it into one with a relevance pass."""

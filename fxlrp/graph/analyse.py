@@ -1,4 +1,4 @@
-"""Analyse: which nodes of a captured graph carry relevance, and which are known to be ≥ 0."""
+"""Finds the nodes of a captured graph that carry relevance, and those known to be ≥ 0."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def differentiable(node: fx.Node) -> bool:
-    """Whether relevance could stand at this node: a float tensor, or several values one of which is."""
+    """Whether a node can have relevance: its value is a float or complex tensor, or contains one."""
     values = tree_leaves(node.meta.get("val"))
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
 
@@ -28,7 +28,7 @@ def find_active(
     output: fx.Node,
     flows: Callable[[fx.Node, set[fx.Node]], Iterable[fx.Node]],
 ) -> set[fx.Node]:
-    """Nodes that depend on a readout and get relevance from `output`, through float tensors all the way.
+    """Nodes that depend on a readout and get relevance from `output`, through differentiable nodes only.
 
     flows(node, reached): the inputs among `reached` that get relevance from the node (a denominator, say, gets none).
     """
@@ -42,59 +42,59 @@ def find_active(
         if node in needed and node not in readouts:
             needed.update(flows(node, reached))
     active: set[fx.Node] = set()
-    for node in gm.graph.nodes:  # what passes nothing on to a readout (a normaliser) takes nothing
+    for node in gm.graph.nodes:  # a node that passes no relevance on to a readout (a normaliser) gets none
         if node in needed and (node in readouts or any(n in active for n in flows(node, reached))):
             active.add(node)
     return active
 
 
 def find_nonnegative(gm: fx.GraphModule) -> set[fx.Node]:
-    """Nodes known to be ≥ 0, whatever the input (what follows a ReLU, up to the next product)."""
-    known: set[fx.Node] = set()
+    """Nodes known to be ≥ 0 for any input (those after a ReLU, up to the next product)."""
+    nonnegative: set[fx.Node] = set()
     for node in gm.graph.nodes:
         sign = about(node.target).sign
-        kept = sign == "kept" and all(_nonnegative(v, known) for v in _values(node))
-        if sign == "positive" or kept or _clamped(node):
-            known.add(node)
-    return known
+        keeps_sign = sign == "kept" and all(_is_nonnegative(v, nonnegative) for v in _values(node))
+        if sign == "positive" or keeps_sign or _clamped(node):
+            nonnegative.add(node)
+    return nonnegative
 
 
 def _clamped(node: fx.Node) -> bool:
-    """Whether a node's value is kept from being negative by a number."""
+    """Whether a node clamps its value to a lower bound ≥ 0."""
     clamps = getattr(node.target, "overloadpacket", None) in (aten.hardtanh, aten.clamp, aten.clamp_min)
     least = node.args[1] if clamps and len(node.args) > 1 else None
     return isinstance(least, int | float) and least >= 0
 
 
 def _values(node: fx.Node) -> list[Any]:
-    """What the entries of a node's value are made of: nodes and numbers."""
+    """The arguments that the entries of a node's value are made of: nodes and numbers."""
     named = {k: v for k, v in node.kwargs.items() if k in ("value", "other", "alpha")}
     places = about(node.target).values
     return tree_leaves(([a for i, a in enumerate(node.args) if i in places], named))
 
 
-def _nonnegative(value: Any, known: set[fx.Node]) -> bool:
+def _is_nonnegative(value: Any, nonnegative: set[fx.Node]) -> bool:
     if not isinstance(value, fx.Node):
         return not isinstance(value, int | float) or value >= 0
     t = value.meta.get("val")
-    return value in known or (isinstance(t, Tensor) and t.dtype == torch.bool)
+    return value in nonnegative or (isinstance(t, Tensor) and t.dtype == torch.bool)
 
 
 def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
-    """Active nodes that masks may have made infinite, up to the op (a softmax) that makes them finite again."""
-    found: set[fx.Node] = set()
+    """Active nodes that masks may make infinite, up to the op (a softmax) that makes them finite again."""
+    infinite: set[fx.Node] = set()
     for node in gm.graph.nodes:
         if node not in active or node.op != "call_function":
             continue
-        known = about(node.target)
+        op = about(node.target)
         pointwise = is_pointwise(node.target)
-        mixing = (pointwise and getattr(node.target, "overloadpacket", None) is not aten.mul) or known.fills
+        mixing = (pointwise and getattr(node.target, "overloadpacket", None) is not aten.mul) or op.fills
         constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
         masked = mixing and any(not _finite(gm, n) for n in constants)
-        inherits = (pointwise or known.moves or known.entrywise) and any(n in found for n in node.all_input_nodes)
-        if known.fills == "masks" or masked or inherits:
-            found.add(node)
-    return found
+        inherits = (pointwise or op.moves or op.entrywise) and any(n in infinite for n in node.all_input_nodes)
+        if op.fills == "masks" or masked or inherits:
+            infinite.add(node)
+    return infinite
 
 
 def _finite(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Facts: what is known of a captured graph while it is rewritten, which every pass is told.
+"""Facts about a captured graph while it is rewritten, which every pass is given.
 
 A pass is a function (graph, facts) → whether it changed the graph; it writes by `Facts.emit` and `Facts.replace`.
 """
@@ -23,20 +23,20 @@ from fxlrp.rules.registry import Derivative, Entry, Rule, Rulebook
 
 
 class Facts:
-    """What is known of the graph of `captured`, as it is explained by `rulebook`.
+    """Facts about the graph of `captured`, as `rulebook` explains it.
 
-    readouts: of each input tensor that carries relevance, the nodes where it is read.
-    active: the nodes that carry relevance from there to the explained output.
+    readouts: the nodes where the relevance of each input tensor is read, for inputs that get some.
+    active: the nodes that carry relevance between the readouts and the explained output.
     """
 
     def __init__(self, captured: Capture, rulebook: Rulebook, output: Output) -> None:
         self.captured, self.rulebook = captured, rulebook
         outputs, _, logits, _ = explained_output(captured, output)
-        found = find_readouts(captured)
-        starts = [n for ns in found.values() for n in ns]
+        readouts = find_readouts(captured)
+        starts = [n for ns in readouts.values() for n in ns]
         self.active = find_active(captured.graph, starts, outputs[logits], self._flows)
-        kept = {i: [n for n in ns if n in self.active] for i, ns in found.items()}
-        self.readouts: dict[Place, list[fx.Node]] = {i: ns for i, ns in kept.items() if ns}
+        active_readouts = {i: [n for n in ns if n in self.active] for i, ns in readouts.items()}
+        self.readouts: dict[Place, list[fx.Node]] = {i: ns for i, ns in active_readouts.items() if ns}
 
     @property
     def example(self) -> Sequence[Tensor]:
@@ -50,12 +50,12 @@ class Facts:
 
     @cached_property
     def infinite(self) -> set[fx.Node]:
-        """The active nodes that masks may have made infinite."""
+        """The active nodes that masks may make infinite."""
         return find_infinite(self.captured.graph, self.active)
 
     @cached_property
     def samples(self) -> Samples:
-        """Where the samples of a batch are at every node."""
+        """The sample axis of every node."""
         return Samples(self.captured, self.readouts, self.active)
 
     def carries(self, value: Any) -> bool:
@@ -63,23 +63,24 @@ class Facts:
         return isinstance(value, fx.Node) and value in self.active
 
     def positions(self, node: fx.Node) -> tuple[int, ...]:
-        """The places, among the leaves of a node's call, of what carries relevance to it."""
+        """The indices, among the leaves of a node's arguments, of those that carry relevance."""
         return self._positions(node, self.active)
 
     def entry(self, node: fx.Node) -> Entry | None:
-        """The rulebook's entry for a node as it stands; None if it has no rule of its own."""
+        """The rulebook's entry for a node in its current form; None if the node has no rule of its own."""
         entry = self.rulebook.lookup(node.target, self.positions(node))
         return None if isinstance(entry, Derivative) and entry is self.rulebook.unknown else entry
 
     def emit(self, like: fx.Node, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
-        """Append op(*args, **kwargs) at the graph's insertion point, as part of what `like` stands for."""
+        """Inserts op(*args, **kwargs) at the graph's insertion point, with the metadata of `like`; the new node is
+        active if `like` is."""
         node = emit.emit(like.graph, like, op, *args, **kwargs)
         if like in self.active:
             self.active.add(node)
         return node
 
     def replace(self, node: fx.Node, write: Callable[..., fx.Node]) -> fx.Node:
-        """Put what `write(call, *args, **kwargs)` builds in the place of `node`; call(op, …) appends a node."""
+        """Replaces `node` by the nodes that `write(call, *args, **kwargs)` builds; call(op, …) inserts one."""
         return emit.replace(node, write, self.emit)
 
     def _positions(self, node: fx.Node, active: set[fx.Node]) -> tuple[int, ...]:
@@ -87,7 +88,7 @@ class Facts:
         return tuple(i for i, leaf in enumerate(leaves(node)) if leaf in carrying)
 
     def _flows(self, node: fx.Node, reached: set[fx.Node]) -> list[fx.Node]:
-        """Which of a node's inputs its rule gives relevance to."""
+        """The inputs of a node that its rule gives relevance to."""
         positions = self._positions(node, reached)
         entry = self.rulebook.lookup(node.target, positions)
         argnums = entry.argnums if isinstance(entry, Rule) and entry.argnums is not None else positions

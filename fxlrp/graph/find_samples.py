@@ -1,4 +1,4 @@
-"""Find samples: which axes of a call count its samples, told by symbolic shapes and tried by capturing."""
+"""Finds the sample axes of a call, by symbolic shapes and by trial captures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from fxlrp.patterns.packed import spell_packed
 from fxlrp.patterns.sparse import spell_sparse
 
 PRIMES = (5, 7, 11, 13, 17, 19)
-"""Values that symbols are given to compare two sizes."""
+"""Values substituted for symbols to compare two sizes."""
 
 
 def spelled(captured: Capture) -> Capture:
-    """The same, with what is looked up by an op of its own written out, so that it is known where relevance is read."""
+    """The capture with special lookup ops written out as plain ones, so that readouts can be found."""
     spell_packed(captured.graph, captured.inputs)
     spell_bags(captured.graph)
     spell_sparse(captured.graph)
@@ -42,16 +42,16 @@ def find_samples(
     output: Output,
     sure: bool,
 ) -> Capture:
-    """A call captured with its samples where they are: at the first of the `guesses` that holds, at other axes that
-    reach one row of the explained output each, or nowhere, where the call is one sample.
+    """Captures a call with its sample axes: the first of the `guesses` that holds, else other axes whose entries each
+    reach one row of the explained output, else none, if the call is one sample.
 
-    sure: whether there is nothing to guess.
+    sure: whether the only guess must hold.
 
-    Raises FxlrpError if the call can't be captured, or if the one guess that is sure does not hold.
+    Raises FxlrpError if the call can't be captured, or if a guess that is sure does not hold.
     """
     failed: FxlrpError | None = None
     captured: Capture | None = None
-    found: Axes | None = None
+    settled_axes: Axes | None = None
     for axes in guesses:
         if axes.whole:
             continue
@@ -62,9 +62,9 @@ def find_samples(
                 raise
             failed = error
             continue
-        if found := settled(captured, output, tensors):
-            captured.axes = found
-            if sure or captured.mode is not CaptureMode.THIS_BATCH or not _left_out(found, tensors):
+        if settled_axes := settled(captured, output, tensors):
+            captured.axes = settled_axes
+            if sure or captured.mode is not CaptureMode.THIS_BATCH or not _left_out(settled_axes, tensors):
                 return captured
             break  # the batch may be fixed by another input that has samples elsewhere
         if sure:
@@ -77,19 +77,19 @@ def find_samples(
             captured = capture(Axes.none(tensors))
     except FxlrpError as error:
         raise failed or error from error.__cause__
-    refused: FxlrpError | None = None  # samples there are, but they can't be captured as such
+    capture_error: FxlrpError | None = None  # the call has samples, but can't be captured with them
     for axes in () if sure else other_axes(captured, output):
         try:
-            other = capture(axes)
+            recaptured = capture(axes)
         except FxlrpError as error:
-            refused = error
+            capture_error = error
             continue
-        if settled_at := settled(other, output, tensors):
-            other.axes = settled_at
-            return other
-    if refused and captured.mode is CaptureMode.THIS_INPUT:
-        raise refused
-    if found:
+        if settled_at := settled(recaptured, output, tensors):
+            recaptured.axes = settled_at
+            return recaptured
+    if capture_error and captured.mode is CaptureMode.THIS_INPUT:
+        raise capture_error
+    if settled_axes:
         return captured
     shape = _explained(captured, output)[0].meta["val"].shape
     captured.axes = Axes.none(tensors, 0 if len(shape) and isinstance(shape[0], int) and shape[0] == 1 else None)
@@ -97,29 +97,29 @@ def find_samples(
 
 
 def _of_this_call(captured: Capture, tensors: Sequence[Tensor]) -> bool:
-    """Whether a graph holds for this call as it is: it was traced on all of its batch."""
+    """Whether a graph was traced on this call's whole batch, and so holds for it."""
     alone = captured.mode is CaptureMode.THIS_INPUT and captured.axes.count(tensors) == 1
     return alone or captured.mode is CaptureMode.THIS_BATCH
 
 
 def _left_out(axes: Axes, tensors: Sequence[Tensor]) -> bool:
-    """Whether an input without samples has an axis that is as long as there are samples."""
+    """Whether an input without a sample axis has an axis whose length is the number of samples."""
     count = axes.count(tensors)
     return any(axis is None and count in t.shape for t, axis in zip(tensors, axes.inputs, strict=True))
 
 
 def _explained(captured: Capture, output: Output) -> tuple[fx.Node, dict[Place, list[fx.Node]]]:
     """The node whose value is explained, and the readouts of each input."""
-    first = output[0] if isinstance(output, tuple) else output  # of several, which have the same samples
+    first = output[0] if isinstance(output, tuple) else output  # several outputs have the same samples
     outputs, _, logits, _ = explained_output(captured, first)
     return outputs[logits], find_readouts(captured)
 
 
 def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axes | None:
-    """The axes among those it was captured with that count what the first axis of the explained output does, or its
-    second, if it has three; None if there are none, or if the samples along them depend on each other.
+    """The captured axes that count the same as the explained output's first axis, or its second if it has three or
+    more; None if there are none, or if the samples along them depend on each other.
 
-    tensors: those of the call, which are more than the samples it was captured with."""
+    tensors: those of the whole call, which may have more samples than the capture."""
     explained, readouts = _explained(captured, output)
     axes, shape = captured.axes, explained.meta["val"].shape
     count = axes.count(captured.inputs)
@@ -130,34 +130,34 @@ def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axe
             sizes = [None if a is None else n.meta["val"].shape[a] for n, a in zip(inputs, axes.inputs, strict=True)]
             if not any(_same_symbol(s, size) for s in sizes):
                 continue
-            # one that is along another axis of the output, as texts for pictures are, is shared by its rows
+            # an input counted by another axis of the output (texts beside pictures) is shared by its rows
             others = [s for i, s in enumerate(shape) if i != place]
-            apart = [any(_same_symbol(s, other) for other in others) and not _same_symbol(s, size) for s in sizes]
-            found = Axes(tuple(None if no else a for a, no in zip(axes.inputs, apart, strict=True)), place)
+            shared = [any(_same_symbol(s, other) for other in others) and not _same_symbol(s, size) for s in sizes]
+            fitted = Axes(tuple(None if skip else a for a, skip in zip(axes.inputs, shared, strict=True)), place)
         else:
-            found = Axes(axes.inputs if isinstance(size, int) and size == count else (None,) * len(axes.inputs), place)
-        if found.whole:
+            fitted = Axes(axes.inputs if isinstance(size, int) and size == count else (None,) * len(axes.inputs), place)
+        if fitted.whole:
             continue
         if count == 1:
-            return found
-        mix = _mix(captured, explained, readouts, found, captured.inputs)
+            return fitted
+        mix = _mix(captured, explained, readouts, fitted, captured.inputs)
         if (
-            mix is None and captured.mode is CaptureMode.ANY_BATCH and found.count(tensors) > 1
-        ):  # two of them are no call
-            mix = _mix(captured, explained, readouts, found, tensors)
+            mix is None and captured.mode is CaptureMode.ANY_BATCH and fitted.count(tensors) > 1
+        ):  # two samples are no valid call
+            mix = _mix(captured, explained, readouts, fitted, tensors)
         if not mix:
-            return found
+            return fitted
     return None
 
 
 def _same_symbol(a: int | torch.SymInt | None, b: int | torch.SymInt | None) -> bool:
-    """Whether two sizes are one, which may be written in other ways: by their values where symbols have some."""
+    """Whether two symbolic sizes are equal, though perhaps written differently: compared at several symbol values."""
     if not isinstance(a, torch.SymInt) or not isinstance(b, torch.SymInt):
         return False
-    one, other = a.node.expr, b.node.expr
-    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
-    tried = [dict(zip(symbols, PRIMES[i:] + PRIMES[:i], strict=False)) for i in range(3)]
-    return one == other or (len(symbols) <= len(PRIMES) and all(one.subs(v) == other.subs(v) for v in tried))
+    left, right = a.node.expr, b.node.expr
+    symbols = sorted(left.free_symbols | right.free_symbols, key=str)
+    substitutions = [dict(zip(symbols, PRIMES[i:] + PRIMES[:i], strict=False)) for i in range(3)]
+    return left == right or (len(symbols) <= len(PRIMES) and all(left.subs(v) == right.subs(v) for v in substitutions))
 
 
 def _mix(
@@ -167,16 +167,16 @@ def _mix(
     axes: Axes,
     inputs: Sequence[Tensor],
 ) -> bool | None:
-    """Whether a row of the explained output depends on another sample than its own; None if that can't be run."""
+    """Whether a row of the explained output depends on a sample other than its own; None if the probe can't run."""
     assert axes.output is not None
     count = axes.count(inputs)
-    starts, known = starts_of(captured.graph, readouts, axes, count)
+    starts, certain = starts_of(captured.graph, readouts, axes, count)
     symbols = batch_symbols(captured.graph, axes)
-    if known and len(symbols) == 1 and is_rowwise(captured.graph, starts, explained, partial(plain, symbols=symbols)):
+    if certain and len(symbols) == 1 and is_rowwise(captured.graph, starts, explained, partial(plain, symbols=symbols)):
         return False
     probe = Probe(captured.graph, inputs, starts)
-    found = [_rows_reached(probe, explained, axes.output, sample, count) for sample in (0, count - 1)]
-    return None if None in found else any(rows is not None and rows[1] for rows in found)
+    reached = [_rows_reached(probe, explained, axes.output, sample, count) for sample in (0, count - 1)]
+    return None if None in reached else any(rows is not None and rows[1] for rows in reached)
 
 
 def _rows_reached(probe: Probe, explained: fx.Node, output: int, sample: int, count: int) -> tuple[bool, bool] | None:
@@ -194,35 +194,37 @@ def _rows_reached(probe: Probe, explained: fx.Node, output: int, sample: int, co
 
 
 def other_axes(captured: Capture, output: Output) -> Iterator[Axes]:
-    """Axes of a call, captured as one sample, along which an entry reaches one row of the explained output alone.
+    """Axes of a call, captured as one sample, along which each entry reaches one row of the explained output only.
 
-    Inputs that can't be nudged (lengths, masks) have their samples on the first axis that is as long.  The first of
-    those that can has samples, if any axis of it is as long: nodes of a graph are none, though rows of its matrix fit.
+    Inputs that can't be nudged (lengths, masks) have their samples on the first axis of the right length.  The first
+    input that can be nudged must have a sample axis if any axis has that length; the nodes of a graph are no samples,
+    though the rows of its matrix fit.
     """
     explained, readouts = _explained(captured, output)
     shape = explained.meta["val"].shape
     for place, count in enumerate(shape[: 2 if len(shape) > 2 else 1]):
-        # a count that depends on values is none of samples
+        # a size that depends on values counts no samples
         if not isinstance(count, int) or count == 1 or joined_by_sparse(count, captured.inputs):
             continue
         choices: list[list[int | None]] = []
         for i, t in enumerate(captured.inputs):
             fit = [axis for axis, size in enumerate(t.shape) if size == count]
-            long = bool(fit)
+            has_fit = bool(fit)
             if i in readouts:
                 fit = [axis for axis in fit if _own_rows(captured, explained, readouts[i], axis, place, count)]
-            first = long and i == next(iter(readouts), None)
+            first = has_fit and i == next(iter(readouts), None)
             or_none: list[int | None] = [*fit, None]
             choices.append([*fit] if first else or_none if i in readouts else or_none[:1])
-        for some in list(product(*choices))[:8]:
-            if any(isinstance(i, int) and some[i] is not None for i in readouts):
-                yield Axes(some, place)
+        for chosen in list(product(*choices))[:8]:
+            if any(isinstance(i, int) and chosen[i] is not None for i in readouts):
+                yield Axes(chosen, place)
 
 
 def _own_rows(
     captured: Capture, explained: fx.Node, nodes: Sequence[fx.Node], axis: int, output: int, count: int
 ) -> bool:
-    """Whether the entries of an input along an axis reach a row of the output each, and some do."""
+    """Whether the first entry of an input along an axis reaches its row of the output, and the first and last reach no
+    other row."""
     fit = {n: axis for n in nodes if n.meta["val"].ndim > axis and n.meta["val"].shape[axis] == count}
     probe = Probe(captured.graph, captured.inputs, fit)
     if len(fit) < len(nodes):

@@ -1,7 +1,7 @@
-"""Lookups: where entries of an input (token ids, categories among numbers) become vectors, and which each stands for.
+"""Finds where entries of an input (token ids, categories among numbers) become vectors, and each vector's entry.
 
-Relevance is read at the vectors.  A second chain beside the ids, of the same moves made with their positions, tells
-which entry each came from, however the model slices, shifts, hashes or transposes ids before it looks them up.
+Relevance is read at the vectors.  A second chain of nodes moves the positions of the ids just as the model moves the
+ids, and so tells each vector's entry, however the model slices, shifts, hashes or transposes ids before the lookup.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from fxlrp.nodes import args_of
 from fxlrp.ops import about, carriers, is_pointwise
 
 aten = torch.ops.aten
-NOWHERE = -1  # the position of an entry that is no entry of the input
+NOWHERE = -1  # the position of a value that comes from no entry of the input
 
 
 class Trail:
-    """What becomes of an input: the tensors each of whose entries comes from one of the input's, moved or hashed.
+    """Follows an input to the tensors whose entries each come from one entry of the input, moved or hashed.
 
-    reached: these, but for what says of integers no more than whether they are this or that, and, unless `counted`,
-    for what is made of counts of them too (positions, from a mask).
-    hot: those of them that are rows of zeros and a one.
-    takers: the nodes that take one of them.
+    reached: these tensors, except booleans and floats made of integers and, unless `counted`, tensors that also depend
+    on counts of the entries (positions, from a mask).
+    hot: the reached tensors that are one-hot rows.
+    takers: the nodes that take a reached tensor.
     """
 
     def __init__(self, start: fx.Node, given: set[fx.Node] | None = None, *, counted: bool = False) -> None:
@@ -41,18 +41,18 @@ class Trail:
             depends.add(node)
             if sources & self.reached:
                 self.takers.append(node)
-            own = self._own(node)
-            if not own & entries or not (counted or _moves(node) or sources <= entries):
+            entry_sources = self._entry_sources(node)
+            if not entry_sources & entries or not (counted or _moves(node) or sources <= entries):
                 continue
             entries.add(node)
-            hot = not _number(node) and bool(own & self.hot if _moves(node) else self._one_hot(node))
-            if own & self.reached and (hot or _number(start) or not (_number(node) or _truth(node))):
+            hot = not _is_float(node) and bool(entry_sources & self.hot if _moves(node) else self._one_hot(node))
+            if entry_sources & self.reached and (hot or _is_float(start) or not (_is_float(node) or _is_bool(node))):
                 self.reached.add(node)
                 if hot:
                     self.hot.add(node)
 
-    def _own(self, node: fx.Node) -> set[fx.Node]:
-        """The inputs of a node of which each of its entries is one entry, or made of one of each."""
+    def _entry_sources(self, node: fx.Node) -> set[fx.Node]:
+        """The inputs of a node such that each entry of its value is one of their entries, or made of one of each."""
         if self.takes_rows(node):
             return {i for i in [_index(node)] if i is not None}
         if _moves(node):
@@ -61,7 +61,7 @@ class Trail:
         return set(node.all_input_nodes) if _entrywise(node) or node.target is aten.one_hot.default else set()
 
     def _one_hot(self, node: fx.Node) -> bool:
-        """Whether a node makes rows of zeros and a one: of ids, or by comparing them with all there are."""
+        """Whether a node makes one-hot rows: by one_hot, or by comparing ids with all classes."""
         if node.target is not aten.eq.Tensor:
             return node.target is aten.one_hot.default
         ids, classes = sorted(args_of(node), key=lambda n: n not in self.reached)
@@ -69,34 +69,34 @@ class Trail:
         return classes not in self.given and any(n == 1 and isinstance(m, int) and m > 1 for n, m in sizes)
 
     def takes_rows(self, node: fx.Node) -> bool:
-        """Whether a node looks up rows of a table, which is none of what inputs become."""
+        """Whether a node looks up rows of a table that does not depend on the inputs."""
         return _index(node) in self.reached and node.args[0] not in self.given
 
     def lookups(self, *, numbers: bool = False) -> list[fx.Node]:
-        """The nodes that look up vectors; with `numbers`, those that use integers as numbers."""
+        """The nodes that look up vectors; with `numbers`, also those that use integers as numbers."""
 
         def looks_up(node: fx.Node) -> bool:
             if self.takes_rows(node) or self.hot.intersection(node.all_input_nodes):
                 return True
             return numbers and (is_pointwise(node.target) or _moves(node))
 
-        return [n for n in self.takers if _number(n) and looks_up(n)]
+        return [n for n in self.takers if _is_float(n) and looks_up(n)]
 
 
 def cast_one_hots(gm: fx.GraphModule) -> None:
-    """Rows of zeros and a one are made numbers before what takes them beside other tensors, where vectors are read."""
+    """Casts one-hot rows to floats before a node that takes them with other tensors, since vectors are read there."""
     given = find_given(gm.graph)
     for start in gm.graph.find_nodes(op="placeholder"):
         trail = Trail(start, given)
         for node in trail.takers:
             for hot in trail.hot.intersection(node.all_input_nodes):
-                if _number(node) and not _number(hot) and len(node.all_input_nodes) > 1:
+                if _is_float(node) and not _is_float(hot) and len(node.all_input_nodes) > 1:
                     with gm.graph.inserting_before(node):
                         node.replace_input_with(hot, emit(gm.graph, node, aten.to.dtype, hot, node.meta["val"].dtype))
 
 
 def find_given(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values depend on an input, but for tables whose rows are brought to a norm before being taken."""
+    """The nodes whose values depend on an input, except tables whose rows are renormalised before a lookup."""
     given = set(graph.find_nodes(op="placeholder"))
     for node in graph.nodes:
         if node.target is not aten.embedding_renorm.default and not given.isdisjoint(carriers(node)):
@@ -112,16 +112,16 @@ def _entrywise(node: fx.Node) -> bool:
     return is_pointwise(node.target) or about(node.target).entrywise
 
 
-def _number(node: fx.Node) -> bool:
+def _is_float(node: fx.Node) -> bool:
     return any(isinstance(v, Tensor) and v.is_floating_point() for v in tree_leaves(node.meta.get("val")))
 
 
-def _truth(node: fx.Node) -> bool:
+def _is_bool(node: fx.Node) -> bool:
     return any(isinstance(v, Tensor) and v.dtype == torch.bool for v in tree_leaves(node.meta.get("val")))
 
 
 def _index(node: fx.Node) -> fx.Node | None:
-    """The indices by which a lookup takes rows of a table."""
+    """The index argument of an op that looks up rows of a table; None for other ops."""
     args = args_of(node)
     if node.target is aten.embedding.default:
         return args[1]
@@ -133,7 +133,7 @@ def _index(node: fx.Node) -> fx.Node | None:
 
 
 class Positions:
-    """Nodes beside those that move `ids`, with the position in `ids` of each entry."""
+    """Adds a node beside each node that moves `ids`, with each entry's position in `ids`."""
 
     def __init__(self, ids: fx.Node) -> None:
         self.ids = ids
@@ -142,17 +142,17 @@ class Positions:
         self.known: dict[fx.Node, fx.Node] = {}
 
     def at(self, lookup: fx.Node) -> fx.Node:
-        """The positions that the entries of `lookup` stand for, in its shape."""
+        """The position in `ids` of each entry of `lookup`, in its shape."""
         index = _index(lookup)
         if index is None or not self.trail.takes_rows(lookup):
             return self._beside(lookup, aten.expand_as.default, self.of(self._source(lookup)), lookup)
-        places = self.of(index)
+        positions = self.of(index)
         for _ in range(lookup.meta["val"].ndim - index.meta["val"].ndim):
-            places = self._beside(lookup, aten.unsqueeze.default, places, -1)
-        return self._beside(lookup, aten.expand_as.default, places, lookup)
+            positions = self._beside(lookup, aten.unsqueeze.default, positions, -1)
+        return self._beside(lookup, aten.expand_as.default, positions, lookup)
 
     def of(self, node: fx.Node) -> fx.Node:
-        """The positions of the entries of `node`."""
+        """The position in `ids` of each entry of `node`."""
         if node not in self.known:
             self.known[node] = self._positions(node)
         return self.known[node]
@@ -160,22 +160,22 @@ class Positions:
     def _positions(self, node: fx.Node) -> fx.Node:
         if node is self.ids:
             count = self._beside(node, aten.sym_numel.default, node)
-            line = self._beside(count, aten.arange.default, count, device=node.meta["val"].device)
-            return self._beside(line, aten.view_as.default, line, node)
+            flat = self._beside(count, aten.arange.default, count, device=node.meta["val"].device)
+            return self._beside(flat, aten.view_as.default, flat, node)
         if node not in self.reached:
             return self._beside(node, aten.full_like.default, node, NOWHERE, dtype=torch.int64)
         index = _index(node)
-        if index is not None and self.trail.takes_rows(node):  # a table of integers
+        if index is not None and self.trail.takes_rows(node):  # a lookup in a table of integers
             return self.of(index)
         if about(node.target).copies:
             return self.of(args_of(node)[0])
         if node.target is aten.one_hot.default:
-            places = self._beside(node, aten.unsqueeze.default, self.of(args_of(node)[0]), -1)
-            return self._beside(node, aten.expand_as.default, places, node)
+            positions = self._beside(node, aten.unsqueeze.default, self.of(args_of(node)[0]), -1)
+            return self._beside(node, aten.expand_as.default, positions, node)
         if not _moves(node):
             return self._beside(node, aten.expand_as.default, self.of(self._source(node)), node)
-        at = about(node.target).values
-        args = [self._moved(a) if i in at else a for i, a in enumerate(node.args)]
+        values = about(node.target).values
+        args = [self._moved(a) if i in values else a for i, a in enumerate(node.args)]
         return self._beside(node, node.target, *args, **node.kwargs)
 
     def _source(self, node: fx.Node) -> fx.Node:

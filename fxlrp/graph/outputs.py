@@ -1,4 +1,4 @@
-"""Outputs: which of a captured graph's outputs is explained, and the logits that it is made of."""
+"""Finds the explained output of a captured graph, and the logits that it is made of."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ aten = torch.ops.aten
 
 
 Output = str | int | tuple[int, ...] | None
-"""Which of a model's outputs is explained: its name, its place, or the places of several."""
+"""The explained output of a model: its name, its index, or the indices of several."""
 
 
 def explained_output(captured: Capture, output: Output) -> tuple[list, int, int, list[fx.Node]]:
-    """The outputs, the places of the explained one and of its logits, and the softmax or sigmoid between, if any."""
+    """The outputs, the indices of the explained one and of its logits, and the nodes from logits to output, if any."""
     outputs = outputs_of(captured.graph)
     if isinstance(output, tuple):
         return outputs, output[0], len(outputs) - 1, []
-    explained = logits = _place_of(captured, outputs, output)
+    explained = logits = _index_of(captured, outputs, output)
     head = _probability_head(outputs[explained])
-    if head:  # probabilities are explained by the logits they are made of
+    if head:  # probabilities are explained by their logits
         outputs, logits = [*outputs, args_of(head[0])[0]], len(outputs)
     return outputs, explained, logits, head
 
 
-def _place_of(captured: Capture, outputs: list, asked: str | int | None) -> int:
-    """The place among the output tensors of the one asked for, else of the logits: the one named so, or the first."""
+def _index_of(captured: Capture, outputs: list, output: str | int | None) -> int:
+    """The index of the requested output tensor; by default of the one named logits, or of the first float output."""
     names = captured.output_names
     floats = [i for i, n in enumerate(outputs) if isinstance(n, fx.Node) and differentiable(n)]
     if not floats:
@@ -47,14 +47,14 @@ def _place_of(captured: Capture, outputs: list, asked: str | int | None) -> int:
             else "The model returns no float tensor that could be explained: let forward return one, of a distribution "
             "its logits or its mean."
         )
-    if isinstance(asked, int):
-        found = [asked] if asked in floats else []
+    if isinstance(output, int):
+        chosen = [output] if output in floats else []
     else:
-        found = [i for i in floats if (asked or "logits") in re.findall(r"\w+", names[i])]
-    if asked is not None and not found:
-        known = ", ".join(f"{i}: {names[i] or 'the output itself'}" for i in floats)
-        raise FxlrpError(f"output={asked!r} is no float output of the model; there are {known}.")
-    return (found or [i for i in floats if "logits" in names[i]] or floats)[0]
+        chosen = [i for i in floats if (output or "logits") in re.findall(r"\w+", names[i])]
+    if output is not None and not chosen:
+        available = ", ".join(f"{i}: {names[i] or 'the output itself'}" for i in floats)
+        raise FxlrpError(f"output={output!r} is no float output of the model; there are {available}.")
+    return (chosen or [i for i in floats if "logits" in names[i]] or floats)[0]
 
 
 RESCALES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
@@ -63,8 +63,8 @@ SIGMOIDS = (aten.sigmoid.default, aten.log_sigmoid.default)
 
 
 def _probability_head(output: fx.Node) -> list[fx.Node]:
-    """The nodes from logits to `output`, if it is their softmax over the classes, their sigmoid, or the logarithm of
-    one, or one score put on another scale, whose constants would take a share that may be all there is; else none."""
+    """The nodes from logits to `output`, if it is their softmax over the classes, their sigmoid, the logarithm of one,
+    or a rescaled single score, whose constants could absorb all relevance; else none."""
     head: list[fx.Node] = []
     node = output
     while (
@@ -81,8 +81,8 @@ def _probability_head(output: fx.Node) -> list[fx.Node]:
 
 
 def _rescales(node: fx.Node) -> bool:
-    """Whether a node adds a number to the one score of each sample, or multiplies it by one above zero; or anything by
-    one."""
+    """Whether a node adds a number to the single score of each sample, multiplies or divides it by a positive number,
+    or multiplies or divides any value by one."""
     if node.target not in RESCALES or not isinstance(node.args[1], int | float) or node.kwargs:
         return False
     if node.target in (aten.mul.Tensor, aten.div.Tensor):
@@ -91,5 +91,5 @@ def _rescales(node: fx.Node) -> bool:
 
 
 def _one_score(node: fx.Node) -> bool:
-    """Whether a node's value is one number for each sample, [B] or [B, 1, …], or one for all."""
+    """Whether a node's value is one number per sample, [B] or [B, 1, …], or a single number."""
     return all(isinstance(n, int) and n == 1 for n in node.meta["val"].shape[1:])

@@ -1,4 +1,4 @@
-"""Graphs: a rewritten graph ready to run, and its forms, one for each kind of call."""
+"""A rewritten graph ready to run, and its forms, one for each kind of call."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from fxlrp.recent import Recent
 from fxlrp.reports.report import Report, describe
 
 FORMS = 16
-"""How many forms of a graph are kept."""
+"""The number of forms of a graph that are kept."""
 
 
 class Form(NamedTuple):
-    """A graph that returns a plan's outputs, and the places of further values asked for among what it returns."""
+    """A graph that returns a plan's outputs, and the indices among its outputs of further requested values."""
 
     graph: fx.GraphModule
     latent: list[int]
@@ -38,21 +38,21 @@ class Form(NamedTuple):
 
 @dataclass
 class Plan:
-    """A rewritten graph, ready to run: inputs → (*outputs, *readouts), and what each of these is."""
+    """A rewritten graph, ready to run: inputs → (*outputs, *readouts), and the meaning of each of these."""
 
     graph: fx.GraphModule
     capture: Capture
-    readouts: dict[Place, list[int]]  # input tensor, or name → places of its readouts among the graph's outputs
-    positions: dict[int, int]  # place of a readout of integers → place of the positions its entries stand for
-    logits: int  # place of the logits that are explained
-    explained: int  # place of the output they become, which is themselves or, through `head`, their softmax or sigmoid
+    readouts: dict[Place, list[int]]  # input tensor, or name → indices of its readouts among the graph's outputs
+    positions: dict[int, int]  # index of a readout of looked-up vectors → index of the positions of their entries
+    logits: int  # index of the logits that are explained
+    explained: int  # index of the output they become: the logits themselves, or what `head` makes of them
     head: list[fx.Node]
-    together: tuple[int, ...]  # places of the outputs that the logits are the entries of, where they are of several
+    together: tuple[int, ...]  # indices of the outputs whose entries the logits join, if several are explained
     report: Report
     active: frozenset[str]  # the names of the nodes that relevance goes through
-    samples_separable: bool  # whether the samples of a batch can be told apart at every node
+    samples_separable: bool  # whether every node keeps the samples of a batch apart
     any_length: bool  # whether it holds for sequences of any length
-    key: Any = None  # what an explainer keeps it under
+    key: Any = None  # the key under which an explainer keeps it
     _forms: Recent = field(default_factory=lambda: Recent(FORMS), repr=False)
 
     @property
@@ -62,23 +62,23 @@ class Plan:
 
     @property
     def scores_ndim(self) -> int:
-        """How many axes that has."""
+        """The number of axes of `scores_shape`."""
         return len(self.scores_shape)
 
     @property
     def axes(self) -> Axes:
-        """Where the samples of a call are."""
+        """The sample axes of a call."""
         return self.capture.axes
 
     @property
     def is_for_one(self) -> bool:
-        """Whether each sample is explained alone: it takes branches of its own, or can't be told from the others."""
+        """Whether each sample is explained alone: it takes its own branches, or can't be separated from the others."""
         return self.capture.mode is CaptureMode.THIS_INPUT or not self.samples_separable
 
     @cached_property
     def causal(self) -> bool:
-        """Whether each of a sequence of logits [B, T, K] depends on what is before it alone: on the last entry of the
-        sequence the last one does, and no other, and on the first one too."""
+        """Whether logits [B, T, K] depend only on entries of the sequence up to their own, tested at two entries: the
+        first must reach the last position, and the last must reach the last position and no other."""
         outputs = outputs_of(self.graph)
         logits = outputs[self.logits]
         rows = self.axes.rows(logits.meta["val"])
@@ -102,17 +102,17 @@ class Plan:
         return any(draws(n) for n in self.graph.graph.nodes)
 
     def in_its_types(self) -> AbstractContextManager:
-        """A context that the graph runs in: one in float32 in the place of half precision is not cast back to that."""
+        """A context to run the graph in: without autocast if it runs in float32 instead of half precision."""
         return no_autocast(self.capture.inputs) if self.capture.narrow else nullcontext()
 
     def form(
         self, one_sided: bool = False, at: Sequence[str] = (), small: bool = False, checkpoint: bool = False
     ) -> Form:
-        """The graph as one kind of call runs it, made at the first.
+        """The graph for one kind of call, made when it is first needed.
 
-        one_sided: for questions whose seeds are ≥ 0, as they are without a contrast.
-        at: modules and nodes whose values are returned, too.  Raises FxlrpError for a name of nothing on the way.
-        small: without keeping what attention weighs with; checkpoint: without what is computed again in segments.
+        one_sided: for seeds ≥ 0, as they are without a contrast.
+        at: modules and nodes whose values are returned too.  Raises FxlrpError for a name of nothing active.
+        small: recomputes attention weights instead of storing them; checkpoint: recomputes whole segments.
         """
         key = (one_sided, tuple(at), small, checkpoint)
         with LOCK if self._forms.get(key) is None else nullcontext():
@@ -124,13 +124,13 @@ class Plan:
 
     def _form(self, one_sided: bool, at: tuple[str, ...], small: bool, checkpoint: bool) -> Form:
         if checkpoint:
-            smaller = self.form(one_sided, at, small)
-            outputs = outputs_of(smaller.graph)
+            form = self.form(one_sided, at, small)
+            outputs = outputs_of(form.graph)
             starts = [outputs[at] for several in self.readouts.values() for at in several]
-            return Form(acceleration.checkpointed(smaller.graph, starts), smaller.latent)
+            return Form(acceleration.checkpointed(form.graph, starts), form.latent)
         if small:
-            larger = self.form(one_sided, at)
-            return Form(acceleration.without_squares(larger.graph), larger.latent)
+            form = self.form(one_sided, at)
+            return Form(acceleration.without_squares(form.graph), form.latent)
         if not at:
             return Form(acceleration.specialized(self.graph, self.logits, self.active, one_sided), [])
         copy, nodes = copied(self.graph)
@@ -140,23 +140,23 @@ class Plan:
         return Form(copy, list(range(len(outputs), len(outputs) + len(at))))
 
     def _named(self, name: str) -> fx.Node:
-        """The active node of that name, else the last one inside the module of that name."""
+        """The active node of that name, else the last active node inside the module of that name."""
         active = [n for n in self.graph.graph.nodes if n.op == "call_function" and n.name in self.active]
         paths = {n: describe(n, "", "").module for n in active}
         inside = [n for n in active if f"{paths[n]}.".startswith(f"{name}.")]
-        left = [n for n in inside if any(u not in inside for u in n.users)]
-        found = [n for n in active if n.name == name] or (left or inside)[-1:]
-        if not found:
+        leaving = [n for n in inside if any(u not in inside for u in n.users)]
+        matches = [n for n in active if n.name == name] or (leaving or inside)[-1:]
+        if not matches:
             raise FxlrpError(
                 f"at={name!r} names no module or node on the way of relevance; modules are, among others, "
                 f"{', '.join(sorted({p for p in paths.values() if p})[:8]) or 'none'}."
             )
-        return found[0]
+        return matches[0]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One output of an op that has several, as an op of its own."""
+    """One output of an op with several outputs, as an op of its own."""
 
     op: Callable
     index: int
@@ -170,10 +170,10 @@ class Item:
 
 
 def draws(node: fx.Node) -> bool:
-    """Whether a node draws random numbers, which dropout does in training alone."""
+    """Whether a node draws random numbers; dropout does so only in training."""
     op: Any = node.target.op if isinstance(node.target, ReplacedOp | Item) else node.target
     if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
         return False
-    how = {a.name: a.default_value for a in op._schema.arguments}
-    how |= dict(zip(how, node.args, strict=False)) | dict(node.kwargs)
-    return how.get("train", how.get("training", True)) is not False and how.get("dropout_p") != 0
+    arguments = {a.name: a.default_value for a in op._schema.arguments}
+    arguments |= dict(zip(arguments, node.args, strict=False)) | dict(node.kwargs)
+    return arguments.get("train", arguments.get("training", True)) is not False and arguments.get("dropout_p") != 0

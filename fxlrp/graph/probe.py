@@ -1,4 +1,4 @@
-"""Probe: which values of a graph depend on a sample, found by nudging it and running the graph again."""
+"""Finds the values of a graph that depend on a sample, by nudging the sample and running the graph again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fxlrp.ops import about
 from fxlrp.rules.values import stands_for
 
 NUDGE = 1e-3
-"""By which part of itself, at most, a value is nudged: an integer among floats stays that when it is rounded down."""
+"""The largest relative nudge; small enough that an integer stored as a float keeps its value when rounded down."""
 PUSH = 0.5
-"""By which part it is pushed where a nudge changes nothing, as where an activation is saturated."""
+"""The same where a nudge changes nothing, as where an activation is saturated."""
 
 
 def nudged(t: Tensor, by: float = NUDGE) -> Tensor:
-    """Other values of the same kind: each a little above its own, by shares that differ from entry to entry."""
+    """Slightly larger values, by shares that differ from entry to entry."""
     if not t.numel():
         return t
     size = t.abs()
@@ -33,13 +33,13 @@ def nudged(t: Tensor, by: float = NUDGE) -> Tensor:
 
 
 def _hides(node: fx.Node) -> bool:
-    """Whether a node's value is the same for many of what it is computed from, though relevance passes it: a step."""
+    """Whether a node hides a nudge of its input, though relevance passes it: its value goes in steps."""
     steps = about(node.target).kind == "step" or isinstance(node.target, Stepwise) or node.target is stands_for
     return steps and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].is_floating_point()
 
 
 class Probe:
-    """Runs a graph as it is and with one sample nudged, and says what changes."""
+    """Runs a graph with and without one sample nudged, and compares the values."""
 
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], starts: Mapping[fx.Node, int]) -> None:
         self.graph, self.inputs, self.starts = graph, inputs, starts
@@ -47,41 +47,41 @@ class Probe:
         self.behind = {n: n.args[0] for n in graph.graph.nodes if _hides(n) and isinstance(n.args[0], fx.Node)}
 
     def changes(self, sample: int, wanted: set[fx.Node], by: float = NUDGE) -> dict[fx.Node, Tensor] | None:
-        """Which entries of each node in `wanted` depend on a sample, as booleans; None if no run with it succeeds.
+        """Boolean masks of the entries of each node in `wanted` that depend on a sample; None if a run fails.
 
-        by: the part of itself by which a value of the sample is changed.
+        by: the largest relative change of a value of the sample.
         """
         try:
             if missing := {*wanted, *self.behind.values()} - self.plain.keys():
                 self.plain.update(_Nudging(self, missing, None, by).seen())
             return _Nudging(self, wanted, sample, by).seen()
-        except (RuntimeError, IndexError, ValueError):  # the network takes no such values
+        except (RuntimeError, IndexError, ValueError):  # the network refuses the nudged values
             return None
 
 
 class _Nudging(fx.Interpreter):
-    """Runs a graph, with one sample nudged or none, and keeps of each node in `wanted` the value, or what changed."""
+    """Runs a graph and keeps the value of each node in `wanted`, or, with a sample nudged, a mask of its changes."""
 
     def __init__(self, probe: Probe, wanted: set[fx.Node], sample: int | None, by: float) -> None:
         super().__init__(probe.graph)
         self.probe, self.wanted, self.sample, self.by = probe, wanted, sample, by
-        self.found: dict[fx.Node, Tensor] = {}
+        self.kept: dict[fx.Node, Tensor] = {}
 
     def seen(self) -> dict[fx.Node, Tensor]:
-        """What is kept of a run."""
+        """Runs the graph and returns the values or masks kept."""
         with torch.no_grad(), drawing(0, self.probe.inputs):
             self.run(*(t.clone() for t in self.probe.inputs))
-        return self.found
+        return self.kept
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self.probe.starts and self.sample is not None:
             value = value.clone()
-            one = value.select(self.probe.starts[n], self.sample)
-            one.copy_(nudged(one, self.by))
+            nudged_sample = value.select(self.probe.starts[n], self.sample)
+            nudged_sample.copy_(nudged(nudged_sample, self.by))
         if n in self.probe.behind and self.sample is not None:
             before = self.probe.behind[n]
             value = torch.where(differ(self.probe.plain[before], self.env[before]), nudged(value, self.by), value)
         if n in self.wanted:
-            self.found[n] = value if self.sample is None else differ(self.probe.plain[n], value)
+            self.kept[n] = value if self.sample is None else differ(self.probe.plain[n], value)
         return value

@@ -1,4 +1,4 @@
-"""Reads: at which inputs of a call, or modules or nodes inside, relevance is read, and why it is not at the others."""
+"""Finds the inputs, modules or nodes where relevance is read, and why it is not read at other inputs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten
 Place = int | str
-"""An input by its number, or what was named inside."""
+"""The index of an input, or the name of a module or node inside the model."""
 ASIDE = re.compile(r"mask|position_?ids|pos_ids")
-"""Inputs of such names say where the others are: they are explained if they are asked for."""
+"""Names of inputs that only locate others; these are explained on request, or if no other input can be."""
 
 
 def mark_reads(gm: fx.GraphModule, parameters: Sequence[str], names: Sequence[str]) -> None:
-    """Note in the graph what was asked to be read: inputs by name, and nodes and the outputs of modules, each behind an
-    alias, so that no pattern joins it with what follows.
+    """Marks the requested readouts in the graph: inputs by name, and nodes and outputs of modules, each behind an alias
+    that keeps patterns from fusing it with later nodes.
 
     Raises FxlrpError for a name of none of these.
     """
@@ -43,8 +43,8 @@ def mark_reads(gm: fx.GraphModule, parameters: Sequence[str], names: Sequence[st
             if called or n.name == name:
                 calls.setdefault([*called, name][0], []).append(n)
         if not calls:
-            known = sorted({p for n in inside for p, _ in (n.meta.get("nn_module_stack") or {}).values()})
-            modules = ", ".join([p.removeprefix("model.") for p in known if "." in p][:8])
+            paths = sorted({p for n in inside for p, _ in (n.meta.get("nn_module_stack") or {}).values()})
+            modules = ", ".join([p.removeprefix("model.") for p in paths if "." in p][:8])
             raise FxlrpError(
                 f"read={name!r} names no input, module or node that depends on the inputs; inputs are "
                 f"{', '.join(inputs)}; modules are, among others, {modules or 'none'}."
@@ -59,10 +59,12 @@ def mark_reads(gm: fx.GraphModule, parameters: Sequence[str], names: Sequence[st
 
 
 def find_readouts(captured: Capture) -> dict[Place, list[fx.Node]]:
-    """Where relevance is read: at what was marked, or else for each input: float inputs at themselves and at the ones
-    that stand for them in first layers, and all at the vectors that they look up; or, where that is all there is,
-    integer ones at the numbers they become, and those that are named masks or positions too; nowhere for masks with
-    infinite values."""
+    """The nodes where relevance is read: the marked ones, or else those of each input.
+
+    A float input is read at itself and at the ones that stand for it in first layers, and any input at the vectors that
+    it looks up.  If there are none of these, integer inputs are read where they become numbers, and if need be also
+    inputs named as masks or positions, left out until then.  Masks with infinite values are never read.
+    """
     gm = captured.graph
     marked = [n for n in gm.graph.nodes if "read" in n.meta]
     placeholders = enumerate(gm.graph.find_nodes(op="placeholder"))
@@ -73,18 +75,18 @@ def find_readouts(captured: Capture) -> dict[Place, list[fx.Node]]:
     }
     given = find_given(gm.graph)
 
-    def at(start: fx.Node, numbers: bool, counted: bool) -> list[fx.Node]:
-        own = [start, *(n for n in start.users if n.target is ones_for)] if _is_float(start) else []
-        return own + Trail(start, given, counted=counted).lookups(numbers=numbers and not own)
+    def readouts_of(start: fx.Node, numbers: bool, counted: bool) -> list[fx.Node]:
+        own_nodes = [start, *(n for n in start.users if n.target is ones_for)] if _is_float(start) else []
+        return own_nodes + Trail(start, given, counted=counted).lookups(numbers=numbers and not own_nodes)
 
     if marked:
         out: dict[Place, list[fx.Node]] = {
-            i: at(n, False, True) or at(n, True, True) for i, n in inputs.items() if n in marked
+            i: readouts_of(n, False, True) or readouts_of(n, True, True) for i, n in inputs.items() if n in marked
         }
         return out | {n.meta["read"]: [n] for n in marked if n.op != "placeholder"}
-    aside = {i for i, name in enumerate(captured.parameters) if ASIDE.search(name)}
-    for numbers, left_out in ((False, aside), (True, aside), (True, ())):
-        out = {i: at(n, numbers, not left_out and numbers) for i, n in inputs.items() if i not in left_out}
+    set_aside = {i for i, name in enumerate(captured.parameters) if ASIDE.search(name)}
+    for numbers, left_out in ((False, set_aside), (True, set_aside), (True, ())):
+        out = {i: readouts_of(n, numbers, not left_out and numbers) for i, n in inputs.items() if i not in left_out}
         if any(out.values()):
             break
     return {i: nodes for i, nodes in out.items() if nodes}
@@ -93,13 +95,13 @@ def find_readouts(captured: Capture) -> dict[Place, list[fx.Node]]:
 def find_left_out(
     gm: fx.GraphModule, parameters: Sequence[str], explained: Sequence[Place], end: fx.Node
 ) -> dict[str, str]:
-    """Why there is no relevance for the inputs that are not explained."""
+    """The reason why each input that is not explained gets no relevance."""
     needed = {end}
     for node in reversed(gm.graph.nodes):
         if node in needed:
             needed.update(carriers(node))
 
-    def why(name: str, node: fx.Node) -> str:
+    def reason(name: str, node: fx.Node) -> str:
         if node not in needed:
             return "the explained output does not depend on its values"
         if is_sparse(node):
@@ -111,7 +113,7 @@ def find_left_out(
         return "no derivative leads to it, or it is a mask of infinite values"
 
     inputs = enumerate(zip(parameters, gm.graph.find_nodes(op="placeholder"), strict=True))
-    return {name: why(name, node) for i, (name, node) in inputs if i not in explained}
+    return {name: reason(name, node) for i, (name, node) in inputs if i not in explained}
 
 
 def _is_float(node: fx.Node) -> bool:

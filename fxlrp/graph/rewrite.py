@@ -1,4 +1,4 @@
-"""Rewrite: every active node of a captured graph → its relevance-aware counterpart, by a rulebook."""
+"""Rewrites every active node of a captured graph into one whose backward pass follows its rule in a rulebook."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ aten = torch.ops.aten
 
 
 def readout(x: Tensor) -> Tensor:
-    """The same values, at which relevance is read: the leaf that the relevance pass ends at."""
+    """The same values as a leaf, where the relevance pass ends and relevance is read."""
     return x.detach().requires_grad_()
 
 
 def constant(x: Tensor) -> Tensor:
-    """The same values, through which no relevance flows: an input that its user's rule gives nothing to."""
+    """The same values, detached: an input that gets no relevance."""
     return x.detach()
 
 
@@ -53,15 +53,15 @@ def rewrite(
     output: Output = None,
     read: Sequence[str] = (),
 ) -> Plan:
-    """Give every active node of `captured` its rule.
+    """Gives every active node of `captured` its rule.
 
-    output: the name or place of the output tensor to explain, or the places of several; without it, the one named
+    output: the name or index of the output tensor to explain, or the indices of several; by default the one named
     logits, or the first.
-    read: the inputs, modules or nodes to read relevance at; without any, all inputs.
+    read: the inputs, modules or nodes to read relevance at; by default all inputs.
 
-    A graph in half precision, that of `captured` included, is in float32 from here on: see `fxlrp.capture.precision`.
+    Converts a graph in half precision, that of `captured` itself, to float32: see `fxlrp.capture.precision`.
 
-    Raises FxlrpError if nothing carries relevance from an input to the output, or, when `strict`, if a node is generic.
+    Raises FxlrpError if no input carries relevance to the output, or, when `strict`, if a node is generic.
     """
     gm = captured.graph
     narrow = [[t.dtype for t in captured.inputs], [n.meta["val"].dtype for n in outputs_of(gm)]]
@@ -82,8 +82,8 @@ def rewrite(
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
     _check_reads(facts, read)
     left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), outputs[logits])
-    drawn = any(map(draws, gm.graph.nodes))
-    mode = captured.mode.value + ("; for one draw of its random numbers (seed=…)" if drawn else "")
+    random = any(map(draws, gm.graph.nodes))
+    mode = captured.mode.value + ("; for one draw of its random numbers (seed=…)" if random else "")
     report = Report(rows, rulebook.name, mode, left_out)
     if strict:
         _refuse_generic(report)
@@ -103,16 +103,16 @@ def rewrite(
         report=report,
         active=frozenset(n.name for n in facts.active),
         samples_separable=separable,
-        any_length=any_length and captured.any_length,  # which taking ops apart, a loop over steps, may have ended
+        any_length=any_length and captured.any_length,  # decomposing ops (a loop over steps) may have fixed a length
     )
 
 
 def _run_passes(captured: Capture, rulebook: Rulebook, output: Output) -> None:
-    """Put the graph into the form that the rulebook speaks of, and give each op one output."""
+    """Canonicalizes the graph by the rulebook's passes, and gives each op one output."""
     gm = captured.graph
     facts: Facts | None = None
     for graph_pass in (explain_opaque, write_apart, *rulebook.passes):
-        if facts is None:  # the graph is new, or changed
+        if facts is None:  # the graph is new or has changed
             facts = Facts(captured, rulebook, output)
             refuse_sparse(gm, facts.active)
         if graph_pass(gm, facts):
@@ -123,10 +123,10 @@ def _run_passes(captured: Capture, rulebook: Rulebook, output: Output) -> None:
 
 
 def _replace_ops(gm: fx.GraphModule, facts: Facts, rulebook: Rulebook) -> tuple[list[NodeReport], bool, bool]:
-    """Put the op with its rule in the place of every active node.
+    """Replaces every active node's op by the op with its rule.
 
-    Returns a row about each node, whether the samples can be told apart at all of them, and whether where they are
-    holds for sequences of any length.
+    Returns a report row per node, whether all nodes keep samples apart, and whether the nodes' sample axes hold for
+    sequences of any length.
     """
     starts = {n for ns in facts.readouts.values() for n in ns}
     rows: list[NodeReport] = []
@@ -159,9 +159,9 @@ def _replace_ops(gm: fx.GraphModule, facts: Facts, rulebook: Rulebook) -> tuple[
 
 
 def _check_reads(facts: Facts, read: Sequence[str]) -> None:
-    """Raises FxlrpError for a place to read relevance at that has none."""
-    named = {i if isinstance(i, str) else facts.captured.parameters[i] for i in facts.readouts}
-    if missing := [name for name in read if name not in named]:
+    """Raises FxlrpError for a requested readout that gets no relevance."""
+    readable = {i if isinstance(i, str) else facts.captured.parameters[i] for i in facts.readouts}
+    if missing := [name for name in read if name not in readable]:
         raise FxlrpError(
             f"read={missing[0]!r} has no relevance: nothing explained depends on it by numbers, or what else is read "
             "comes between."
@@ -179,7 +179,7 @@ def _refuse_generic(report: Report) -> None:
 
 
 def _refuse_generators(gm: fx.GraphModule) -> None:
-    """Raises FxlrpError if a generator of the model's own is drawn from: each run of the graph would go on with it."""
+    """Raises FxlrpError if a node draws from the model's own generator, whose state each run of the graph advances."""
     for node in gm.graph.nodes:
         if draws(node) and node.kwargs.get("generator") is not None:
             row = describe(node, "", "")
@@ -191,8 +191,8 @@ def _refuse_generators(gm: fx.GraphModule) -> None:
 
 
 def _pool_as_mean(node: fx.Node) -> None:
-    """Averages over all of a picture → means: of a picture whose channels come last, torch makes the average by strides
-    written over, which Inductor (torch 2.11) compiles wrongly."""
+    """Replaces global average pooling by a mean: with channels last, torch overwrites the result's strides, which
+    Inductor (torch 2.11) compiles wrongly."""
     if str(node.target).startswith("aten.adaptive_avg_pool"):
         x, sizes = args_of(node)
         if set(sizes) == {1}:
@@ -200,7 +200,7 @@ def _pool_as_mean(node: fx.Node) -> None:
 
 
 def _numbers_as_tensors(node: fx.Node, argnums: tuple[int, ...]) -> None:
-    """Make a tensor of a number among the op's arguments that the rule gives relevance to."""
+    """Turns numbers among an op's arguments into tensors where the rule gives them relevance."""
     like = node.meta["val"]
     for i in argnums:
         if i < len(node.args) and isinstance(node.args[i], int | float):
@@ -212,9 +212,9 @@ def _numbers_as_tensors(node: fx.Node, argnums: tuple[int, ...]) -> None:
 
 
 def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
-    """Return also the entries of several outputs beside each other, [batch, entries], as one more output.
+    """Appends an output that concatenates the entries of several outputs, [batch, entries].
 
-    Raises FxlrpError where they have no axis of samples in common.
+    Raises FxlrpError if they have no axis of samples in common.
     """
     end, outputs = gm.graph.output_node(), outputs_of(gm)
     several = [outputs[i] for i in places]
@@ -229,12 +229,12 @@ def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
             else emit(gm.graph, n, aten.flatten.using_ints, n, 1)
             for n in several
         ]
-        both = emit(gm.graph, several[0], aten.cat.default, rows, 1)
-    end.args = ((*outputs, both),)
+        joined = emit(gm.graph, several[0], aten.cat.default, rows, 1)
+    end.args = ((*outputs, joined),)
 
 
 def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) -> bool:
-    """Put an op with a rule in the node's place; False if its samples can't be told apart."""
+    """Replaces the node's op by one with a rule; returns False if its samples can't be told apart."""
     op, operands = target_of(node), leaves(node)
     positions = facts.positions(node)
     rule = entry or ABSOLUTE
@@ -242,8 +242,8 @@ def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) ->
     if not isinstance(node.meta.get("val"), Tensor):
         row = describe(node, "", "")
         raise FxlrpError(f"{row.op} at {row.source} returns several tensors and has no rule for that.")
-    where = facts.samples.of(node)
-    batches = [where, *(where if is_pointwise(op) else facts.samples.of(operands[i]) for i in argnums)]
+    node_samples = facts.samples.of(node)
+    batches = [node_samples, *(node_samples if is_pointwise(op) else facts.samples.of(operands[i]) for i in argnums)]
     output, *inputs = (b or WHOLE for b in batches)
     masked = about(op).kind == "softmax" or any(n in facts.infinite for n in (node, *(operands[i] for i in argnums)))
     plain = op_name(node).split(".")[0]
@@ -257,32 +257,32 @@ def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) ->
         Placement(output, tuple(inputs), masked),
     )
     node.target = acceleration.with_kernel(replaced, tuple(operands[i] in facts.nonnegative for i in argnums))
-    if book.normalise is NONE:  # then it does not matter where they are
+    if book.normalise is NONE:  # without normalisation, the sample axes do not matter
         return not _merges(node, facts)
-    # a tensor that all samples share takes relevance from all of them, which can't be told apart
+    # a tensor that all samples share gets the relevance of all of them in one sum
     return None not in batches and len({b == WHOLE for b in batches}) == 1
 
 
 def _tied_to_length(node: fx.Node, facts: Facts) -> bool:
-    """Whether a text's length is folded into an axis of samples, so that where these are holds for one length alone."""
+    """Whether a text's length is folded into a sample axis, so that the axis holds for one length only."""
 
     def tied(n: fx.Node) -> bool:
-        where = facts.samples.of(n)
-        if where is None or where[1:] == (1, 1):
+        n_samples = facts.samples.of(n)
+        if n_samples is None or n_samples[1:] == (1, 1):
             return False
-        return bool(free_symbols(n.meta["val"].shape[where.axis]) - facts.samples.symbols)
+        return bool(free_symbols(n.meta["val"].shape[n_samples.axis]) - facts.samples.symbols)
 
     return tied(node) or any(tied(n) for n in carriers(node) if n in facts.active)
 
 
 def _merges(node: fx.Node, facts: Facts) -> bool:
-    """Whether an input that all samples share takes relevance from each of them here."""
+    """Whether an input that all samples share gets relevance from each of them at this node."""
     inputs = [facts.samples.of(n) for n in carriers(node) if n in facts.active]
     return facts.samples.of(node) != WHOLE and WHOLE in inputs
 
 
 def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
-    """Rules are for ops with one output: an op with several becomes one op for each that is used."""
+    """Splits an op with several outputs into one op per output used, because rules are for ops with one output."""
     for node in list(gm.graph.nodes):
         if isinstance(node.meta.get("val"), Tensor) or not differentiable(node) or node.op != "call_function":
             continue
@@ -290,14 +290,14 @@ def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
             continue
         for item in [u for u in node.users if u.target is operator.getitem]:
             with gm.graph.inserting_before(item):
-                one = gm.graph.call_function(Item(node.target, item.args[1]), node.args, node.kwargs)
-            one.meta = {**node.meta, "val": item.meta["val"]}
-            item.replace_all_uses_with(one)
+                single = gm.graph.call_function(Item(node.target, item.args[1]), node.args, node.kwargs)
+            single.meta = {**node.meta, "val": item.meta["val"]}
+            item.replace_all_uses_with(single)
             gm.graph.erase_node(item)
 
 
 def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
-    """Keep autograd from what is inactive but depends on a readout all the same, such as a denominator."""
+    """Detaches inactive nodes (such as a denominator) from active users, since they may depend on a readout too."""
     for node in list(gm.graph.nodes):
         users = [u for u in node.users if u in active]
         tensor = node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and differentiable(node)
@@ -312,8 +312,8 @@ def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
 def _add_readouts(
     gm: fx.GraphModule, outputs: list, inputs: dict[Place, list[fx.Node]], active: set[fx.Node]
 ) -> tuple[dict[Place, list[int]], dict[int, int]]:
-    """Return the readouts beside the model's outputs, each made the leaf of the relevance pass, and, where they stand
-    for entries that were looked up, the positions of these."""
+    """Makes each readout a leaf of the relevance pass and an output of the graph, followed, for looked-up vectors, by
+    the positions of their entries.  Returns the output indices of the readouts, and of their positions."""
     placeholders = gm.graph.find_nodes(op="placeholder")
 
     def position(i: Place, node: fx.Node) -> fx.Node | None:
@@ -321,10 +321,10 @@ def _add_readouts(
             return None
         return Positions(placeholders[i]).at(node)
 
-    found = [(i, n, position(i, n)) for i in inputs for n in inputs[i]]
+    readouts = [(i, n, position(i, n)) for i in inputs for n in inputs[i]]
     places: dict[Place, list[int]] = {i: [] for i in inputs}
     positions: dict[int, int] = {}
-    for i, node, stands_for in found:
+    for i, node, stands_for in readouts:
         with gm.graph.inserting_after(node):
             leaf = gm.graph.call_function(readout)
         leaf.meta = dict(node.meta)

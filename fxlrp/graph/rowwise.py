@@ -1,7 +1,7 @@
-"""Row-wise: whether a captured graph is known to keep samples apart, each kind of op in it tried once by itself.
+"""Tests whether a captured graph is known to keep samples apart, by trying each kind of op in it once.
 
-That takes a fraction of the time of the network: what it repeats (blocks, layers of one shape) is tried once, and
-products and pointwise ops, whose shapes tell, not at all.
+This takes a fraction of a network's run: repeated ops (in blocks, layers of one shape) are tried once, and products and
+pointwise ops, whose shapes suffice, not at all.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from fxlrp.ops import about, is_pointwise, of_kind
 aten = torch.ops.aten
 
 SHAPES_TELL = {getitem, aten.linear.default, aten.addmm.default, aten.baddbmm.default, *of_kind("matmul")}
-"""Ops that keep rows apart if their result has an axis for them: sums of products over other axes."""
+"""Ops that keep rows apart if their result has an axis for the rows: they sum products over other axes."""
 
 
 def is_rowwise(
     gm: fx.GraphModule, starts: Collection[fx.Node], end: fx.Node, axis: Callable[[Tensor], int | None]
 ) -> bool:
-    """Whether each row of `end` is known to depend on the same row of `starts` alone; False if ops alone don't tell.
+    """Whether each row of `end` is known to depend only on the same row of `starts`; False if the ops can't show it.
 
-    axis: which one of a traced tensor counts the rows and nothing else, if one does.
+    axis: the function from a traced tensor to its axis that counts the rows and nothing else, if it has one.
     """
-    behind, before = set(starts), {end}
+    after_starts, before_end = set(starts), {end}
     for node in gm.graph.nodes:
-        if node.target is not aten.sym_size.int and any(n in behind for n in node.all_input_nodes):
-            behind.add(node)
+        if node.target is not aten.sym_size.int and any(n in after_starts for n in node.all_input_nodes):
+            after_starts.add(node)
     for node in reversed(gm.graph.nodes):
-        if node in before and node not in starts:
-            before.update(node.all_input_nodes)
-    between = behind & before
+        if node in before_end and node not in starts:
+            before_end.update(node.all_input_nodes)
+    between = after_starts & before_end
     tried = set()
     for node in gm.graph.nodes:
         if node not in between:
@@ -49,63 +49,63 @@ def is_rowwise(
         convolved = about(op).kind == "convolution" and axes == [0]
         if node in starts or is_pointwise(op) or op in SHAPES_TELL or convolved:
             continue
-        alike = _about(node, between, axis)
-        if alike not in tried and not _keeps_rows(gm, node, between, axis):
+        call_signature = _call_signature(node, between, axis)
+        if call_signature not in tried and not _keeps_rows(gm, node, between, axis):
             return False
-        tried.add(alike)
+        tried.add(call_signature)
     return True
 
 
-def _about(node: fx.Node, between: Collection[fx.Node], axis: Callable) -> Any:
-    """What is alike in nodes that treat their rows alike."""
+def _call_signature(node: fx.Node, between: Collection[fx.Node], axis: Callable) -> Any:
+    """A signature of a node's call; nodes with the same one treat their rows alike."""
 
-    def one(n: fx.Node) -> Any:
+    def describe(n: fx.Node) -> Any:
         val = n.meta["val"]
         if not isinstance(val, Tensor):
             return repr(val)
-        shared = n not in between and not val.is_floating_point()  # integers may be indices of rows
+        shared = n not in between and not val.is_floating_point()  # integers may index rows
         return [n.name if shared else None, list(map(hint, val.shape)), val.dtype, axis(val)]
 
-    return node.target, repr(fx.node.map_arg((node.args, node.kwargs), lambda n: repr(one(n))))
+    return node.target, repr(fx.node.map_arg((node.args, node.kwargs), lambda n: repr(describe(n))))
 
 
 def _keeps_rows(gm: fx.GraphModule, node: fx.Node, between: Collection[fx.Node], axis: Callable) -> bool:
-    """Whether in what a node makes of random values each row changes with its own row alone."""
+    """Whether each row of a node's value, computed from random inputs, changes only with its own row."""
     rows = {n: axis(n.meta["val"]) for n in node.all_input_nodes if n in between}
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     try:
-        values = {n: _value(gm, n, n in between, drawn) for n in node.all_input_nodes}
-        plain = _call(node, values)
+        values = {n: _value(gm, n, n in between, generator) for n in node.all_input_nodes}
+        outputs = _call(node, values)
         for i in (0, 1):
-            others = dict(values)
+            changed = dict(values)
             for n, a in rows.items():
-                others[n] = values[n].clone()
-                row = others[n].select(a, i)
-                row.copy_(2 - row if row.is_floating_point() else 1 - row.int())  # another of the same range
-            for traced, a, b in zip(_tensors(node.meta["val"]), plain, _call(node, others), strict=True):
+                changed[n] = values[n].clone()
+                row = changed[n].select(a, i)
+                row.copy_(2 - row if row.is_floating_point() else 1 - row.int())  # another value in the same range
+            for traced, a, b in zip(_tensors(node.meta["val"]), outputs, _call(node, changed), strict=True):
                 other = (axis(traced), 1 - i)
                 if bool(differ(a.select(*other), b.select(*other)).any()):
                     return False
-    except (RuntimeError, IndexError, ValueError, NotImplementedError):  # it takes no such values
+    except (RuntimeError, IndexError, ValueError, NotImplementedError):  # the op refuses such values
         return False
     return True
 
 
-def _value(gm: fx.GraphModule, n: fx.Node, own: bool, drawn: torch.Generator) -> Any:
-    """A value for a node: a weight's own, and random numbers, but for indices that rows share."""
+def _value(gm: fx.GraphModule, n: fx.Node, has_rows: bool, generator: torch.Generator) -> Any:
+    """A value for a node: a weight's own, else random numbers; raises ValueError for integers that rows share."""
     val = n.meta["val"]
     if n.op == "get_attr":
         return attrgetter(str(n.target))(gm)
     if not isinstance(val, Tensor):
         return hint(val)
-    if not own and not val.is_floating_point() and val.dtype != torch.bool:
+    if not has_rows and not val.is_floating_point() and val.dtype != torch.bool:
         raise ValueError("which rows these are the indices of is not known")
-    return _drawn(torch.empty(list(map(hint, val.shape)), dtype=val.dtype, device=val.device), drawn)
+    return _random_like(torch.empty(list(map(hint, val.shape)), dtype=val.dtype, device=val.device), generator)
 
 
-def _drawn(like: Tensor, drawn: torch.Generator) -> Tensor:
-    """Random numbers from ½ to 1½; booleans and integers that are 0 or 1."""
-    numbers = torch.rand(like.shape, generator=drawn) + 0.5
+def _random_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random numbers from ½ to 1½; for booleans and integers, 0 or 1."""
+    numbers = torch.rand(like.shape, generator=generator) + 0.5
     return (numbers if like.is_floating_point() else numbers.floor()).to(like.device, like.dtype)
 
 
@@ -120,7 +120,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def differ(a: Tensor, b: Tensor) -> Tensor:
-    """Where two values are not the same, but for rounding."""
+    """A mask of the entries that differ by more than rounding."""
     if not a.is_floating_point() and not a.is_complex():
         return a != b
     size = a.abs()

@@ -1,7 +1,7 @@
-"""Samples: where the samples of a batch are at each node of a captured graph.
+"""Finds the sample axis of each node of a captured graph.
 
-Symbolic shapes tell most of it.  What they don't, a probe does: one sample is nudged where relevance is read, by values
-close to its own, and what changes belongs to it.
+Symbolic shapes show most of them.  A probe finds the rest: it nudges one sample slightly where relevance is read, and
+the entries that change belong to that sample.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fxlrp.rules.per_sample import WHOLE, SampleAxis
 def starts_of(
     graph: fx.GraphModule, readouts: Mapping[Place, Sequence[fx.Node]], axes: Axes, count: int
 ) -> tuple[dict[fx.Node, int], bool]:
-    """The nodes where relevance is read, with the axis of their samples, and whether that is known of all of them."""
+    """The nodes where relevance is read, with their sample axes, and whether all of these are known."""
     symbols = batch_symbols(graph, axes)
-    starts, known = {}, True
+    starts, all_known = {}, True
     for i, nodes in readouts.items():
         axis = 0 if isinstance(i, str) else axes.inputs[i]
         if axis is None:
@@ -35,30 +35,30 @@ def starts_of(
                 starts[node] = plain
             elif len(shape) > axis and shape[axis] == count:
                 starts[node] = axis
-            elif candidates(node.meta["val"], symbols):  # folded with another axis before it was looked up
-                known = False
-    return starts, known
+            elif candidates(node.meta["val"], symbols):  # folded with another axis before the lookup
+                all_known = False
+    return starts, all_known
 
 
 def batch_symbols(graph: fx.GraphModule, axes: Axes) -> set:
-    """The symbols that stand for the number of samples."""
+    """The symbols for the number of samples."""
     places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
     return {s for n, axis in places if axis is not None for s in free_symbols(n.meta["val"].shape[axis])}
 
 
 def candidates(traced: Tensor, symbols: set) -> list[int]:
-    """The axes of a traced tensor that the samples are a part of, by their symbols."""
+    """The axes of a traced tensor whose size contains a symbol of the batch."""
     return [axis for axis, size in enumerate(traced.shape) if free_symbols(size) & symbols]
 
 
 def plain_axis(node: fx.Node, symbols: set) -> int | None:
-    """The axis of a node that counts the samples and nothing else, if its shape tells."""
+    """The axis of a node that counts the samples and nothing else, if its shape shows one."""
     value = node.meta.get("val")
     return plain(value, symbols) if isinstance(value, Tensor) else None
 
 
 def plain(traced: Tensor, symbols: set) -> int | None:
-    """The same of a traced tensor."""
+    """The axis of a traced tensor that counts the samples and nothing else, if its shape shows one."""
     axes = candidates(traced, symbols)
     if len(axes) == 1 and traced.shape[axes[0]].node.expr in symbols:  # type: ignore[attr-defined]
         return axes[0]
@@ -66,12 +66,12 @@ def plain(traced: Tensor, symbols: set) -> int | None:
 
 
 class Samples:
-    """Where each node's samples are.
+    """The sample axis of each node.
 
-    A symbolic batch shows it in the shapes.  Where the batch is folded into another axis (windows, heads) or is not
-    symbolic, the first sample of the example is nudged and the graph run, then the last: what changes belongs to that
-    sample.  What has no axis of samples at all (a loop over the batch, an input they all share) is probed by each
-    sample in turn: it may see one at most.
+    Shapes with a symbolic batch show it.  If the batch is folded into another axis (windows, heads) or is not symbolic,
+    the first sample of the example and then the last is nudged: the entries that change belong to that sample.  Nodes
+    without a sample axis (a loop over the batch, an input shared by all) are probed with each sample in turn: at most
+    one sample may change them.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Samples:
         fits = self._fits(probe, folded, NUDGE)
         downstream = _downstream(gm, starts)
         silent = {n for n in folded & downstream if len(fits.get(n, ())) < 2}
-        if silent:  # saturated by these values, or of one sample alone
+        if silent:  # saturated at these values, or of one sample alone
             fits |= {n: more for n, more in self._fits(probe, silent, PUSH).items() if len(more) > len(fits.get(n, ()))}
         for node in folded:
             layouts = fits.get(node, [])
@@ -109,7 +109,7 @@ class Samples:
                 self.where[node] = WHOLE
 
     def _fits(self, probe: Probe, nodes: set[fx.Node], by: float) -> dict[fx.Node, list[list[SampleAxis]]]:
-        """For each node, the layouts that fit what changes with a sample, for each of those that change anything."""
+        """For each node, a list of the layouts that fit its changes, for each sample that changes it."""
         fits: dict[fx.Node, list[list[SampleAxis]]] = {}
         for sample in range(self.count):
             first_or_last = sample in (0, self.count - 1)
@@ -117,12 +117,12 @@ class Samples:
             changed = probe.changes(sample, wanted, by) if wanted else {}
             for node, entries in (changed or {}).items():
                 if entries.any():
-                    at = candidates(node.meta["val"], self.symbols) or list(range(entries.ndim))
-                    fits.setdefault(node, []).append(list(locate(entries, at, self.count, sample)))
+                    axes_to_try = candidates(node.meta["val"], self.symbols) or list(range(entries.ndim))
+                    fits.setdefault(node, []).append(list(locate(entries, axes_to_try, self.count, sample)))
         return fits
 
     def of(self, node: fx.Node) -> SampleAxis | None:
-        """Where the node's samples are; None if that can't be told."""
+        """The sample axis of a node; None if it can't be determined."""
         return self.where.get(node)
 
 
@@ -136,7 +136,7 @@ def _downstream(graph: fx.GraphModule, starts: Iterable[fx.Node]) -> set[fx.Node
 
 
 def locate(changed: Tensor, axes: Iterable[int], count: int, sample: int = 0) -> Iterator[SampleAxis]:
-    """The layouts [before, count, after] of one of `axes` in which what changed is confined to the sample."""
+    """The layouts [before, count, after] of one of `axes` in which all changes are confined to the sample."""
     for axis in axes:
         size = changed.shape[axis]
         if not changed.numel():

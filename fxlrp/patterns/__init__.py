@@ -1,1 +1,1 @@
-"""Patterns: graph passes that bring what models write in many ways into the few forms the rules speak of."""
+"""Graph passes that canonicalize the many ways to write a model into the few forms that have rules."""

@@ -1,4 +1,4 @@
-"""Batch norm behind a product with weights → one op, so that relevance sees the product as the network uses it."""
+"""Folds batch norm into the weighted product before it, so that the rule sees the weights that the network applies."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ FOLDABLE = (aten.linear.default, *of_kind("convolution"))
 
 
 def fold_batch_norm(gm: fx.GraphModule, facts: Facts) -> bool:
-    """product → batch_norm (in eval mode, the product used nowhere else) is explained as one product: γ/√(v + ε) goes
-    into its weight, the rest into its bias.  Its value stays the one that the model computes."""
+    """Explains a product and the batch norm after it (in eval mode, with no other user of the product) as one product,
+    with γ/√(v + ε) in its weight and the rest in its bias.  Its value stays the one that the model computes."""
     changed = False
     for node in list(gm.graph.nodes):
         product = node.args[0] if node.target is aten.batch_norm.default else None
@@ -67,12 +67,12 @@ def _folded(
 
 
 def split_batch_norm(gm: fx.GraphModule, facts: Facts) -> bool:
-    """batch_norm → standardize, then scale and shift: one batch norm without weights, one without statistics."""
+    """Splits batch_norm into one without weights, which standardizes, and one without statistics, an affine map."""
     norms = gm.graph.find_nodes(op="call_function", target=aten.batch_norm.default)
-    found = [n for n in norms if isinstance(n.args[1], fx.Node) and not n.args[5]]
-    for node in found:
+    split = [n for n in norms if isinstance(n.args[1], fx.Node) and not n.args[5]]
+    for node in split:
         facts.replace(node, _standardize_then_scale)
-    return bool(found)
+    return bool(split)
 
 
 def _standardize_then_scale(

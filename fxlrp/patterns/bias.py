@@ -1,4 +1,4 @@
-"""A product with weights and a bias added to it, written apart → one linear op, whose rule sees the bias as one."""
+"""Joins a weighted product and the bias added to it into one linear op, so that the rule knows the bias as such."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ PRODUCTS = (aten.matmul.default, aten.mm.default)
 
 
 def join_bias(gm: fx.GraphModule, facts: Facts) -> bool:
-    """x @ W + b with constant W [in, out] and b [out] → linear(x, Wᵀ, b), and b + x Wᵀ in one → linear(x, W, b)."""
+    """Rewrites x @ W + b with constant W [in, out] and b [out] as linear(x, Wᵀ, b), and addmm(b, x, Wᵀ) as
+    linear(x, W, b)."""
     changed = False
     for node in list(gm.graph.nodes):
         if node.target is aten.addmm.default and not node.kwargs and facts.carries(node):

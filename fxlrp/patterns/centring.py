@@ -1,4 +1,4 @@
-"""Norms and softmax written out: what of a tensor is subtracted from it or divides it is a constant of the method."""
+"""Recognises norms, softmax and sigmoid written out in ops, so that their statistics can be constants of a method."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def centred(x: Tensor, mean: Tensor) -> Tensor:
 
 
 def offset(x: Tensor, top: Tensor) -> Tensor:
-    """x − top, where `top` is what a softmax subtracts to stay finite: it cancels from the result."""
+    """x − top, where a softmax subtracts `top` to stay finite; it cancels in the result."""
     return x - top
 
 
@@ -35,7 +35,7 @@ describe(offset, entrywise=True)
 
 
 def mark_centring(gm: fx.GraphModule, facts: Facts) -> bool:
-    """sub(x, mean(x)) → centred(x, mean(x)); sub(x, amax(x)) → offset(x, amax(x))."""
+    """Rewrites sub(x, mean(x)) as centred(x, mean(x)), and sub(x, amax(x)) as offset(x, amax(x))."""
     changed = False
     for node in list(gm.graph.nodes):
         if node.target is not aten.sub.Tensor or node.kwargs or not isinstance(node.args[1], fx.Node):
@@ -52,7 +52,7 @@ def mark_centring(gm: fx.GraphModule, facts: Facts) -> bool:
 
 
 def join_softmax(gm: fx.GraphModule, facts: Facts) -> bool:
-    """exp(x) / sum(exp(x), dim) → softmax(x, dim), with or without the maximum taken off first."""
+    """Rewrites exp(x) / sum(exp(x), dim) as softmax(x, dim), with or without the maximum subtracted first."""
     changed = False
     for node in list(gm.graph.nodes):
         if node.target is not aten.div.Tensor or not all(isinstance(a, fx.Node) for a in node.args):
@@ -68,7 +68,7 @@ def join_softmax(gm: fx.GraphModule, facts: Facts) -> bool:
 
 
 def join_sigmoid(gm: fx.GraphModule, facts: Facts) -> bool:
-    """1 / (1 + exp(−x)) → sigmoid(x): its denominator is no constant but all there is."""
+    """Rewrites 1 / (1 + exp(−x)) as sigmoid(x): its denominator is no constant, for x occurs nowhere else."""
     changed = False
     for node in list(gm.graph.nodes):
         total = args_of(node)[0] if node.target is aten.reciprocal.default else None
@@ -81,7 +81,7 @@ def join_sigmoid(gm: fx.GraphModule, facts: Facts) -> bool:
 
 
 def _origin(node: fx.Node) -> fx.Node:
-    """The node that `node` is a copy of, in another shape or type perhaps."""
+    """The node that `node` is a copy of, perhaps in another shape or type."""
     while about(node.target).copies or getattr(node.target, "overloadpacket", node.target) in RESHAPES:
         node = args_of(node)[0]
     return node

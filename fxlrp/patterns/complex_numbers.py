@@ -1,4 +1,4 @@
-"""Ops on complex numbers → ops on their real and imaginary parts, which the rules speak of."""
+"""Rewrites ops on complex numbers as ops on their real and imaginary parts, which have rules."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PRODUCTS = (
 )
 SUMS = (aten.add.Tensor, aten.sub.Tensor)
 WRITES = (aten.slice_scatter.default, aten.select_scatter.default)
-"""What is written into a part of a tensor, of complex numbers without a derivative."""
+"""Ops that write into a part of a tensor; they have no derivative for complex numbers."""
 KNOWING = (absolute, passing.div, passing.normaliser)
-"""Rules that hold for complex numbers as they are."""
+"""Rules that also hold for complex numbers."""
 
 
 @dataclass(frozen=True)
 class OfComplex:
-    """An op on complex numbers, which the rules for it on real ones say nothing of."""
+    """An op on complex numbers, to which the op's rules for real numbers do not apply."""
 
     op: Callable[..., Tensor]
 
@@ -49,10 +49,10 @@ class OfComplex:
 
 
 def split_complex(gm: fx.GraphModule, facts: Facts) -> bool:
-    """(a + ib)(c + id) → (ac − bd) + i(ad + bc), |a + ib| → the norm of (a, b), and so for every active sum and product
-    with complex operands; what is no such op and has a rule for real numbers alone goes by its derivative."""
-    found = [n for n in gm.graph.nodes if facts.carries(n) and any(map(_complex, (n, *n.all_input_nodes)))]
-    for node in found:
+    """Splits active sums and products with complex operands, as (a + ib)(c + id) = (ac − bd) + i(ad + bc), and rewrites
+    |a + ib| as the norm of (a, b).  Other ops whose rule is for real numbers only go by their derivative."""
+    complex_nodes = [n for n in gm.graph.nodes if facts.carries(n) and any(map(_complex, (n, *n.all_input_nodes)))]
+    for node in complex_nodes:
         op, entry = node.target, facts.entry(node)
         if op in PRODUCTS:
             if all(isinstance(a, fx.Node) for a in node.args[:2]):
@@ -71,15 +71,15 @@ def split_complex(gm: fx.GraphModule, facts: Facts) -> bool:
             facts.replace(node, lambda call, *args, op=op, **kw: _apart(call, op, *args, **kw))
         elif isinstance(entry, Rule) and entry.fn not in KNOWING and entry.fn.__module__.startswith("fxlrp."):
             node.target = OfComplex(op)
-    return bool(found)
+    return bool(complex_nodes)
 
 
 def write_apart(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Complex numbers written into a part of a tensor → their real and imaginary parts, which have derivatives."""
-    found = [n for n in gm.graph.nodes if n.target in WRITES and facts.carries(n) and _complex(n)]
-    for node in found:
+    """Splits writes of complex numbers into a part of a tensor by real and imaginary parts, which have derivatives."""
+    writes = [n for n in gm.graph.nodes if n.target in WRITES and facts.carries(n) and _complex(n)]
+    for node in writes:
         facts.replace(node, lambda call, *args, op=node.target, **kw: _apart(call, op, *args, **kw))
-    return bool(found)
+    return bool(writes)
 
 
 def _complex(node: Any) -> bool:
@@ -88,7 +88,7 @@ def _complex(node: Any) -> bool:
 
 
 def _parts(call: Any, t: Any) -> tuple[Any, Any]:
-    """The real part, and the imaginary one, None of what is real."""
+    """The real part, and the imaginary part or None if t is real."""
     if not _complex(t):
         return t, None
     return (call(aten.real.default, t), call(aten.imag.default, t)) if isinstance(t, fx.Node) else (t.real, t.imag)
@@ -98,7 +98,7 @@ def _product(call: Any, op: Any, x: fx.Node, y: fx.Node, bias: fx.Node | None = 
     (a, b), (c, d), (e, f) = _parts(call, x), _parts(call, y), _parts(call, bias)
     with_real, with_imaginary = (() if t is None and not rest else (t, *rest) for t in (e, f))
     plain = (None, *rest) if rest else ()
-    if b is None or d is None:  # one of them is real
+    if b is None or d is None:  # one factor is real
         real = call(op, a, c, *with_real)
         imaginary = call(op, a, d, *with_imaginary) if b is None else call(op, b, c, *with_imaginary)
     else:
@@ -116,14 +116,14 @@ def _sum(call: Any, op: Any, x: Any, y: Any, alpha: Any = 1) -> fx.Node:
     more = {} if alpha == 1 else {"alpha": alpha}
     real = call(op, a, c, **more)
     if d is None:
-        imaginary = call(aten.add.Tensor, b, call(aten.zeros_like.default, real))  # as large as the sum
+        imaginary = call(aten.add.Tensor, b, call(aten.zeros_like.default, real))  # in the shape of the sum
     else:
         imaginary = call(op, b if b is not None else call(aten.zeros_like.default, a), d, **more)
     return call(aten.complex.default, real, imaginary)
 
 
 def _apart(call: Any, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """An op without parameters, of the real parts and of the imaginary ones."""
+    """Applies an op without parameters to the real parts and to the imaginary parts."""
 
     def of(part: int) -> fx.Node:
         return call(op, *(_parts(call, a)[part] if _complex(a) else a for a in args), **kwargs)

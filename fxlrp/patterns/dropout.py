@@ -1,4 +1,4 @@
-"""Dropouts that a published method does not visit."""
+"""Removes dropouts that a published method skips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def skip_position_dropout(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Take out dropouts right behind the sum with a learned constant (a position embedding)."""
+    """Removes dropouts directly after the sum with a learned constant (a position embedding)."""
     changed = False
     for node in list(gm.graph.nodes):
         total = node.args[0] if node.target is aten.dropout.default else None

@@ -1,6 +1,6 @@
-"""Functions of one tensor, entry by entry, written out in several ops → one op.
+"""Fuses entrywise functions of one tensor that are written out in several ops into one op.
 
-tanh-GELU, quick-GELU, Swish, Mish, hard-Swish by hand and whatever else is written so: found by the shape of the graph.
+Finds tanh-GELU, quick-GELU, Swish, Mish, hard-Swish and any other such function by the shape of the graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 class Elementwise:
-    """A function of one tensor and constants, entry by entry; the graph in `body` says which."""
+    """An entrywise function of one tensor and constants, defined by the graph in `body`."""
 
     def __init__(self, body: fx.Graph) -> None:
         self.body = fx.GraphModule({}, body)
@@ -36,7 +36,7 @@ class Gate(Elementwise):
 
 
 def fuse_elementwise(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Where two branches from one tensor x meet again, entry by entry all the way, they become one function of x."""
+    """Fuses branches from one tensor x that meet again, with entrywise ops only, into one function of x."""
     order = {n: i for i, n in enumerate(gm.graph.nodes)}
     changed = False
     for node in reversed(list(gm.graph.nodes)):
@@ -57,7 +57,7 @@ def _active(node: fx.Node, facts: Facts) -> list[fx.Node]:
 
 
 def _cone(top: fx.Node, order: dict[fx.Node, int], facts: Facts) -> tuple[fx.Node, list[fx.Node]] | None:
-    """The nearest tensor x that all of `top` depends on entry by entry, and the nodes between, in order."""
+    """The nearest tensor x that `top` is an entrywise function of, and the nodes from x to `top`, in order."""
     front, inside = set(_active(top, facts)), [top]
     while len(front) > 1:
         latest = max(front, key=order.__getitem__)
@@ -83,7 +83,7 @@ def _fuse(top: fx.Node, x: fx.Node, inside: list[fx.Node], facts: Facts) -> fx.N
 
 
 def _is_gate(top: fx.Node, x: fx.Node, facts: Facts) -> bool:
-    """Whether `top` is a product with x itself, or x times constants, as one factor, and another factor beside it."""
+    """Whether `top` is a product in which exactly one factor is x itself or x times constants."""
 
     def scaled(node: fx.Node) -> bool:
         while node is not x and node.target in (aten.mul.Tensor, aten.div.Tensor) and len(_active(node, facts)) == 1:

@@ -1,4 +1,4 @@
-"""Products with weights that see an input itself → first layers, which give relevance to ones in the input's place."""
+"""Marks weighted products of an input itself as first layers, whose relevance goes to ones in the input's place."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ PLACES = {
 
 
 def mark_first_layers(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Products of an input, moved or normalized with constants at most, become `FirstLayer`s beside the ones moved
-    likewise."""
-    known: dict[fx.Node, Any] = {}
+    """Replaces weighted products of an input, which may be moved or normalized with constants before, by `FirstLayer`s
+    that also take ones moved likewise."""
+    ones_of: dict[fx.Node, Any] = {}
     changed = False
     for node in list(gm.graph.nodes):
         places = PLACES.get(node.target.product if isinstance(node.target, FoldedProduct) else node.target)
         if places is None or not facts.carries(node) or facts.carries(node.args[1]):
             continue
-        ones = _ones(node.args[0], known, facts)
+        ones = _ones(node.args[0], ones_of, facts)
         if ones is None:
             continue
         with gm.graph.inserting_before(node):
@@ -47,28 +47,28 @@ def mark_first_layers(gm: fx.GraphModule, facts: Facts) -> bool:
     return changed
 
 
-def _ones(node: Any, known: dict[fx.Node, Any], facts: Facts) -> Any:
-    """The ones that stand for an active node, made like it from those of the inputs; None if they can't be."""
-    if node not in known:
-        known[node] = _made(node, known, facts)
-    return known[node]
+def _ones(node: Any, ones_of: dict[fx.Node, Any], facts: Facts) -> Any:
+    """The ones in place of an active node, moved like it from the ones of the inputs; None if that is impossible."""
+    if node not in ones_of:
+        ones_of[node] = _make_ones(node, ones_of, facts)
+    return ones_of[node]
 
 
-def _made(node: fx.Node, known: dict[fx.Node, Any], facts: Facts) -> Any:
+def _make_ones(node: fx.Node, ones_of: dict[fx.Node, Any], facts: Facts) -> Any:
     graph = node.graph
     if node.op == "placeholder":
         with graph.inserting_after(max(graph.find_nodes(op="placeholder"))):
             return facts.emit(node, ones_for, node) if node.meta["val"].is_floating_point() else None
     active = [n for n in node.all_input_nodes if facts.carries(n)]
-    made = {n: _ones(n, known, facts) for n in active}
-    if None in made.values():
+    ones = {n: _ones(n, ones_of, facts) for n in active}
+    if None in ones.values():
         return None
     if node.target in SCALING and is_pointwise(node.target) and len(active) == 1:
         same = active[0].meta["val"].shape == node.meta["val"].shape
-        return made[active[0]] if same else None
+        return ones[active[0]] if same else None
     op = about(node.target)
     if not op.routes or op.parts or op.fills == "masks":
         return None
     with graph.inserting_after(node):
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: made.get(n, n))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: ones.get(n, n))
         return facts.emit(node, target_of(node), *args, **kwargs)

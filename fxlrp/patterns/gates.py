@@ -1,4 +1,4 @@
-"""A product of something with a gate, such as SwiGLU's → the gate marked, for methods to which it is a constant."""
+"""Marks the gate in a gated product, such as SwiGLU's, for methods that treat it as a constant."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gate(x: Tensor) -> Tensor:
 
 
 def mark_gates(gm: fx.GraphModule, facts: Facts) -> bool:
-    """mul(x, f(y)), f a non-linearity and the other factor none → mul(x, gate(f(y)))."""
+    """Rewrites mul(x, f(y)) as mul(x, gate(f(y))) if f(y) is an activation and x is not."""
     changed = False
     for node in list(gm.graph.nodes):
         if node.target is not aten.mul.Tensor or not all(map(facts.carries, node.args)):

@@ -1,8 +1,8 @@
-"""Ops that nothing is known of but their values: a function with a backward of its own, an op of a library.
+"""Explains ops of which only the values are known: functions with a custom backward, ops of a library.
 
-What they do to the one tensor that carries relevance is found out by calling them: a product with weights (which may be
-packed in 4 bits, or rounded) is explained as the product it is, by its derivative or, where it has none, by its values;
-what works entry by entry, as an activation.
+Calls them to find out what they do to the one tensor that carries relevance.  Weighted products (whose weights may be
+packed in 4 bits, or rounded) are explained as products, whose weights come from the derivative or, without one, from
+values; entrywise functions are explained as activations.
 """
 
 from __future__ import annotations
@@ -30,47 +30,48 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 KNOWN = ("aten", "prims", "prim")
 LARGEST = 2**14
-"""The most rows or columns of a product that is found by its values."""
+"""The maximum number of rows or columns of a product that is tested for."""
 ROUNDED = 0.05
-"""How far a product's values may be from those by its weights, as a share of the largest."""
+"""The maximum deviation of a product's values from those by its weights, relative to the largest value."""
 
 
 def explain_opaque(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Opaque ops become what they are found to be; what is not found out stays as it is."""
-    found = [n for n in gm.graph.nodes if facts.carries(n) and _opaque(n, facts)]
-    if not found:
+    """Replaces opaque ops by what they are found to be, and leaves the rest as they are.  Raises FxlrpError if one of
+    the rest has no derivative."""
+    opaque = [n for n in gm.graph.nodes if facts.carries(n) and _is_opaque(n, facts)]
+    if not opaque:
         return False
-    given: dict[fx.Node, tuple] = {}
+    calls: dict[fx.Node, tuple] = {}
 
     class Noting(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            if n in found:
-                given[n] = self.fetch_args_kwargs_from_env(n)
+            if n in opaque:
+                calls[n] = self.fetch_args_kwargs_from_env(n)
             return super().run_node(n)
 
     with torch.no_grad():
         Noting(gm).run(*(t.detach().clone() for t in facts.example))
-    for node in found:
+    for node in opaque:
         active = [n for n in node.all_input_nodes if facts.carries(n)]
         if len(active) == 1 and isinstance(node.meta["val"], Tensor) and node.meta["val"].is_floating_point():
             (x,) = active
-            with without_warnings():  # of ops without a derivative
-                _explain(facts, node, x, Seen(_of(node, x, *given[node]), _value(node, x, *given[node])))
+            with without_warnings():  # torch warns of ops without a derivative
+                _explain(facts, node, x, Seen(_function_of(node, x, *calls[node]), _value(node, x, *calls[node])))
     gm.recompile()
     return True
 
 
-def _opaque(node: fx.Node, facts: Facts) -> bool:
+def _is_opaque(node: fx.Node, facts: Facts) -> bool:
     if isinstance(node.target, OwnBackward):
         return True
     library = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in KNOWN
     return library and about(node.target) is NOTHING and isinstance(facts.entry(node), Structural | None)
 
 
-def _of(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
+def _function_of(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
     """The op as a function of x alone."""
-    places = [a is x for a in node.args]
-    return lambda t: target_of(node)(*(t if here else a for here, a in zip(places, args, strict=True)), **kwargs)
+    are_x = [a is x for a in node.args]
+    return lambda t: target_of(node)(*(t if is_x else a for is_x, a in zip(are_x, args, strict=True)), **kwargs)
 
 
 def _value(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Tensor:
@@ -79,11 +80,11 @@ def _value(node: fx.Node, x: fx.Node, args: tuple, kwargs: dict) -> Tensor:
 
 @dataclass
 class Seen:
-    """An opaque function of one tensor, and an example of that."""
+    """An opaque function of one tensor, and an example of the tensor."""
 
     f: Callable[[Tensor], Tensor]
     x: Tensor
-    derivable: bool = True  # as far as is known
+    derivable: bool = True  # until `pull` finds no derivative
 
     def pull(self, x: Tensor, g: Tensor) -> Tensor | None:
         """J_f(x)ᵀ g; None if f has no derivative."""
@@ -98,7 +99,7 @@ class Seen:
         return None if d is None or not d.any() else d
 
     def entrywise(self) -> bool:
-        """Whether each entry of the value depends on the entry of x at its place alone."""
+        """Whether each entry of the value depends only on the same entry of x."""
         z = self.f(self.x)
         if z.shape != self.x.shape:
             return False
@@ -107,42 +108,42 @@ class Seen:
         return bool(torch.equal(torch.where(changed, 0, other), torch.where(changed, 0, z)))
 
     def straight_through(self) -> bool:
-        """Whether its derivative is that of x itself."""
+        """Whether its derivative is that of the identity."""
         g = torch.rand(self.x.shape, generator=torch.Generator().manual_seed(0)).to(self.x)
         z = self.f(self.x)
         d = self.pull(self.x, g) if z.shape == self.x.shape else None
         return d is not None and torch.allclose(d, g)
 
     def smooth(self) -> bool:
-        """Whether it moves as its derivative says."""
+        """Whether a small step changes its value as its derivative predicts."""
         step = 1e-3 * self.x.abs().max() * torch.ones_like(self.x)
         moved, slope = self.f(self.x + step) - self.f(self.x), self.pull(self.x, step)
         return slope is not None and torch.allclose(moved, slope, rtol=0.1, atol=0.1 * float(slope.abs().max()))
 
     def product(self) -> tuple[Tensor, Tensor] | None:
-        """The weight and bias of the linear function of the last axis that it is, but for rounding."""
+        """The weight and bias if it is, up to rounding, a linear function of the last axis; else None."""
         z = self.f(self.x)
         columns, rows = self.x.shape[-1], z.shape[-1] if z.ndim else 0
         if z.shape[:-1] != self.x.shape[:-1] or not rows or max(rows, columns) > LARGEST:
             return None
         try:
             return self._product(rows, columns)
-        except RuntimeError:  # it takes no other shape
+        except RuntimeError:  # it refuses tensors of another shape
             return None
 
     def _product(self, rows: int, columns: int) -> tuple[Tensor, Tensor] | None:
         def shaped(t: Tensor) -> Tensor:
             return t.view(*[1] * (self.x.ndim - 2), *t.shape).to(self.x)
 
-        chance = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-        weight = self.pull(shaped(chance), shaped(torch.eye(rows)))
+        random = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+        weight = self.pull(shaped(random), shaped(torch.eye(rows)))
         bias = self.f(shaped(torch.zeros(2, columns))).view(2, rows)[0]
         if weight is None:
             weight = (self.f(shaped(torch.eye(columns))).view(columns, rows) - bias).t().contiguous()
         weight, bias = weight.detach().view(rows, columns), bias.detach()
-        values = self.f(shaped(chance)).view(rows, rows).detach()
-        apart = (values - torch.nn.functional.linear(shaped(chance).view(rows, columns), weight, bias)).abs().max()
-        same = bool(weight.any()) and bool(apart <= ROUNDED * (values - bias).abs().max())
+        values = self.f(shaped(random)).view(rows, rows).detach()
+        deviation = (values - torch.nn.functional.linear(shaped(random).view(rows, columns), weight, bias)).abs().max()
+        same = bool(weight.any()) and bool(deviation <= ROUNDED * (values - bias).abs().max())
         return (weight, bias) if same else None
 
 
@@ -150,28 +151,28 @@ def _explain(facts: Facts, node: fx.Node, x: fx.Node, seen: Seen) -> None:
     seen.x = seen.x.detach()
     with torch.no_grad():
         entrywise = seen.x.ndim > 0 and seen.entrywise()
-        own = isinstance(node.target, OwnBackward)
-        straight = own and seen.straight_through()
+        has_own_backward = isinstance(node.target, OwnBackward)
+        is_straight_through = has_own_backward and seen.straight_through()
         derivative = seen.pull(seen.x, torch.ones_like(seen.f(seen.x))) is not None
-        product = None if entrywise or straight or seen.x.ndim < 2 else seen.product()
-    if straight or (entrywise and not derivative):
-        _put(facts, node, lambda call: call(stands_for, x, node))
+        product = None if entrywise or is_straight_through or seen.x.ndim < 2 else seen.product()
+    if is_straight_through or (entrywise and not derivative):
+        _replace_uses(facts, node, lambda call: call(stands_for, x, node))
     elif product is not None:
         linear = (aten.linear.default, x, *(_stored(node, t) for t in product))
-        _put(facts, node, lambda call: call(nearly, call(*linear), node))
+        _replace_uses(facts, node, lambda call: call(nearly, call(*linear), node))
     elif not seen.derivable:
         row = describe(node, "", "")
         raise FxlrpError(
             f"{row.op} at {row.source or row.module or node.name} has no derivative, and is no product with weights "
             "nor an activation: give it a rule, @fxlrp.rule(op), or a derivative, register_autograd."
         )
-    elif entrywise and own:
+    elif entrywise and has_own_backward:
         with torch.no_grad():
             node.target = target_of(node).as_kind(Entrywise if seen.smooth() else Stepwise)
 
 
-def _put(facts: Facts, node: fx.Node, write: Callable) -> None:
-    """What `write(call)` builds, by nodes that come after it, in the place of `node` wherever it is used."""
+def _replace_uses(facts: Facts, node: fx.Node, write: Callable) -> None:
+    """Replaces all uses of `node` by what `write(call)` builds after it."""
     users = list(node.users)
     with node.graph.inserting_before(node.next):
         new = write(partial(facts.emit, node))
@@ -180,7 +181,7 @@ def _put(facts: Facts, node: fx.Node, write: Callable) -> None:
 
 
 def _stored(node: fx.Node, t: Tensor) -> fx.Node:
-    """A tensor as an attribute of the graph."""
+    """Stores a tensor as a buffer of the graph; returns its node."""
     gm: Any = node.graph.owning_module
     at = len(list(gm.named_buffers()))
     name = f"_found_{at}"

@@ -1,6 +1,6 @@
-"""Packed sequences, of lengths that are known → the steps they are made of.
+"""Rewrites packed sequences of known lengths as their steps.
 
-Graphs with them are recorded for the values of one call, lengths included (see `fxlrp.capture.model`).
+Graphs with them are traced for the values of one call, including the lengths (see `fxlrp.capture.model`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACK, PAD = aten._pack_padded_sequence.default, aten._pad_packed_sequence.defaul
 
 
 def spell_packed(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Write out every packed sequence of the graph, as long as they are in its example inputs."""
+    """Rewrites every packed sequence of the graph, with its lengths in the example inputs."""
     nodes = [n for n in gm.graph.nodes if n.target in (*LAYERS, PACK, PAD)]
     if not nodes:
         return
@@ -39,23 +39,23 @@ def spell_packed(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
 
 
 def _sizes(gm: fx.GraphModule, inputs: Sequence[Tensor], nodes: Sequence[fx.Node]) -> dict[fx.Node, list[int]]:
-    """How many sequences there are at each step, for every node of packed ones."""
-    found: dict[fx.Node, list[int]] = {}
+    """The number of sequences at each step, for every node that packs, pads or takes packed sequences."""
+    sizes: dict[fx.Node, list[int]] = {}
 
     class Looking(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n in nodes:
-                found[n] = (value[1] if n.target is PACK else self.env[args_of(n)[1]]).tolist()
+                sizes[n] = (value[1] if n.target is PACK else self.env[args_of(n)[1]]).tolist()
             return value
 
     with torch.no_grad():
         Looking(gm).run(*(t.clone() for t in inputs))
-    return found
+    return sizes
 
 
 def _places(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> list[fx.Node]:
-    """Of each row of packed data, the step and the sequence, in the order of the axes of what is padded."""
+    """The step and the sequence of each row of packed data, in the order of the padded tensor's axes."""
     steps = torch.tensor([t for t, n in enumerate(sizes) for _ in range(n)])
     sequences = torch.tensor([b for n in sizes for b in range(n)])
     batch_first = node.args[2]
@@ -82,7 +82,7 @@ def _pack(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
 def _pad(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
     padded = next(item for item in node.users if item.args[1] == 0)
     data, shape = node.args[0], [int(n) for n in padded.meta["val"].shape]
-    empty = emit(gm.graph, node, aten.new_full.default, data, shape, node.args[3])
-    value = emit(gm.graph, node, aten.index_put.default, empty, _places(gm, node, sizes), data)
-    padded.replace_all_uses_with(value)
+    filled = emit(gm.graph, node, aten.new_full.default, data, shape, node.args[3])
+    scattered = emit(gm.graph, node, aten.index_put.default, filled, _places(gm, node, sizes), data)
+    padded.replace_all_uses_with(scattered)
     gm.graph.erase_node(padded)

@@ -1,4 +1,4 @@
-"""The graph passes that bring what models write into the few forms that rules speak of, in their order."""
+"""The graph passes that canonicalize a model into the few forms that have rules, in their order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Powers by their own names: x², √x, 1/x, 1/√x, so that each has its one rule."""
+"""Rewrites powers as the ops named for them: x², √x, 1/x, 1/√x, so that each has one rule."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NAMES = {2: aten.square.default, 0.5: aten.sqrt.default, -0.5: aten.rsqrt.defaul
 
 
 def name_powers(gm: fx.GraphModule, facts: Facts) -> bool:
-    """pow(x, p) → the op that is named for it; a negative power divides."""
+    """Rewrites pow(x, p) as the op named for it, and any other negative power as the reciprocal of a power."""
     powers = gm.graph.find_nodes(op="call_function", target=aten.pow.Tensor_Scalar)
-    found = [n for n in powers if n.args[1] in NAMES or n.args[1] < 0]
-    for node in found:
+    renamed = [n for n in powers if n.args[1] in NAMES or n.args[1] < 0]
+    for node in renamed:
         facts.replace(node, _named)
-    return bool(found)
+    return bool(renamed)
 
 
 def _named(call: Any, x: fx.Node, p: float) -> fx.Node:

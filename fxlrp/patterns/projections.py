@@ -1,4 +1,4 @@
-"""One linear layer whose output is cut into several (query, key, value) → one linear layer each."""
+"""Splits a linear layer whose output is cut into parts (query, key, value) into one linear layer per part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ RESHAPES = (aten.reshape.default, aten.view.default)
 
 
 def split_projections(gm: fx.GraphModule, facts: Facts) -> bool:
-    """unbind(permute(reshape(linear(x, W, b)))) along the outermost part of W's rows → linear(x, W_i, b_i) for each."""
+    """Rewrites unbind(permute(reshape(linear(x, W, b)))) along the outermost part of W's rows as linear(x, W_i, b_i)
+    for each part."""
     changed = False
     for unbind in [n for n in gm.graph.nodes if n.target is aten.unbind.int]:
         chain = _chain(unbind)
@@ -48,7 +49,7 @@ def _rows(facts: Facts, t: Any, part: int, parts: int) -> Any:
 
 
 def _chain(unbind: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, int, int] | None:
-    """(linear, reshape, permute, number of parts, their axis in the reshape), if that is what leads to `unbind`."""
+    """(linear, reshape, permute, number of parts, their axis in the reshape), if these nodes lead to `unbind`."""
     permute, dim = (*args_of(unbind), 0)[:2]
     if not isinstance(permute, fx.Node) or permute.target is not aten.permute.default:
         return None

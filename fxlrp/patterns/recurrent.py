@@ -1,4 +1,4 @@
-"""Recurrent layers → their steps: one step is traced for each layer and direction, and written as often as there are.
+"""Unrolls recurrent layers into their steps: traces one step per shape of operands, and inserts it for every step.
 
     LSTM:  (i, f, g, o) = W x_t + b + U h + b',   c ← σ(f) c + σ(i) tanh(g),   h ← σ(o) tanh(c), projected if asked
     GRU:   (r, z, n) = W x_t + b,  (r', z', n') = U h + b',   n = tanh(n + σ(r + r') n'),   h ← n + σ(z + z') (h - n)
@@ -25,7 +25,7 @@ aten = torch.ops.aten
 
 
 def lstm(x: Tensor, h: Tensor, c: Tensor, u: Tensor, b: Any = None, projection: Any = None) -> tuple[Tensor, ...]:
-    """One step, of the product x of the input."""
+    """One step; x is W x_t + b."""
     i, f, g, o = (torch.nn.functional.linear(h, u, b) + x).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     h = o.sigmoid() * c.tanh()
@@ -33,14 +33,14 @@ def lstm(x: Tensor, h: Tensor, c: Tensor, u: Tensor, b: Any = None, projection: 
 
 
 def gru(x: Tensor, h: Tensor, u: Tensor, b: Any = None) -> tuple[Tensor]:
-    """One step, of the product x of the input."""
+    """One step; x is W x_t + b."""
     (r, z, n), (hr, hz, hn) = x.chunk(3, -1), torch.nn.functional.linear(h, u, b).chunk(3, -1)
     n = (n + hn * (hr + r).sigmoid()).tanh()
     return ((h - n) * (hz + z).sigmoid() + n,)
 
 
 def rnn(f: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor]]:
-    """One step of a layer with f as its only function, of the product x of the input."""
+    """The step of a layer whose only activation is f; x is W x_t + b."""
     return lambda x, h, u, b=None: (f(torch.nn.functional.linear(h, u, b) + x),)
 
 
@@ -54,42 +54,42 @@ CELLS: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
     )
     for kind in ("input", "data")
 }
-"""One step of every layer that torch has, by its op on padded (`input`) or packed (`data`) sequences."""
+"""The step of each recurrent layer of torch, by its op on padded (`input`) or packed (`data`) sequences."""
 
 
 @dataclass
 class _Steps:
-    """Writes the steps of a node before it; of each shape of operands one step is traced."""
+    """Inserts the steps of a node before it; traces one step per shape of operands."""
 
     node: fx.Node
-    sizes: Sequence[int] | None  # how many sequences there are at each step, where they are packed
+    sizes: Sequence[int] | None  # the number of sequences at each step, if they are packed
     traced: dict[Any, fx.Graph] = field(default_factory=dict)
 
     def write(self, op: Any, *args: Any) -> fx.Node:
         return emit(self.node.graph, self.node, op, *args)
 
     def split(self, x: fx.Node, op: Any, *args: Any) -> list[fx.Node]:
-        """All the tensors that an op makes of x."""
+        """The tensors that an op splits x into."""
         several = self.write(op, x, *args)
         return [self.write(operator.getitem, several, i) for i in range(len(several.meta["val"]))]
 
     def cell(self, *operands: fx.Node | None) -> list[fx.Node]:
-        """One step: the new states."""
-        given = [n for n in operands if n is not None]
+        """Inserts one step; returns the new states."""
+        nodes = [n for n in operands if n is not None]
         kind = tuple(None if n is None else tuple(map(str, n.meta["val"].shape)) for n in operands)
         if kind not in self.traced:
 
             def call(*values: Tensor) -> tuple[Tensor, ...]:
-                known = dict(zip(given, values, strict=True))
-                return CELLS[target_of(self.node)](*(None if n is None else known[n] for n in operands))
+                value_of = dict(zip(nodes, values, strict=True))
+                return CELLS[target_of(self.node)](*(None if n is None else value_of[n] for n in operands))
 
-            values = [n.meta["val"] for n in given]
+            values = [n.meta["val"] for n in nodes]
             with values[0].fake_mode:
                 self.traced[kind] = make_fx(call, pre_dispatch=True)(*values).graph
-        return write_in(self.node, self.traced[kind], given)
+        return write_in(self.node, self.traced[kind], nodes)
 
     def layer(self, x: fx.Node, initial: list[fx.Node], weights: list[fx.Node], biases: bool, back: bool) -> Any:
-        """The outputs of one layer in one direction, and its last states."""
+        """Inserts one layer in one direction; returns its outputs and its last states."""
         w, u, *more = weights
         b, *rest = more if biases else (None, None, *more)
         product = self.write(aten.linear.default, x, w, b)
@@ -98,17 +98,17 @@ class _Steps:
         else:
             steps = self.split(product, aten.split_with_sizes.default, list(self.sizes))
         states, ended = initial, list[list[fx.Node]]()
-        if back and self.sizes is not None:  # the longest sequences begin
+        if back and self.sizes is not None:  # backwards, the longest sequences start first
             states = self.rows(states, 0, self.sizes[-1])
         outputs: list[Any] = [None] * len(steps)
         for t in reversed(range(len(steps))) if back else range(len(steps)):
             if self.sizes is not None:
-                here, now = states[0].meta["val"].shape[0], self.sizes[t]
-                if now < here:
-                    ended.append(self.rows(states, now, here))
-                    states = self.rows(states, 0, now)
-                elif now > here:
-                    states = self.beside([states, self.rows(initial, here, now)])
+                count, next_count = states[0].meta["val"].shape[0], self.sizes[t]
+                if next_count < count:
+                    ended.append(self.rows(states, next_count, count))
+                    states = self.rows(states, 0, next_count)
+                elif next_count > count:
+                    states = self.beside([states, self.rows(initial, count, next_count)])
             states = self.cell(steps[t], *states, u, *rest)
             outputs[t] = states[0]
         joined = self.write(aten.stack.default if self.sizes is None else aten.cat.default, outputs)
@@ -122,27 +122,27 @@ class _Steps:
 
 
 def write_steps(node: fx.Node, sizes: Sequence[int] | None = None) -> None:
-    """Put the steps of a recurrent layer in its place.
+    """Replaces a recurrent layer by its steps.
 
-    sizes: how many sequences there are at each step, where they are packed.
+    sizes: the number of sequences at each step, if they are packed.
     """
     args = args_of(node)
     args = args if sizes is None else (args[0], *args[2:], False)
-    x, given, weights, biases, layers, dropout, train, both, batch_first = args
+    x, hx, weights, biases, layers, dropout, train, bidirectional, batch_first = args
     with node.graph.inserting_before(node):
         steps = _Steps(node, sizes)
-        initial = [steps.split(s, aten.unbind.int, 0) for s in (given if isinstance(given, list | tuple) else [given])]
+        initial = [steps.split(s, aten.unbind.int, 0) for s in (hx if isinstance(hx, list | tuple) else [hx])]
         x = steps.write(aten.transpose.int, x, 0, 1) if batch_first else x
         last: list[list[fx.Node]] = []
-        parts = iter(_parts(weights, layers * (1 + both)))
+        parts = iter(_parts(weights, layers * (1 + bidirectional)))
         for i in range(layers):
-            found = []
-            for back in (False, True)[: 1 + both]:
+            directions = []
+            for back in (False, True)[: 1 + bidirectional]:
                 states = [s[len(last)] for s in initial]
                 out, states = steps.layer(x, states, next(parts), biases, back)
-                found.append(out)
+                directions.append(out)
                 last.append(states)
-            x = steps.write(aten.cat.default, found, -1) if both else found[0]
+            x = steps.write(aten.cat.default, directions, -1) if bidirectional else directions[0]
             if train and dropout and i < layers - 1:
                 x = steps.write(aten.dropout.default, x, dropout, True)
         x = steps.write(aten.transpose.int, x, 0, 1) if batch_first else x

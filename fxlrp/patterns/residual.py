@@ -1,4 +1,4 @@
-"""Residual sums as one published method sees them: together with the branch that leads from the shortcut to the sum."""
+"""Joins a residual sum with the branch that leads from the shortcut to the sum, as one published method sees it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ class Residual:
         self.__name__ = self.__qualname__ = "residual"
         self.__module__ = __name__
 
-    def __call__(self, branch: Tensor, shortcut: Tensor, *given: Any) -> Tensor:
+    def __call__(self, branch: Tensor, shortcut: Tensor, *operands: Any) -> Tensor:
         return branch + shortcut
 
 
 def join_branches(gm: fx.GraphModule, facts: Facts, instead: Mapping[Any, Callable]) -> bool:
-    """f(x) + x → one op of f(x), x and what else f takes; `instead`: the ops in f that have another derivative."""
+    """Rewrites f(x) + x as one op of f(x), x and f's other operands; `instead`: replacements for ops in f that get
+    another derivative."""
     changed = False
     for node in [n for n in gm.graph.nodes if n.target is aten.add.Tensor and facts.carries(n) and not n.kwargs]:
         for branch, shortcut in (node.args, node.args[::-1]):
             pair = facts.carries(branch) and facts.carries(shortcut)
             inside = _between(shortcut, branch) if pair else []
             if inside and branch.meta["val"].shape == shortcut.meta["val"].shape:
-                body, given = cut_out(branch, inside, shortcut, instead=instead)
-                args = (branch, shortcut, *given)
+                body, operands = cut_out(branch, inside, shortcut, instead=instead)
+                args = (branch, shortcut, *operands)
                 facts.replace(node, lambda call, *_, body=body, args=args: call(Residual(body), *args))
                 changed = True
                 break
@@ -45,7 +46,7 @@ def join_branches(gm: fx.GraphModule, facts: Facts, instead: Mapping[Any, Callab
 
 
 def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """The nodes by way of which `last` depends on `first`, `last` included, in order."""
+    """The nodes through which `last` depends on `first`, in order, including `last`."""
     behind, ahead, nodes = {first}, {last}, list(first.graph.nodes)
     nodes = nodes[nodes.index(first) + 1 :]
     for node in nodes:

@@ -1,4 +1,4 @@
-"""Products with a sparse matrix (an adjacency), by whatever name → matmul, which rules speak of."""
+"""Rewrites all products with a sparse matrix (an adjacency) as matmul, which has rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_sparse(node: object) -> bool:
 
 
 def spell_sparse(gm: fx.GraphModule) -> None:
-    """A x, and b + A x → matmul and a sum."""
+    """Rewrites A x as a matmul, and b + A x as a matmul and a sum."""
     for node in list(gm.graph.nodes):
         if not any(map(is_sparse, node.all_input_nodes)):
             continue
@@ -34,7 +34,7 @@ def spell_sparse(gm: fx.GraphModule) -> None:
 
 
 def refuse_sparse(gm: fx.GraphModule, active: Collection[fx.Node]) -> None:
-    """Raises FxlrpError if relevance stands at a sparse tensor."""
+    """Raises FxlrpError if an active node is a sparse tensor."""
     for node in gm.graph.nodes:
         if node in active and is_sparse(node):
             row = describe(node, "", "")

@@ -1,4 +1,4 @@
-"""Ops made of others, and without a rule of their own → the ops they are made of."""
+"""Decomposes ops without a rule of their own into the ops they are composed of."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 def _with_tensor(op: torch._ops.OpOverload) -> Callable:
-    """A quantile of a number → that of a tensor, whose range torch before 2.12 can check without values of others."""
+    """A quantile whose q becomes a constant tensor, because torch before 2.12 can check its range while tracing."""
     return lambda x, q, *args, **kwargs: op.decompose(
         x, torch.tensor(q, dtype=x.dtype, device=x.device), *args, **kwargs
     )
@@ -37,23 +37,23 @@ OWN: dict[Any, Callable] = {
     aten.quantile.scalar: _with_tensor(aten.quantile.default),
     aten.nanquantile.scalar: _with_tensor(aten.nanquantile.default),
 }
-"""What ops are made of, in a model that is not training, where torch knows of none that can be traced."""
+"""Decompositions, for a model in eval mode, of ops for which torch has none that can be traced."""
 LERPS = {op: decomposition_table[op] for op in (aten.lerp.Scalar, aten.lerp.Tensor)}
-"""The one of those that ops (quantile) are made of, and that is taken apart with them."""
+"""The decompositions of lerp, which is part of others (quantile's) and is decomposed with them."""
 
 
 def take_apart(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Every active node that would fall to the generic rule becomes the ops it is composed of, if torch knows them."""
-    traced: dict[Any, fx.GraphModule] = {}  # layers of one shape are made of the same
+    """Decomposes every active node that would get the generic rule, if torch knows what it is composed of."""
+    traced: dict[Any, fx.GraphModule] = {}  # nodes of one kind share a decomposition
     changed = False
     for node in [n for n in gm.graph.nodes if facts.carries(n) and facts.entry(n) is None]:
-        made_of = _decomposition(node.target)
+        decomposition = _decomposition(node.target)
         if node.target in CELLS:
             write_steps(node)
-        elif made_of is not None:
+        elif decomposition is not None:
             kind = _kind(node)
             if kind not in traced:
-                traced[kind] = trace(node, made_of)
+                traced[kind] = trace(node, decomposition)
             inline(node, traced[kind])
         else:
             continue
@@ -63,7 +63,7 @@ def take_apart(gm: fx.GraphModule, facts: Facts) -> bool:
 
 
 def _decomposition(op: Any) -> Callable | None:
-    """What torch composes `op` of, as a function of the op's arguments."""
+    """The decomposition of `op` as a function of the op's arguments; None if there is none."""
     if not isinstance(op, torch._ops.OpOverload):
         return None
     if op in OWN:
@@ -78,39 +78,39 @@ def _composite(op: torch._ops.OpOverload) -> bool:
 
 
 def _kind(node: fx.Node) -> Any:
-    """What the decomposition of a node depends on: its op, constants, and the shapes and types of its operands."""
+    """A key of what a node's decomposition depends on: its op, constants, and the shapes and types of its operands."""
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     values = [leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
-    first = [leaves.index(leaf) for leaf in leaves]  # which operands are the same
+    first = [leaves.index(leaf) for leaf in leaves]  # shows which operands are the same
     described = [f"{v.dtype} {tuple(v.shape)} {v.stride()}" if isinstance(v, Tensor) else repr(v) for v in values]
     return node.target, str(spec), *described, *first
 
 
 def trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
-    """The decomposition as a graph whose inputs are the node's own."""
+    """Traces a node's decomposition into a graph with the node's inputs."""
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     operands = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node)))
 
     def call(*values: Any) -> Any:
-        known = dict(zip(operands, values, strict=True))
-        args, kwargs = pytree.tree_unflatten([known.get(v, v) if isinstance(v, fx.Node) else v for v in leaves], spec)
+        by_node = dict(zip(operands, values, strict=True))
+        args, kwargs = pytree.tree_unflatten([by_node.get(v, v) if isinstance(v, fx.Node) else v for v in leaves], spec)
         return made_of(*args, **kwargs)
 
     values = [n.meta["val"] for n in operands]
     mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
-    python = made_of is decomposition_table.get(target_of(node))  # what C++ composes shows below autograd only
+    python = made_of is decomposition_table.get(target_of(node))  # C++ compositions show only below autograd
     with mode:
-        made = make_fx(call, None if python else LERPS, pre_dispatch=python)(*values)
-        if functionalize_simple(made):
-            return made
-        functional = dispatch_functionalize(fx.Interpreter(made).run, FunctionalTensorMode(pre_dispatch=python))
+        traced = make_fx(call, None if python else LERPS, pre_dispatch=python)(*values)
+        if functionalize_simple(traced):
+            return traced
+        functional = dispatch_functionalize(fx.Interpreter(traced).run, FunctionalTensorMode(pre_dispatch=python))
         return make_fx(functional, None if python else LERPS, pre_dispatch=python)(*values)
 
 
 def inline(node: fx.Node, inner: fx.GraphModule) -> None:
-    """Put the ops of a graph, whose inputs are the node's own, in its place."""
+    """Replaces a node by the ops of a graph with the node's inputs."""
     operands = list(dict.fromkeys(n for n in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(n, fx.Node)))
-    for constant in inner.graph.find_nodes(op="get_attr"):  # a tensor the decomposition made
+    for constant in inner.graph.find_nodes(op="get_attr"):  # a tensor made by the decomposition
         name = f"_{node.name}_{constant.target}"
         value = getattr(inner, str(constant.target))
         owner: Any = node.graph.owning_module

@@ -1,1 +1,1 @@
-"""Reports: what became of each node, and how much relevance passes it."""
+"""Reports the treatment of each node, and how much relevance passes through it."""

@@ -1,4 +1,4 @@
-"""Where relevance ends: a map that is zero although the score is not says at which node, and why."""
+"""Finds the node where relevance ends, and why, for a map that is zero although the score is not."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class NoRelevance(UserWarning):
 class Ended:
     """Relevance that reached no input.
 
-    samples: those whose map is zero; what follows is of the first of them.
-    node: where most of it ended.
-    why: in words.
+    samples: the samples whose map is zero; `node` and `why` are about the first of them.
+    node: where most of the relevance ended.
+    why: the reason, in words.
     """
 
     samples: tuple[int, ...]
@@ -33,17 +33,18 @@ class Ended:
     why: str
 
     def __str__(self) -> str:
-        at = f"{self.node.op} ({self.node.source or self.node.module or self.node.name})"
+        place = f"{self.node.op} ({self.node.source or self.node.module or self.node.name})"
         which = ", ".join(map(str, self.samples[:8])) + (", …" if len(self.samples) > 8 else "")
-        return f"The map of sample {which} is zero, though its score is not: relevance ends at {at}, {self.why}."
+        return f"The map of sample {which} is zero, though its score is not: relevance ends at {place}, {self.why}."
 
 
 def zero_maps(
     relevance: Sequence[Tensor], axes: Sequence[int | None], batch: int, columns: int
 ) -> list[tuple[int, int]]:
-    """The (sample, column) whose relevance is zero at all inputs.
+    """The (sample, column) pairs whose relevance is zero at all inputs.
 
-    axes: that of the samples in each; what they share has to be zero too.  columns: of how many classes there is one.
+    axes: the sample axis of each input; inputs that samples share must be zero too.  columns: the number of classes
+    with a map each.
     """
     pairs = list(zip(relevance, axes, strict=True))
     if not batch or (batch > 1 and any(bool(r.any()) for r, axis in pairs if axis is None)):
@@ -62,7 +63,7 @@ def zero_maps(
 
 
 def find_end(report: Report, samples: Sequence[int]) -> Ended | None:
-    """Where it ended, by a report that was weighed; None if there was none to begin with."""
+    """The node where relevance ended, by a weighed report; None if there was no relevance to begin with."""
     ends = [n for n in report.nodes if n.arrives is not None and n.arrives.size and not (n.leaves and n.leaves.size)]
     if not ends:
         return None
@@ -77,5 +78,5 @@ def find_end(report: Report, samples: Sequence[int]) -> Ended | None:
 
 
 def warn(ended: Ended) -> None:
-    """Warn of it, at the line that asked for the map."""
+    """Warns that relevance ended, at the line that requested the map."""
     warnings.warn(NoRelevance(str(ended)), stacklevel=2)

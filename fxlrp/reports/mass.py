@@ -1,4 +1,4 @@
-"""Mass: how much relevance passes between any two nodes of a graph, so that a leak or an explosion is seen at once."""
+"""Measures how much relevance passes between any two nodes of a graph, to show leaks and explosions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fxlrp.rules.quantities import as_pair, relevance
 
 
 class Mass(NamedTuple):
-    """Relevance summed over all samples: what is positive, and the size of what is negative."""
+    """Relevance summed over all samples: the positive part, and the size of the negative part."""
 
     positive: float = 0.0
     negative: float = 0.0
@@ -32,12 +32,12 @@ class Mass(NamedTuple):
 
 
 def mass_of(r: Tensor) -> Mass:
-    """The mass of a relevance."""
+    """The mass of a relevance tensor."""
     return Mass(float(r.clamp(min=0).sum()), float(-r.clamp(max=0).sum()))
 
 
 class Weighing(fx.Interpreter):
-    """Runs a rewritten graph; its relevance pass then leaves in `edges` what went from each node to each of its inputs.
+    """Runs a rewritten graph, whose relevance pass then records in `edges` the mass from each node to its inputs.
 
     edges: (node, input) → mass, by the nodes' names.
     """
@@ -55,7 +55,7 @@ class Weighing(fx.Interpreter):
             if not isinstance(value, Tensor) or not value.requires_grad or (n.op == "output" and value.is_leaf):
                 return value
             probe = value.view_as(value)
-            # by what it writes into, not by self, which keeps the values it hangs on: a circle nobody frees
+            # bind `edges`, not self: self holds the values that the hook hangs on, a cycle that is never freed
             probe.register_hook(partial(_note, self.edges, (n.name, source.name), value.detach()))
             return probe
 
@@ -63,8 +63,8 @@ class Weighing(fx.Interpreter):
         return args[0] if n.op == "output" else n.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _note(edges: dict[tuple[str, str], Mass], at: tuple[str, str], a: Tensor, g: Tensor | None) -> None:
-    if g is None:  # an op of C++ without a derivative
+def _note(edges: dict[tuple[str, str], Mass], edge: tuple[str, str], a: Tensor, g: Tensor | None) -> None:
+    if g is None:  # a C++ op without a derivative
         return
     r = relevance(as_pair(a.resolve_conj()), as_pair(g.resolve_conj()), masked=True)
-    edges[at] = edges.get(at, Mass()) + mass_of(r)
+    edges[edge] = edges.get(edge, Mass()) + mass_of(r)

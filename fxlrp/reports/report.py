@@ -1,4 +1,4 @@
-"""The report: what became of every node of a graph."""
+"""Reports the treatment of every node of a graph."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import fx
 
 from fxlrp.reports.mass import Mass
 
-HERE = Path(__file__).parent
+OURS = Path(__file__).parents[1]
 KINDS = ("rule", "structural", "generic", "inactive")
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """One node: its name and op, the kind of treatment, its rule, and where the user's model asks for it.
+    """One node: its name and op, the kind of treatment, its rule, and its place in the user's model.
 
-    arrives, leaves: relevance at its output, and what of it went on to its inputs, if a call was weighed.
+    arrives, leaves: relevance at its output, and relevance passed on to its inputs, if a call was weighed.
     """
 
     name: str
@@ -38,7 +38,7 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class Conservation:
-    """Σ relevance at the output (`seed`), at the inputs (`read`), and at every node between."""
+    """The sum of relevance at the output (`seed`), at the inputs (`read`), and at every node between."""
 
     seed: float
     read: float
@@ -47,11 +47,12 @@ class Conservation:
 
     @property
     def lost(self) -> dict[str, float]:
-        """What arrives at each node, by name, and does not leave it: Σ over all samples, negative where it is made."""
+        """The relevance that each node, by name, does not pass on, summed over samples; negative if the node adds
+        some."""
         return {n.name: n.arrives.sum - (n.leaves or Mass()).sum for n in self.nodes if n.arrives is not None}
 
     def table(self, least: float = 1e-3) -> Table:
-        """A rich table of the nodes that lose or make `least` of the seed or more."""
+        """A rich table of the nodes that lose or add at least the share `least` of the seed."""
         out = Table(
             title=f"{self.read:.4g} of {self.seed:.4g} arrives at the input, by rulebook {self.rulebook}",
             caption=f"nodes that keep all but {least:g} of the seed are left out",
@@ -74,11 +75,11 @@ class Conservation:
 
 @dataclass(frozen=True)
 class Report:
-    """Every node of a graph, counted by kind: has a rule, is structural, fell to the generic rule, carries nothing.
+    """Every node of a graph, by kind: it has a rule, is structural, gets the generic rule, or is inactive.
 
     mode: how the graph was captured, and for which calls it holds.
-    left_out: the inputs that are not explained, by name, and why.
-    edges: relevance that went from a node to one of its inputs, by name, if a call was weighed.
+    left_out: the inputs that are not explained, by name, with the reason.
+    edges: relevance passed from a node to one of its inputs, by name, if a call was weighed.
     """
 
     nodes: list[NodeReport]
@@ -89,12 +90,12 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Nodes of each kind: rule, structural, generic, inactive."""
+        """The number of nodes of each kind: rule, structural, generic, inactive."""
         tally = Counter(n.kind for n in self.nodes)
         return {kind: tally[kind] for kind in KINDS}
 
     def table(self, *, nodes: bool = True) -> Table:
-        """A rich table: a row per node (or, without `nodes`, per op and rule), totals below."""
+        """A rich table with a row per node (or, without `nodes`, per op and rule), and totals below."""
         totals = ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
         without = "".join(f"\nnot explained: {name} ({why})" for name, why in self.left_out.items())
         out = Table(
@@ -119,7 +120,7 @@ class Report:
         return out
 
     def weighed(self, edges: dict[tuple[str, str], Mass]) -> Report:
-        """The same with the mass of relevance that passed along `edges`."""
+        """A copy of the report with the mass of relevance that passed along `edges`."""
         arrives: dict[str, Mass] = {}
         leaves: dict[str, Mass] = {}
         for (node, source), mass in edges.items():
@@ -129,16 +130,16 @@ class Report:
         return replace(self, nodes=nodes, edges=edges)
 
     def conservation(self) -> Conservation:
-        """Σ relevance at every node, of a call that was weighed, from the output to the input."""
+        """The sum of relevance at every node of a weighed call, from the output to the input."""
         seeded = sum((m for (node, _), m in self.edges.items() if node == "output"), Mass())
         read = sum((m for (_, at), m in self.edges.items() if at.startswith("readout")), Mass())
         passed = [n for n in reversed(self.nodes) if n.arrives is not None]
         return Conservation(seeded.sum, read.sum, passed, self.rulebook)
 
     def tree(self, depth: int = 99) -> Tree:
-        """Relevance by module: what arrives from outside of it and what leaves it; nodes stand below their module.
+        """A tree of the relevance that arrives at each module from outside and leaves it, with nodes below modules.
 
-        depth: how many levels of modules are shown.
+        depth: the number of module levels shown.
         """
         home = {n.name: tuple(filter(None, n.module.split("."))) for n in self.nodes}
         root = Tree(f"relevance that arrives → leaves, by rulebook {self.rulebook}")
@@ -177,7 +178,7 @@ class Report:
 
 
 def _flow(arrives: Mass | None, leaves: Mass | None) -> str:
-    """Two masses, coloured where a tenth or more is lost or comes from nowhere."""
+    """Formats two masses: yellow if more than a tenth is lost, red if it is added, else green."""
     a, b = arrives or Mass(), leaves or Mass()
     off = abs(a.size - b.size) > 0.1 * max(a.size, b.size)
     colour = "red" if b.size > a.size and off else "yellow" if off else "green"
@@ -193,17 +194,17 @@ def describe(node: fx.Node, kind: str, rule: str) -> NodeReport:
 
 
 def op_name(node: fx.Node) -> str:
-    """`conv2d.default`, or the function's own name."""
+    """The op's name, such as `conv2d.default`, or the function's own."""
     target = str(node.target) if hasattr(node.target, "_schema") else getattr(node.target, "__name__", str(node.target))
     return target.removeprefix("aten.")
 
 
 def source(node: fx.Node) -> str:
-    """The line of the model's code that the node comes from: the innermost `forward` outside torch, as file:line."""
+    """The line of the model's code that the node comes from: the innermost frame outside torch, as file:line."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]+)', node.meta.get("stack_trace") or "")
-    frames = [f for f in frames if Path(f[0]).parent != HERE]
-    own = [f for f in frames if "/torch/" not in f[0]] or frames
-    if not own:
+    frames = [f for f in frames if OURS not in Path(f[0]).parents]
+    frames_of_model = [f for f in frames if "/torch/" not in f[0]] or frames
+    if not frames_of_model:
         return ""
-    file, line, code = own[-1]
+    file, line, code = frames_of_model[-1]
     return f"{'/'.join(file.split('/')[-2:])}:{line}  {code.strip()}"
