@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxlrp
 from fxlrp import FxlrpError, convert
@@ -259,3 +260,28 @@ def test_maxima_that_turn_by_rounding_are_no_fault_of_the_compiler() -> None:
     x = torch.ones(2, 5)
     x[:, 1] += 1e-7
     convert(Model().eval(), rules="gradient-input").compile(backend=nudged)(x)
+
+
+def test_two_draws_stay_two() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x * torch.rand_like(x) - x * torch.rand_like(x))
+
+    joint = fxlrp.convert(Noisy().eval(), torch.randn(2, 4)).joint()
+    drawn = [n for n in joint.traced.graph.nodes if "rand" in str(n.target)]
+    assert len(drawn) == 2
+
+
+def test_calls_that_differ_by_keywords_alone_are_two() -> None:
+    def run(x: Tensor) -> Tensor:
+        return aten.std.correction(x, [1], correction=0) - aten.std.correction(x, [1], correction=1)
+
+    x = torch.randn(2, 5)
+    traced = make_fx(run)(x)
+    join_equal(traced)
+    torch.testing.assert_close(traced(x), run(x))
+    assert len(traced.graph.find_nodes(op="call_function", target=aten.std.correction)) == 2
