@@ -143,8 +143,6 @@ def test_latent_relevance_is_conserved() -> None:
 
 
 def graph(forward) -> fx.GraphModule:
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     return make_fx(forward)(torch.randn(3))
 
 
@@ -168,8 +166,6 @@ def test_passes_of_the_joint_graph() -> None:
 
 
 def test_numbers_of_entries_are_spelt_by_sizes() -> None:
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     gm = make_fx(lambda x: x + aten.sym_numel.default(x), tracing_mode="symbolic")(torch.randn(4, 3))
     assert gm.graph.find_nodes(op="call_function", target=aten.sym_numel.default)
     spell_numel(gm)
