@@ -25,7 +25,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.export.joint import Joint, trace_joint
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
-from fxlrp.plans import PLANS, Plans, has_no_modes
+from fxlrp.plans import PLANS, Plans, Settings, has_no_modes
 from fxlrp.recent import Recent
 from fxlrp.reports.mass import Weighing
 from fxlrp.reports.report import Report
@@ -53,28 +53,11 @@ class Explainer(nn.Module):
     Threads may share an explainer and run the model beside it: see `fxlrp.capture.confine`. A copy captures anew.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rulebook: Rulebook,
-        strict: bool,
-        output: Output = None,
-        checkpoint: bool = False,
-        batch: Batch = "auto",
-        read: Sequence[str] = (),
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__()
         self.training = False  # as the model is; an exported one can't be told so
-        self.output = output
-        self.batch = batch
-        self.read = read
-        self.seed = seed
-        self.checkpoint = checkpoint
-        self.model = model
-        self.rulebook = rulebook
-        self.strict = strict
-        self.plans = Plans(model, rulebook, strict=strict, output=output, batch=batch, read=read, seed=seed)
+        self.model, self.settings = model, settings
+        self.plans = Plans(model, settings)
         self._latest_here = _Latest()
         self._latest: Plan | None = None  # of any thread
         self.compiling: dict[str, Any] | None = None
@@ -84,21 +67,25 @@ class Explainer(nn.Module):
         new = {"_latest_here": _Latest(), "_latest": None, "_others": Recent(PLANS)}
         return {**self.__dict__, **new}
 
+    @property
+    def rulebook(self) -> Rulebook:
+        """The rulebook that it explains by."""
+        return self.settings.rulebook
+
     def of(self, output: Output) -> Explainer:
         """The explainer of another of the model's outputs, or of several. It is kept, with what it captures."""
-        return self.other(output, self.batch)
+        return self.other(output, self.settings.batch)
 
     def other(self, output: Output, batch: Batch) -> Explainer:
         """The explainer of another output, or one that takes the samples of a call to be elsewhere."""
-        if (output, batch) == (self.output, self.batch):
+        settings = replace(self.settings, output=output, batch=batch)
+        if settings == self.settings:
             return self
         with LOCK:
             key = output, batch if batch is None else "as here"
             other = self._others.get(key)
             if other is None:
-                how = (self.rulebook, self.strict, output, self.checkpoint, batch, self.read, self.seed)
-                other = Explainer(self.model, *how)
-                self._others.set(key, other)
+                other = self._others.set(key, Explainer(self.model, settings))
         return other
 
     def forward(
@@ -198,13 +185,13 @@ class Explainer(nn.Module):
             drawing=self.plans.draw(plan),
             own=partial(self.plans.outputs, args, kwargs),
             run=run,
-            checkpoint=self.checkpoint,
+            checkpoint=self.settings.checkpoint,
         )
         about = [self.about(plan, forward.said, q.target) for q in questions]
         if any(explainer is not self for explainer in about):
             return [explainer.explain(args, kwargs, [q], at)[0] for explainer, q in zip(about, questions, strict=True)]
         return answer(
-            plan, self.rulebook, forward, tensors, questions, one_at_a_time=run is not None or self.checkpoint
+            plan, self.rulebook, forward, tensors, questions, one_at_a_time=run is not None or self.settings.checkpoint
         )
 
     def _axes_of_lists(self, args: tuple, kwargs: dict) -> Axes | None:
@@ -347,7 +334,7 @@ def convert(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
     names = (read,) if isinstance(read, str) else tuple(read)
-    explainer = Explainer(model, find_rulebook(rules), strict, output, checkpoint, batch, names, seed)
+    explainer = Explainer(model, Settings(find_rulebook(rules), strict, output, checkpoint, batch, names, seed))
     if example_inputs is not None:
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         args = example_inputs if isinstance(example_inputs, tuple | list) else () if named else (example_inputs,)

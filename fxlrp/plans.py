@@ -39,6 +39,19 @@ EACH = "each"
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How a model is explained: the arguments of `fxlrp.convert`."""
+
+    rulebook: Rulebook
+    strict: bool = False
+    output: Output = None
+    checkpoint: bool = False
+    batch: Batch = "auto"
+    read: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Known:
     """An explainer's knowledge about a model in this `state`."""
 
@@ -61,19 +74,8 @@ class Plans:
     found: the knowledge about the model in its current state, which is discarded when the model changes.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rulebook: Rulebook,
-        *,
-        strict: bool,
-        output: Output,
-        batch: Batch,
-        read: Sequence[str],
-        seed: int,
-    ) -> None:
-        self.model, self.rulebook, self.strict, self.output = model, rulebook, strict, output
-        self.batch, self.read, self.seed = batch, read, seed
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        self.model, self.settings = model, settings
         self.found = Known()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,7 +101,7 @@ class Plans:
         if plan is None:
             plan = self._known_plan(found, args, kwargs, tensors)
         if plan is None:
-            with alone(), drawing(self.seed, tensors):  # another thread may have captured it by now
+            with alone(), drawing(self.settings.seed, tensors):  # another thread may have captured it by now
                 plan = self._known_plan(found, args, kwargs, tensors) or self.capture(found, args, kwargs)
         if plan.capture.mode is CaptureMode.THIS_INPUT:
             one = plan.axes.count(tensors) == 1
@@ -107,7 +109,7 @@ class Plans:
         else:  # the model may take another branch at this batch size
             outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
         if outdated:
-            with alone(), drawing(self.seed, tensors):
+            with alone(), drawing(self.settings.seed, tensors):
                 plan = self.capture(found, args, kwargs, fixed=True)
             self._check_output(plan, tensors, args, kwargs)
         found.checked.set(shapes, plan.key)
@@ -119,9 +121,9 @@ class Plans:
 
     def axes(self, found: Known, args: tuple, kwargs: dict, tensors: list[Tensor]) -> list[Axes]:
         """The possible sample axes of a call, the likeliest first."""
-        if self.batch != "auto":
+        if self.settings.batch != "auto":
             names = names_of(args, kwargs), parameters_of(self.model, args, kwargs)
-            return [Axes.asked(self.batch, tensors, *names)]
+            return [Axes.asked(self.settings.batch, tensors, *names)]
         guess = found.axes.get(self._kind(args, kwargs, tensors))
         first = Axes.first(tensors)
         return [guess, first] if guess is not None and guess.fit(tensors) and guess.inputs != first.inputs else [first]
@@ -152,9 +154,11 @@ class Plans:
             branches = captured.branches
             return spelled(captured)
 
-        captured = find_samples(captured_at, axes, tensors, self.output, sure=self.batch != "auto")
+        certain = self.settings.batch != "auto"
+        captured = find_samples(captured_at, axes, tensors, self.settings.output, sure=certain)
         with no_autocast(captured.inputs):
-            plan = rewrite(captured, self.rulebook, strict=self.strict, output=self.output, read=self.read)
+            how = self.settings
+            plan = rewrite(captured, how.rulebook, strict=how.strict, output=how.output, read=how.read)
         sig = signature(args, kwargs, plan.axes)
         plan.key = (sig.shapes, plan.axes.count(tensors))
         if not fixed and captured.mode is CaptureMode.ANY_BATCH:
@@ -231,14 +235,14 @@ class Plans:
     def returned(self, args: tuple, kwargs: dict, seed: int = 0) -> Any:
         """Calls the model itself on copies of the tensors, which it may write into, and restores its state."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
-        with undisturbed(self.model, self.seed + seed) as changed:
+        with undisturbed(self.model, self.settings.seed + seed) as changed:
             returned = answer(self.model, args, kwargs)
         self.found.restless.update(changed)
         return returned
 
     def draw(self, plan: Plan) -> AbstractContextManager:
         """A context to run a graph in, with random numbers by the seed if it is random; restores torch's state."""
-        return drawing(self.seed, plan.capture.inputs) if plan.random else nullcontext()
+        return drawing(self.settings.seed, plan.capture.inputs) if plan.random else nullcontext()
 
 
 def _is_close(plan: Plan, shares: Sequence[float]) -> bool:

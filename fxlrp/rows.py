@@ -94,7 +94,7 @@ def one_by_one(
     """
     batch = axes.count(split_tensors(args, kwargs)[0])
     output = explainer.plans.returned(args, kwargs)
-    together = explainer.other(explainer.output, None)
+    together = explainer.other(explainer.settings.output, None)
     if explainer is not together and any(is_about_all(q.target, output) for q in questions):
         return together.explain(args, kwargs, questions, at)
 
