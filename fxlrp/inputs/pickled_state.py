@@ -71,7 +71,7 @@ def _check_module(module: Made, cls: type) -> None:
         if inside is None or not all(type(key) is str for key in inside):
             raise Refused(f"makes a {kind} without its {name}")
         for value in inside.values():
-            if value is not None and not (isinstance(value, Made) and (_is_tensor(value) or not tensors_only)):
+            if value is not None and not (isinstance(value, Made) and (not tensors_only or _is_tensor(value))):
                 raise Refused(f"makes a {kind} whose {name} are something else")
 
 
