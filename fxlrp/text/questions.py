@@ -78,10 +78,8 @@ def rows_of(
             against = contrast if contrast is None or contrast in WAYS else index(contrast)
             if isinstance(against, int) and against == i and wanted is None:  # "why not this?" when it is the top one
                 i = int(scores.masked_fill(torch.arange(size, device=scores.device) == i, float("-inf")).argmax())
-            token = at if task in AT_TOKENS else None
-            rows.append(
-                Row(i, against, at, Asked(name(i), contrast_name(against, name), probability(scores, i), token))
-            )
+            token, against_name = at if task in AT_TOKENS else None, contrast_name(against, name)
+            rows.append(Row(i, against, at, Asked(name(i), against_name, probability(scores, i), token)))
     return rows
 
 
