@@ -14,7 +14,8 @@ from fxlrp.explainer import convert
 def explain(model: nn.Module, inputs: Any, targets: Any, rules: Any = "abslrp", contrast: Any = None, **_: Any) -> Any:
     """Return relevance [B, …] as an array, for inputs [B, …] and target classes [B].
 
-    Pass it as `explain_func=fxlrp.adapters.quantus.explain, explain_func_kwargs={"rules": …}`.  The explainer is kept with the model for the calls that follow.
+    Pass it as `explain_func=fxlrp.adapters.quantus.explain, explain_func_kwargs={"rules": …}`.
+    The explainer is kept with the model for the calls that follow.
     """
     explainers = model.__dict__.setdefault("_fxlrp_explainers", {})
     if rules not in explainers:

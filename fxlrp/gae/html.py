@@ -149,6 +149,7 @@ def _differences(report: Report, ranked: Sequence[str]) -> str:
 
 
 def _shots(report: Report, method: str, examples: Examples) -> str:
+    """Show a method's best and worst samples, each beside its heatmap."""
     out = [f"<h3>{escape(method)}</h3>"]
     best, worst = report.extremes(method)
     x, relevance = examples(method, [row["sample"] for row in best + worst])
@@ -160,14 +161,15 @@ def _shots(report: Report, method: str, examples: Examples) -> str:
 
 
 def _shot(a: Attribution, index: int, row: dict[str, Any]) -> str:
+    """Show one sample of an attribution, with its GAE."""
     from PIL import Image
 
     strip = np.concatenate(a.panels(index=index, side=64)[:2], 1)
     picture = Image.fromarray((strip * 255).round().astype(np.uint8))
     picture.thumbnail((192, 192))
-    held = io.BytesIO()
-    picture.save(held, "png")
+    png = io.BytesIO()
+    picture.save(png, "png")
     name = escape(str(row.get("name", f"sample {row['sample']}")))
-    source = f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+    source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
     caption = f"{name}, class {row['predicted']}: {row['gae']:.3f}"
     return f"<figure><img src='{source}' alt='{name}'><figcaption>{caption}</figcaption></figure>"

@@ -104,6 +104,8 @@ def run(explain: Explain, views: Views, batch_size: int) -> Tensor:
 
 
 def _explainer(explainer: Explainer) -> Explain:
+    """Return an explainer as a method."""
+
     def explain(views: Views) -> Tensor:
         relevance = explainer(views.x, target=views.target).relevance
         if isinstance(relevance, tuple):

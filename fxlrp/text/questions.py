@@ -106,7 +106,7 @@ def probability(scores: Tensor, i: int) -> float:
 
 
 def _places(task: Task, tokenizer: Any, text: Encoded, position: Name | None) -> list[int | None]:
-    """Return the positions in the output that are asked about.  Raises FxlrpError for one that is not there."""
+    """Return the positions in the output that are asked about.  Raises FxlrpError for one that is not in the text."""
     n = len(text.ids)
     if task is Task.DECODED:
         if position is not None:

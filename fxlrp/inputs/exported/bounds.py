@@ -51,12 +51,14 @@ class _Adding(fx.Interpreter):
         self.left = left
 
     def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call a function, or count inside the body of a `with` block."""
         place = next((i for i, arg in enumerate(args) if isinstance(arg, fx.GraphModule)), None)
-        if place is not None:  # the body of a `with` block
+        if place is not None:
             return _Adding(args[place], self.left).run(*args[place + 1 :], enable_io_processing=False)
         return super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node and count what it makes.  Raises FxlrpError if that is too much."""
         value = super().run_node(n)
         if n.op != "call_function":
             return value

@@ -62,18 +62,21 @@ def _check_place(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_device(record: dict[str, Any]) -> dict[str, Any]:
+    """Check that a device is a CPU or a GPU of a plausible number."""
     if record["type"] not in ("cpu", "cuda") or not 0 <= (record.get("index") or 0) < 64:
         raise Refused(f"a device {record['type'][:80]!r}")
     return record
 
 
 def _check_tensor(record: dict[str, Any]) -> dict[str, Any]:
+    """Check that a tensor is dense, of a known type of numbers."""
     if record["layout"] != schema.Layout.Strided or record["dtype"] == schema.ScalarType.UNKNOWN:
         raise Refused("a tensor of another layout than rows and columns")
     return record
 
 
 def _check_expression(record: dict[str, Any]) -> dict[str, Any]:
+    """Check that a symbolic size is arithmetic, and comes with an example."""
     check_expression(record["expr_str"])
     if record.get("hint") is None:
         raise Refused(f"a size without an example, {record['expr_str'][:80]!r}")
@@ -81,6 +84,7 @@ def _check_expression(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_argument(record: dict[str, Any]) -> dict[str, Any]:
+    """Check that an argument is no odd text, None or layout."""
     if not record.get("as_string", "").isprintable():
         raise Refused(f"a text {record['as_string'][:80]!r}")
     if record.get("as_none") is False:
@@ -93,6 +97,7 @@ def _check_argument(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_node(record: dict[str, Any]) -> dict[str, Any]:
+    """Check what a node calls, and keep of its metadata only where it came from."""
     check_call(record)
     kept = {key: text for key, text in record["metadata"].items() if key in ("stack_trace", "nn_module_stack")}
     for key, text in kept.items():
@@ -134,6 +139,7 @@ def names_in(args: Any) -> list[str]:
 
 
 def _check_signature(record: dict[str, Any]) -> dict[str, Any]:
+    """Check how the network's inputs and outputs are nested."""
     return {**record, "in_spec": _tree(record["in_spec"]), "out_spec": _tree(record["out_spec"])}
 
 
@@ -182,6 +188,7 @@ def _pair(value: Any) -> tuple[int, Any]:
 
 
 def _check_payload(record: dict[str, Any]) -> dict[str, Any]:
+    """Check that a weight is raw numbers in a file of the archive."""
     if record["use_pickle"]:
         raise Refused("a pickled tensor")
     if record["tensor_meta"] is None or not re.fullmatch(r"(weight|tensor)_\d{1,9}", record["path_name"]):
@@ -190,6 +197,7 @@ def _check_payload(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_program(record: dict[str, Any]) -> dict[str, Any]:
+    """Check that a program is a network of ATen operators whose sizes don't depend on values."""
     if not set(record.get("verifiers", [])) <= {"ATEN", "TRAINING"}:
         raise Refused(f"another kind of program, {record['verifiers']}")
     if not re.fullmatch(r"[\w.+<=-]{0,80}", record.get("torch_version", "")):
