@@ -48,8 +48,8 @@ def page(report: Report, examples: Examples | None = None) -> str:
     """Write the whole page.  examples(method, samples) → x and relevance, for pictures of the best and worst."""
     means = {measure: report.means(measure) for measure in report.measures}
     ranked = sorted(report.methods, key=lambda m: -means["gae"][m].mean)
-    how = ", ".join(f"{k} {v}" for k, v in report.settings.items() if k not in ("model", "files"))
-    body = ["<h1>Evaluation of explanations</h1>", f"<p class=soft>{escape(how)}</p>"]
+    settings = ", ".join(f"{k} {v}" for k, v in report.settings.items() if k not in ("model", "files"))
+    body = ["<h1>Evaluation of explanations</h1>", f"<p class=soft>{escape(settings)}</p>"]
     body += [f"<p>{escape(note)}</p>" for note in report.notes]
     body += [f"<p><b>{escape(m)}</b> was not evaluated: {escape(e)}</p>" for m, e in report.errors.items()]
     body += ["<p>Bars are means, whiskers their 95 % bootstrap intervals; methods stand in the order of their GAE.</p>"]

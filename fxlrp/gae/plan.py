@@ -63,8 +63,10 @@ class Plan:
         of its samples, since reading all of them at the start would take too long.
         """
         files = getattr(self.data.dataset, "files", None)
-        how = getattr(self.data.dataset, "preprocess", None)
-        how = dataclasses.asdict(how) if dataclasses.is_dataclass(how) and not isinstance(how, type) else {}
+        preprocess = getattr(self.data.dataset, "preprocess", None)
+        settings = {}
+        if dataclasses.is_dataclass(preprocess) and not isinstance(preprocess, type):
+            settings = dataclasses.asdict(preprocess)
         return {
             "definition": self.definition,
             "steps": self.steps,
@@ -73,7 +75,7 @@ class Plan:
             "batch_size": self.batch_size,
             "samples": len(self.data),
             "files": None if files is None else digest([file.name for file in files]),
-            **{f"preprocess.{name}": value for name, value in how.items()},
+            **{f"preprocess.{name}": value for name, value in settings.items()},
             "model": digest(self.model),
             "dtype": str(self.dtype),
             "device": self.device.type,

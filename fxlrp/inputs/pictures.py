@@ -168,11 +168,13 @@ def described(module: nn.Module) -> tuple[Preprocess | None, list[str] | None]:
 
 def from_torchvision(weights: Any) -> Preprocess | None:
     """Return the preprocessing that a member of a torchvision weights enum was trained with, None if it has none."""
-    how = weights.transforms()
-    if not hasattr(how, "crop_size"):
+    transform = weights.transforms()
+    if not hasattr(transform, "crop_size"):
         return None
-    crop, resize = how.crop_size[0], how.resize_size[0]
-    return Preprocess((crop, crop), tuple(how.mean), tuple(how.std), crop / resize, how.interpolation.value)
+    crop, resize = transform.crop_size[0], transform.resize_size[0]
+    return Preprocess(
+        (crop, crop), tuple(transform.mean), tuple(transform.std), crop / resize, transform.interpolation.value
+    )
 
 
 def from_processor(config: Any) -> Preprocess:
@@ -191,7 +193,7 @@ def from_processor(config: Any) -> Preprocess:
         return tuple(size[:2]) if isinstance(size, list | tuple) else (size, size)
 
     normal = stated.get("do_normalize", True)
-    how = Preprocess(
+    preprocess = Preprocess(
         sides(stated.get("size", 224)),
         stated.get("image_mean", Preprocess.mean) if normal else (0.0,) * 3,
         stated.get("image_std", Preprocess.std) if normal else (1.0,) * 3,
@@ -200,9 +202,9 @@ def from_processor(config: Any) -> Preprocess:
         squash="crop_pct" not in config,
     )
     if stated.get("do_center_crop") and "crop_size" in stated:
-        crop = replace(how, size=sides(stated["crop_size"])).size
-        return replace(how, size=crop, crop_pct=crop[0] / how.size[0], squash=False)
-    return how
+        crop = replace(preprocess, size=sides(stated["crop_size"])).size
+        return replace(preprocess, size=crop, crop_pct=crop[0] / preprocess.size[0], squash=False)
+    return preprocess
 
 
 def _filter(name: Any) -> Any:

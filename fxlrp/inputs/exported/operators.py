@@ -170,8 +170,8 @@ def operators() -> dict[str, Any]:
 
 def check_call(node: dict[str, Any]) -> None:
     """Check that a node calls what it may, by arguments of the right kinds.  Raises ValueError if it does not."""
-    target, given = node["target"], [i["arg"] for i in node["inputs"]]
-    kinds = [next(iter(arg)) for arg in given]
+    target, arguments = node["target"], [i["arg"] for i in node["inputs"]]
+    kinds = [next(iter(arg)) for arg in arguments]
     if target in _PLACES:
         place = _PLACES[target]
         if kinds[place : place + 1] != ["as_graph"] or kinds.count("as_graph") != 1:
@@ -180,7 +180,7 @@ def check_call(node: dict[str, Any]) -> None:
     if "as_graph" in kinds:
         raise ValueError(f"{target[:80]} of a graph")
     if target in _PYTHON:
-        if target == "_operator.pow" and not (kinds[1:] == ["as_int"] and 0 <= given[1]["as_int"] <= 4):
+        if target == "_operator.pow" and not (kinds[1:] == ["as_int"] and 0 <= arguments[1]["as_int"] <= 4):
             raise ValueError("a power of sizes")
         if not set(kinds) <= _SCALARS:
             raise ValueError(f"{target} of {', '.join(kinds)}")
@@ -189,8 +189,8 @@ def check_call(node: dict[str, Any]) -> None:
     if op is None:
         raise ValueError(f"an operator {target[:80]!r}")
     takes = {a.name: str(a.real_type) for a in op._schema.arguments}
-    for given_as in node["inputs"]:
-        name, (kind, value) = given_as["name"], next(iter(given_as["arg"].items()))
+    for given in node["inputs"]:
+        name, (kind, value) = given["name"], next(iter(given["arg"].items()))
         if name not in takes:
             raise ValueError(f"{target} with {name[:80]!r}")
         if kind not in _kinds(takes[name]) and value != []:
