@@ -1,4 +1,4 @@
-"""fxlrp as a captum attribution method."""
+"""Offer fxlrp as a captum attribution method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxlrp.rules.registry import Rulebook
 
 
 class FxLRP(Attribution):
-    """Relevance propagation by any rulebook, where captum's methods go: FxLRP(model).attribute(x, target=3)."""
+    """Relevance propagation by any rulebook, used as captum's methods are: FxLRP(model).attribute(x, target=3)."""
 
     def __init__(self, model: nn.Module, rules: str | Rulebook = "abslrp") -> None:
         super().__init__(model)
@@ -27,18 +27,18 @@ class FxLRP(Attribution):
         additional_forward_args: Any = None,
         contrast: Contrast = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Relevance shaped like `inputs`, a tuple for a tuple; target and contrast as in `fxlrp.Explainer`.
+        """Return relevance shaped like `inputs`, a tuple for a tuple; target and contrast as in `fxlrp.Explainer`.
 
         Raises FxlrpError if the model can't be captured, or an input carries no relevance.
         """
         several = isinstance(inputs, tuple)
         more = additional_forward_args
         rest = () if more is None else more if isinstance(more, tuple) else (more,)
-        given = inputs if several else (inputs,)
-        named = self.explainer(*given, *rest, target=target, contrast=contrast).named
-        if missing := [i for i in range(len(given)) if str(i) not in named]:
+        explained = inputs if several else (inputs,)
+        named = self.explainer(*explained, *rest, target=target, contrast=contrast).named
+        if missing := [i for i in range(len(explained)) if str(i) not in named]:
             raise FxlrpError(
                 f"Input {missing[0]} carries no relevance (a mask, or integers that look nothing up): pass it by "
                 "additional_forward_args."
             )
-        return tuple(named[str(i)] for i in range(len(given))) if several else named["0"]
+        return tuple(named[str(i)] for i in range(len(explained))) if several else named["0"]

@@ -1,4 +1,4 @@
-"""fxlrp as a Quantus `explain_func`; needs no Quantus itself."""
+"""Offer fxlrp as a Quantus `explain_func`, without needing Quantus itself."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from fxlrp.explainer import convert
 
 
 def explain(model: nn.Module, inputs: Any, targets: Any, rules: Any = "abslrp", contrast: Any = None, **_: Any) -> Any:
-    """Relevance [B, …] as an array: `explain_func=fxlrp.adapters.quantus.explain, explain_func_kwargs={"rules": …}`.
+    """Return relevance [B, …] as an array, for inputs [B, …] and target classes [B].
 
+    Pass it as `explain_func=fxlrp.adapters.quantus.explain, explain_func_kwargs={"rules": …}`.
     The explainer is kept with the model for the calls that follow.
     """
     explainers = model.__dict__.setdefault("_fxlrp_explainers", {})
@@ -21,5 +22,5 @@ def explain(model: nn.Module, inputs: Any, targets: Any, rules: Any = "abslrp", 
         explainers[rules] = convert(model.eval(), rules=rules)
     parameter = next(model.parameters(), torch.empty(0))
     x = torch.as_tensor(np.asarray(inputs), dtype=parameter.dtype, device=parameter.device)
-    found = explainers[rules](x, target=torch.as_tensor(np.asarray(targets)), contrast=contrast).relevance
-    return found.cpu().numpy()
+    relevance = explainers[rules](x, target=torch.as_tensor(np.asarray(targets)), contrast=contrast).relevance
+    return relevance.cpu().numpy()

@@ -29,7 +29,10 @@ def run(
     console: Console,
     **options: Any,
 ) -> Report:
-    """Evaluate methods on the data set that `data` names; a progress bar is shown by the first process only."""
+    """Evaluate methods on the data set that `data` names; only the first process shows a progress bar.
+
+    Raises FxlrpError as `open_data` and `evaluate` do.
+    """
     dataset = open_data(data, loaded.preprocess, masks)
     with _progress(console, hidden=int(os.environ.get("RANK", 0)) > 0) as progress:
         return evaluate(
@@ -44,10 +47,11 @@ def run(
 
 @contextmanager
 def _progress(console: Console, hidden: bool) -> Iterator[Callback]:
+    """Show a progress bar, and yield what moves it: a function of how much is done, of how much."""
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, every: bar.update(task, completed=done, total=every)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def say(report: Report, out: Path | None, console: Console) -> None:

@@ -19,21 +19,30 @@ from fxlrp.errors import FxlrpError
 
 @dataclass(frozen=True)
 class Sample:
-    """x [C, H, W] as the model takes it; label, if known; mask: where the object is, bool [H, W], or such by class."""
+    """One picture of a data set.
+
+    x [C, H, W] as the model takes it; label, if known.  mask: where the object is, bool [H, W], or such by class.
+    """
 
     x: Tensor
     label: int | None = None
     mask: Tensor | Mapping[int, Tensor] | None = None
 
     def shown(self, cls: int, predicted: int) -> Tensor | None:
-        """Where the picture shows a class, as far as is known: a lone mask is the label's, or else the prediction's."""
+        """Return where the picture shows a class, bool [H, W], or None if that is not known.
+
+        A single mask is of the label or, without a label, of the predicted class.
+        """
         if isinstance(self.mask, Mapping):
             return self.mask.get(cls)
         return self.mask if cls == (predicted if self.label is None else self.label) else None
 
 
 class Data:
-    """A data set of any kind as samples: items x, (x, label), (x, label, mask) or dicts with these keys."""
+    """A data set of any kind as samples: of items x, (x, label), (x, label, mask) or dicts with these keys.
+
+    Raises FxlrpError for a data set without length or items, or with another number of masks, and for odd items.
+    """
 
     def __init__(self, dataset: Any, masks: Sequence[Any] | None = None, limit: int | None = None) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -72,6 +81,7 @@ def _label(label: Any) -> int | None:
 
 
 def _mask(mask: Any, x: Tensor, i: int) -> Tensor:
+    """Return the mask of sample i as bool [H, W].  Raises FxlrpError if the sample has another size."""
     mask = torch.as_tensor(mask).squeeze() > 0
     if mask.shape != x.shape[-2:]:
         raise FxlrpError(f"The mask of sample {i} has shape {list(mask.shape)}, the sample {list(x.shape)}.")
@@ -79,21 +89,26 @@ def _mask(mask: Any, x: Tensor, i: int) -> Tensor:
 
 
 def ring(count: int, seed: int, turn: int = 0) -> list[int]:
-    """All samples in an order drawn by seed and index.  A mosaic is four neighbours in it, so that every picture stands
-    in as many as any other."""
+    """Return all samples in an order drawn by seed and index.
+
+    A mosaic is four neighbours in it, so that every picture stands in as many as any other.
+    """
     return sorted(range(count), key=lambda i: hashlib.sha256(f"{seed}:{turn}:{i}".encode()).digest())
 
 
 class Folder:
-    """The pictures of a folder, preprocessed.  Masks: pictures in another folder, of the same name or NAME_mask, that
-    are not black where the object is; a picture NAME_mask beside NAME is a mask and no sample."""
+    """The pictures of a folder, preprocessed.
+
+    masks: a folder of pictures of the same name or NAME_mask, that are not black where the object is.  A picture
+    NAME_mask beside NAME is a mask and no sample.
+    """
 
     def __init__(self, folder: Path, preprocess: Any, masks: Path | None = None) -> None:
         from fxlrp.inputs import find_pictures
 
-        found = find_pictures([str(folder)])
-        stems = {p.stem for p in found}
-        self.files = [p for p in found if not (p.stem.endswith("_mask") and p.stem.removesuffix("_mask") in stems)]
+        pictures = find_pictures([str(folder)])
+        stems = {p.stem for p in pictures}
+        self.files = [p for p in pictures if not (p.stem.endswith("_mask") and p.stem.removesuffix("_mask") in stems)]
         self.preprocess = preprocess
         self.masks = None if masks is None else [_mask_file(masks, p) for p in self.files]
 
@@ -113,6 +128,7 @@ class Folder:
 
 
 def _mask_file(folder: Path, picture: Path) -> Path:
+    """Find the mask of a picture in a folder.  Raises FxlrpError if there is none."""
     for stem in (f"{picture.stem}_mask", picture.stem):
         for suffix in dict.fromkeys((".png", picture.suffix)):
             if (file := folder / f"{stem}{suffix}").is_file() and file.resolve() != picture.resolve():
@@ -123,6 +139,8 @@ def _mask_file(folder: Path, picture: Path) -> Path:
 
 
 class _HuggingFace:
+    """A data set of Hugging Face's `datasets`: its first column of pictures, preprocessed, and its labels."""
+
     def __init__(self, dataset: Any, preprocess: Any, path: str) -> None:
         columns = dataset.features
         image = [c for c, f in columns.items() if type(f).__name__ == "Image"]
@@ -140,8 +158,10 @@ class _HuggingFace:
 
 
 def open_data(spec: str, preprocess: Any, masks: Path | None = None) -> Any:
-    """The data set that `spec` names: a folder of pictures, one that Hugging Face's `datasets` saved, or
-    `module:factory` (also path/to/file.py:factory), a function that returns one.
+    """Open the data set that `spec` names.
+
+    spec: a folder of pictures, a data set that Hugging Face's `datasets` saved, or `module:factory` (also
+      path/to/file.py:factory), a function that returns a data set.
 
     Raises FxlrpError if there is none such, and for masks beside a data set that is no folder of pictures.
     """
@@ -159,10 +179,10 @@ def open_data(spec: str, preprocess: Any, masks: Path | None = None) -> Any:
                 )
             import datasets
 
-            found = datasets.load_from_disk(spec)
-            if isinstance(found, dict):
-                raise FxlrpError(f"{spec} has splits {', '.join(found)}; name one: {spec}/{next(iter(found))}.")
-            return _HuggingFace(found, preprocess, spec)
+            dataset = datasets.load_from_disk(spec)
+            if isinstance(dataset, dict):
+                raise FxlrpError(f"{spec} has splits {', '.join(dataset)}; name one: {spec}/{next(iter(dataset))}.")
+            return _HuggingFace(dataset, preprocess, spec)
         return Folder(path, preprocess, masks)
     module, colon, factory = spec.rpartition(":")
     if not colon:
@@ -173,6 +193,7 @@ def open_data(spec: str, preprocess: Any, masks: Path | None = None) -> Any:
 
 
 def _call(module: str, factory: str) -> Any:
+    """Import a module or Python file and call a function of it.  Raises FxlrpError if there is none such."""
     before = list(sys.path)
     try:
         if module.endswith(".py"):

@@ -10,10 +10,13 @@ DEFINITIONS = (FIXED, PUBLISHED)
 
 
 def share(r: Tensor, definition: str) -> Tensor:
-    """r over Σ|r| per sample."""
+    """Divide r [n, C, H, W] by Σ|r| per sample."""
     return over(r, r.abs().flatten(1).sum(1).view(-1, 1, 1, 1), definition)
 
 
 def over(a: Tensor, b: Tensor, definition: str) -> Tensor:
-    """a / b for b ≥ 0; 2024-12 adds 1e-9 to every denominator, which makes scores depend on the scale of a map."""
+    """Divide a by b ≥ 0.
+
+    2024-12 adds 1e-9 to every denominator, which makes scores depend on the scale of a map.
+    """
     return a / (b + 1e-9) if definition == PUBLISHED else a / b.clamp(min=torch.finfo(b.dtype).tiny)

@@ -1,4 +1,4 @@
-"""evaluate: methods on a data set, chunk by chunk, resumable, in any number of processes."""
+"""Evaluate methods on a data set, chunk by chunk, so that a run can go on later and share its work with others."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from fxlrp.gae.report import Report
 from fxlrp.gae.store import Store
 
 Progress = Callable[[int, int], None]
+WITHOUT_QUANTUS = (
+    "Sparseness, max-sensitivity and randomization are left out: Quantus is not installed (pip install 'fxlrp[eval]')."
+)
 
 
 def evaluate(
@@ -43,7 +46,7 @@ def evaluate(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """GAE, masking curves and, where there are masks, localisation, of each method on each sample.
+    """Measure GAE, masking curves and, where there are masks, localisation, of each method on each sample.
 
     model: a classifier in eval mode; the class explained is always its top one.
     methods: names (`fxlrp.gae.BASELINES`, or rulebooks, see `fxlrp.rulebooks()`), explainers, rulebooks, and functions
@@ -77,22 +80,13 @@ def evaluate(
     data = Data(dataset, masks, limit)
     _check(model, named, data, steps, mosaics, definition, batch_size)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and out is None:
-        raise FxlrpError("Several processes meet in a folder: give evaluate(…, out=FOLDER), or --out.")
-    if out is not None and importlib.util.find_spec("pyarrow") is None:
-        raise FxlrpError("results.parquet needs pyarrow: pip install 'fxlrp[eval]'.")
+    _check_folder(out, world)
     if device is not None:
         model.to(device)
-    plan = Plan(
-        model, data, steps, mosaics, seed, definition, batch_size, quantus_measures.version() if quantus else None
-    )
+    quantus_version = quantus_measures.version() if quantus else None
+    plan = Plan(model, data, steps, mosaics, seed, definition, batch_size, quantus_version)
     manifest = plan.manifest()
-    notes = []
-    if quantus and plan.quantus is None:
-        notes.append(
-            "Sparseness, max-sensitivity and randomization are left out: Quantus is not installed "
-            "(pip install 'fxlrp[eval]')."
-        )
+    notes = [WITHOUT_QUANTUS] if quantus and quantus_version is None else []
     identities = {} if out is None else {name: identify(method) for name, method in named.items()}
     store = Store(None if out is None else Path(out), manifest, identities, rank)
     try:
@@ -117,6 +111,7 @@ def _check(
     definition: str,
     batch_size: int,
 ) -> None:
+    """Raise FxlrpError for arguments that don't fit each other, the model or the data set."""
     if definition not in DEFINITIONS:
         raise FxlrpError(f"There is no definition {definition!r} of GAE; there are {' and '.join(DEFINITIONS)}.")
     if model.training:
@@ -132,16 +127,27 @@ def _check(
         raise FxlrpError(f"There are {len(data)} samples; this evaluation needs {least} to make mosaics of.")
 
 
+def _check_folder(out: str | Path | None, processes: int) -> None:
+    """Raise FxlrpError if there is no folder for several processes to meet in, or results can't be written to it."""
+    if processes > 1 and out is None:
+        raise FxlrpError("Several processes meet in a folder: give evaluate(…, out=FOLDER), or --out.")
+    if out is not None and importlib.util.find_spec("pyarrow") is None:
+        raise FxlrpError("results.parquet needs pyarrow: pip install 'fxlrp[eval]'.")
+
+
 def _fill(
     store: Store, plan: Plan, named: Mapping[str, Method], chunks: Sequence[int], progress: Progress | None
 ) -> None:
-    """Compute the pieces of these chunks that are not in the store."""
+    """Compute the pieces of these chunks that are not in the store.
+
+    Raises FxlrpError for a store of other samples, and where memory runs out; other errors of a method are kept.
+    """
     failed: dict[str, str] = {}
-    done, every = 0, len(chunks) * len(named)
+    done, total = 0, len(chunks) * len(named)
     for chunk in chunks:
         missing = [name for name in named if (chunk, name) not in store]
-        of = None if store.folder is None else plan.content(chunk)
-        if any(store.kept[chunk, name]["of"] != of for name in named if name not in missing):
+        content = None if store.folder is None else plan.content(chunk)
+        if any(store.kept[chunk, name]["of"] != content for name in named if name not in missing):
             raise FxlrpError(
                 f"{store.folder} holds results of other pictures, labels or masks under the same numbers (among "
                 f"samples {', '.join(map(str, plan.rows(chunk)[:8]))}, …); give another folder, or delete it."
@@ -160,16 +166,16 @@ def _fill(
                 except Exception as error:  # whatever a method raises is its own result
                     failed[name] = str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
             if name in failed:
-                store.add(chunk, name, of=of, error=failed[name].strip().splitlines()[0])
+                store.add(chunk, name, of=content, error=failed[name].strip().splitlines()[0])
             else:
-                store.add(chunk, name, of=of, rows=rows)
+                store.add(chunk, name, of=content, rows=rows)
             done += 1
             if progress:
-                progress(done, every)
+                progress(done, total)
 
 
 def _rows(plan: Plan, trial: Trial, relevance: Tensor, name: str, method: Method) -> list[dict[str, Any]]:
-    """A row for each sample of a trial: every measure of one method."""
+    """Return a row for each sample of a trial: every measure of one method, for relevance [n + …, C or 1, H, W]."""
     n = len(trial.ids)
     heat = relevance[:n].sum(1)
     columns: dict[str, list] = {key: value.tolist() for key, value in score(trial, relevance).items()}
@@ -189,6 +195,7 @@ def _rows(plan: Plan, trial: Trial, relevance: Tensor, name: str, method: Method
 
 
 def _gather(store: Store, plan: Plan, methods: Sequence[str], manifest: dict[str, Any], notes: list[str]) -> Report:
+    """Put the pieces of all chunks together; a method with an error in any of them has no rows."""
     rows, errors = [], {}
     for method in methods:
         pieces = [store.kept[k, method] for k in range(plan.chunks)]

@@ -32,7 +32,7 @@ svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .soft { fill
 .panels, .shots { display: flex; flex-wrap: wrap; gap: .8rem } figure { margin: 0; font-size: 12px }
 figure img { display: block; width: 190px; image-rendering: pixelated }
 """
-SAID = {  # and whether more of it is better
+CHARTS = {  # the heading of each measure that has a chart, and whether more of it is better
     "gae": ("GAE, local consistency × contrastiveness", True),
     "lc": ("Local consistency", True),
     "contrastiveness": ("Contrastiveness", True),
@@ -45,18 +45,18 @@ SAID = {  # and whether more of it is better
 
 
 def page(report: Report, examples: Examples | None = None) -> str:
-    """The whole page."""
+    """Write the whole page.  examples(method, samples) → x and relevance, for pictures of the best and worst."""
     means = {measure: report.means(measure) for measure in report.measures}
     ranked = sorted(report.methods, key=lambda m: -means["gae"][m].mean)
-    how = ", ".join(f"{k} {v}" for k, v in report.settings.items() if k not in ("model", "files"))
-    body = ["<h1>Evaluation of explanations</h1>", f"<p class=soft>{escape(how)}</p>"]
+    settings = ", ".join(f"{k} {v}" for k, v in report.settings.items() if k not in ("model", "files"))
+    body = ["<h1>Evaluation of explanations</h1>", f"<p class=soft>{escape(settings)}</p>"]
     body += [f"<p>{escape(note)}</p>" for note in report.notes]
     body += [f"<p><b>{escape(m)}</b> was not evaluated: {escape(e)}</p>" for m, e in report.errors.items()]
     body += ["<p>Bars are means, whiskers their 95 % bootstrap intervals; methods stand in the order of their GAE.</p>"]
     body += ["<div class=charts>"]
-    for k in (k for k in SAID if k in means):
-        said = f"{SAID[k][0]} <span class=soft>{'' if SAID[k][1] else '(low is good)'}</span>"
-        body += [f"<div><h2>{said}</h2>{_bars({m: means[k][m] for m in ranked})}</div>"]
+    for k in (k for k in CHARTS if k in means):
+        heading = f"{CHARTS[k][0]} <span class=soft>{'' if CHARTS[k][1] else '(low is good)'}</span>"
+        body += [f"<div><h2>{heading}</h2>{_bars({m: means[k][m] for m in ranked})}</div>"]
     body += ["</div><h2>All measures</h2>", _table(means, ranked)]
     body += ["<h2>Masking curves</h2><p>The class's probability, 0 to 1, as 0 to 100 % of the patches are masked: "
              "<span class=down>most relevant first</span> (low is good) and <span class=up>least relevant first</span> "
@@ -73,7 +73,7 @@ def page(report: Report, examples: Examples | None = None) -> str:
 
 
 def _bars(means: dict[str, Estimate]) -> str:
-    """Horizontal bars with whiskers, on an axis that has 0 in it."""
+    """Draw horizontal bars with whiskers, on an axis that has 0 in it."""
     low = min(0.0, *(e.low for e in means.values()))
     high = max(1e-6, *(e.high for e in means.values()))
     left, wide, row = 150, 340, 20
@@ -99,7 +99,7 @@ def _bars(means: dict[str, Estimate]) -> str:
 
 
 def _panel(name: str, morf: np.ndarray, lerf: np.ndarray, abpc: float) -> str:
-    """Both curves of a method, the area between them shaded."""
+    """Draw both curves of a method, the area between them shaded."""
     w, h = 190, 110
 
     def points(curve: Sequence[float]) -> list[str]:
@@ -118,6 +118,7 @@ def _panel(name: str, morf: np.ndarray, lerf: np.ndarray, abpc: float) -> str:
 
 
 def _table(means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> str:
+    """Write a table of all measures, a row for each method."""
     head = "".join(f"<th title='{measure}'>{MEASURES[measure]}" for measure in means)
 
     def cell(e: Estimate) -> str:
@@ -128,13 +129,13 @@ def _table(means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> str:
 
 
 def _differences(report: Report, ranked: Sequence[str]) -> str:
-    """Each method against each, in the order of their means."""
-    found = report.differences()
+    """Write a table of each method against each, in the order of their means."""
+    differences = report.differences()
 
     def cell(a: str, b: str) -> str:
         if a == b:
             return "<td>"
-        e, sign = (found[a, b], 1) if (a, b) in found else (found[b, a], -1)
+        e, sign = (differences[a, b], 1) if (a, b) in differences else (differences[b, a], -1)
         low, mean, high = sorted((sign * e.low, sign * e.mean, sign * e.high))
         mark = "<span class=up>▲</span>" if low > 0 else "<span class=down>▼</span>" if high < 0 else "·"
         return f"<td title='{escape(a)} − {escape(b)}: {mean:.3f} [{low:.3f}, {high:.3f}]'>{mark}"
@@ -148,25 +149,27 @@ def _differences(report: Report, ranked: Sequence[str]) -> str:
 
 
 def _shots(report: Report, method: str, examples: Examples) -> str:
+    """Show a method's best and worst samples, each beside its heatmap."""
     out = [f"<h3>{escape(method)}</h3>"]
     best, worst = report.extremes(method)
     x, relevance = examples(method, [row["sample"] for row in best + worst])
     a = Attribution(relevance.expand_as(x), None, x, None, ("x",), (x,))
     shots = [_shot(a, i, row) for i, row in enumerate(best + worst)]
-    for title, some in (("Best", shots[: len(best)]), ("Worst", shots[len(best) :])):
-        out.append(f"<p>{title}</p><div class=shots>{''.join(some)}</div>")
+    for title, figures in (("Best", shots[: len(best)]), ("Worst", shots[len(best) :])):
+        out.append(f"<p>{title}</p><div class=shots>{''.join(figures)}</div>")
     return "".join(out)
 
 
 def _shot(a: Attribution, index: int, row: dict[str, Any]) -> str:
+    """Show one sample of an attribution, with its GAE."""
     from PIL import Image
 
     strip = np.concatenate(a.panels(index=index, side=64)[:2], 1)
     picture = Image.fromarray((strip * 255).round().astype(np.uint8))
     picture.thumbnail((192, 192))
-    held = io.BytesIO()
-    picture.save(held, "png")
+    png = io.BytesIO()
+    picture.save(png, "png")
     name = escape(str(row.get("name", f"sample {row['sample']}")))
-    source = f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
-    said = f"{name}, class {row['predicted']}: {row['gae']:.3f}"
-    return f"<figure><img src='{source}' alt='{name}'><figcaption>{said}</figcaption></figure>"
+    source = f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+    caption = f"{name}, class {row['predicted']}: {row['gae']:.3f}"
+    return f"<figure><img src='{source}' alt='{name}'><figcaption>{caption}</figcaption></figure>"

@@ -36,10 +36,9 @@ def digest(thing: Any) -> str:
     try:
         return _Walk().of(thing).hex()
     except RecursionError as error:
-        said = (
+        raise FxlrpError(
             f"A {type(thing).__name__} is nested too deeply to be told from another; give out=None, or a plainer one."
-        )
-        raise FxlrpError(said) from error
+        ) from error
 
 
 @functools.cache
@@ -53,17 +52,19 @@ class _Walk:
     """Digests of objects by id, each taken once; one that holds itself is known by where it stands."""
 
     def __init__(self) -> None:
-        self.known: dict[int, tuple[Any, bytes]] = {}  # with the object, whose id would be given away otherwise
+        self.taken: dict[int, tuple[Any, bytes]] = {}  # with the object, whose id would be given away otherwise
 
     def of(self, thing: Any) -> bytes:
+        """Return the digest of a thing."""
         if thing is None or isinstance(thing, str | int | float | complex | bytes):
             return _sum(type(thing).__name__, repr(thing).encode())
-        if id(thing) not in self.known:
-            self.known[id(thing)] = thing, b"itself"
-            self.known[id(thing)] = thing, _sum(*self._parts(thing))
-        return self.known[id(thing)][1]
+        if id(thing) not in self.taken:
+            self.taken[id(thing)] = thing, b"itself"
+            self.taken[id(thing)] = thing, _sum(*self._parts(thing))
+        return self.taken[id(thing)][1]
 
     def all(self, things: Iterable[Any]) -> Iterator[bytes]:
+        """Yield the digests of things."""
         yield from map(self.of, things)
 
     def _parts(self, thing: Any) -> Iterator[Any]:
@@ -106,6 +107,7 @@ class _Walk:
                 yield from self._object(thing)
 
     def _function(self, function: types.FunctionType) -> Iterator[Any]:
+        """Yield a function's defaults, what it encloses, and its package's version or its code with what that names."""
         yield from self.all((function.__defaults__, function.__kwdefaults__))
         for cell in function.__closure__ or ():
             try:
@@ -121,9 +123,10 @@ class _Walk:
             yield self.of(function.__globals__[name])
 
     def _class(self, cls: type) -> Iterator[Any]:
+        """Yield a class's name, and its package's version or its bases and attributes."""
         yield f"{cls.__module__}.{cls.__qualname__}"
-        if (said := _installed(cls.__module__)) and not _written_here(cls):
-            yield said
+        if (package := _installed(cls.__module__)) and not _written_here(cls):
+            yield package
             return
         yield from self.all(cls.__bases__)
         for name, value in vars(cls).items():
@@ -132,13 +135,14 @@ class _Walk:
                 yield self.of(value)
 
     def _module(self, module: nn.Module) -> Iterator[Any]:
+        """Yield a module's code, tensors, children, hooks and other attributes."""
         if isinstance(module, torch._dynamo.OptimizedModule):
             yield self.of(module._orig_mod)
             return
         traced = isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule)
         yield module.code if traced else self.of(type(module))
-        held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        yield from self.all((held, list(module.named_children())))
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        yield from self.all((tensors, list(module.named_children())))
         yield from self.all(hook for name in _HOOKS for hook in vars(module).get(name, {}).values())
         rest = {name: value for name, value in vars(module).items() if name not in _PLAIN}
         if traced:  # of the rest only constants are used, most is how the code was made
@@ -146,6 +150,7 @@ class _Walk:
         yield self.of(rest)
 
     def _object(self, thing: Any) -> Iterator[Any]:
+        """Yield the class of any other object, and its state as pickle would take it."""
         yield self.of(type(thing))
         if type(thing).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch")):
             return  # how a thing is compiled, not what it computes
@@ -161,15 +166,17 @@ class _Walk:
 
 
 def _sum(*parts: Any) -> bytes:
-    found = hashlib.sha256()
+    """Return a digest of texts and bytes, which tells where each ends."""
+    total = hashlib.sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part
-        found.update(len(content).to_bytes(8, "big"))
-        found.update(content)
-    return found.digest()
+        total.update(len(content).to_bytes(8, "big"))
+        total.update(content)
+    return total.digest()
 
 
 def _numbers(x: Tensor) -> Iterator[Any]:
+    """Yield what a tensor is, and its bytes."""
     yield f"{x.dtype} {list(x.shape)} {x.layout}"
     if x.is_meta:
         return
@@ -198,10 +205,10 @@ def _written_here(cls: type) -> bool:
 
 
 def _installed(module: str) -> str | None:
-    """Return a module's name and version if it was installed, or comes with Python."""
-    found = sys.modules.get(module)
-    file = getattr(found, "__file__", None)
-    if found is None or not (module in sys.builtin_module_names if file is None else _is_installed(file)):
+    """Return a module's name and version if it was installed or comes with Python, else None."""
+    imported = sys.modules.get(module)
+    file = getattr(imported, "__file__", None)
+    if imported is None or not (module in sys.builtin_module_names if file is None else _is_installed(file)):
         return None
     return f"{module} {_version(module)}"
 
@@ -211,5 +218,6 @@ def _version(module: str | None) -> str:
 
 
 def _content(module: types.ModuleType) -> bytes:
+    """Return the bytes of a module's file, or its name if it has none."""
     file = getattr(module, "__file__", None)
     return Path(file).read_bytes() if file and Path(file).is_file() else module.__name__.encode()

@@ -1,4 +1,4 @@
-"""Class scores of a model, and masking its inputs step by step by its own |input × gradient|."""
+"""Compute a model's class scores, and mask its inputs step by step by its own |input × gradient|."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ MOST, LEAST = 0, 1  # most and least relevant first
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's class scores [n, K].  Raises FxlrpError if that is not what it returns."""
-    found = model(x)
-    found = getattr(found, "logits", found)
-    if isinstance(found, dict):
-        found = found.get("logits", next(iter(found.values()), None))
-    if isinstance(found, tuple | list):
-        found = found[0]
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    """Return the model's class scores [n, K].  Raises FxlrpError if that is not what it returns."""
+    output = model(x)
+    output = getattr(output, "logits", output)
+    if isinstance(output, dict):
+        output = output.get("logits", next(iter(output.values()), None))
+    if isinstance(output, tuple | list):
+        output = output[0]
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise FxlrpError(
             f"The model returns {shape} where GAE needs class scores [batch, classes]; evaluate a classifier."
         )
-    return found
+    return output
 
 
 def predict(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    """Class scores [n, K] of x [n, C, H, W], in batches."""
+    """Return class scores [n, K] of x [n, C, H, W], computed in batches."""
     with torch.no_grad():
         return torch.cat([logits_of(model, part) for part in x.split(batch_size)])
 
 
 def stepwise(model: nn.Module, x: Tensor, target: Tensor, steps: int, definition: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Masking by the model's own |input × gradient|, taken anew at every step, most and least relevant first.
+    """Mask inputs by the model's own |input × gradient|, taken anew at every step, most and least relevant first.
 
     x [n, C, H, W], target [n] → masked [2, steps − 1, n, C, H, W], outputs [2, steps, n], impact [n, C, H, W].
     Entries, not pixels, are set to 0.  Fixed: after k steps k/steps of them are masked either way.  2024-12: step k
@@ -62,13 +62,14 @@ def stepwise(model: nn.Module, x: Tensor, target: Tensor, steps: int, definition
 
 
 def _pick(relevance: Tensor, shut: Tensor, k: int, steps: int, most: bool) -> Tensor:
-    """k/steps of all entries: those shut already, then the most (least) relevant of the others, ties by place."""
+    """Choose k/steps of all entries: those shut already, then the most (least) relevant others, ties by place."""
     flat = relevance.masked_fill(shut, float("inf" if most else "-inf")).flatten(1)
     chosen = flat.sort(dim=1, descending=most, stable=True).indices[:, : round(k * flat.shape[1] / steps)]
     return torch.zeros_like(flat, dtype=torch.bool).scatter(1, chosen, True).view_as(shut)
 
 
 def _published_pick(relevance: Tensor, shut: Tensor, k: int, steps: int, most: bool) -> Tensor:
+    """Choose k/steps of all entries beside those shut already, which may be the same."""
     flat = relevance.flatten(1)
     fraction = torch.linspace(1 / steps, 1, steps)[k - 1]  # in float32, as published
     chosen = flat.topk(int(fraction * flat.shape[1]), 1, largest=most).indices

@@ -12,9 +12,11 @@ from fxlrp.gae.masking import predict
 def curves(
     model: nn.Module, x: Tensor, target: Tensor, heat: Tensor, *, steps: int = 10, batch_size: int = 16
 ) -> dict[str, list]:
-    """What masking by the map itself does: per sample the target's probability after 0, 1/steps, … 1 of all patches are
-    set to 0, most relevant first (`morf`) and least relevant first (`lerf`), steps + 1 values each; `morf_auc` and
-    `lerf_auc`, the areas under them by the trapezoid rule in 0…1; and `abpc`, the second less the first.
+    """Mask inputs by the map itself, and follow the probability of the target.
+
+    Returns for each sample: `morf` and `lerf`, the probability after 0, 1/steps, … 1 of all patches are set to 0, most
+    and least relevant first, steps + 1 values each; `morf_auc` and `lerf_auc`, the areas under them by the trapezoid
+    rule in 0…1; and `abpc`, the second area less the first.
 
     x [n, C, H, W], target [n], heat [n, H, W], channels summed.  Patches are squares of a 14th of the shorter side, at
     least a pixel, ranked by their mean relevance.  MoRF and LeRF: Samek et al. 2017, 1509.06321; ABPC: Schulz et al.
@@ -24,7 +26,7 @@ def curves(
     patches = avg_pool2d(heat[:, None], side, ceil_mode=True)
     rows, columns = patches.shape[-2:]
     flat = patches.flatten(1)
-    found: dict[str, list] = {}
+    measured: dict[str, list] = {}
     for name, most in (("morf", True), ("lerf", False)):
         rank = flat.sort(dim=1, descending=most, stable=True).indices.argsort(1)
         shut = torch.stack([rank < round(k * rank.shape[1] / steps) for k in range(steps + 1)])
@@ -33,14 +35,14 @@ def curves(
         inputs = x.repeat(steps + 1, 1, 1, 1).masked_fill(shut, 0)
         kept = predict(model, inputs, batch_size).softmax(1).gather(1, target.repeat(steps + 1)[:, None])
         curve = kept.view(steps + 1, n).T.double()
-        found[name] = curve.tolist()
-        found[f"{name}_auc"] = ((curve[:, 1:] + curve[:, :-1]).sum(1) / (2 * steps)).tolist()
-    found["abpc"] = [b - a for a, b in zip(found["morf_auc"], found["lerf_auc"], strict=True)]
-    return found
+        measured[name] = curve.tolist()
+        measured[f"{name}_auc"] = ((curve[:, 1:] + curve[:, :-1]).sum(1) / (2 * steps)).tolist()
+    measured["abpc"] = [b - a for a, b in zip(measured["morf_auc"], measured["lerf_auc"], strict=True)]
+    return measured
 
 
 def localisation(heat: Tensor, mask: Tensor) -> dict[str, float]:
-    """Where a map [H, W] lies, given where the object is, bool [H, W].
+    """Measure how much of a map [H, W] lies on the object, whose mask is bool [H, W]; each in 0…1.
 
     pointing: whether the strongest 3 × 3 pixels lie on it (Zhang et al. 2016, 1608.00507); relevance_mass: its part of
     positive relevance; rank_accuracy: its part of as many of the strongest pixels as it has (both Arras et al. 2022,

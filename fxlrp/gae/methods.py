@@ -1,4 +1,4 @@
-"""What can be evaluated: rulebooks by name, explainers, callables, baselines (captum's and two of our own)."""
+"""What can be evaluated: rulebooks by name, explainers, callables, baselines (captum's and two of fxlrp's)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Method = str | Explainer | Rulebook | Callable[[nn.Module, Tensor, Tensor], Tens
 
 
 def name_methods(methods: Mapping[str, Method] | Iterable[Method] | Method) -> dict[str, Method]:
-    """Methods by the names they have in the results: those given, or what each calls itself.
+    """Return methods by the names they have in the results: those given, or what each calls itself.
 
     Raises FxlrpError for two of one name, and for a name that nothing has.
     """
@@ -36,8 +36,8 @@ def name_methods(methods: Mapping[str, Method] | Iterable[Method] | Method) -> d
         if name in named:
             raise FxlrpError(f"Two methods are called {name!r}; give a dict from names to methods.")
         if isinstance(method, str) and method.partition(":")[0] not in rulebooks() and method not in BASELINES:
-            known = ", ".join([*rulebooks(), *BASELINES])
-            raise FxlrpError(f"There is no method {method!r}; there are {known}.")
+            every = ", ".join([*rulebooks(), *BASELINES])
+            raise FxlrpError(f"There is no method {method!r}; there are {every}.")
         named[name] = method
     return named
 
@@ -51,7 +51,7 @@ def _name(method: Method) -> str:
 
 
 def identify(method: Method) -> str:
-    """A digest of what a method computes; its name does not tell it from another of that name."""
+    """Return a digest of what a method computes, which tells it from another of the same name."""
     if isinstance(method, Explainer):
         return digest((method.rulebook, method.output, user_rules()))
     if isinstance(method, str) and method not in BASELINES:
@@ -60,7 +60,7 @@ def identify(method: Method) -> str:
 
 
 def explain_by(method: Method, model: nn.Module, seed: int = 0, definition: str = FIXED) -> Explain:
-    """A method as a function from views to relevance [m, C or 1, H, W].
+    """Return a method as a function from views to relevance [m, C or 1, H, W].
 
     In definition 2024-12, `abslrp-2024-12` by name is what the authors' code computes, the leak of its sums included.
 
@@ -73,48 +73,50 @@ def explain_by(method: Method, model: nn.Module, seed: int = 0, definition: str 
         return _explainer(convert(model, rules=method))
     if isinstance(method, Explainer):
         same = model is method.model
-        return _explainer(method if same else convert(model, rules=method.rulebook, output=method.output))
+        return _explainer(method if same else convert(model, rules=method.rulebook, output=method.settings.output))
     return lambda views: method(model, views.x.clone(), views.target)
 
 
 def run(explain: Explain, views: Views, batch_size: int) -> Tensor:
-    """A method's relevance of all views [m, C or 1, H, W], in batches.
+    """Return a method's relevance [m, C or 1, H, W] of all views, computed in batches.
 
-    Raises FxlrpError if it isn't that, or not finite.
+    Raises FxlrpError if the method returns anything else, or relevance that is not finite.
     """
     parts = []
-    for some in views.split(batch_size):
+    for batch in views.split(batch_size):
         with torch.enable_grad():
-            found = explain(some)
-        if not isinstance(found, Tensor):
-            raise FxlrpError(f"The method returned a {type(found).__name__}, not a tensor of relevance.")
-        found = found.detach().to(some.x)
-        found = found[:, None] if found.ndim == 3 else found
-        m, channels, *size = some.x.shape
-        if found.shape not in ((m, channels, *size), (m, 1, *size)):
+            relevance = explain(batch)
+        if not isinstance(relevance, Tensor):
+            raise FxlrpError(f"The method returned a {type(relevance).__name__}, not a tensor of relevance.")
+        relevance = relevance.detach().to(batch.x)
+        relevance = relevance[:, None] if relevance.ndim == 3 else relevance
+        m, channels, *size = batch.x.shape
+        if relevance.shape not in ((m, channels, *size), (m, 1, *size)):
             raise FxlrpError(
-                f"The method returned relevance of shape {list(found.shape)} for inputs {list(some.x.shape)}; it "
+                f"The method returned relevance of shape {list(relevance.shape)} for inputs {list(batch.x.shape)}; it "
                 "should have the same, or one channel."
             )
-        if not found.isfinite().all():
-            bad = next(key for key, r in zip(some.keys, found, strict=True) if not r.isfinite().all())
+        if not relevance.isfinite().all():
+            bad = next(key for key, r in zip(batch.keys, relevance, strict=True) if not r.isfinite().all())
             raise FxlrpError(f"The method returned relevance that is not finite, for sample {bad}.")
-        parts.append(found)
+        parts.append(relevance)
     return torch.cat(parts)
 
 
 def _explainer(explainer: Explainer) -> Explain:
+    """Return an explainer as a method."""
+
     def explain(views: Views) -> Tensor:
-        found = explainer(views.x, target=views.target).relevance
-        if isinstance(found, tuple):
+        relevance = explainer(views.x, target=views.target).relevance
+        if isinstance(relevance, tuple):
             raise FxlrpError("The explainer explains several inputs; GAE masks one image.")
-        return found
+        return relevance
 
     return explain
 
 
 def noise(views: Views, seed: int) -> Tensor:
-    """Standard normal relevance, its own for every view: a function of seed and key alone."""
+    """Draw standard normal relevance [m, C, H, W], for each view by the seed and its key alone."""
     maps = []
     for key in views.keys:
         digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
@@ -148,6 +150,8 @@ class _Logits(nn.Module):
 
 
 def _captum(name: str, make: Callable[[Any, nn.Module, int], Callable[..., Tensor]]) -> Callable[..., Explain]:
+    """Return a baseline of captum's; make(captum.attr, model, seed) returns its attribute(x, target)."""
+
     def build(model: nn.Module, seed: int) -> Explain:
         if importlib.util.find_spec("captum") is None:
             raise FxlrpError(f"{name} comes from captum, which is not installed: pip install 'fxlrp[eval]'.")
@@ -166,8 +170,11 @@ def _captum(name: str, make: Callable[[Any, nn.Module, int], Callable[..., Tenso
 
 
 def _smoothgrad(captum: Any, model: nn.Module, seed: int) -> Callable[..., Tensor]:
-    """Mean gradient at 16 inputs with normal noise of 0.15 of the input's range (Smilkov et al. 2017, 1706.03825), the
-    same noise for every sample, one sample at a time: captum would draw it for a batch as a whole."""
+    """Make SmoothGrad (Smilkov et al. 2017, 1706.03825): the mean gradient at 16 inputs with normal noise.
+
+    The noise has a deviation of 0.15 of the input's range, and is the same for every sample; samples go one at a time,
+    since captum would draw it for a batch as a whole.
+    """
     tunnel = captum.NoiseTunnel(captum.Saliency(model))
 
     def one(x: Tensor, target: Tensor) -> Tensor:
@@ -180,14 +187,14 @@ def _smoothgrad(captum: Any, model: nn.Module, seed: int) -> Callable[..., Tenso
 
 
 def _gradcam(captum: Any, model: nn.Module, seed: int) -> Callable[..., Tensor]:
-    """Grad-CAM (Selvaraju et al. 2017, 1610.02391) at the last convolution to run whose map is larger than a pixel."""
+    """Make Grad-CAM (Selvaraju et al. 2017, 1610.02391) at the last convolution to run with a map over one pixel."""
     cam: Any = None
 
     def attribute(x: Tensor, target: Tensor) -> Tensor:
         nonlocal cam
         cam = cam or captum.LayerGradCam(model, _last_convolution(model, x[:1].detach()))
-        found = cam.attribute(x, target=target)
-        return captum.LayerAttribution.interpolate(found, tuple(x.shape[-2:]), "bilinear")
+        small = cam.attribute(x, target=target)
+        return captum.LayerAttribution.interpolate(small, tuple(x.shape[-2:]), "bilinear")
 
     if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
         raise FxlrpError("gradcam needs a convolution, and the model has none.")
@@ -195,6 +202,7 @@ def _gradcam(captum: Any, model: nn.Module, seed: int) -> Callable[..., Tensor]:
 
 
 def _last_convolution(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return the last convolution to run on x whose map is larger than a pixel.  Raises FxlrpError if none is."""
     seen: list[nn.Module] = []
 
     def note(module: nn.Module, args: Any, out: Tensor) -> None:

@@ -25,8 +25,11 @@ Explain = Callable[["Views"], Tensor]
 
 @dataclass(frozen=True)
 class Views:
-    """Inputs a method is asked about: x [m, C, H, W], the class explained [m], a name for each that no other in the run
-    has, and where the object is [m, 1, H, W] (None where that is not known)."""
+    """The inputs that a method is asked about.
+
+    x [m, C, H, W]; target [m], the class explained; keys [m], a name for each that no other in the run has.
+    truth [m, 1, H, W]: where the object is, None where that is not known.
+    """
 
     x: Tensor
     target: Tensor
@@ -34,9 +37,8 @@ class Views:
     truth: Tensor | None = None
 
     def split(self, size: int) -> list[Views]:
-        """The same in pieces of at most `size`."""
-        starts = range(0, len(self.x), size)
-        cuts = [slice(i, i + size) for i in starts]
+        """Split the inputs into pieces of at most `size`."""
+        cuts = [slice(i, i + size) for i in range(0, len(self.x), size)]
         return [
             Views(self.x[c], self.target[c], self.keys[c], None if self.truth is None else self.truth[c]) for c in cuts
         ]
@@ -67,7 +69,7 @@ class Trial:
     mosaic_truth: Tensor | None = field(default=None, repr=False)
 
     def views(self) -> Views:
-        """All inputs a method explains: the samples, the mosaics, the masked inputs."""
+        """Return all inputs that a method explains: the samples, the mosaics, the masked inputs."""
         _, steps, n = self.masked.shape[:3]
         m = len(self.mosaics) // n
         stages = ["x", *(f"mosaic{i}" for i in range(m)), *(f"{o}{i}" for o in ("morf", "lerf") for i in range(steps))]
@@ -81,13 +83,13 @@ class Trial:
 
 
 def dice(a: Tensor, b: Tensor, definition: str = FIXED) -> Tensor:
-    """Σ|a − b| / (Σ|a| + Σ|b|) per row, in 0…1: 0 where equal."""
+    """Return Σ|a − b| / (Σ|a| + Σ|b|) per row [n], in 0…1: 0 where equal."""
     a, b = a.flatten(1), b.flatten(1)
     return over((a - b).abs().sum(1), a.abs().sum(1) + b.abs().sum(1), definition)
 
 
 def overlap(relevance: Tensor, worth: Tensor, definition: str = FIXED) -> Tensor:
-    """Σ worth · R / Σ R per row, for R ≥ 0: what a unit of relevance is worth where the map puts it."""
+    """Return Σ worth · R / Σ R per row [n], for R ≥ 0: what a unit of relevance is worth where the map puts it."""
     return over((worth * relevance).flatten(1).sum(1), relevance.flatten(1).sum(1), definition)
 
 
@@ -101,7 +103,7 @@ def published_trial(
     positives: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Trial:
-    """What the authors' code computes on a batch x [4n, C, H, W] with labels [4n], before any method.
+    """Compute what the authors' code does on a batch x [4n, C, H, W] with labels [4n], before any method.
 
     positives [n]: which of each group of four is scored; without it drawn by `generator`, with the softmax over the
     mosaic's scores for their predicted classes.  A group is samples 4i to 4i + 3, though mosaic i consists of samples
@@ -109,12 +111,12 @@ def published_trial(
 
     Raises FxlrpError unless the batch is a multiple of four, sides are even and labels are classes of the model.
     """
-    count, n = len(x), len(x) // 4
+    count, n, sides = len(x), len(x) // 4, x.shape[-2:]
     if count % 4 or not n:
         raise FxlrpError(f"Definition {PUBLISHED} scores batches of a multiple of four; this one has {count}.")
-    if x.shape[-2] % 2 or x.shape[-1] % 2:
+    if sides[0] % 2 or sides[1] % 2:
         raise FxlrpError(
-            f"Definition {PUBLISHED} halves pictures, and these are {x.shape[-2]} × {x.shape[-1]}; give even sides, or "
+            f"Definition {PUBLISHED} halves pictures, and these are {sides[0]} × {sides[1]}; give even sides, or "
             f"take definition {FIXED!r}."
         )
     logits = predict(model, x, count)
@@ -125,29 +127,18 @@ def published_trial(
     mosaics = tile(halve(x).view(4, n, *halve(x).shape[1:]))
     predicted = logits.argmax(1)
     if positives is None:
-        seen = (
-            predict(model, mosaics, count).repeat_interleave(4, 0).gather(1, predicted[:, None]).view(n, 4).softmax(1)
-        )
-        positives = torch.multinomial(seen.cpu(), 1, generator=generator)[:, 0]
-    own = positives.to(x.device) + 4 * torch.arange(n, device=x.device)
-    probability, classes = logits[own].softmax(1), labels.to(x.device).view(n, 4)
+        of_members = predict(model, mosaics, count).repeat_interleave(4, 0).gather(1, predicted[:, None]).view(n, 4)
+        positives = torch.multinomial(of_members.softmax(1).cpu(), 1, generator=generator)[:, 0]
     place = positives.to(x.device)
+    scored = place + 4 * torch.arange(n, device=x.device)
+    probability, classes = logits[scored].softmax(1), labels.to(x.device).view(n, 4)
     worth = quadrant_scores(probability, classes, classes.gather(1, place[:, None])[:, 0])
-    flat = worth.flatten().view(4, n, 1, 1, 1).expand(4, n, x.shape[1], x.shape[-2] // 2, x.shape[-1] // 2)
-    masked, outputs, impact = stepwise(model, x[own], predicted[own], steps, PUBLISHED)
-    named = tuple(range(count)) if ids is None else tuple(ids)
-    return Trial(
-        PUBLISHED,
-        tuple(named[i] for i in own.tolist()),
-        x[own],
-        predicted[own],
-        probability,
-        masked,
-        outputs,
-        impact,
-        mosaics,
-        cross(tile(flat), PUBLISHED),
-    )
+    quarters = worth.flatten().view(4, n, 1, 1, 1).expand(4, n, x.shape[1], sides[0] // 2, sides[1] // 2)
+    masked, outputs, impact = stepwise(model, x[scored], predicted[scored], steps, PUBLISHED)
+    names = scored.tolist() if ids is None else [ids[i] for i in scored.tolist()]
+    value = cross(tile(quarters), PUBLISHED)
+    samples = (tuple(names), x[scored], predicted[scored], probability)
+    return Trial(PUBLISHED, *samples, masked, outputs, impact, mosaics, value)
 
 
 def fixed_trial(
@@ -161,60 +152,55 @@ def fixed_trial(
     batch_size: int = 16,
     mask_of: Callable[[int, int, int], Tensor | None] | None = None,
 ) -> Trial:
-    """Each of the first n = len(ids) pictures of x scored, with mosaics that it stands in itself.
+    """Score each of the first n = len(ids) pictures of x [·, C, H, W], with m mosaics that it stands in itself.
 
-    members [m, n, 3]: which rows of x stand beside it in each of its m mosaics.  places [m, n]: its quadrant, 0 to 3.
+    members [m, n, 3]: which rows of x stand beside it in each of its mosaics.  places [m, n]: its quadrant, 0 to 3.
     mask_of(row of x, its prediction, class) → bool [H, W], where a picture shows the class, or None.
     """
     n, m = len(ids), len(members)
     logits = predict(model, x, batch_size)
     predicted, probability = logits.argmax(1), logits[:n].softmax(1)
-    own = torch.arange(n, device=x.device)
-    members, places = members.to(x.device), places.to(x.device)
-    rows = torch.cat([own.expand(m, n)[..., None], members], 2).view(m * n, 4)  # the scored picture first …
-    turn = (torch.arange(4, device=x.device) - places.reshape(-1, 1)) % 4
+    scored = torch.arange(n, device=x.device).expand(m, n)[..., None]
+    rows = torch.cat([scored, members.to(x.device)], 2).view(m * n, 4)  # the scored picture first …
+    turn = (torch.arange(4, device=x.device) - places.to(x.device).reshape(-1, 1)) % 4
     rows = rows.gather(1, turn)  # … turned to its place
     worth = quadrant_scores(probability.repeat(m, 1), predicted[rows], predicted[:n].repeat(m))
     small = halve(x)
     mosaics = fill(tile(small[rows.T]), x)
-    flat = worth.T[..., None, None, None].expand(4, m * n, 1, *small.shape[-2:])
-    truth = mosaic_truth = None
-    if mask_of is not None:
-        known = predicted.tolist()
-
-        def shown(row: int, cls: int) -> Tensor | None:
-            mask = mask_of(row, known[row], cls)
-            return mask if mask is None else mask.to(x)
-
-        found = [shown(i, known[i]) for i in range(n)]
-        if all(f is not None for f in found):
-            truth = torch.stack([f for f in found if f is not None])[:, None]
-            nothing = torch.zeros_like(truth[0, 0])
-            quarters = [
-                [t if (t := shown(r, known[i % n])) is not None else nothing for i, r in enumerate(column)]
-                for column in rows.T.tolist()
-            ]
-            mosaic_truth = fill(tile(torch.stack([halve(torch.stack(q)[:, None]) for q in quarters])), x)
+    quarters = worth.T[..., None, None, None].expand(4, m * n, 1, *small.shape[-2:])
+    value = fill(cross(tile(quarters), FIXED), x)
+    truths = (None, None) if mask_of is None else _truths(x, n, rows, predicted.tolist(), mask_of)
     masked, outputs, impact = stepwise(model, x[:n], predicted[:n], steps, FIXED)
-    score = fill(cross(tile(flat), FIXED), x)
-    return Trial(
-        FIXED,
-        tuple(ids),
-        x[:n],
-        predicted[:n],
-        probability,
-        masked,
-        outputs,
-        impact,
-        mosaics,
-        score,
-        truth,
-        mosaic_truth,
-    )
+    samples = (tuple(ids), x[:n], predicted[:n], probability)
+    return Trial(FIXED, *samples, masked, outputs, impact, mosaics, value, *truths)
+
+
+def _truths(
+    x: Tensor, n: int, rows: Tensor, predicted: list[int], mask_of: Callable[[int, int, int], Tensor | None]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return where the n scored pictures show their class, [n, 1, H, W], and where mosaics of rows [m·n, 4] do.
+
+    Both are None if that is not known of every scored picture; where it is not known of another, it shows nothing.
+    """
+
+    def shown(row: int, cls: int) -> Tensor | None:
+        mask = mask_of(row, predicted[row], cls)
+        return None if mask is None else mask.to(x)
+
+    masks = [mask for i in range(n) if (mask := shown(i, predicted[i])) is not None]
+    if len(masks) < n:
+        return None, None
+    truth = torch.stack(masks)[:, None]
+    nothing = torch.zeros_like(truth[0, 0])
+    quarters = [
+        [nothing if (mask := shown(row, predicted[i % n])) is None else mask for i, row in enumerate(column)]
+        for column in rows.T.tolist()
+    ]
+    return truth, fill(tile(torch.stack([halve(torch.stack(q)[:, None]) for q in quarters])), x)
 
 
 def positive(relevance: Tensor, definition: str = FIXED) -> Tensor:
-    """Relevance [m, C or 1, H, W] in units of its largest value, what is negative left out."""
+    """Return relevance [m, C or 1, H, W] in units of its largest value, what is negative left out."""
     r = relevance
     for cut in (False, True):
         r = r.relu() if cut else r
@@ -223,7 +209,7 @@ def positive(relevance: Tensor, definition: str = FIXED) -> Tensor:
 
 
 def score(trial: Trial, relevance: Tensor) -> dict[str, Tensor]:
-    """GAE and what it is made of, each [n], for a method's relevance of all of `trial.views()` [·, C or 1, H, W].
+    """Return GAE and what it is made of, each [n], for relevance [·, C or 1, H, W] of all of `trial.views()`.
 
     robustness = 1 − 2 dice(ΔR, Δf) in −1…1, where per step ΔR = dice(R, R_morf) − dice(R, R_lerf) and
     Δf = (f_lerf − f_morf) / f; faithfulness = overlap of R with `impact` in −1…1; LC = (both)⁺/2;

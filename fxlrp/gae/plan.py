@@ -1,4 +1,4 @@
-"""Which samples make up a chunk of an evaluation, and what they go through before any method."""
+"""Plan an evaluation: which samples make up a chunk, and what they go through before any method."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ from fxlrp.gae.metric import Explain, Trial, Views, fixed_trial, published_trial
 
 @dataclass
 class Plan:
-    """Which samples make up a chunk, and its trial."""
+    """What an evaluation is made of, and how its samples are shared out into chunks.
+
+    size: how many samples a chunk has.  chunks: how many there are.  rings: for each mosaic, the samples in the order
+    in which they stand beside each other.
+    """
 
     model: nn.Module
     data: Data
@@ -53,14 +57,16 @@ class Plan:
             self.where = [{i: p for p, i in enumerate(r)} for r in self.rings]
 
     def manifest(self) -> dict[str, Any]:
-        """All that makes one run's results another's: they go on in one folder only where it is the same.
+        """Return all that results depend on: runs share a folder only where it is the same.
 
         Two things are kept with each piece of work instead: the method's digest, since methods may be added, and that
         of its samples, since reading all of them at the start would take too long.
         """
         files = getattr(self.data.dataset, "files", None)
-        how = getattr(self.data.dataset, "preprocess", None)
-        how = dataclasses.asdict(how) if dataclasses.is_dataclass(how) and not isinstance(how, type) else {}
+        preprocess = getattr(self.data.dataset, "preprocess", None)
+        settings = {}
+        if dataclasses.is_dataclass(preprocess) and not isinstance(preprocess, type):
+            settings = dataclasses.asdict(preprocess)
         return {
             "definition": self.definition,
             "steps": self.steps,
@@ -69,7 +75,7 @@ class Plan:
             "batch_size": self.batch_size,
             "samples": len(self.data),
             "files": None if files is None else digest([file.name for file in files]),
-            **{f"preprocess.{name}": value for name, value in how.items()},
+            **{f"preprocess.{name}": value for name, value in settings.items()},
             "model": digest(self.model),
             "dtype": str(self.dtype),
             "device": self.device.type,
@@ -81,33 +87,37 @@ class Plan:
         }
 
     def content(self, chunk: int) -> str:
-        """A digest of the samples that a chunk's scores depend on: pictures, labels and masks."""
+        """Return a digest of the samples that a chunk's scores depend on: pictures, labels and masks."""
         samples = [self.sample(i) for i in self.rows(chunk)]
         return digest([(s.x, s.label, s.mask) for s in samples])
 
     def explain(self, name: str, method: Method, randomized: nn.Module | None = None) -> Explain:
-        """A method, made once; also on the model with random weights, which are the same whenever they are drawn."""
+        """Return a method ready to explain, made once.
+
+        randomized: the model with random weights instead, which are the same whenever they are drawn.
+        """
         key = (name, randomized is not None)
         if key not in self.made:
             self.made[key] = explain_by(method, randomized or self.model, self.seed, self.definition)
         return self.made[key]
 
     def members(self, chunk: int) -> list[int]:
-        """The samples of a chunk."""
+        """Return the samples of a chunk."""
         return self.rings[0][chunk * self.size : (chunk + 1) * self.size]
 
     def rows(self, chunk: int) -> list[int]:
-        """The samples of a chunk, and those behind them that stand beside them in mosaics."""
+        """Return the samples of a chunk, and behind them those that stand beside them in mosaics."""
         ids = self.members(chunk)
-        near = () if self.definition == PUBLISHED else (self._beside(t, i) for t in range(self.mosaics) for i in ids)
-        return list(dict.fromkeys([*ids, *(i for some in near for i in some)]))
+        turns = range(0 if self.definition == PUBLISHED else self.mosaics)
+        return list(dict.fromkeys([*ids, *(other for turn in turns for i in ids for other in self._beside(turn, i))]))
 
     def _beside(self, turn: int, sample: int) -> list[int]:
+        """Return the three samples that stand beside a sample in one of its mosaics."""
         order, at = self.rings[turn], self.where[turn][sample]
         return [order[(at + step) % len(order)] for step in (1, 2, 3)]
 
     def stack(self, indices: Sequence[int]) -> Tensor:
-        """Samples [n, C, H, W] where the model is."""
+        """Return samples [n, C, H, W] on the model's device.  Raises FxlrpError if they are of several sizes."""
         xs = [self.sample(i).x for i in indices]
         if other := next((i for i, x in zip(indices, xs, strict=True) if x.shape != xs[0].shape), None):
             raise FxlrpError(
@@ -117,7 +127,10 @@ class Plan:
         return torch.stack(xs).to(self.device, self.dtype)
 
     def trial(self, chunk: int) -> Trial:
-        """What a chunk's samples go through, before any method."""
+        """Return what a chunk's samples go through before any method.
+
+        Raises FxlrpError for pictures of several sizes and, by definition 2024-12, for samples without labels.
+        """
         ids = self.members(chunk)
         if self.definition == PUBLISHED:
             labels = [self.sample(i).label for i in ids]
@@ -148,14 +161,13 @@ class Plan:
         )
 
     def example(self, named: Mapping[str, Method], method: str, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Samples and a method's relevance of them, for pictures: two of [m, C, H, W]."""
+        """Return samples and a method's relevance of them, for pictures: two of [m, C, H, W]."""
         x = self.stack(samples)
         target = predict(self.model, x, self.batch_size).argmax(1)
         shown = [self.sample(i).shown(t, t) for i, t in zip(samples, target.tolist(), strict=True)]
         truth = None if any(s is None for s in shown) else torch.stack([s for s in shown if s is not None])[:, None]
         views = Views(x, target, [f"{i}:x" for i in samples], None if truth is None else truth.to(x))
-        found = run(self.explain(method, named[method]), views, self.batch_size)
-        return x, found
+        return x, run(self.explain(method, named[method]), views, self.batch_size)
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Report: what an evaluation found, with intervals, as a table and as files."""
+"""Report the results of an evaluation, with intervals, as a table and as files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n samples and its 95 % bootstrap interval (percentiles of 2000 resamplings of the samples)."""
+    """A mean over n samples and its 95 % bootstrap interval, low to high, of 2000 resamplings of the samples."""
 
     mean: float
     low: float
@@ -55,8 +55,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Report:
-    """rows: a dict for each method and sample, in this order, with every measure.  errors: the methods that could not
-    be evaluated, and why.  settings: how the evaluation was made.  notes: what was left out."""
+    """The results of an evaluation.
+
+    rows: a dict for each method and sample, in this order, with every measure.  errors: the methods that could not be
+    evaluated, and why.  settings: how the evaluation was made.  notes: what was left out.
+    """
 
     rows: list[dict[str, Any]] = field(repr=False)
     errors: dict[str, str]
@@ -65,15 +68,16 @@ class Report:
 
     @property
     def methods(self) -> list[str]:
+        """Return the methods that were evaluated."""
         return list(dict.fromkeys(row["method"] for row in self.rows))
 
     @property
     def measures(self) -> list[str]:
-        """The measures there are, GAE first."""
+        """Return the measures there are, GAE first."""
         return [m for m in MEASURES if any(row.get(m) is not None for row in self.rows)]
 
     def values(self, measure: str) -> np.ndarray:
-        """A measure [methods, samples], samples in order of index, NaN where a sample has none.
+        """Return a measure as an array [methods, samples], samples by index, NaN where a sample has none.
 
         Raises FxlrpError for a measure that nobody has.
         """
@@ -83,32 +87,34 @@ class Report:
         return np.array([[np.nan if v is None else v for v in by[m]] for m in self.methods], dtype=np.float64)
 
     def means(self, measure: str) -> dict[str, Estimate]:
-        """The mean of a measure for each method."""
+        """Return the mean of a measure for each method.  Raises FxlrpError as `values` does."""
         values = self.values(measure)
         return dict(zip(self.methods, _estimates(values, self.settings["seed"]), strict=True))
 
     def differences(self, measure: str = "gae") -> dict[tuple[str, str], Estimate]:
-        """For each two methods a, b: the mean of a − b on the same samples."""
+        """Return the mean of a − b on the same samples for each two methods a, b.  Raises FxlrpError as `values`."""
         values, names = self.values(measure), self.methods
         pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
         if not pairs:
             return {}
-        found = _estimates(np.stack([values[i] - values[j] for i, j in pairs]), self.settings["seed"])
-        return {(names[i], names[j]): e for (i, j), e in zip(pairs, found, strict=True)}
+        estimates = _estimates(np.stack([values[i] - values[j] for i, j in pairs]), self.settings["seed"])
+        return {(names[i], names[j]): e for (i, j), e in zip(pairs, estimates, strict=True)}
 
     def curve(self, method: str, order: str) -> np.ndarray:
-        """The mean masking curve of a method [steps + 1], `order` "morf" or "lerf": the target's probability."""
+        """Return the mean masking curve of a method [steps + 1], `order` "morf" or "lerf": the target's probability."""
         return np.array([row[order] for row in self.rows if row["method"] == method]).mean(0)
 
     def extremes(self, method: str, count: int = 5) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """A method's rows of highest and of lowest GAE, the best and the worst first; those of equal GAE by what local
-        consistency is before it is cut off at 0."""
+        """Return a method's rows of highest GAE, the best first, and of lowest GAE, the worst first.
+
+        Those of equal GAE stand by their local consistency before it is cut off at 0.
+        """
         mine = [r for r in self.rows if r["method"] == method]
         ranked = sorted(mine, key=lambda r: (-r["gae"], -r["robustness"] - r["faithfulness"], r["sample"]))
         return ranked[:count], ranked[::-1][:count]
 
     def table(self) -> Any:
-        """Means as rich tables that fit 80 columns, the highest GAE first; ± is half its interval's width."""
+        """Return the means as rich tables of 80 columns, the highest GAE first; ± is half the width of its interval."""
         from rich.console import Group
         from rich.table import Table
 
@@ -130,7 +136,7 @@ class Report:
         return Group(*tables)
 
     def markdown(self, measures: Sequence[str] | None = None) -> str:
-        """The same as Markdown."""
+        """Return the means of some measures, or of all, as a table in Markdown, the highest of the first one first."""
         columns = [m for m in measures or self.measures if m in self.measures]
         means = {measure: self.means(measure) for measure in columns}
         lines = ["| method | " + " | ".join(MEASURES[m] for m in columns) + " |", "|---" * (len(columns) + 1) + "|"]
@@ -140,7 +146,7 @@ class Report:
         return "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the rows, as JSON takes it."""
+        """Return everything but the rows, as JSON takes it."""
 
         def plain(e: Estimate) -> dict[str, Any]:
             return {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n}
@@ -161,6 +167,8 @@ class Report:
         """Write results.parquet (a row per sample and method), report.json and report.html, and return the folder.
 
         examples(method, samples) → x and relevance, for pictures of the best and worst five.
+
+        Raises FxlrpError if the folder can't be written.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -172,26 +180,26 @@ class Report:
             folder.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         table = pa.table({c: [row.get(c) for row in self.rows] for c in columns})
-        held = io.BytesIO()
-        pq.write_table(table, held)
-        write(folder / "results.parquet", held.getvalue())
+        parquet = io.BytesIO()
+        pq.write_table(table, parquet)
+        write(folder / "results.parquet", parquet.getvalue())
         write(folder / "report.json", json.dumps(self.summary(), indent=1).encode())
         write(folder / "report.html", page(self, examples).encode())
         return folder
 
 
 def _estimates(values: np.ndarray, seed: int) -> list[Estimate]:
-    """Means of rows [k, n] with bootstrap intervals, the same resamples for every row; NaN counts for nothing."""
+    """Return means of rows [k, n] with bootstrap intervals, the same resamples for each row; NaN counts for nothing."""
     k, n = values.shape
     rng = np.random.default_rng(seed)
-    there = ~np.isnan(values)
-    filled = np.where(there, values, 0.0)
+    counted = ~np.isnan(values)
+    filled = np.where(counted, values, 0.0)
     drawn = np.empty((RESAMPLES, k))
     for b in range(RESAMPLES):
         weights = np.bincount(rng.integers(0, n, n), minlength=n)
-        drawn[b] = (filled @ weights) / np.maximum(there @ weights, 1)
+        drawn[b] = (filled @ weights) / np.maximum(counted @ weights, 1)
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    counts = there.sum(1)
+    counts = counted.sum(1)
     means = filled.sum(1) / np.maximum(counts, 1)
-    found = zip(means.tolist(), low.tolist(), high.tolist(), counts.tolist(), strict=True)
-    return [Estimate(*estimate) for estimate in found]
+    columns = (means.tolist(), low.tolist(), high.tolist(), counts.tolist())
+    return [Estimate(*row) for row in zip(*columns, strict=True)]

@@ -1,4 +1,4 @@
-"""Results on disk that survive SIGKILL: one line for each finished piece of work, in one file for each process.
+"""Keep results on disk so that they survive SIGKILL: one line for each finished piece of work, one file a process.
 
 A line is written by one append and fsync; one that a kill cut short is cut off at the next start.  Everybody reads
 everybody's lines, so that a run goes on with another number of processes.  A line ends in a checksum of itself and of
@@ -59,13 +59,13 @@ class Store:
     def __contains__(self, piece: object) -> bool:
         return piece in self.kept
 
-    def add(self, chunk: int, method: str, **found: Any) -> None:
+    def add(self, chunk: int, method: str, **results: Any) -> None:
         """Keep a finished piece.  Raises FxlrpError, leaving the file as it was, where the disk is full."""
-        self.kept[chunk, method] = found
+        self.kept[chunk, method] = results
         if self.folder is None:
             return
-        said = {"chunk": chunk, "method": method, "by": self.methods[method], **found}
-        body = json.dumps(said, separators=(",", ":"))[:-1].encode()
+        record = {"chunk": chunk, "method": method, "by": self.methods[method], **results}
+        body = json.dumps(record, separators=(",", ":"))[:-1].encode()
         line = body + b',"sum":"' + self._sum(body) + b'"}\n'
         before = os.fstat(self._file.fileno()).st_size
         with usable(self.folder):
@@ -78,7 +78,7 @@ class Store:
                 raise
 
     def read(self) -> None:
-        """Take in what any process has written since."""
+        """Take in what any process has written since.  Raises FxlrpError for results of another run or method."""
         if self.folder is None:
             return
         for path in sorted(self.folder.glob("part-*.jsonl")):
@@ -91,8 +91,9 @@ class Store:
                 self._take(line, path)
 
     def _take(self, line: bytes, path: Path) -> None:
-        body, said, rest = line.rpartition(b',"sum":"')
-        if not said or rest != self._sum(body) + b'"}':
+        """Take in one line.  Raises FxlrpError if its checksum or its method is another."""
+        body, separator, rest = line.rpartition(b',"sum":"')
+        if not separator or rest != self._sum(body) + b'"}':
             start = line[:40].decode(errors="replace")
             raise FxlrpError(
                 f"A line of {path} was changed since it was written, or is of another run ({start}…); delete that "
@@ -108,10 +109,11 @@ class Store:
         self.kept.setdefault((chunk, method), row)
 
     def _sum(self, body: bytes) -> bytes:
+        """Return the checksum of a line, which is another in another run."""
         return hashlib.sha256(self._run.encode() + body).hexdigest().encode()
 
     def wait(self, pieces: set[Piece]) -> None:
-        """Until all of these are there, whoever computes them."""
+        """Wait until all of these are there, whoever computes them."""
         while pieces - self.kept.keys():
             time.sleep(0.2)
             self.read()
@@ -123,7 +125,7 @@ class Store:
 
 @contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """Say in one sentence why a folder can't be used, where it can't."""
+    """Turn an OSError within it into FxlrpError, which says why results can't be kept in the folder."""
     try:
         yield
     except OSError as error:
@@ -136,7 +138,7 @@ def usable(folder: Path) -> Iterator[None]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file that is there whole or not at all.  Raises FxlrpError if it can't be written."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with usable(path.parent):
         try:
@@ -150,30 +152,33 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _agree(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a run's manifest, or compare it with what is there.  Raises FxlrpError if that is another, or damaged."""
     if not path.exists():
         write(path, json.dumps(manifest, indent=1).encode())
     try:
-        found = read_json(path)
+        there = read_json(path)
     except FxlrpError:
-        found = None
-    if not isinstance(found, dict):
+        there = None
+    if not isinstance(there, dict):
         raise FxlrpError(
             f"{path} is damaged, so that nobody knows what the results beside it are of; delete the folder, or give "
             "another."
         )
     here = json.loads(json.dumps(manifest))
-    other = [key for key in {**here, **found} if found.get(key) != here.get(key)]
-    if other:
-        said = ", ".join(_differs(key, found.get(key), here.get(key)) for key in other)
-        raise FxlrpError(f"{path.parent} holds another evaluation ({said}); give another folder, or delete it.")
+    different = [key for key in {**here, **there} if there.get(key) != here.get(key)]
+    if different:
+        differences = ", ".join(_difference(key, there.get(key), here.get(key)) for key in different)
+        raise FxlrpError(f"{path.parent} holds another evaluation ({differences}); give another folder, or delete it.")
 
 
-def _differs(key: str, there: Any, here: Any) -> str:
+def _difference(key: str, there: Any, here: Any) -> str:
+    """Put in words how a setting differs."""
     long = max(len(str(there)), len(str(here))) > 60
     return f"another {key}" if long else f"{key} {there} there, {here} here"
 
 
 def _lock(file: Any) -> None:
+    """Lock a file for this process.  Raises FxlrpError if another process has it."""
     try:
         import fcntl
     except ImportError:  # Windows: no lock, nothing else changes

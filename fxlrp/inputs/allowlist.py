@@ -1,7 +1,7 @@
-"""What a pickled model may name: layers, configs, activations, enums, and plain data.
+"""Say what a pickled model may name: layers, configs, activations, enums, and plain data.
 
 None of these reaches code that a file could choose: classes whose construction or state-setting could are left out, and
-numpy's builders and functools.partial are replaced by stand-ins of ours.
+numpy's builders and functools.partial are replaced by stand-ins.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FUNCTIONS = frozenset(
     )
 )
 
-# What REDUCE may call, by its own name or by our stand-in's.
+# What REDUCE may call, by its name or by that of its stand-in below.
 CALLS = frozenset(
     {
         *("collections.OrderedDict", "builtins.set", "builtins.complex", "builtins.bytearray", "_codecs.encode"),
@@ -96,39 +96,39 @@ for _home in ("numpy.core.multiarray", "numpy._core.multiarray"):
 
 
 def admit(name: str) -> Any:
-    """The object to load for a global, or None if it is not on the allow-list."""
+    """Return the object to load for a global, or None if it is not on the allow-list."""
     if name in STAND_INS:
         return STAND_INS[name]
     home, _, last = name.rpartition(".")
     if name not in FUNCTIONS and not _HOMES.fullmatch(name):
         return None
     try:
-        found = getattr(import_module(home), last)  # imports library modules only: _HOMES and FUNCTIONS name them
+        value = getattr(import_module(home), last)  # imports library modules only: _HOMES and FUNCTIONS name them
     except (ImportError, AttributeError):
         return None
     fine = (
         name in FUNCTIONS
-        or _is_layer(found)
-        or is_enum(found)
-        or (home.startswith("transformers.") and _is_config(found))
+        or _is_layer(value)
+        or is_enum(value)
+        or (home.startswith("transformers.") and _is_config(value))
     )
-    return found if fine else None
+    return value if fine else None
 
 
 def _is_layer(cls: Any) -> bool:
-    """Whether cls is an nn.Module that is made and given its state by torch.nn's own code, and is not itself code."""
+    """Tell whether cls is an nn.Module that torch.nn's code makes and gives its state, and that is not itself code."""
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
         return False
     if issubclass(cls, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         return False
     setstate: Any = getattr(cls, "__setstate__")  # noqa: B009  mypy knows it is there, and calling it is not the point
-    own = any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in _SPECIAL)
+    changed = any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in _SPECIAL)
     base: Any = getattr(nn.Module, "__setstate__")  # noqa: B009  once something was compiled, torch._dynamo's
-    return not own and (setstate is base or setstate.__module__.startswith("torch.nn.modules."))
+    return not changed and (setstate is base or setstate.__module__.startswith("torch.nn.modules."))
 
 
 def _is_config(cls: Any) -> bool:
-    """Whether cls is a transformers configuration: attributes, and no state-setting of its own."""
+    """Tell whether cls is a transformers configuration: attributes, and no state-setting of its own."""
     from transformers import GenerationConfig, PreTrainedConfig
 
     if not isinstance(cls, type) or not issubclass(cls, (PreTrainedConfig, GenerationConfig)):
@@ -137,5 +137,5 @@ def _is_config(cls: Any) -> bool:
 
 
 def is_enum(cls: Any) -> bool:
-    """Whether cls names a few words or numbers; calling it looks one of them up."""
+    """Tell whether cls names a few words or numbers, so that calling it looks one of them up."""
     return isinstance(cls, type) and issubclass(cls, enum.Enum) and issubclass(cls, (str, int))

@@ -1,4 +1,4 @@
-"""The files in an archive that torch wrote: a zip whose files are stored as they are, never compressed.
+"""Read the files in an archive that torch wrote: a zip whose files are stored as they are, never compressed.
 
 What is read from it is therefore no larger than the archive itself, however it is made.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 MOST = 100_000
-"""Files in an archive; a network has one for each weight and a few more."""
+"""The most files in an archive; a network has one for each weight and a few more."""
 
 
 class Archive:
@@ -48,21 +48,22 @@ class Archive:
 
     @property
     def names(self) -> list[str]:
+        """Return the files there are."""
         return list(self._entries)
 
     def size(self, name: str) -> int:
-        """How many bytes a file has.  Raises ValueError if there is none."""
+        """Return how many bytes a file has.  Raises ValueError if there is none."""
         if name not in self._entries:
             raise ValueError(f"no file {name[:80]!r}")
         return self._entries[name].file_size
 
     def has_storage(self, key: str, count: int) -> bool:
-        """Whether so many bytes lie under a key beside a pickle that torch.save wrote."""
+        """Tell whether so many bytes lie under a key beside a pickle that torch.save wrote."""
         name = f"data/{key}"
         return name in self._entries and self._entries[name].file_size == count
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """The bytes of a file.  Raises ValueError if there is none, it is longer than `limit`, or it is damaged."""
+        """Return the bytes of a file.  Raises ValueError if it is missing, longer than `limit` or damaged."""
         size = self.size(name)
         if limit is not None and size > limit:
             raise ValueError(f"a file {name!r} of {size} bytes, more than {limit}")

@@ -1,4 +1,4 @@
-"""Names on hubs: errors of their clients in one sentence, and no waiting where there is no network."""
+"""Load by names on hubs: errors of their clients in one sentence, and no waiting where there is no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fxlrp.errors import FxlrpError
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, as KeyError: 'x'."""
+    """Return what went wrong in one line, as KeyError: 'x'."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
 
 
@@ -45,8 +45,10 @@ _DOWNLOADING = threading.RLock()
 
 @contextmanager
 def _offline(needed: bool) -> Iterator[None]:
-    """Within it, the hub's client fetches nothing, unless something is needed and there is a network; one thread at a
-    time, since the client has one setting for all of them."""
+    """Within it, let the hub's client fetch nothing, unless something is needed and there is a network.
+
+    One thread at a time is within it, since the client has one setting for all of them.
+    """
     from huggingface_hub import constants
 
     with _DOWNLOADING:
@@ -59,7 +61,7 @@ def _offline(needed: bool) -> Iterator[None]:
 
 
 def _reachable(url: str) -> bool:
-    """Whether a TCP connection to the host of a URL opens within three seconds; behind a proxy, taken to be so."""
+    """Tell whether a TCP connection to the host of a URL opens within three seconds; behind a proxy, assume it."""
     address = urlsplit(url)
     if getproxies():
         return True

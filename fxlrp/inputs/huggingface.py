@@ -1,4 +1,4 @@
-"""Models in the folders that Hugging Face's libraries save, or by name on its hub.
+"""Load models from the folders that Hugging Face's libraries save, or by name on its hub.
 
 A folder is data: no code in it is run, nothing it names is fetched, and its files are looked at before a library is
 given them, since a number in a config may ask for any amount of memory or time.
@@ -34,22 +34,22 @@ except ImportError:  # Python 3.10
     import sre_parse
 
 LARGEST = 2**25
-"""What a size in a config may be: the largest vocabularies and contexts have some millions."""
+"""The largest size in a config: the largest vocabularies and contexts have some millions."""
 NO_SIZE = re.compile(r".*(theta|base|period|freq|token|id|ids|seed|index|version)s?", re.IGNORECASE)
 """Fields of a config whose numbers size nothing."""
 LAYERS = re.compile(r"(n|num)_.*layers?|.*depths?", re.IGNORECASE)
 MOST_LAYERS = 2048
 MODULES = 50_000
 SPARE = 2**26
-"""Numbers that a network may hold beside its weights, as masks and tables of positions."""
+"""The most numbers that a network may hold beside its weights, as masks and tables of positions."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tekken.json", "special_tokens_map.json", "vocab.json")
 PATTERNS = ("regex", "pattern", "pat_str")
 MOST_TOKENIZER = 2**26
-"""Bytes of a tokenizer in JSON. Those of 260,000 tokens have 33 million."""
+"""The most bytes of a tokenizer in JSON. Those of 260,000 tokens have 33 million."""
 
 
 def load_module(name: str, pretrained: bool) -> tuple[nn.Module, Any]:
-    """The model in a folder or of a name, and its config; random weights unless `pretrained`.
+    """Load the model in a folder or of a name, and its config; with random weights unless `pretrained`.
 
     Raises FxlrpError if there is none that can be loaded as data alone, or it is larger than its files.
     """
@@ -72,12 +72,12 @@ def load_module(name: str, pretrained: bool) -> tuple[nn.Module, Any]:
 
 
 def _class_of(config: Any, name: str) -> Any:
-    """The class of transformers that a config names, which must be one for this kind of config."""
+    """Return the class of transformers that a config names.  Raises FxlrpError if it is for another kind of config."""
     import transformers
 
     named = [n for n in config.architectures or () if isinstance(n, str)]
-    for found in (getattr(transformers, n, None) for n in named):
-        cls: Any = found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+    for value in (getattr(transformers, n, None) for n in named):
+        cls: Any = value if isinstance(value, type) and issubclass(value, transformers.PreTrainedModel) else None
         if cls is not None and cls.config_class is not None and isinstance(config, cls.config_class):
             return cls
     raise FxlrpError(
@@ -86,7 +86,7 @@ def _class_of(config: Any, name: str) -> Any:
 
 
 def _memory() -> int:
-    """Bytes of memory in this machine."""
+    """Return the bytes of memory that the computer has."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -95,7 +95,7 @@ def _memory() -> int:
 
 @contextmanager
 def _no_more_than(allowed: int | None, what: str) -> Iterator[None]:
-    """Within it, this thread can't make modules with more numbers than `allowed`, or without end.
+    """Within it, keep this thread from making modules with more numbers than `allowed`, or without end.
 
     Raises FxlrpError as soon as they are more.
     """
@@ -143,7 +143,7 @@ def _check_config(folder: Path) -> None:
 
 
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The numbers and texts in JSON, with the key each stands under."""
+    """Yield the numbers and texts in JSON, each with the key that it stands under."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(name, inner)
@@ -155,13 +155,13 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_weights(folder: Path) -> int:
-    """How many bytes of weights a folder has.  Raises FxlrpError if a pickle among them does more than hold tensors."""
-    found = [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin") and f.is_file()]
-    safe = [f for f in found if f.suffix == ".safetensors"]
-    for file in found:
+    """Return the bytes of weights in a folder.  Raises FxlrpError if a pickle there does more than hold tensors."""
+    files = [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin") and f.is_file()]
+    safe = [f for f in files if f.suffix == ".safetensors"]
+    for file in files:
         if not safe and file.suffix == ".bin" and file.name.startswith("pytorch_model"):
             check_pickle(file)
-    return sum(f.stat().st_size for f in safe or found)
+    return sum(f.stat().st_size for f in safe or files)
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -181,7 +181,7 @@ MANY = 16
 
 
 def _explodes(pattern: str) -> str | None:
-    """Why a pattern may take forever: it repeats what repeats, or one thing after another.  None if it may not."""
+    """Say why a pattern may take forever: it repeats what repeats, or one thing after another.  None if it may not."""
     parsed = None
     for plain in (_without_classes(pattern), pattern) if len(pattern) < 5000 else ():
         with suppress(re.error, RecursionError, OverflowError):
@@ -195,7 +195,7 @@ def _explodes(pattern: str) -> str | None:
 
 
 def _without_classes(pattern: str) -> str:
-    """The pattern with one class of characters in the place of any: others than Python's re may stand in each other."""
+    """Put one class of characters in the place of any: in other libraries than Python's re they stand in each other."""
     pattern = re.sub(r"\\[pP](\{[^}]*\}|[A-Z])|\\[hHRXK]", r"\\w", pattern)
     out, depth, at = "", 0, 0
     while at < len(pattern):
@@ -212,7 +212,7 @@ def _without_classes(pattern: str) -> str:
 
 
 def _repeats(parsed: Any) -> tuple[int, bool]:
-    """How many endless repeats stand behind each other at most, and whether one stands inside another."""
+    """Return how many endless repeats stand behind each other at most, and whether one stands inside another."""
     count, nested = 0, False
     for op, args in parsed:
         if op in REPEATS or op is getattr(sre, "POSSESSIVE_REPEAT", None):
@@ -223,9 +223,9 @@ def _repeats(parsed: Any) -> tuple[int, bool]:
             varies = inner + (1 if endless else 0)
             count += varies if most <= 1 or endless else varies * int(most)
         elif op is sre.BRANCH:
-            found = [_repeats(branch) for branch in args[1]]
-            count += max(n for n, _ in found)
-            nested |= any(n for _, n in found)
+            branches = [_repeats(branch) for branch in args[1]]
+            count += max(repeats for repeats, _ in branches)
+            nested |= any(inside for _, inside in branches)
         else:
             for inside in args if isinstance(args, tuple) else ():
                 if isinstance(inside, sre_parse.SubPattern):

@@ -1,4 +1,4 @@
-"""Class names: read from files, found by name, and ImageNet's."""
+"""Read class names from files, and find a class by its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxlrp.inputs.limits import MOST_JSON, MOST_LABELS, read_json
 
 
 def load_labels(path: Path) -> list[str]:
-    """Class names from a text file, one a line, or JSON: a list, or a dict from index to name.
+    """Read class names from a text file, one a line, or JSON: a list, or a dict from index to name.
 
     Raises FxlrpError for a file that is not there, is huge or holds no names.
     """
@@ -37,8 +37,8 @@ def load_labels(path: Path) -> list[str]:
     return class_names([line.strip() for line in text.splitlines() if line.strip()], str(path))
 
 
-def class_names(found: Any, where: str) -> list[str]:
-    """Check class names: a list of them, or a dict from index to name; those between that are not there are numbers.
+def class_names(names: Any, where: str) -> list[str]:
+    """Return class names given as a list, or a dict from index to name; an index without one is called by its number.
 
     Raises FxlrpError, naming `where`, for anything else, and for more than MOST_LABELS.
     """
@@ -46,25 +46,25 @@ def class_names(found: Any, where: str) -> list[str]:
     def wrong(why: str) -> FxlrpError:
         return FxlrpError(f"{where} holds no labels ({why}); give a list of names, or a dict from index to name.")
 
-    if isinstance(found, dict):
-        odd = [index for index in found if not re.fullmatch(r"[0-9]{1,9}", str(index))]
+    if isinstance(names, dict):
+        odd = [index for index in names if not re.fullmatch(r"[0-9]{1,9}", str(index))]
         if odd:
             raise wrong(f"{reprlib.repr(odd[0])} is no index of a class")
-        names = {int(index): name for index, name in found.items()}
-        if len(names) < len(found):
+        by_index = {int(index): name for index, name in names.items()}
+        if len(by_index) < len(names):
             raise wrong("an index stands there twice")
-        if (last := max(names, default=0)) >= MOST_LABELS:
+        if (last := max(by_index, default=0)) >= MOST_LABELS:
             raise wrong(f"{last} is over {MOST_LABELS:,}")
-        found = [names.get(i, str(i)) for i in range(last + 1)] if names else []
-    if not isinstance(found, list | tuple):
-        raise wrong(f"it is {reprlib.repr(found)}")
-    if not 0 < len(found) <= MOST_LABELS:
-        raise wrong(f"there are {len(found):,} names, and from 1 to {MOST_LABELS:,} can be")
+        names = [by_index.get(i, str(i)) for i in range(last + 1)] if by_index else []
+    if not isinstance(names, list | tuple):
+        raise wrong(f"it is {reprlib.repr(names)}")
+    if not 0 < len(names) <= MOST_LABELS:
+        raise wrong(f"there are {len(names):,} names, and from 1 to {MOST_LABELS:,} can be")
     # ImageNet's usual file: {"0": ["n01440764", "tench"]}
-    found = [name[-1] if isinstance(name, list | tuple) and name else name for name in found]
-    if odd := [name for name in found if not isinstance(name, str | int) or not _can_be_shown(str(name))]:
+    names = [name[-1] if isinstance(name, list | tuple) and name else name for name in names]
+    if odd := [name for name in names if not isinstance(name, str | int) or not _can_be_shown(str(name))]:
         raise wrong(f"{reprlib.repr(odd[0])} is no name")
-    return [str(name) for name in found]
+    return [str(name) for name in names]
 
 
 def _can_be_shown(name: str) -> bool:
@@ -73,7 +73,7 @@ def _can_be_shown(name: str) -> bool:
 
 
 def imagenet_labels() -> list[str] | None:
-    """The names of ImageNet's 1000 classes in their usual order, if timm is installed."""
+    """Return the names of ImageNet's 1000 classes in their usual order, or None without timm."""
     try:
         from timm.data import ImageNetInfo
     except ImportError:
@@ -83,7 +83,7 @@ def imagenet_labels() -> list[str] | None:
 
 
 def find_class(name: str, labels: Sequence[str] | None) -> int:
-    """The index of a class given by number, by its label, or by one of the names that commas part in its label.
+    """Return the index of a class given by number, by its label, or by one of the names that commas part in its label.
 
     Raises FxlrpError, with the closest names, if there is none.
     """

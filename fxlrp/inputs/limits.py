@@ -39,20 +39,20 @@ def parse_json(content: bytes, where: str, limit: int = MOST_JSON) -> Any:
     if len(content) > limit:
         raise FxlrpError(f"{where} is larger than {limit:,} bytes, the most that is read of JSON; give a smaller file.")
     try:
-        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_each_once)
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair could not be printed later
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_each_once)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be printed later
     except RecursionError as error:
         raise FxlrpError(f"{where} is nested too deeply to be read; give a flatter file.") from error
     except ValueError as error:  # UnicodeDecodeError, and whatever json raises, are of this class
         raise FxlrpError(f"{where} is not JSON in UTF-8 ({error}); mend it, or write it anew.") from error
-    return found
+    return value
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a dict, but refuse a name that stands twice: no two readers agree on which of the values counts."""
-    found: dict[str, Any] = {}
+    read: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in read:
             raise ValueError(f"{name[:80]!r} stands there twice")
-        found[name] = value
-    return found
+        read[name] = value
+    return read

@@ -1,4 +1,4 @@
-"""Models by name: files, timm, torchvision, Hugging Face, and Python files → `LoadedModel`."""
+"""Load models by name: from files, timm, torchvision, Hugging Face, and Python files."""
 
 from __future__ import annotations
 
@@ -28,25 +28,30 @@ ARCH = "timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory"
 
 @dataclass
 class LoadedModel:
-    """module: in eval mode, on the CPU.  labels: the name of each class, if the model came with them."""
+    """A model with what is known of its inputs and outputs.
+
+    module: in eval mode, on the CPU.  preprocess: how it takes pictures.
+    labels: the name of each class, if the model came with them.
+    checked: the shapes of inputs that the module was seen to take.
+    """
 
     module: nn.Module
     name: str
     preprocess: Preprocess
     labels: list[str] | None = None
-    checked: set[tuple[int, ...]] = field(default_factory=set)  # shapes that the module was seen to take
+    checked: set[tuple[int, ...]] = field(default_factory=set)
 
     def label(self, index: int) -> str:
-        """The name of a class, or `class 7`."""
+        """Return the name of a class, or `class 7`."""
         return self.labels[index] if self.labels and index < len(self.labels) else f"class {index}"
 
     @property
     def reads_text(self) -> bool:
-        """Whether the model takes token ids, by transformers' convention."""
+        """Tell whether the model takes token ids, by transformers' convention."""
         return getattr(self.module, "main_input_name", None) == "input_ids"
 
     def like(self, x: Tensor) -> Tensor:
-        """x on the device and in the dtype of the model's weights.
+        """Return x on the device and in the dtype of the model's weights.
 
         Raises FxlrpError if a network from a .pt2 would make tensors out of all proportion of it.
         """
@@ -60,7 +65,7 @@ class LoadedModel:
 
 
 def load_model(spec: str, *, arch: str | None = None, trust: bool = False, pretrained: bool = True) -> LoadedModel:
-    """The model that `spec` names.
+    """Load the model that `spec` names.
 
     spec: a .pt or .pth with a module or, with `arch`, a state dict; a .safetensors with `arch`; a .pt2; a folder of
       Hugging Face's; or one of those that can be an `arch`.
@@ -84,7 +89,7 @@ def load_model(spec: str, *, arch: str | None = None, trust: bool = False, pretr
 
 
 def _build(spec: str, pretrained: bool, **options: Any) -> LoadedModel:
-    """A model by name, with weights of its makers' or random ones."""
+    """Build a model by name, with weights of its makers' or random ones.  Raises FxlrpError if there is none such."""
     kind, _, name = spec.partition(":")
     file, _, factory = spec.rpartition(":")
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +142,7 @@ _MAKERS: dict[str, Callable[..., LoadedModel]] = {"timm": _timm, "torchvision": 
 
 
 def _from_python(file: Path, factory: str, options: dict[str, Any]) -> LoadedModel:
-    """What a function in a Python file returns: its code is run, as its owner asked.
+    """Return the model that a function in a Python file returns; its code is run, as its owner asked.
 
     Raises FxlrpError for a file that does not run, or a function that is not there, raises or returns no module.
     """
@@ -161,14 +166,16 @@ def _from_python(file: Path, factory: str, options: dict[str, Any]) -> LoadedMod
     try:
         module = make(**options)
     except Exception as error:
-        said = f"{file}:{factory} raised {first_line(error)}; it should return a torch.nn.Module, called with nothing."
-        raise FxlrpError(said) from error
+        raise FxlrpError(
+            f"{file}:{factory} raised {first_line(error)}; it should return a torch.nn.Module, called with nothing."
+        ) from error
     if not isinstance(module, nn.Module):
         raise FxlrpError(f"{file}:{factory} returns a {type(module).__name__}; it should return a torch.nn.Module.")
     return _loaded(module, factory)
 
 
 def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
+    """Load a model from a file.  Raises FxlrpError for a file that holds none, and for weights that fit no `arch`."""
     if not path.is_file():
         raise FxlrpError(f"There is no file {path}.")
     if path.suffix == ".pt2":
@@ -176,79 +183,86 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         if isinstance(module, ExportedExplainer):
             return _exported_explainer(module, path)
         return _loaded(module, path.stem)
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            found: Any = load_file(path)
-        except (SafetensorError, ValueError, RuntimeError, MemoryError) as error:
-            raise FxlrpError(f"{path} is not a safetensors file, or it is damaged ({first_line(error)}).") from error
-    else:
-        if is_torchscript(path):
-            raise FxlrpError(
-                f"{path} is TorchScript, which hides the network's operators: where it was made, save the model itself "
-                "with torch.save(model, 'model.pt'), or torch.export.save(torch.export.export(model, inputs), 'm.pt2')."
-            )
-        found = load_pickle(path, trust=trust)
-    if isinstance(found, Mapping):  # a checkpoint around the model
+    content = _saved(path, trust)
+    if isinstance(content, Mapping):  # a checkpoint around the model
         keys = ("model", "state_dict", "model_state_dict", "module", "net")
-        found = next((found[k] for k in keys if isinstance(found.get(k), (Mapping, nn.Module))), found)
-    if isinstance(found, nn.DataParallel):
-        found = found.module
-    if isinstance(found, nn.Module):
+        content = next((content[k] for k in keys if isinstance(content.get(k), (Mapping, nn.Module))), content)
+    if isinstance(content, nn.DataParallel):
+        content = content.module
+    if isinstance(content, nn.Module):
         try:
-            return _loaded(found.eval().to("cpu"), path.stem)
+            return _loaded(content.eval().to("cpu"), path.stem)
         except FxlrpError:
             raise
         except Exception as error:  # a layer of which a part was not saved
             raise FxlrpError(
                 f"{path} holds a module that is not whole ({first_line(error)}): save it again with torch.save."
             ) from error
-    if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
-        raise FxlrpError(f"{path} holds a {type(found).__name__}, neither a module nor a state dict.")
+    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
+        raise FxlrpError(f"{path} holds a {type(content).__name__}, neither a module nor a state dict.")
     if arch is None:
         raise FxlrpError(f"{path} is a state dict, weights without a network: say which one with --arch {ARCH}.")
-    weights = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if all(key.startswith("module.") for key in weights):  # saved from inside DataParallel
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
     return _fit(weights, arch, str(path))
 
 
+def _saved(path: Path, trust: bool) -> Any:
+    """Return what a .safetensors holds, or any other file that torch.save wrote.  Raises FxlrpError for other files."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError, RuntimeError, MemoryError) as error:
+            raise FxlrpError(f"{path} is not a safetensors file, or it is damaged ({first_line(error)}).") from error
+    if is_torchscript(path):
+        raise FxlrpError(
+            f"{path} is TorchScript, which hides the network's operators: where it was made, save the model itself "
+            "with torch.save(model, 'model.pt'), or torch.export.save(torch.export.export(model, inputs), 'm.pt2')."
+        )
+    return load_pickle(path, trust=trust)
+
+
 def _exported_explainer(module: ExportedExplainer, path: Path) -> LoadedModel:
-    """An explainer with the preprocessing and class names it was exported with."""
-    said = module.about.get("preprocess") or {}
-    if not isinstance(said, dict):
+    """Return an explainer with the preprocessing and class names it was exported with."""
+    record = module.about.get("preprocess") or {}
+    if not isinstance(record, dict):
         raise FxlrpError(f"{path} says of its pictures what can't be understood; export it again.")
-    known: dict[str, Any] = {f.name: said[f.name] for f in fields(Preprocess) if f.name in said}
-    for name, value in known.items():
-        known[name] = tuple(value) if isinstance(value, list) else value
-    how = replace(Preprocess(), **known)
+    values: dict[str, Any] = {f.name: record[f.name] for f in fields(Preprocess) if f.name in record}
+    for name, value in values.items():
+        values[name] = tuple(value) if isinstance(value, list) else value
+    preprocess = replace(Preprocess(), **values)
     labels = module.about.get("labels")
-    return LoadedModel(module, path.stem, how, class_names(labels, str(path)) if labels else None)
+    return LoadedModel(module, path.stem, preprocess, class_names(labels, str(path)) if labels else None)
 
 
 def _fit(weights: dict[str, Tensor], arch: str, source: str) -> LoadedModel:
-    """The architecture with these weights; with as many classes as they have, if that is all that differs."""
+    """Build an architecture with these weights; with as many classes as they have, if that is all that differs.
+
+    Raises FxlrpError, naming `source`, for weights that do not fit.
+    """
     loaded = _build(arch, pretrained=False)
-    own = loaded.module.state_dict()
-    wrong = [key for key in weights if key in own and weights[key].shape != own[key].shape]
-    if wrong and weights.keys() == own.keys() and not arch.startswith("hf:") and ".py:" not in arch:
+    wanted = loaded.module.state_dict()
+    wrong = [key for key in weights if key in wanted and weights[key].shape != wanted[key].shape]
+    if wrong and weights.keys() == wanted.keys() and not arch.startswith("hf:") and ".py:" not in arch:
         # the head: only first axes differ, all by the same sizes
-        heads = {(own[k].shape[:1], weights[k].shape[:1]) for k in wrong}
-        if len(heads) == 1 and all(own[k].shape[1:] == weights[k].shape[1:] and weights[k].dim() for k in wrong):
+        heads = {(wanted[k].shape[:1], weights[k].shape[:1]) for k in wrong}
+        if len(heads) == 1 and all(wanted[k].shape[1:] == weights[k].shape[1:] and weights[k].dim() for k in wrong):
             loaded = _build(arch, pretrained=False, num_classes=heads.pop()[1][0])
             loaded.labels = None
-            own = loaded.module.state_dict()
-            wrong = [key for key in weights if weights[key].shape != own[key].shape]
+            wanted = loaded.module.state_dict()
+            wrong = [key for key in weights if weights[key].shape != wanted[key].shape]
     problems = {
-        "missing": sorted(own.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - own.keys()),
-        "of another shape": [f"{k} {list(weights[k].shape)}, not {list(own[k].shape)}" for k in wrong],
+        "missing": sorted(wanted.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - wanted.keys()),
+        "of another shape": [f"{k} {list(weights[k].shape)}, not {list(wanted[k].shape)}" for k in wrong],
     }
     if any(problems.values()):
-        said = "; ".join(f"{len(v)} {what} ({_some(v)})" for what, v in problems.items() if v)
-        raise FxlrpError(f"The weights in {source} do not fit --arch {arch}: {said}.")
+        listed = "; ".join(f"{len(v)} {what} ({_first(v)})" for what, v in problems.items() if v)
+        raise FxlrpError(f"The weights in {source} do not fit --arch {arch}: {listed}.")
     loaded.module.load_state_dict(weights)
     floats = {w.dtype for w in weights.values() if w.is_floating_point()}
     if len(floats) == 1:
@@ -259,9 +273,9 @@ def _fit(weights: dict[str, Tensor], arch: str, source: str) -> LoadedModel:
 def _loaded(
     module: nn.Module, name: str, preprocess: Preprocess | None = None, labels: list[str] | None = None
 ) -> LoadedModel:
-    """With preprocessing and labels from where they are known best: the module itself, its hub, or a guess."""
-    own, names = described(module)
-    preprocess = own or preprocess or Preprocess(guessed=True)
+    """Add preprocessing and labels from where they are known best: the module itself, its hub, or a guess."""
+    carried, names = described(module)
+    preprocess = carried or preprocess or Preprocess(guessed=True)
     if preprocess.guessed and (shape := input_shape(module)) and len(shape) == 4 and any(shape[2:]):
         preprocess = Preprocess((shape[2] or shape[3], shape[3] or shape[2]), guessed=True)
     if not (names or labels) and [w.shape[:1] for w in list(module.state_dict().values())[-1:]] == [(1000,)]:
@@ -269,13 +283,14 @@ def _loaded(
     return LoadedModel(module, name, preprocess, names or labels or None)
 
 
-def _unknown(name: str, known: list[str]) -> FxlrpError:
+def _unknown(name: str, names: list[str]) -> FxlrpError:
+    """Return the error for a model that is not among these names, with the closest of them."""
     kind, _, wanted = name.partition(":")
-    found = difflib.get_close_matches(wanted, known, 3) or [k for k in known if wanted in k][:3]
-    close = " or ".join(f"{kind}:{k}" for k in found)
+    similar = difflib.get_close_matches(wanted, names, 3) or [n for n in names if wanted in n][:3]
+    close = " or ".join(f"{kind}:{n}" for n in similar)
     lists = f"in Python, {'timm' if kind == 'timm' else 'torchvision.models'}.list_models() lists what there is."
     return FxlrpError(f"There is no model {name}; " + (f"did you mean {close}?" if close else lists))
 
 
-def _some(names: list[str], n: int = 3) -> str:
+def _first(names: list[str], n: int = 3) -> str:
     return ", ".join(names[:n]) + (", …" if len(names) > n else "")

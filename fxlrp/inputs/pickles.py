@@ -23,7 +23,9 @@ import torch
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs.allowlist import STAND_INS, Array, Dtype, Inert, admit
 from fxlrp.inputs.archive import Archive
-from fxlrp.inputs.pickled_program import LONGEST, Refused, check_program, globals_of, is_plain
+from fxlrp.inputs.pickled_calls import is_plain
+from fxlrp.inputs.pickled_program import LONGEST, check_program, globals_of
+from fxlrp.inputs.pickled_values import Refused
 
 SAVE_OR_TRUST = (
     "Save its state dict and pass --arch, or pass --trust if you trust whoever made it (it may run any code)."
@@ -31,7 +33,7 @@ SAVE_OR_TRUST = (
 
 
 def load_pickle(path: Path, *, trust: bool = False) -> Any:
-    """What torch.save wrote to a file: a module, a state dict, or a checkpoint around one; on the CPU.
+    """Return what torch.save wrote to a file: a module, a state dict, or a checkpoint around one; on the CPU.
 
     Raises FxlrpError, without having run anything of the file's, if it wants more than layers and tensors.
     """
@@ -59,7 +61,7 @@ def load_pickle(path: Path, *, trust: bool = False) -> Any:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive of TorchScript."""
+    """Tell whether a file is an archive of TorchScript."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -78,7 +80,10 @@ def check_pickle(path: Path) -> None:
 
 
 def _checked(path: Path) -> list[Any]:
-    """What a file names beside plain data, as torch.load is told of it, once the file is known to be harmless."""
+    """Check that a file is harmless, and return what it names beside plain data, as torch.load wants to be told.
+
+    Raises FxlrpError or ValueError, saying why, if the file is not.
+    """
     if not zipfile.is_zipfile(path):
         _check_old(path)
         return []
@@ -91,30 +96,32 @@ def _checked(path: Path) -> list[Any]:
     if not same or reader.get_record("data.pkl") != program:
         raise ValueError("an archive that can be read in two ways")
     admitted = {name: admit(name) for name in sorted(map(str, globals_of(program))) if not is_plain(name)}
-    if refused := [name for name, found in admitted.items() if found is None]:
+    if refused := [name for name, value in admitted.items() if value is None]:
         raise FxlrpError(
             f"{path} is a pickle that wants more than layers and tensors: {', '.join(refused)}. {SAVE_OR_TRUST}"
         )
     check_program(program, admitted, archive.has_storage)
-    allowed: list[Any] = [(found, name) for name, found in admitted.items()]
-    allowed += [(found, name) for name, found in STAND_INS.items()]
+    allowed: list[Any] = [(value, name) for name, value in (*admitted.items(), *STAND_INS.items())]
     # The unpickler looks instances up by their type; a name with a newline cannot be written in a pickle.
     allowed += [(Inert, "\nInert"), (Dtype, "\nDtype"), (Array, "\nArray")]
     return allowed
 
 
 def _check_old(path: Path) -> None:
-    """Look at tensors as torch saved them before 1.6: five pickles, one behind the other, and then the numbers."""
-    found: dict[str, int] = {}
+    """Check tensors as torch saved them before 1.6: five pickles, one behind the other, and then the numbers.
+
+    Raises FxlrpError if a pickle does more than hold tensors, and ValueError if it is none.
+    """
+    sizes: dict[str, int] = {}
 
     def fits(key: str, count: int) -> bool:
-        return found.setdefault(key, count) == count and sum(found.values()) <= path.stat().st_size
+        return sizes.setdefault(key, count) == count and sum(sizes.values()) <= path.stat().st_size
 
     with path.open("rb") as file:
         start = file.read(2)
         file.seek(0)
         try:
-            for _ in range(5):  # a magic number, the version, sizes of integers; the tensors; which of them come when
+            for _ in range(5):  # a magic number, the version, sizes of integers; the tensors; their order
                 check_program(file, {}, fits)
         except Exception as error:
             if start != b"\x80\x02":

@@ -1,4 +1,4 @@
-"""Pictures: files → the tensors a model was trained on."""
+"""Read pictures from files, and turn them into the tensors that a model was trained on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILTERS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a picture becomes a model's input: resize, crop the centre, scale to 0..1, normalise.
+    """How a picture becomes a model's input: it is resized, its centre cut out, scaled to 0..1 and normalised.
 
     size: height and width in pixels.
     mean, std: of each colour, in 0..1.
@@ -37,7 +37,7 @@ class Preprocess:
     interpolation: a PIL filter by name.
     squash: resize to `size` and crop nothing; the picture's proportions are lost.
     channels: 3, or 1 for grey.
-    guessed: whether nobody said any of this; ImageNet's values, then.
+    guessed: whether these are ImageNet's values, for want of others.
 
     Raises FxlrpError for values that no picture can be prepared with: what a file says of a model comes through here.
     """
@@ -71,11 +71,11 @@ class Preprocess:
         }
         for name, (fine, should) in checks.items():
             if not fine:
-                said = reprlib.repr(getattr(self, name))
-                raise FxlrpError(f"Pictures cannot be prepared with {name} {said}: {should}.")
+                value = reprlib.repr(getattr(self, name))
+                raise FxlrpError(f"Pictures cannot be prepared with {name} {value}: {should}.")
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor]:
-        """The input, float [channels, H, W], and what is seen in it, float [H, W, 3] in 0..1.
+        """Return the input, float [channels, H, W], and what is seen in it, float [H, W, 3] in 0..1.
 
         Raises FxlrpError for a picture so long and thin that its other side would be huge.
         """
@@ -98,9 +98,9 @@ class Preprocess:
         std: tuple[float, ...] | None = None,
         channels: int | None = None,
     ) -> Preprocess:
-        """The same with some of it given."""
-        given: dict[str, Any] = {"size": size, "mean": mean, "std": std, "channels": channels}
-        new = replace(self, **{name: value for name, value in given.items() if value is not None})
+        """Return the same with other values, where they are not None.  Raises FxlrpError as the class does."""
+        values: dict[str, Any] = {"size": size, "mean": mean, "std": std, "channels": channels}
+        new = replace(self, **{name: value for name, value in values.items() if value is not None})
         return replace(new, guessed=self.guessed and (size is None or mean is None or std is None))
 
     def _resized(self, height: int, width: int) -> list[int]:
@@ -131,6 +131,7 @@ def _are_numbers(values: Any, counts: tuple[int, ...], low: float, high: float, 
 
 
 def _check_pixels(width: int, height: int, where: str) -> None:
+    """Raise FxlrpError, naming `where`, for a picture that is empty or huge."""
     if not 0 < width * height <= MOST_PIXELS or max(width, height) > MOST_SIDE:
         raise FxlrpError(
             f"{where} has {width}x{height} pixels; give one of at least 1 and at most {MOST_PIXELS:,} pixels, "
@@ -139,7 +140,10 @@ def _check_pixels(width: int, height: int, where: str) -> None:
 
 
 def described(module: nn.Module) -> tuple[Preprocess | None, list[str] | None]:
-    """The preprocessing and class names a module carries in `pretrained_cfg` or `default_cfg`, as timm's do."""
+    """Return the preprocessing and class names in a module's `pretrained_cfg` or `default_cfg`, as timm's have.
+
+    Both are None if it has neither.  Raises FxlrpError for values that cannot be.
+    """
     cfg = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if not isinstance(cfg, Mapping) or "input_size" not in cfg:
         return None, None
@@ -147,62 +151,64 @@ def described(module: nn.Module) -> tuple[Preprocess | None, list[str] | None]:
     actual = getattr(getattr(module, "patch_embed", None), "img_size", None)
     size: Any = actual if isinstance(actual, tuple) else cfg["input_size"]
     size = size[-2:] if isinstance(size, tuple | list) else size
-    known: dict[str, Any] = {key: value for key, value in cfg.items() if value is not None}
-    names = known.get("label_names", ())
+    config: dict[str, Any] = {key: value for key, value in cfg.items() if value is not None}
+    names = config.get("label_names", ())
     return (
         Preprocess(
             size,
-            known.get("mean", Preprocess.mean),
-            known.get("std", Preprocess.std),
-            known.get("crop_pct", Preprocess.crop_pct),
-            _filter(known.get("interpolation")),
-            known.get("crop_mode") == "squash",
+            config.get("mean", Preprocess.mean),
+            config.get("std", Preprocess.std),
+            config.get("crop_pct", Preprocess.crop_pct),
+            _filter(config.get("interpolation")),
+            config.get("crop_mode") == "squash",
         ),
         None if isinstance(names, tuple | list) and not names else class_names(names, "The model's config"),
     )
 
 
 def from_torchvision(weights: Any) -> Preprocess | None:
-    """What a member of a torchvision weights enum was trained with."""
-    how = weights.transforms()
-    if not hasattr(how, "crop_size"):
+    """Return the preprocessing that a member of a torchvision weights enum was trained with, None if it has none."""
+    transform = weights.transforms()
+    if not hasattr(transform, "crop_size"):
         return None
-    crop, resize = how.crop_size[0], how.resize_size[0]
-    return Preprocess((crop, crop), tuple(how.mean), tuple(how.std), crop / resize, how.interpolation.value)
+    crop, resize = transform.crop_size[0], transform.resize_size[0]
+    return Preprocess(
+        (crop, crop), tuple(transform.mean), tuple(transform.std), crop / resize, transform.interpolation.value
+    )
 
 
 def from_processor(config: Any) -> Preprocess:
-    """What a Hugging Face preprocessor_config.json says.  Raises FxlrpError if it says what cannot be."""
+    """Return the preprocessing in a Hugging Face preprocessor_config.json.  Raises FxlrpError if it cannot be."""
     if not isinstance(config, Mapping):
         raise FxlrpError(f"The preprocessor_config.json holds {reprlib.repr(config)}; it should be a JSON object.")
 
-    known = {key: value for key, value in config.items() if value is not None}
+    stated = {key: value for key, value in config.items() if value is not None}
 
     def sides(size: Any) -> Any:
         if isinstance(size, Mapping):
             edge = size.get("shortest_edge", size.get("longest_edge"))
-            if "merge_size" in known and isinstance(edge, int) and edge > 0:  # sizes that vary: numbers of pixels
+            if "merge_size" in stated and isinstance(edge, int) and edge > 0:  # sizes that vary: numbers of pixels
                 edge = math.isqrt(edge)
             size = (size.get("height"), size.get("width")) if "height" in size else edge
         return tuple(size[:2]) if isinstance(size, list | tuple) else (size, size)
 
-    normal = known.get("do_normalize", True)
-    how = Preprocess(
-        sides(known.get("size", 224)),
-        known.get("image_mean", Preprocess.mean) if normal else (0.0,) * 3,
-        known.get("image_std", Preprocess.std) if normal else (1.0,) * 3,
-        known.get("crop_pct", 1.0),
-        _filter(known.get("resample")),
+    normal = stated.get("do_normalize", True)
+    preprocess = Preprocess(
+        sides(stated.get("size", 224)),
+        stated.get("image_mean", Preprocess.mean) if normal else (0.0,) * 3,
+        stated.get("image_std", Preprocess.std) if normal else (1.0,) * 3,
+        stated.get("crop_pct", 1.0),
+        _filter(stated.get("resample")),
         squash="crop_pct" not in config,
     )
-    if known.get("do_center_crop") and "crop_size" in known:
-        crop = replace(how, size=sides(known["crop_size"])).size
-        return replace(how, size=crop, crop_pct=crop[0] / how.size[0], squash=False)
-    return how
+    if stated.get("do_center_crop") and "crop_size" in stated:
+        crop = replace(preprocess, size=sides(stated["crop_size"])).size
+        return replace(preprocess, size=crop, crop_pct=crop[0] / preprocess.size[0], squash=False)
+    return preprocess
 
 
 def _filter(name: Any) -> Any:
-    """A PIL filter's name from its name or number; bicubic where none is named, or one at random."""
+    """Return a PIL filter's name from its name or number; bicubic where none is named, or one at random."""
     if isinstance(name, int):
         return next((r.name.lower() for r in Image.Resampling if r == name), name)
     if name in (None, "random"):
@@ -211,7 +217,7 @@ def _filter(name: Any) -> Any:
 
 
 def channels_of(module: nn.Module) -> int:
-    """The channels a model's first convolution takes.  Raises FxlrpError unless it is 1 or 3, what pictures have."""
+    """Return the channels that a model's first convolution takes.  Raises FxlrpError unless pictures have so many."""
     taken = [getattr(m, "in_channels", 3) for m in module.modules() if isinstance(m, (nn.Conv2d, nn.LazyConv2d))]
     if not taken or taken[0] == 3:
         return 3
@@ -223,7 +229,7 @@ def channels_of(module: nn.Module) -> int:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture in a file, upright, in 8 bits a colour; of several frames or pages, the first.
+    """Open the picture in a file, upright, in 8 bits a colour; of several frames or pages, the first.
 
     Raises FxlrpError if there is none of a known format, or it is huge, which its first bytes say.
     """
@@ -241,14 +247,15 @@ def open_picture(path: Path) -> Image.Image:
             f"{path} has more than the {MOST_PIXELS:,} pixels that are read; give a smaller one."
         ) from error
     except Exception as error:  # PIL's readers raise more than OSError for files that are damaged
-        said = f"{path} is not a picture that can be read; give a {', '.join(FORMATS)} that other programs show."
-        raise FxlrpError(said) from error
+        raise FxlrpError(
+            f"{path} is not a picture that can be read; give a {', '.join(FORMATS)} that other programs show."
+        ) from error
     picture.info = {}  # PIL would read damaged metadata again, and warn, wherever the picture is turned
     return picture
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more bits than 8, which PIL would clip at 255."""
+    """Turn grey of more bits than 8, which PIL would clip at 255, into 8 bits."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32))
     top = float(values.max())
     white = 65535 if image.mode.startswith("I;16") else 1 if image.mode == "F" and top <= 1 else max(top, 255)
@@ -257,15 +264,15 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def find_pictures(inputs: Iterable[str]) -> list[Path]:
-    """The files that files, folders and globs name, each once, folders and globs in order of name, without heatmaps.
+    """Return the files that files, folders and globs name, each once, without heatmaps; those of a folder by name.
 
     Raises FxlrpError for a file that is not there, and for a folder or glob without pictures.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for name in inputs:
         path = Path(name)
         if path.is_file():
-            found[path] = None
+            files[path] = None
             continue
         places = list(path.iterdir()) if path.is_dir() else [Path(p) for p in glob.glob(name, recursive=True)]
         places = [p for p in places if p.suffix.lower() in SUFFIXES and not p.name.endswith("_fxlrp.png")]
@@ -276,12 +283,12 @@ def find_pictures(inputs: Iterable[str]) -> list[Path]:
             if glob.has_magic(name):
                 raise FxlrpError(f"No picture matches {name}; give files, folders or other globs.")
             raise FxlrpError(f"There is no file {name}.")
-        found |= dict.fromkeys(pictures)
-    return list(found)
+        files |= dict.fromkeys(pictures)
+    return list(files)
 
 
 def output_files(pictures: list[Path], output: Path | None) -> list[Path]:
-    """Where to write each picture's heatmap: `output` itself for one, NAME_fxlrp.png in it or here for several.
+    """Return where to write each picture's heatmap: `output` for one, NAME_fxlrp.png in it or here for several.
 
     Raises FxlrpError for one file for several pictures, a kind of file that no picture is written as, or an input.
     """
@@ -300,6 +307,7 @@ def output_files(pictures: list[Path], output: Path | None) -> list[Path]:
 
 
 def _not_among(pictures: list[Path], files: list[Path]) -> list[Path]:
+    """Return the files.  Raises FxlrpError if one of them is a picture that is read."""
     inputs = {picture.resolve() for picture in pictures}
     if file := next((file for file in files if file.resolve() in inputs), None):
         raise FxlrpError(f"{file} is an input and would be overwritten; give another place with -o.")

@@ -34,7 +34,7 @@ class Asked:
 
     @property
     def title(self) -> str:
-        """The question in words."""
+        """Put the question in words."""
         against = "" if self.contrast in (None, *WAYS) else f", not {self.contrast}"
         sure = "" if self.probability is None else f" ({self.probability:.1%})"
         return f"{self.target}{against}{sure}"
@@ -45,7 +45,7 @@ WAYS = ("others", "softmax")
 
 @dataclass(frozen=True, eq=False)
 class TextAttribution:
-    """Relevance of each token for each thing that was asked.
+    """The relevance of each token for each thing that was asked.
 
     segments: the texts, one after the other: the text, its pair, the continuation.
     pieces: the tokens, and where they stand in the segments; those added to the text (as [CLS]) stand nowhere.
@@ -62,41 +62,40 @@ class TextAttribution:
 
     @property
     def tokens(self) -> list[str]:
-        """The N tokens, as the tokenizer writes them."""
+        """Return the N tokens, as the tokenizer writes them."""
         return [p.token for p in self.pieces]
 
     @property
     def scores(self) -> Tensor:
-        """Relevance of the tokens [N] for the first question, often the only one."""
+        """Return the relevance of the tokens [N] for the first question, often the only one."""
         return self.matrix[0]
 
     @property
     def words(self) -> list[tuple[str, float]]:
-        """The words of the text and their relevance, the sum over their tokens, for the first question."""
+        """Return the words of the text and their relevance, the sum over their tokens, for the first question."""
         return [(word, float(r)) for word, r in zip(self._words()[0], self.word_matrix[0], strict=True)]
 
     @property
     def word_matrix(self) -> Tensor:
-        """Relevance of the W words for each question [R, W]."""
+        """Return the relevance of the W words for each question [R, W]."""
         names, columns = self._words()
         out = torch.zeros(len(self.matrix), len(names))
-        known = [i for i, c in enumerate(columns) if c is not None]
-        return out.index_add(
-            1, torch.tensor([c for c in columns if c is not None], dtype=torch.int64), self.matrix[:, known]
-        )
+        tokens = [i for i, c in enumerate(columns) if c is not None]
+        places = torch.tensor([columns[i] for i in tokens], dtype=torch.int64)
+        return out.index_add(1, places, self.matrix[:, tokens])
 
     def _words(self) -> tuple[list[str], list[int | None]]:
-        """The words that have tokens, and each token's place among them."""
-        found = words_of(self.segments, self.pieces)
-        places = {w: i for i, w in enumerate(dict.fromkeys(w for w in found if w is not None))}
+        """Return the words that have tokens, and each token's place among them, None if it is part of no word."""
+        words = words_of(self.segments, self.pieces)
+        places = {w: i for i, w in enumerate(dict.fromkeys(w for w in words if w is not None))}
         names = [self.segments[s][start:end] for s, start, end in places]
-        return names, [None if w is None else places[w] for w in found]
+        return names, [None if w is None else places[w] for w in words]
 
     def __len__(self) -> int:
         return len(self.asked)
 
     def __getitem__(self, which: int | str) -> TextAttribution:
-        """The attribution for one question: its place, or the name of its target.
+        """Return the attribution for one question, by its place or the name of its target.
 
         Raises FxlrpError, naming those there are, if it was not asked.
         """
@@ -118,6 +117,7 @@ class TextAttribution:
             console.print(self._coloured(row, asked), soft_wrap=True)
 
     def _coloured(self, row: Tensor, asked: Asked) -> Text:
+        """Colour the text by a row of relevance [N]; the token that was asked about is underlined."""
         out, top = Text("  "), float(row.abs().max())
         for i, (gap, shown, piece) in enumerate(laid_out(self.segments, self.pieces)):
             r = float(row[i]) / top if top else 0.0
@@ -131,7 +131,7 @@ class TextAttribution:
         return out
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, ready for JSON."""
+        """Return everything as plain data, ready for JSON."""
         names, columns = self._words()
         return {
             "segments": list(self.segments),
@@ -157,6 +157,7 @@ class TextAttribution:
         return fragment([self._panel()])
 
     def _panel(self) -> dict[str, Any]:
+        """Return what a page needs to show the attribution, as JSON takes it."""
         return {
             "pieces": [
                 {"gap": gap, "text": shown, "added": piece.end <= piece.start, "segment": piece.segment}
@@ -178,7 +179,10 @@ class TextAttribution:
 
 
 def write_html(path: str | Path, attributions: Sequence[TextAttribution]) -> Path:
-    """Several attributions in one HTML file, as `TextAttribution.to_html`."""
+    """Write several attributions to one HTML file and return its path, as `TextAttribution.to_html` does.
+
+    Raises FxlrpError if the path can't be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +193,7 @@ def write_html(path: str | Path, attributions: Sequence[TextAttribution]) -> Pat
 
 
 def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str, str, Piece]]:
-    """Each piece with the text between it and the one before, and the text it is shown as."""
+    """Return each piece with the text between it and the one before, and the text it is shown as."""
     out: list[tuple[str, str, Piece]] = []
     segment = at = 0
     for p in pieces:
@@ -208,6 +212,6 @@ def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str
 
 
 def shade(r: float) -> tuple[int, ...]:
-    """White at 0, red towards 1, blue towards −1."""
+    """Return the colour of relevance, as red, green and blue: white at 0, red towards 1, blue towards −1."""
     strength = min(abs(r), 1.0) ** 0.7 * 0.85
     return tuple(round(255 + (c - 255) * strength) for c in (RED if r >= 0 else BLUE))

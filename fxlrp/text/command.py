@@ -15,14 +15,15 @@ from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.inputs.hubs import loading
 from fxlrp.inputs.huggingface import check_tokenizer
-from fxlrp.text.ask import RULES, explain, generate
+from fxlrp.text.ask import RULES, explain
 from fxlrp.text.attribution import TextAttribution, write_html
+from fxlrp.text.continuations import generate
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
 def load_tokenizer(spec: str) -> Any:
-    """The tokenizer beside a Hugging Face model: of a folder, or of hf:NAME.  It runs no code of its own.
+    """Load the tokenizer beside a Hugging Face model, of a folder or of hf:NAME, without running code of its own.
 
     Raises FxlrpError if there is none.
     """
@@ -43,21 +44,21 @@ def load_tokenizer(spec: str) -> Any:
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
-    """The texts given, `-` being standard input, and the lines of `file`, each a text.
+    """Return the texts given, standard input for `-`, and the lines of `file`, each a text.
 
-    Raises FxlrpError if there is none.
+    Raises FxlrpError if there is none, or the file can't be read.
     """
-    found = [sys.stdin.read().strip() if text == "-" else text for text in texts]
+    read = [sys.stdin.read().strip() if text == "-" else text for text in texts]
     if file is not None:
         if not file.is_file():
             raise FxlrpError(f"There is no file {file}.")
         try:
-            found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            read += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except UnicodeDecodeError as error:
             raise FxlrpError(f"{file} is not text in UTF-8 ({error.reason}); save it as that.") from error
-    if not any(text.strip() for text in found):
+    if not any(text.strip() for text in read):
         raise FxlrpError("There is no text: give one in quotes, - for standard input, or --text-file FILE.")
-    return found
+    return read
 
 
 def explain_texts(
@@ -76,17 +77,17 @@ def explain_texts(
     html: Path | None = None,
     console: Console,
 ) -> Explainer:
-    """Explain texts, print them coloured and, if asked, write them as HTML; returns the explainer for its report.
+    """Explain texts, print them coloured, write them as HTML if asked, and return the explainer for its report.
 
     Raises FxlrpError as `fxlrp.text.explain` does.
     """
-    found = read_texts(texts, text_file)
+    every_text = read_texts(texts, text_file)
     explainer = convert(model, rules=rules or RULES, strict=strict)
     explained = quietly(
         explain,
         explainer,
         load_tokenizer(spec),
-        found,
+        every_text,
         pair=pair,
         target=target,
         contrast=against(contrast),
@@ -141,12 +142,12 @@ def demo_text(output: Path, console: Console) -> None:
 
 
 def against(contrast: str | None) -> str | None:
-    """A contrast as it is typed: nothing is the rulebook's, "none" is none."""
+    """Return a contrast as the library takes it: the rulebook's if none is typed, None for "none"."""
     return "default" if contrast is None else None if contrast == "none" else contrast
 
 
 def quietly(ask: Any, *args: Any, **kwargs: Any) -> Any:
-    """What it returns; its notices are part of that, and shown with it."""
+    """Call a function without its warnings: what they say is part of its result, and shown with it."""
     with without_warnings():
         return ask(*args, **kwargs)
 

@@ -21,8 +21,10 @@ UNLIMITED = 10**6  # tokenizers that know no limit name one beyond any
 class Encoded:
     """One text (or pair) as a model takes it.
 
-    segments: the text, then the pair or continuation.  pieces: one per token.  fields: what the tokenizer made beside
-    the ids, of the same length.  dropped: tokens left out to fit the model.
+    segments: the text, then the pair or continuation.
+    ids: the token ids.  pieces: where each token stands in the segments.
+    fields: what the tokenizer made beside the ids, of the same length, by name.
+    dropped: how many tokens were left out to fit the model.
     """
 
     segments: list[str]
@@ -32,7 +34,7 @@ class Encoded:
     dropped: int = 0
 
     def find(self, words: str, segments: Sequence[int]) -> tuple[int, int] | None:
-        """The first and last token of the first place where these segments have `words`, in any case of letters."""
+        """Find words in these segments, in any case of letters: the first and last token of the first place."""
         for s in segments:
             at = self.segments[s].lower().find(words.lower().strip())
             until = at + len(words.strip())
@@ -45,8 +47,11 @@ class Encoded:
         return None
 
     def extended(self, tokenizer: Any, ids: Sequence[int], begin: Sequence[int] = ()) -> Encoded:
-        """The same with tokens behind it: `ids` going on where the text ends or, behind the tokens `begin`, which stand
-        for no text, as a segment of their own."""
+        """Return the text with tokens behind it.
+
+        ids: the tokens, which go on where the text ends.  begin: tokens that stand for no text; with them `ids` are a
+          segment by themselves, behind them.
+        """
         *before, last = [*self.segments, ""] if begin else self.segments
         segment, at = len(before), len(last)
         pieces, written = spell(tokenizer, list(begin) or self.ids[-1:], ids)
@@ -61,7 +66,7 @@ class Encoded:
         )
 
     def text_of(self, token: int) -> str:
-        """The characters a token stands for, or the token as the tokenizer writes it where there are none to see."""
+        """Return the characters a token stands for, or its name in the tokenizer where there are none to see."""
         p = self.pieces[token]
         text = self.segments[p.segment][p.start : p.end]
         if text.isspace():
@@ -71,7 +76,7 @@ class Encoded:
 
 
 def spell(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> tuple[list[Piece], str]:
-    """The pieces of `ids` written behind `before`, and the text they make together."""
+    """Return the pieces of `ids` written behind `before`, and the text they make together."""
 
     def written(count: int) -> str:
         return tokenizer.decode([*before, *ids[:count]], clean_up_tokenization_spaces=False)
@@ -88,7 +93,7 @@ def spell(tokenizer: Any, before: Sequence[int], ids: Sequence[int]) -> tuple[li
 
 
 def encode(model: nn.Module, tokenizer: Any, text: str, pair: str | None, truncate: bool) -> Encoded:
-    """`text` (and `pair`) as `tokenizer` cuts it for `model`.
+    """Cut a text (and its pair) into tokens for a model.
 
     Raises FxlrpError for a tokenizer that does not say which characters its tokens stand for, an empty text, and one
     over the model's limit unless `truncate`, which leaves out what is too much, with a warning.
@@ -104,18 +109,18 @@ def encode(model: nn.Module, tokenizer: Any, text: str, pair: str | None, trunca
         raise FxlrpError("The text is empty; give at least one word.")
     limit = limit_of(model, tokenizer)
     options: dict[str, Any] = {"return_offsets_mapping": True, "verbose": False}
-    found = tokenizer(text, pair, **options)
-    dropped = len(found["input_ids"]) - limit
+    tokenized = tokenizer(text, pair, **options)
+    dropped = len(tokenized["input_ids"]) - limit
     if dropped > 0:
         if not truncate:
             raise FxlrpError(
-                f"The text has {len(found['input_ids'])} tokens, the model takes {limit}: shorten it, or truncate it "
+                f"The text has {limit + dropped} tokens, the model takes {limit}: shorten it, or truncate it "
                 "(truncate=True, --truncate)."
             )
-        found = tokenizer(text, pair, **options, truncation=True, max_length=limit)
-        warnings.warn(f"the last {dropped} tokens are left out: the model takes {limit}.", stacklevel=4)
-    offsets, sequences = found["offset_mapping"], found.sequence_ids(0)
-    tokens = tokenizer.convert_ids_to_tokens(found["input_ids"])
+        tokenized = tokenizer(text, pair, **options, truncation=True, max_length=limit)
+        warnings.warn(f"the last {dropped} tokens are left out: the model takes {limit}.", stacklevel=3)
+    offsets, sequences = tokenized["offset_mapping"], tokenized.sequence_ids(0)
+    tokens = tokenizer.convert_ids_to_tokens(tokenized["input_ids"])
     pieces = [
         Piece(str(token), sequence or 0, *(span if sequence is not None else (0, 0)))
         for token, sequence, span in zip(tokens, sequences, offsets, strict=True)
@@ -125,28 +130,27 @@ def encode(model: nn.Module, tokenizer: Any, text: str, pair: str | None, trunca
     takes = accepted(model)
     fields = {
         name: list(values)
-        for name, values in found.items()
+        for name, values in tokenized.items()
         if name in takes and name not in ("input_ids", "offset_mapping") and len(values) == len(pieces)
     }
     segments = [text] if pair is None else [text, pair]
-    return Encoded(segments, list(found["input_ids"]), pieces, fields, max(dropped, 0))
+    return Encoded(segments, list(tokenized["input_ids"]), pieces, fields, max(dropped, 0))
 
 
 def limit_of(model: nn.Module, tokenizer: Any) -> int:
-    """How many tokens the model takes, as far as it or its tokenizer says."""
+    """Return how many tokens the model takes, as far as it or its tokenizer says."""
     config = getattr(model, "config", None)
-    own = getattr(config, "max_position_embeddings", None)
-    limits = [getattr(tokenizer, "model_max_length", None), own]
+    limits = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
     return min((n for n in limits if isinstance(n, int) and 0 < n < UNLIMITED), default=UNLIMITED)
 
 
 def accepted(model: nn.Module) -> set[str]:
-    """The names of the arguments the model's forward takes."""
+    """Return the names of the arguments that the model's forward takes."""
     return set(inspect.signature(model.forward).parameters)
 
 
 def batched(model: nn.Module, tokenizer: Any, texts: Sequence[Encoded]) -> dict[str, Tensor]:
-    """The texts as the model's keyword arguments [B, T], the shorter ones padded on the right."""
+    """Make the model's keyword arguments [B, T] of texts, the shorter ones padded on the right."""
     weight = next(model.parameters(), torch.empty(0))
     length = max(len(t.ids) for t in texts)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0

@@ -83,19 +83,20 @@ _ids = itertools.count()
 
 
 def fragment(panels: Sequence[dict[str, Any]]) -> str:
-    """HTML for a notebook's cell or a page's body: each panel the text of one attribution and its switch."""
+    """Return HTML for a notebook's cell or a page's body: each panel is one text with buttons for its questions."""
     bars = ",".join(_colour(r / 4) for r in range(-4, 5))
     return f"<style>{STYLE.replace('BARS', bars)}</style>" + "".join(map(_panel, panels))
 
 
 def page(panels: Sequence[dict[str, Any]]) -> str:
-    """A whole HTML file."""
+    """Return a whole HTML file."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     head += '<meta name="viewport" content="width=device-width"><title>fxlrp</title>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{fragment(panels)}</body></html>\n'
 
 
 def _panel(panel: dict[str, Any]) -> str:
+    """Write one panel: the question, the coloured text, the key and, for several questions, the table."""
     name = f"fxlrp-{next(_ids)}"
     titles, row = panel["titles"], panel["rows"][0]
     top = max(map(abs, row), default=0) or 1

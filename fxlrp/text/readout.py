@@ -15,8 +15,9 @@ from fxlrp.text.words import Piece
 
 
 def of_tokens(a: Attribution, tokenizer: Any, labels: Sequence[str] = ()) -> list[TextAttribution]:
-    """The token ids [B, T] among the explained inputs of any call, beside pictures or sounds: an attribution of each
-    text, padding at its end left out.
+    """Return an attribution of each text among the explained inputs of any call, beside pictures or sounds.
+
+    The texts are the first input that is token ids [B, T]; padding at their end is left out.
 
     labels: names of the classes; without them, class 0, class 1, …  Of several texts that one sample read, as
       captions of a picture, the same was asked.
@@ -26,10 +27,10 @@ def of_tokens(a: Attribution, tokenizer: Any, labels: Sequence[str] = ()) -> lis
 
     Raises FxlrpError if no token ids were explained, or labels has no name for a class that was.
     """
-    found = [(x, r) for x, r in zip(a.inputs, a.named.values(), strict=True) if _are_ids(x)]
-    if not found:
+    texts = [(x, r) for x, r in zip(a.inputs, a.named.values(), strict=True) if _are_ids(x)]
+    if not texts:
         raise FxlrpError(f"No explained input is token ids [B, T]; relevance is of {', '.join(a.named)}.")
-    ids, relevance = found[0]
+    ids, relevance = texts[0]
     several = a.target is not None and a.target.ndim == 2
     matrices = relevance if several else relevance[:, None]  # [B, K, T]
     out = []
@@ -49,11 +50,12 @@ def of_tokens(a: Attribution, tokenizer: Any, labels: Sequence[str] = ()) -> lis
 
 
 def _are_ids(x: Tensor) -> bool:
+    """Tell whether an input looks like token ids: whole numbers in rows."""
     return x.ndim == 2 and not x.is_floating_point() and not x.is_complex()
 
 
 def _spelled(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Piece]]:
-    """The text that ids stand for, and their pieces; special ones stand for no text."""
+    """Return the text that ids stand for, and their pieces; special ones stand for no text."""
     special = set(tokenizer.all_special_ids)
     written, text = spell(tokenizer, [], [i for i in ids if i not in special])
     pieces, rest, at = [], iter(written), 0

@@ -1,4 +1,4 @@
-"""Tasks: what a model's output answers, told by its names, its shape and what it depends on, never by a class."""
+"""Tasks: what a model's output answers, seen from its names, its shape and what it depends on, never from a class."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ class Task(Enum):
 
 
 def run(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's float outputs by name; a bare tensor is named logits.
+    """Run a model and return its float outputs by name; a bare tensor is named logits.
 
-    Raises FxlrpError, with what the model says, if it refuses the inputs.
+    Raises FxlrpError, with the model's message, if it refuses the inputs.
     """
     try:
         with torch.no_grad():
             returned = model(**{name: t.clone() for name, t in inputs.items()})
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FxlrpError(
-            f"The model refuses this text ({said}); does the tokenizer belong to it, and is the text short enough?"
+            f"The model refuses this text ({reason}); does the tokenizer belong to it, and is the text short enough?"
         ) from error
     if isinstance(returned, Tensor):
         returned = {"logits": returned}
     elif not isinstance(returned, Mapping):
-        found = returned if isinstance(returned, tuple | list) else (getattr(returned, "logits", None),)
-        returned = {"logits": next((t for t in found if isinstance(t, Tensor)), None)}
+        parts = returned if isinstance(returned, tuple | list) else (getattr(returned, "logits", None),)
+        returned = {"logits": next((t for t in parts if isinstance(t, Tensor)), None)}
     return {name: t for name, t in returned.items() if isinstance(t, Tensor) and t.is_floating_point()}
 
 
 def start_of_decoder(model: nn.Module, tokenizer: Any) -> int:
-    """The token that a decoder's text begins with.  Raises FxlrpError if neither model nor tokenizer says."""
+    """Return the token that a decoder's text begins with.  Raises FxlrpError if neither model nor tokenizer says."""
     for source in (getattr(model, "generation_config", None), getattr(model, "config", None)):
         for name in ("decoder_start_token_id", "bos_token_id"):
             if isinstance(token := getattr(source, name, None), int):
@@ -61,13 +61,13 @@ def start_of_decoder(model: nn.Module, tokenizer: Any) -> int:
 
 
 def ends_of(model: nn.Module, tokenizer: Any) -> set[int]:
-    """The tokens that end a text."""
+    """Return the tokens that end a text."""
     named = [getattr(getattr(model, "generation_config", None), "eos_token_id", None), tokenizer.eos_token_id]
     return {i for ids in named for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
 
 
 def decoder(model: nn.Module, inputs: Mapping[str, Tensor], ids: Sequence[int]) -> dict[str, Tensor]:
-    """The model's inputs with `ids` as the decoder's text, the same for all texts."""
+    """Return the model's inputs with `ids` as the decoder's text, the same for all texts."""
     x = inputs["input_ids"]
     return {**inputs, "decoder_input_ids": torch.tensor(ids, device=x.device).expand(len(x), -1).contiguous()}
 
@@ -75,9 +75,11 @@ def decoder(model: nn.Module, inputs: Mapping[str, Tensor], ids: Sequence[int]) 
 def probe(
     model: nn.Module, tokenizer: Any, inputs: Mapping[str, Tensor], asked: Output
 ) -> tuple[Task, dict[str, Tensor], dict[str, Tensor]]:
-    """The task, the inputs with a decoder's beside them if it needs them, and the outputs.
+    """Find out what a model is asked, by running it.
 
     asked: the name of the output that is explained, if it was named.
+
+    Returns the task, the inputs with a decoder's beside them if it needs them, and the outputs.
 
     Raises FxlrpError for a model without scores in its output.
     """
@@ -120,14 +122,14 @@ def probe(
 
 
 def vocabulary_sizes(model: nn.Module, tokenizer: Any) -> set[int]:
-    """How many scores an output over the vocabulary may have."""
+    """Return how many scores an output over the vocabulary may have."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     return {len(tokenizer), *(n for c in (config, text) if isinstance(n := getattr(c, "vocab_size", None), int))}
 
 
 def _causal(model: nn.Module, inputs: Mapping[str, Tensor], logits: Tensor, name: str) -> bool:
-    """Whether what the model says of the first token stays the same when a later one changes."""
+    """Tell whether what the model says of the first token stays the same when the later ones change."""
     ids = inputs["input_ids"][:1]
     if ids.shape[1] < 2:
         return True
@@ -140,13 +142,13 @@ def _causal(model: nn.Module, inputs: Mapping[str, Tensor], logits: Tensor, name
 
 
 def labels_of(model: nn.Module, count: int) -> list[str]:
-    """The names of `count` classes by the model's config, or class 0, class 1, …"""
+    """Return the names of `count` classes by the model's config, or class 0, class 1, …"""
     named = {int(i): str(n) for i, n in (getattr(getattr(model, "config", None), "id2label", None) or {}).items()}
     return [named.get(i, f"class {i}") for i in range(count)]
 
 
 def find_label(wanted: str | int, labels: Sequence[str]) -> int:
-    """The index of a class by its name (in any case) or number.  Raises FxlrpError naming those there are."""
+    """Return the index of a class by its name (in any case) or number.  Raises FxlrpError naming those there are."""
     if isinstance(wanted, int):
         if not 0 <= wanted < len(labels):
             raise FxlrpError(f"There is no class {wanted}: the model has {len(labels)}, 0 to {len(labels) - 1}.")
@@ -160,13 +162,14 @@ def find_label(wanted: str | int, labels: Sequence[str]) -> int:
         return find_label(int(wanted), labels)
     close = difflib.get_close_matches(wanted.lower(), low, 3)
     hint = f" (did you mean {' or '.join(labels[low.index(c)] for c in close)}?)" if close else ""
-    known = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
-    raise FxlrpError(f"There is no label {wanted!r}{hint}; the model knows {known}.")
+    some_labels = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+    raise FxlrpError(f"There is no label {wanted!r}{hint}; the model knows {some_labels}.")
 
 
 def find_vocabulary_word(wanted: str | int, tokenizer: Any, size: int) -> int:
-    """The id of the token that is `wanted`: an id, a token as the tokenizer writes it, or a word, in the form it has
-    behind a space if that is one token.
+    """Return the id of one token of the vocabulary.
+
+    wanted: an id, a token as the tokenizer writes it, or a word, as it is behind a space if that is one token.
 
     Raises FxlrpError for one that is several tokens, or none.
     """
@@ -189,7 +192,10 @@ def find_vocabulary_word(wanted: str | int, tokenizer: Any, size: int) -> int:
 
 
 def best_span(start: Tensor, end: Tensor, text: Encoded, longest: int = 30) -> tuple[int, int]:
-    """The tokens at which the likeliest answer starts and ends, inside the last segment (the context)."""
+    """Return the tokens at which the likeliest answer starts and ends, inside the last segment (the context).
+
+    start, end: the scores of each token [T].  longest: the most tokens between them.
+    """
     last = len(text.segments) - 1
     inside = torch.tensor([p.segment == last and p.end > p.start for p in text.pieces], device=start.device)
     n = len(text.pieces)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Piece:
-    """A token: as the tokenizer writes it, and characters start…end of segment `segment`; none if added to the text."""
+    """A token as the tokenizer writes it, and its characters start…end in a segment, none if it was added."""
 
     token: str
     segment: int
@@ -23,8 +23,11 @@ APOSTROPHES = "'’"
 
 
 def find_words(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each word in `text`: runs of anything but spaces and punctuation, an apostrophe between letters
-    included; each punctuation mark, symbol and character of an unspaced script alone."""
+    """Return (start, end) of each word in a text.
+
+    A word is a run of anything but spaces and punctuation, with apostrophes between letters.  Each punctuation mark,
+    symbol and character of an unspaced script is a word of its own.
+    """
     words: list[tuple[int, int]] = []
     open_word = False
     for i, c in enumerate(text):
@@ -42,7 +45,7 @@ def find_words(text: str) -> list[tuple[int, int]]:
 
 
 def words_of(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[int, int, int] | None]:
-    """For each piece the word (segment, start, end) that it begins in, spaces aside; None if it stands for no text."""
+    """Return for each piece the word (segment, start, end) that it begins in, spaces aside; None if there is none."""
     words = [find_words(text) for text in segments]
 
     def word(p: Piece) -> tuple[int, int, int] | None:

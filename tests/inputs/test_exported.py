@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 from fxlrp import FxlrpError
 from fxlrp.inputs import load_model
 from fxlrp.inputs.exported import check_inputs, input_shape, load_exported
-from fxlrp.inputs.exported.operators import operators, replacements
+from fxlrp.inputs.exported.kernels import replacements
+from fxlrp.inputs.exported.operators import operators
 
 
 class Net(nn.Module):

@@ -1,9 +1,9 @@
-"""Loading the .pt2 of torch.export without letting it run code.
+"""Load the .pt2 of torch.export without letting it run code.
 
 Such an archive is a program in JSON, raw numbers, and some pickles.  torch.export.load evaluates expressions in the
 JSON as Python, looks any function up by its name in it, and unpickles freely.  So it is never given the archive: what a
-network of operators consists of is read from it here, strictly (`program`, `operators`, `expressions`), a clean archive
-is made of that, and torch loads the clean one.
+network of operators consists of is read from it here, strictly (`program`, `checks`, `operators`, `expressions`), a
+clean archive is made of that, and torch loads the clean one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from fxlrp.errors import FxlrpError
 from fxlrp.export.artifact import RECORD, ExportedExplainer
 from fxlrp.inputs.archive import Archive
 from fxlrp.inputs.exported.bounds import check_bounds
-from fxlrp.inputs.exported.operators import replacements
-from fxlrp.inputs.exported.program import LONGEST_JSON, check_within, read_payload, read_program
+from fxlrp.inputs.exported.checks import check_within
+from fxlrp.inputs.exported.kernels import replacements
+from fxlrp.inputs.exported.program import LONGEST_JSON, read_payload, read_program
 from fxlrp.inputs.limits import parse_json
 from fxlrp.inputs.pickled_program import LONGEST, check_program
 
@@ -38,7 +39,7 @@ _FILES = re.compile(
 
 
 def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
-    """The module in a .pt2 that torch.export.save wrote, or the explainer that `fxlrp export` did.
+    """Load the module in a .pt2 that torch.export.save wrote, or the explainer that `fxlrp export` wrote.
 
     Raises FxlrpError, without having run anything of the file's, if it holds more than a network of aten operators.
     """
@@ -61,20 +62,21 @@ def load_exported(path: Path, *, trust: bool = False) -> nn.Module:
 
 
 def _loaded_by_torch(file: Path | io.BytesIO, path: Path) -> nn.Module:
+    """Let torch load an archive.  Raises FxlrpError, naming `path`, if it can't."""
     from torch.export.pt2_archive._package import load_pt2
 
     try:
         program = load_pt2(file if isinstance(file, io.BytesIO) else str(file)).exported_programs["model"]
         return program.module(check_guards=False)  # guards are Python code
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
         raise FxlrpError(
-            f"{path} cannot be loaded by torch {torch.__version__}; export it again with this version ({said})."
+            f"{path} cannot be loaded by torch {torch.__version__}; export it again with this version ({reason})."
         ) from error
 
 
 def _clean_copy(archive: Archive) -> io.BytesIO:
-    """An archive with the network alone, made anew of what could be understood of this one."""
+    """Make an archive of the network alone, of what could be understood of this one.  Raises ValueError for more."""
     if archive.read("archive_format", 16) != b"pt2":
         raise ValueError("another kind of archive")
     version = archive.read("archive_version", 16)
@@ -111,7 +113,7 @@ def _clean_copy(archive: Archive) -> io.BytesIO:
 
 
 def _replace_trusting(module: nn.Module) -> None:
-    """Put ops that look at their arguments in the place of kernels that trust them."""
+    """Put ops that look at their arguments in the place of those whose kernels trust them."""
     for graph in (m for m in module.modules() if isinstance(m, torch.fx.GraphModule)):
         for node in graph.graph.nodes:
             node.target = replacements().get(node.target, node.target)
@@ -126,28 +128,31 @@ def _check_sample(archive: Archive) -> None:
             check_program(sample.read("data.pkl", LONGEST), {}, sample.has_storage)
 
 
-def _about(said: Any) -> dict[str, Any]:
-    """What an exported explainer says about itself, if it is of the kind it should be."""
-    names, places = said["inputs"], said["explained"]
+def _about(record: Any) -> dict[str, Any]:
+    """Return what an exported explainer says about itself.  Raises ValueError if it is not of the kind it should be."""
+    names, places = record["inputs"], record["explained"]
     if not all(isinstance(n, str) for n in names) or not all(type(i) is int and 0 <= i < len(names) for i in places):
         raise ValueError(f"a record {EXTRA!r} that names no inputs")
-    if not isinstance(said["contrast"], str | int | None) or not isinstance(said["rulebook"], str):
+    if not isinstance(record["contrast"], str | int | None) or not isinstance(record["rulebook"], str):
         raise ValueError(f"a record {EXTRA!r} that names no rulebook")
-    axes = said.setdefault("axes", [0] * len(names))
+    axes = record.setdefault("axes", [0] * len(names))
     if len(axes) != len(names) or not all(a is None or (type(a) is int and 0 <= a < 64) for a in axes):
         raise ValueError(f"a record {EXTRA!r} that names no axes")
-    return said
+    return record
 
 
 def _in_eval(module: nn.Module) -> nn.Module:
-    """In eval mode for those who ask; the mode it was exported in is in its operators, and its own eval() raises."""
+    """Set a module to eval mode for those who ask: its operators stay in the mode they were exported in.
+
+    The eval() that torch gives an exported module raises, and is taken away.
+    """
     for name in ("train", "eval"):
         vars(module).pop(name, None)
     return module.eval()
 
 
 def _example(module: nn.Module) -> list[Tensor]:
-    """The inputs that the network was exported with, as far as they are tensors; without storage."""
+    """Return the inputs that the network was exported with, as far as they are tensors, without their numbers."""
     assert isinstance(module, torch.fx.GraphModule)
     values = [n.meta.get("val") for n in module.graph.find_nodes(op="placeholder")]
     return [v for v in values if isinstance(v, Tensor)]
@@ -166,7 +171,7 @@ def check_inputs(module: nn.Module, *inputs: Tensor) -> None:
 
 
 def input_shape(module: nn.Module) -> list[int] | None:
-    """The shape of an exported module's first input, 0 where any size will do; None if it is no exported module."""
+    """Return the shape of an exported module's first input, 0 where any size will do; None for any other module."""
     module = module.module if isinstance(module, ExportedExplainer) else module
     if isinstance(module, torch.fx.GraphModule):
         for node in module.graph.nodes:

@@ -1,4 +1,4 @@
-"""How large the tensors of a network become, found before any of them is made."""
+"""Find how large the tensors of a network become, before any of them is made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fxlrp.errors import FxlrpError
 LEAST = 2**27
 """Numbers that a network may always make in one pass: half a gigabyte."""
 FACTOR = 2**12
-"""How many times as many as its inputs and weights it may make; a network with skip connections makes some hundred."""
+"""How many numbers it may make for each of its inputs and weights; one with skip connections makes some hundred."""
 LARGEST_SIZE = 2**40
 
 
@@ -33,30 +33,32 @@ def check_bounds(module: nn.Module, inputs: Sequence[Tensor]) -> None:
     allowed = max(LEAST, FACTOR * (weights + sum(map(math.prod, shapes))))
     try:
         with torch.no_grad(), mode:
-            given = [torch.empty(s, dtype=t.dtype, device=t.device) for s, t in zip(shapes, inputs, strict=True)]
-            _Adding(module, [allowed]).run(*given, enable_io_processing=False)
+            empty = [torch.empty(s, dtype=t.dtype, device=t.device) for s, t in zip(shapes, inputs, strict=True)]
+            _Adding(module, [allowed]).run(*empty, enable_io_processing=False)
     except FxlrpError:
         raise
     except Exception as error:
-        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         named = " and ".join(map(str, shapes))
-        raise FxlrpError(f"The exported network does not run for inputs of shape {named} ({said}).") from error
+        raise FxlrpError(f"The exported network does not run for inputs of shape {named} ({reason}).") from error
 
 
 class _Adding(fx.Interpreter):
-    """Adds up the numbers in all tensors that a graph makes; `left` is how many more it may."""
+    """Counts the numbers in all tensors that a graph makes; `left` holds how many more it may make."""
 
     def __init__(self, module: fx.GraphModule, left: list[int]) -> None:
         super().__init__(module)
         self.left = left
 
     def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call a function, or count inside the body of a `with` block."""
         place = next((i for i, arg in enumerate(args) if isinstance(arg, fx.GraphModule)), None)
-        if place is not None:  # the body of a `with` block
+        if place is not None:
             return _Adding(args[place], self.left).run(*args[place + 1 :], enable_io_processing=False)
         return super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node and count what it makes.  Raises FxlrpError if that is too much."""
         value = super().run_node(n)
         if n.op != "call_function":
             return value

@@ -1,4 +1,4 @@
-"""Symbolic sizes in an exported program, such as "Mul(Integer(2), Symbol('s0', integer=True))".
+"""Check symbolic sizes in an exported program, such as "Mul(Integer(2), Symbol('s0', integer=True))".
 
 torch hands these strings to sympy, which evaluates them as Python.  They are parsed here first, without being run, and
 only arithmetic of a few sizes is let through.
@@ -31,7 +31,7 @@ _DEGREE = 12
 
 
 def check_expression(text: str) -> str:
-    """The expression, if it is arithmetic of sizes.  Raises ValueError if it is anything else, or too large."""
+    """Return an expression that is arithmetic of sizes.  Raises ValueError if it is anything else, or too large."""
     if len(text) > _LONGEST or not text.isascii():
         raise ValueError(f"a size of {len(text)} characters")
     try:
@@ -46,7 +46,7 @@ def check_expression(text: str) -> str:
 
 
 def _degree(tree: ast.expr) -> int:
-    """How many sizes are multiplied with each other at most: 2 for h · w + 1.
+    """Return how many sizes are multiplied with each other at most: 2 for h · w + 1.
 
     Raises ValueError for a part that is no arithmetic.
     """
@@ -57,9 +57,9 @@ def _degree(tree: ast.expr) -> int:
             return 0
         case ast.Name(id=name) if SYMBOL.fullmatch(name) or name in ("true", "false"):
             return 1
-        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str() as name)], keywords=given):
-            known = all(k.arg in _ASSUMPTIONS and isinstance(k.value, ast.Constant) for k in given)
-            if SYMBOL.fullmatch(name) and known and all(isinstance(k.value.value, bool) for k in given):  # type: ignore[attr-defined]
+        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str() as name)], keywords=keywords):
+            plain = all(k.arg in _ASSUMPTIONS and isinstance(k.value, ast.Constant) for k in keywords)
+            if SYMBOL.fullmatch(name) and plain and all(isinstance(k.value.value, bool) for k in keywords):  # type: ignore[attr-defined]
                 return 1
         case ast.Call(func=ast.Name(id="Pow"), args=[base, power], keywords=[]):
             return _degree(base) * _power(power)
@@ -77,7 +77,7 @@ def _degree(tree: ast.expr) -> int:
 
 
 def _power(tree: ast.expr) -> int:
-    """A small number that a size is raised to, 1 where it is a root.  Raises ValueError for any other power."""
+    """Return the small number that a size is raised to, 1 for a root.  Raises ValueError for any other power."""
     match tree:
         case ast.Call(func=ast.Name(id="Integer"), args=[ast.Constant(value=int() as n)], keywords=[]):
             pass

@@ -7,13 +7,9 @@ result is as large as a value says.
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._decomp import decomposition_table
 
 from fxlrp.capture.functionalize import MODES
 
@@ -134,217 +130,12 @@ _PYTHON = (
 )
 
 _PLACES = {f"torch.ops.higher_order.{mode.__name__}": place for mode, place in MODES.items()}
-"""At which place the submodule stands in the calls that stand for a mode."""
-_NAMES = [name for line in _ATEN.splitlines() if not line.startswith("#") for name in line.split()]
-
-
-def _max_pool_backward(g: Tensor, x: Tensor, *args: Any) -> Tensor:
-    """The derivative of max pooling: scatter, unlike the kernel of its own, looks at the indices."""
-    *_, indices = args
-    axes = len(args[0])
-    zeros = g.new_zeros(x.shape).flatten(-axes)
-    return zeros.scatter_add(-1, indices.flatten(-axes), g.flatten(-axes)).view(x.shape)
-
-
-def _by_autograd(op: Callable[..., Tensor], g: Tensor, x: Tensor, *args: Any) -> Tensor:
-    """The derivative of an op by its first argument; autograd, unlike the kernels of derivatives, looks at sizes."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(op(x, *args), x, g)[0]
-
-
-def _adaptive_pool_backward(pool: Callable[..., Tensor], g: Tensor, x: Tensor) -> Tensor:
-    """The derivative of adaptive average pooling to the size of g."""
-    return _by_autograd(pool, g, x, g.shape[2 - g.ndim :])
-
-
-def _recurrent(
-    op: Callable[..., Any],
-    gates: int,
-    x: Tensor,
-    state: Any,
-    weights: Sequence[Tensor],
-    biases: bool,
-    layers: int,
-    dropout: float,
-    train: bool,
-    both_ways: bool,
-    batch_first: bool,
-) -> Any:
-    """A recurrent network, of whose weights and state the sizes fit each other.  Raises ValueError if they don't."""
-    ways, states = 1 + both_ways, list(state) if isinstance(state, list | tuple) else [state]
-    size, batch = states[0].shape[-1], x.shape[0 if batch_first else 1]
-    wanted: list[tuple[int, ...]] = []
-    for layer in range(min(layers, 64)):
-        width = x.shape[-1] if layer == 0 else size * ways
-        rows = ((gates * size, width), (gates * size, size), *[(gates * size,)] * (2 * biases))
-        wanted += rows * ways
-    fits = x.ndim == 3 and [tuple(w.shape) for w in weights] == wanted
-    if (
-        not fits
-        or any(tuple(h.shape) != (layers * ways, batch, size) for h in states)
-        or len(states) != (gates == 4) + 1
-    ):
-        raise ValueError("a recurrent network whose sizes don't fit each other")
-    return op(x, state, weights, biases, layers, dropout, train, both_ways, batch_first)
-
-
-def _batch_norm(x: Tensor, w: Any, b: Any, mean: Tensor, var: Tensor, momentum: float, eps: float) -> tuple:
-    """A batch norm by its running statistics; those of the batch are empty."""
-    z = torch.ops.aten.batch_norm(x, w, b, mean, var, False, momentum, eps, False)
-    return z, x.new_empty(0), x.new_empty(0)
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """v scaled to the norms g along an axis."""
-    others = [d for d in range(v.ndim) if d != dim % v.ndim]
-    return v * (g / v.square().sum(others, keepdim=True).sqrt())
-
-
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dropout: float = 0.0,
-    causal: bool = False,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """softmax(q kᵀ · scale + mask) v, and the logarithm of the softmax's denominators."""
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if attn_mask is not None:
-        scores = scores + attn_mask
-    if causal:
-        ahead = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(ahead, float("-inf"))
-    return scores.softmax(-1) @ v, scores.logsumexp(-1)
-
-
-def _attention_backward(
-    g: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    denominators: Tensor,
-    dropout: float,
-    causal: bool,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivative of attention by q, k and v."""
-    with torch.enable_grad():
-        q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
-        z, _ = _attention(q, k, v, dropout, causal, attn_mask=attn_mask, scale=scale)
-        dq, dk, dv = torch.autograd.grad(z, (q, k, v), g)
-    return dq, dk, dv
-
-
-# Kernels that trust what they are given: indices, counts, sizes of statistics.  What is run is made of ops that don't.
-_TRUSTING: dict[str, Callable[..., Any] | None] = {
-    "max_pool2d_with_indices_backward.default": _max_pool_backward,
-    "max_pool3d_with_indices_backward.default": _max_pool_backward,
-    "_scaled_dot_product_flash_attention_for_cpu.default": _attention,
-    "_scaled_dot_product_flash_attention_for_cpu_backward.default": _attention_backward,
-    "_weight_norm.default": _weight_norm,
-    **{
-        f"_adaptive_avg_pool{n}d_backward.default": functools.partial(
-            _adaptive_pool_backward, getattr(torch.ops.aten, f"_adaptive_avg_pool{n}d").default
-        )
-        for n in (2, 3)
-    },
-    **{
-        f"{name}_backward.default": functools.partial(_by_autograd, getattr(torch.ops.aten, name).default)
-        for name in (
-            "avg_pool2d",
-            "avg_pool3d",
-            "reflection_pad1d",
-            "reflection_pad2d",
-            "replication_pad1d",
-            "replication_pad2d",
-        )
-    },
-    **{name: None for name in _NAMES if "batch_norm_" in name or name.startswith(("native_", "_fused_rms"))},
-    "_native_batch_norm_legit_no_training.default": _batch_norm,
-    **{
-        f"{name}.input": functools.partial(_recurrent, getattr(torch.ops.aten, name).input, gates)
-        for name, gates in (("lstm", 4), ("gru", 3), ("rnn_tanh", 1), ("rnn_relu", 1))
-    },
-    **{f"{name}_backward.default": None for name in ("embedding_dense", "unfold")},
-    **{f"{name}_backward_data.default": None for name in ("_softmax", "_log_softmax")},
-}
-
-
-@functools.cache
-def replacements() -> dict[Any, Callable[..., Any]]:
-    """What is run in the place of operators whose kernels trust their arguments: torch's decompositions, and ours."""
-    found = {}
-    for name, ours in _TRUSTING.items():
-        op = operators().get(f"torch.ops.aten.{name}")
-        if op is not None:
-            found[op] = run = ours or decomposition_table[op]
-            if isinstance(run, functools.partial):  # torch.fx writes the names of what it calls
-                run.__name__ = run.__qualname__ = re.sub(r"\W", "_", name)  # type: ignore[attr-defined]
-                run.__module__ = __name__
-    for view in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
-        found[view] = torch.ops.aten.reshape.default  # what is run instead may lay its result out otherwise
-    return found
-
-
-@functools.cache
-def operators() -> dict[str, Any]:
-    """Every operator that may be called, by its name in a file.  One that this version of torch lacks is left out."""
-    found: dict[str, Any] = {}
-    for name in _NAMES:
-        packet, _, overload = name.partition(".")
-        op = getattr(getattr(torch.ops.aten, packet, None), overload, None)
-        if op is not None:
-            found[f"torch.ops.aten.{name}"] = op
-    return found
-
-
-def check_call(node: dict[str, Any]) -> None:
-    """Check that a node calls what it may, by the arguments that has.  Raises ValueError if it does not."""
-    target, given = node["target"], [i["arg"] for i in node["inputs"]]
-    kinds = [next(iter(arg)) for arg in given]
-    if target in _PLACES:
-        place = _PLACES[target]
-        if kinds[place : place + 1] != ["as_graph"] or kinds.count("as_graph") != 1:
-            raise ValueError(f"a {target} in a way of its own")
-        return
-    if "as_graph" in kinds:
-        raise ValueError(f"{target[:80]} of a graph")
-    if target in _PYTHON:
-        if target == "_operator.pow" and not (kinds[1:] == ["as_int"] and 0 <= given[1]["as_int"] <= 4):
-            raise ValueError("a power of sizes")
-        if not set(kinds) <= _SCALARS:
-            raise ValueError(f"{target} of {', '.join(kinds)}")
-        return
-    op = operators().get(target)
-    if op is None:
-        raise ValueError(f"an operator {target[:80]!r}")
-    takes = {a.name: str(a.real_type) for a in op._schema.arguments}
-    for given_as in node["inputs"]:
-        name, (kind, value) = given_as["name"], next(iter(given_as["arg"].items()))
-        if name not in takes:
-            raise ValueError(f"{target} with {name[:80]!r}")
-        if kind not in _kinds(takes[name]) and value != []:
-            raise ValueError(f"{target} with {name} {kind}")
-        if name in _STEPS and "strided" not in target and any(abs(n) > MOST_STEPS for n in _integers(value)):
-            raise ValueError(f"{target} with {name} {str(value)[:80]}")
-
+"""The place of the submodule among the arguments, for calls that stand for a mode such as no_grad."""
+NAMES = [name for line in _ATEN.splitlines() if not line.startswith("#") for name in line.split()]
 
 MOST_STEPS = 1024
-"""How far a window may reach, or be moved: some kernels end the process for more."""
+"""The furthest that a window may reach, or be moved: some kernels end the process for more."""
 _STEPS = frozenset(("stride", "dilation", "padding", "output_padding", "kernel_size", "pad", "groups"))
-
-
-def _integers(value: Any) -> list[int]:
-    return [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
-
-
 _SCALARS = frozenset(("as_int", "as_float", "as_bool", "as_sym_int", "as_sym_float", "as_sym_bool", "as_tensor"))
 _TAKES = {
     "Tensor": ("as_tensor", "as_int", "as_float", "as_sym_int", "as_sym_float"),  # numbers, beside tensors
@@ -366,8 +157,55 @@ _TAKES = {
 
 
 @functools.cache
+def operators() -> dict[str, Any]:
+    """Return the operators that may be called, by their names in a file, but those that this version of torch lacks."""
+    called: dict[str, Any] = {}
+    for name in NAMES:
+        packet, _, overload = name.partition(".")
+        op = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+        if op is not None:
+            called[f"torch.ops.aten.{name}"] = op
+    return called
+
+
+def check_call(node: dict[str, Any]) -> None:
+    """Check that a node calls what it may, by arguments of the right kinds.  Raises ValueError if it does not."""
+    target, arguments = node["target"], [i["arg"] for i in node["inputs"]]
+    kinds = [next(iter(arg)) for arg in arguments]
+    if target in _PLACES:
+        place = _PLACES[target]
+        if kinds[place : place + 1] != ["as_graph"] or kinds.count("as_graph") != 1:
+            raise ValueError(f"a {target} in a way of its own")
+        return
+    if "as_graph" in kinds:
+        raise ValueError(f"{target[:80]} of a graph")
+    if target in _PYTHON:
+        if target == "_operator.pow" and not (kinds[1:] == ["as_int"] and 0 <= arguments[1]["as_int"] <= 4):
+            raise ValueError("a power of sizes")
+        if not set(kinds) <= _SCALARS:
+            raise ValueError(f"{target} of {', '.join(kinds)}")
+        return
+    op = operators().get(target)
+    if op is None:
+        raise ValueError(f"an operator {target[:80]!r}")
+    takes = {a.name: str(a.real_type) for a in op._schema.arguments}
+    for given in node["inputs"]:
+        name, (kind, value) = given["name"], next(iter(given["arg"].items()))
+        if name not in takes:
+            raise ValueError(f"{target} with {name[:80]!r}")
+        if kind not in _kinds(takes[name]) and value != []:
+            raise ValueError(f"{target} with {name} {kind}")
+        if name in _STEPS and "strided" not in target and any(abs(n) > MOST_STEPS for n in _integers(value)):
+            raise ValueError(f"{target} with {name} {str(value)[:80]}")
+
+
+def _integers(value: Any) -> list[int]:
+    return [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+
+
+@functools.cache
 def _kinds(takes: str) -> frozenset[str]:
-    """The kinds of value in a file that an argument of a type of torch's schemas takes."""
+    """Return the kinds of value in a file that an argument takes, by its type in torch's schemas."""
     if takes.startswith("Optional["):
         return _kinds(takes[len("Optional[") : -1]) | {"as_none", "as_optional_tensor"}
     return frozenset(_TAKES.get(takes, ()))

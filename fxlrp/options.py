@@ -1,0 +1,174 @@
+"""The options of the command line, and what their values mean: sizes, numbers, contrasts, a model on a device."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from fxlrp.capture.precision import WIDER
+from fxlrp.errors import FxlrpError
+from fxlrp.inputs import LoadedModel, find_class, load_model
+from fxlrp.inputs.pictures import channels_of
+from fxlrp.rules.registry import Rulebook
+from fxlrp.terminal import err
+
+DEFAULT_RULES = "abslrp-hybrid"
+"""The rulebook found best on trained models (docs/rules.md)."""
+COMPARED_RULES = "abslrp-hybrid,abslrp,zplus,gamma,attnlrp,gradient-input"
+
+# The model and how it is loaded.
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A .pt/.pth with a module, a state dict (with --arch), a .pt2, a Hugging Face folder, "
+        "timm:NAME, torchvision:NAME or hf:NAME."
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(help="What a state dict belongs to: timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Unpickle whatever MODEL asks for; it may run any code.")]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="timm:, torchvision: and hf: names without their weights.")
+]
+
+# The question and the rules.
+Rules = Annotated[
+    str, typer.Option(help="Rulebook, as in gamma or gamma:gamma=0.1,epsilon=1e-6; `fxlrp rules` lists them.")
+]
+RulesOrDefault = Annotated[str | None, typer.Option(help="Rulebook; `fxlrp rules` lists them.")]
+SeveralRules = Annotated[str, typer.Option(help="Rulebooks with commas between, each as for explain.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model in which some op has no rule of its own.")]
+Target = Annotated[str | None, typer.Option(help="Class to explain, number or name; the top one.")]
+Contrast = Annotated[
+    str,
+    typer.Option(
+        help="What it is set against: none, others, softmax, a class, or what suits the rulebook.",
+        metavar="CONTRAST",
+    ),
+]
+ContrastAsForExplain = Annotated[str, typer.Option(help="As for explain.", metavar="CONTRAST")]
+ExportedContrast = Annotated[str, typer.Option(help="As for explain; it becomes part of the graph.")]
+TokenContrast = Annotated[
+    str | None, typer.Option(help="What each token is set against: none, others, softmax, or a word; softmax.")
+]
+
+# Pictures.
+Picture = Annotated[Path, typer.Argument(help="A picture.", metavar="INPUT")]
+PictureForMass = Annotated[Path | None, typer.Argument(help="A picture, for --mass.", metavar="[INPUT]")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Pictures: files, folders or globs. For a model of text: texts, - to read one.", metavar="INPUT..."
+    ),
+]
+Size = Annotated[str | None, typer.Option(help="Input size in pixels, H or HxW.", metavar="H[xW]")]
+Mean = Annotated[str | None, typer.Option(help="Of each colour in 0..1, as 0.5,0.5,0.5.", metavar="R,G,B")]
+Std = Annotated[str | None, typer.Option(help="Of each colour in 0..1.", metavar="R,G,B")]
+Labels = Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")]
+
+# Texts.
+Prompt = Annotated[str, typer.Argument(help="What the model goes on from; - reads it.")]
+Continuation = Annotated[str | None, typer.Option(help="Explain this text instead of one it writes.")]
+MaxNewTokens = Annotated[int, typer.Option(help="How many tokens it writes at most.", min=1)]
+TextFile = Annotated[Path | None, typer.Option(help="Texts, one a line.")]
+Pair = Annotated[str | None, typer.Option(help="The second text, as the context of a question.")]
+Position = Annotated[str | None, typer.Option(help="The token asked about: its place, or a word.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Leave out what is over the model's limit.")]
+
+# What is written.
+Heatmaps = Annotated[
+    Path | None, typer.Option("-o", "--output", help="File for one picture, folder for several; ./NAME_fxlrp.png.")
+]
+ExportFile = Annotated[Path, typer.Option("-o", "--output", help="A .pt2 or .onnx file.")]
+ComparisonFile = Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")]
+DemoFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder for what is written.")]
+ResultsFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results; a rerun goes on.")]
+Html = Annotated[Path | None, typer.Option(help="Write the coloured texts to one HTML file.", metavar="FILE")]
+
+# Of one command each.
+CompileAoti = Annotated[bool, typer.Option("--aoti", help="Compile for this machine, by AOTInductor.")]
+AllNodes = Annotated[bool, typer.Option("--nodes", help="A row for every node.")]
+Mass = Annotated[bool, typer.Option("--mass", help="How much relevance arrives and leaves, by module.")]
+Depth = Annotated[int, typer.Option(help="Levels of modules shown by --mass.", min=1)]
+DemoText = Annotated[bool, typer.Option("--text", help="Two reviews in the place of a picture.")]
+
+# Of `fxlrp evaluate`.
+Data = Annotated[
+    str,
+    typer.Argument(help="A folder of pictures, a data set saved by Hugging Face's datasets, or module:factory."),
+]
+Methods = Annotated[str, typer.Option(help="Rulebooks and baselines, by commas.", metavar="A,B,…")]
+Masks = Annotated[Path | None, typer.Option(help="Folder with NAME.png or NAME_mask.png for each picture.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many samples.", min=1)]
+Steps = Annotated[int, typer.Option(help="Masking steps.", min=2)]
+Definition = Annotated[str, typer.Option(help="Of GAE: fixed, or 2024-12 as published.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Inputs in one call of the model.", min=1)]
+Seed = Annotated[int, typer.Option(help="Of mosaics and noise.")]
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+Version = Annotated[bool, typer.Option("--version", help="Show the version.")]
+
+
+def load(model: str, arch: str | None, trust: bool, random_weights: bool, device: str | None) -> LoadedModel:
+    """Load a model and move it to its device, on a CPU in single precision or better.
+
+    Raises FxlrpError for a device that is not there, and what `load_model` raises.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise FxlrpError(f"--device is cpu or cuda, not {device}.")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise FxlrpError("There is no GPU that torch can use; leave --device out.")
+    loaded = load_model(model, arch=arch, trust=trust, pretrained=not random_weights)
+    if device == "cpu" and any(p.dtype in WIDER for p in loaded.module.parameters()):
+        err.print("[yellow]note:[/] the model is in half precision, in which a CPU is slow; it is run in float32.")
+        loaded.module.float()
+    loaded.module.to(device)
+    if not loaded.reads_text:
+        loaded.preprocess = loaded.preprocess.but(channels=channels_of(loaded.module))
+    return loaded
+
+
+def refuse_options(options: dict[str, Any], kind: str) -> None:
+    """Raise FxlrpError if one of the options was given: they go with models that read `kind`."""
+    if given := next((name for name, value in options.items() if value is not None), None):
+        raise FxlrpError(f"--{given.replace('_', '-')} goes with models that read {kind}; this one does not.")
+
+
+def parse_contrast(text: str, loaded: LoadedModel, book: Rulebook | None = None) -> int | str | None:
+    """Return a contrast as the library takes it: a class index, "others", "softmax" or None.
+
+    book: the rulebook whose default is meant by "default".
+
+    Raises FxlrpError for a class that the model does not have.
+    """
+    if text == "default" and book is not None:
+        return book.default_contrast
+    if text in ("none", "others", "softmax"):
+        return None if text == "none" else text
+    return find_class(text, loaded.labels)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return the height and width in pixels of "224" or "240x320".  Raises FxlrpError for anything else."""
+    if text is None:
+        return None
+    if not (sides := re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)):
+        raise FxlrpError(f"--size takes pixels, as in 224 or 240x320, not {text}.")
+    return int(sides[1]), int(sides[2] or sides[1])
+
+
+def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Return the numbers of "0.5,0.5,0.5".  Raises FxlrpError, naming `option`, for anything else."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise FxlrpError(f"--{option} takes numbers parted by commas, as in 0.5,0.5,0.5, not {text}.") from None
