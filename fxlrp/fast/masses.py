@@ -10,7 +10,7 @@ from torch import Tensor
 from fxlrp.fast.contributions import Contributions
 from fxlrp.fast.memory import less, sample_dot, scale_samples
 from fxlrp.rules.per_sample import Placement
-from fxlrp.rules.quantities import over_abs, ratio, where_positive
+from fxlrp.rules.quantities import over_abs, ratio, to_mass, where_positive
 
 
 def share(g: Tensor, z: Tensor, rectified: bool) -> Tensor:
@@ -39,7 +39,8 @@ def _at_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectifie
     s, size = share(g, z, rectified), size_of(z, rectified, where.masked)
     above = s.clamp(min=0)
     sides = (above, less(s, above))
-    factors = [ratio(sample_dot(size, t, where.output), sample_dot(whole, t, where.output)) for t in sides]
+    pairs = [(sample_dot(size, t, where.output), sample_dot(whole, t, where.output)) for t in sides]
+    factors = [to_mass(mass.abs(), offered.abs()) for mass, offered in pairs]
     scaled = [scale_samples(t, f, where.output) for t, f in zip(sides, factors, strict=True)]
     return scaled[0].add_(scaled[1])
 

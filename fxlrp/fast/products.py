@@ -19,7 +19,7 @@ from torch import Tensor
 from fxlrp.fast.contributions import Contributions
 from fxlrp.fast.memory import add_product, borrow, clamped, keep_positive, rows_at_once
 from fxlrp.rules.calculus import vjp
-from fxlrp.rules.quantities import where_positive
+from fxlrp.rules.quantities import ROUNDING, where_positive
 
 aten = torch.ops.aten
 Two = Callable[[Tensor, Tensor], Tensor]
@@ -61,7 +61,7 @@ def product(
             return forward(x, magnitude())
         size = forward(x.abs(), magnitude())
         both = size + z if bias is None else (size + z).sub_(bias)
-        return keep_positive(both, size.mul_(-16 * torch.finfo(size.dtype).eps).add_(both))
+        return keep_positive(both, size.mul_(-ROUNDING * torch.finfo(size.dtype).eps).add_(both))
 
     return Contributions(give, total, 2 if nonneg else 1)
 

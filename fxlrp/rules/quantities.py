@@ -42,6 +42,15 @@ def ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward.default(a / b, b.abs(), least)
 
 
+ROUNDING = 16
+"""How many units of rounding a sum may be off by, of terms that cancel."""
+
+
+def to_mass(mass: Tensor, offered: Tensor) -> Tensor:
+    """The factor that brings what a rule offers to the mass that came; 0 where that is no more than rounding leaves."""
+    return ratio(mass, offered * (offered > ROUNDING * torch.finfo(mass.dtype).eps * mass))
+
+
 def relevance(a: Tensor, g: Tensor, masked: bool = False) -> Tensor:
     """R = a ⊙ g; where `masked`, a may be infinite (a masked logit) and R is 0 wherever g is."""
     r = a * g
