@@ -64,13 +64,21 @@ def check_compiled(
     off = apart(found, expected)
     if off <= EXACT.get(expected[0].dtype, CLOSE):
         return
-    rounded = apart(eager([_rounded(t) for t in inputs]), expected)
+    rounded = apart(eager([moved_by_rounding(t) for t in inputs]), expected)
     if off > ROUNDINGS * rounded + (0.25 if _tf32(inputs) else 0.0):
         raise FxlrpError(
             f"The compiled graph gives another relevance than the eager one: {off:.1e} of it is wrong, and rounding "
             f"accounts for {rounded:.0e}. This is a fault of the compiler: leave out compile(), try another backend "
             'or mode (compile(backend="aot_eager")), and report it to torch with explainer.joint().traced.'
         )
+
+
+def is_noise(found: Tensor, expected: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Whether two outputs differ by no more than rounding leaves of inputs of this size that cancel each other."""
+    sizes = [float(t.detach().abs().max()) for t in inputs if t.is_floating_point() and t.numel()]
+    if found.shape != expected.shape or not expected.is_floating_point() or not sizes:
+        return False
+    return bool((found - expected).abs().max() <= ROUNDINGS * torch.finfo(expected.dtype).eps * max(sizes))
 
 
 def rounding(output: Tensor) -> float:
@@ -84,7 +92,7 @@ def _tf32(inputs: Sequence[Tensor]) -> bool:
     return cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
 
 
-def _rounded(t: Tensor) -> Tensor:
+def moved_by_rounding(t: Tensor) -> Tensor:
     """A float tensor with each entry moved by a few units in its last place, alternately up and down; other tensors
     unchanged."""
     if not t.is_floating_point():

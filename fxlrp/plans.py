@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.agreement import no_fast_attention, rounding, share_apart
+from fxlrp.agreement import ROUNDINGS, is_noise, moved_by_rounding, no_fast_attention, rounding, share_apart
 from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import answer, equal, names_of, signature, split_tensors
 from fxlrp.capture.confine import alone
@@ -185,9 +185,17 @@ class Plans:
         ends = outputs_of(plan.graph)
         if any(f.ndim != n.meta["val"].ndim for f, n in zip(outputs, ends, strict=False)):
             return [float("inf")]  # the graph squeezed out an axis of length 1
-        return [
+        shares = [
             share_apart(f, e) if e.is_floating_point() and e.numel() and e.isfinite().all() else 0.0
             for f, e in zip(outputs, expected, strict=False)
+        ]
+        noisy = [share > 0 and is_noise(f, e, tensors) for share, f, e in zip(shares, outputs, expected, strict=False)]
+        if not any(noisy) or _is_close(plan, shares):
+            return shares
+        moved = self.outputs(*pytree.tree_map_only(Tensor, moved_by_rounding, (args, kwargs)))
+        return [
+            0.0 if noise and share <= ROUNDINGS * share_apart(m, e) else share
+            for share, noise, m, e in zip(shares, noisy, moved, expected, strict=False)
         ]
 
     def _check_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> None:

@@ -198,3 +198,31 @@ def test_vmap_inside_the_model() -> None:
     model, x = Model().double().eval(), torch.randn(3, 4).double()
     a = fxlrp.convert(model, strict=True)(x)
     torch.testing.assert_close(a.relevance, fxlrp.convert(model.lin)(x).relevance)
+
+
+def test_an_output_that_is_rounding_alone_is_no_other_output() -> None:
+    """x − flip(x) sums to zero: what is left differs between two ways to compute it by all of its size."""
+
+    class Cancels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x - x.flip(-1)
+            return (self.mix.weight[:4].clone()[:, :4] @ x).mean(2) + torch.compiler.is_exporting() * 1e-16
+
+    model = Cancels().double().eval()
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    a = fxlrp.convert(model, x[:2])(x, target=1)
+    assert a.output.abs().max() < 1e-14
+
+
+def test_a_small_output_that_differs_is_another_output() -> None:
+    class Small(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            scale = 1e-14 if torch.compiler.is_exporting() else 3e-14
+            return scale * x.sum(2)
+
+    with pytest.raises(fxlrp.FxlrpError, match="computes something else"):
+        fxlrp.convert(Small().eval(), torch.randn(2, 4, 6, dtype=torch.float64))
