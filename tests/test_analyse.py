@@ -130,6 +130,7 @@ def test_samples_are_found_behind_what_hides_a_nudge(hiding: Callable[[Tensor], 
     torch.manual_seed(0)
     model, x = Folded(hiding).double().eval(), torch.randn(3, 4, 6, dtype=torch.float64)
     explainer = fxlrp.convert(model, example.double())
+    assert explainer.latest.samples_separable
     whole = explainer(x, target=1).relevance
     for i in range(3):
         torch.testing.assert_close(explainer(x[i : i + 1], target=1).relevance[0], whole[i], rtol=1e-9, atol=1e-12)

@@ -204,18 +204,13 @@ def test_an_output_that_is_rounding_alone_is_no_other_output() -> None:
     """x − flip(x) sums to zero: what is left differs between two ways to compute it by all of its size."""
 
     class Cancels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mix = nn.Linear(4, 4, bias=False)
-
         def forward(self, x: Tensor) -> Tensor:
-            x = x - x.flip(-1)
-            return (self.mix.weight[:4].clone()[:, :4] @ x).mean(2) + torch.compiler.is_exporting() * 1e-16
+            parts = (x - x.flip(-1)).split(2 if torch.compiler.is_exporting() else 3, 2)
+            return 3 * torch.stack([part.sum(2) for part in parts]).sum(0)
 
-    model = Cancels().double().eval()
-    x = torch.randn(3, 4, 6, dtype=torch.float64)
-    a = fxlrp.convert(model, x[:2])(x, target=1)
-    assert a.output.abs().max() < 1e-14
+    x = 1e3 * torch.randn(3, 50, 6, dtype=torch.float64)
+    a = fxlrp.convert(Cancels().eval(), x[:2])(x, target=1)
+    assert a.output.abs().max() < 1e-11
 
 
 def test_a_small_output_that_differs_is_another_output() -> None:

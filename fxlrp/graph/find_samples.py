@@ -14,7 +14,7 @@ from fxlrp.capture.model import Capture, CaptureMode
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.lookups import cast_one_hots
 from fxlrp.graph.outputs import Output, explained_output
-from fxlrp.graph.probe import NUDGE, PUSH, Probe
+from fxlrp.graph.probe import NUDGE, PUSHES, Probe
 from fxlrp.graph.reads import Place, find_readouts
 from fxlrp.graph.rowwise import is_rowwise
 from fxlrp.graph.samples import batch_symbols, plain, starts_of
@@ -182,7 +182,7 @@ def _mix(
 def _rows_reached(probe: Probe, explained: fx.Node, output: int, sample: int, count: int) -> tuple[bool, bool] | None:
     """Whether a sample reaches its own row of the explained output, and others; None if that can't be run."""
     own = others = False
-    for by in (NUDGE, PUSH):
+    for by in (NUDGE, *PUSHES):
         changed = probe.changes(sample, {explained}, by)
         if changed is None:
             return None

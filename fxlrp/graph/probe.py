@@ -16,8 +16,8 @@ from fxlrp.rules.values import stands_for
 
 NUDGE = 1e-3
 """The largest relative nudge; small enough that an integer stored as a float keeps its value when rounded down."""
-PUSH = 0.5
-"""The same where a nudge changes nothing, as where an activation is saturated."""
+PUSHES = (0.5, -0.5)
+"""Changes that are tried where a nudge does nothing: a saturated activation hides those of one direction."""
 
 
 def nudged(t: Tensor, by: float = NUDGE) -> Tensor:

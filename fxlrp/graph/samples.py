@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.model import Capture
 from fxlrp.capture.symbols import free_symbols
-from fxlrp.graph.probe import NUDGE, PUSH, Probe
+from fxlrp.graph.probe import NUDGE, PUSHES, Probe
 from fxlrp.graph.reads import Place
 from fxlrp.rules.per_sample import WHOLE, SampleAxis
 
@@ -96,9 +96,10 @@ class Samples:
         probe = Probe(gm, captured.inputs, starts)
         fits = self._fits(probe, folded, NUDGE)
         downstream = _downstream(gm, starts)
-        silent = {n for n in folded & downstream if len(fits.get(n, ())) < 2}
-        if silent:  # saturated at these values, or of one sample alone
-            fits |= {n: more for n, more in self._fits(probe, silent, PUSH).items() if len(more) > len(fits.get(n, ()))}
+        for push in PUSHES:  # what is saturated at these values, or of one sample alone
+            silent = {n for n in folded & downstream if len(fits.get(n, ())) < 2}
+            pushed = self._fits(probe, silent, push) if silent else {}
+            fits |= {n: more for n, more in pushed.items() if len(more) > len(fits.get(n, ()))}
         for node in folded:
             layouts = fits.get(node, [])
             common = set.intersection(*map(set, layouts)) if layouts else set()
