@@ -60,3 +60,17 @@ def test_report_of_nothing_is_an_error() -> None:
     with pytest.raises(FxlrpError, match="Nothing is captured yet"):
         convert(nn.Linear(2, 2).eval()).report()
     assert isinstance(fxlrp.convert(nn.Linear(2, 2).eval(), torch.ones(1, 2)).report().counts, dict)
+
+
+@pytest.mark.parametrize("rules", ["abslrp", "abslrp-2024-12"])
+def test_a_softmax_of_the_logarithm_of_zero(rules: str) -> None:
+    class LogWeights(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x).relu().log().softmax(-1))
+
+    x = torch.randn(4, 5, dtype=torch.float64)
+    assert convert(LogWeights().double().eval(), x[:2], rules=rules)(x, target=1).relevance.isfinite().all()

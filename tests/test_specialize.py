@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import randomize
 from torch import Tensor, nn
 
+import fxlrp
 from fxlrp import acceleration, convert
 from fxlrp.explainer import Explainer
 
@@ -40,6 +42,36 @@ def test_signs_are_known_without_a_contrast(cnn: nn.Module) -> None:
     weights = torch.eye(5, dtype=torch.float64)[[1, 2, 3]]  # a target of weights: what is known of its sign is nothing
     a, b = explainer(x, target=torch.tensor([1, 2, 3]), contrast=None), explainer(x, target=weights)
     torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-9, atol=1e-14)
+
+
+class Parts(nn.Module):
+    """Convolutions, batch norm, a residual sum, attention, a layer norm, a gate: a few of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.gate, self.head = nn.Linear(8, 16), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        tokens = (y + self.block(y)).relu().flatten(2).mT
+        normed = self.norm(tokens)
+        tokens = tokens + self.attention(normed, normed, normed, need_weights=False)[0]
+        return self.head((tokens + nn.functional.glu(self.gate(tokens))).mean(1))
+
+
+@pytest.mark.parametrize("rules", sorted(fxlrp.rulebooks()))
+def test_equals_the_formulas_alone(rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = randomize(Parts()), pictures(3)
+    fast = convert(model, x, rules=rules)
+    monkeypatch.setattr("fxlrp.acceleration.FAST", False)
+    plain = convert(model, x, rules=rules)
+    for contrast in (None, "others"):
+        a, b = (explainer(x, target=1, contrast=contrast).relevance for explainer in (fast, plain))
+        assert (a - b).abs().max() < 1e-9 * b.abs().max()
 
 
 @pytest.mark.parametrize("last", [nn.Softmax(-1), nn.LayerNorm(6)])
