@@ -53,7 +53,7 @@ def _name(method: Method) -> str:
 def identify(method: Method) -> str:
     """Return a digest of what a method computes, which tells it from another of the same name."""
     if isinstance(method, Explainer):
-        return digest((method.rulebook, method.output, user_rules()))
+        return digest((method.rulebook, method.settings.output, user_rules()))
     if isinstance(method, str) and method not in BASELINES:
         method = find_rulebook(method)
     return digest((method, user_rules()) if isinstance(method, Rulebook) else (method, None))

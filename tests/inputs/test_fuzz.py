@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_real_files_are_fine(kind: str, folder: Path) -> None:
     path = originals(folder / "originals")[kind]
-    assert attempt(use, kind, path, marker=folder / "marker") == "fine"
+    assert attempt(use, kind, path, marker=folder / "marker").endswith("fine")  # however long it took
 
 
 @pytest.mark.parametrize("kind", KINDS)
