@@ -10,7 +10,7 @@ from torch import Tensor
 from fxlrp.fast.contributions import Contributions
 from fxlrp.fast.memory import less, sample_dot, scale_samples
 from fxlrp.rules.per_sample import Placement
-from fxlrp.rules.quantities import over_abs, ratio, to_mass, where_positive
+from fxlrp.rules.quantities import over_abs, placeable, ratio, where_positive
 
 
 def share(g: Tensor, z: Tensor, rectified: bool) -> Tensor:
@@ -39,8 +39,8 @@ def _at_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectifie
     s, size = share(g, z, rectified), size_of(z, rectified, where.masked)
     above = s.clamp(min=0)
     sides = (above, less(s, above))
-    pairs = [(sample_dot(size, t, where.output), sample_dot(whole, t, where.output)) for t in sides]
-    factors = [to_mass(mass.abs(), offered.abs()) for mass, offered in pairs]
+    masses, offers = ([sample_dot(by_entry, t, where.output).abs() for t in sides] for by_entry in (size, whole))
+    factors = [ratio(placeable(mass, offer), offer) for mass, offer in zip(masses, offers, strict=True)]
     scaled = [scale_samples(t, f, where.output) for t, f in zip(sides, factors, strict=True)]
     return scaled[0].add_(scaled[1])
 

@@ -102,8 +102,8 @@ class Samples:
             fits |= {n: more for n, more in pushed.items() if len(more) > len(fits.get(n, ()))}
         for node in folded:
             layouts = fits.get(node, [])
-            common = set.intersection(*map(set, layouts)) if layouts else set()
             if len(layouts) > 1:
+                common = set.intersection(*map(set, layouts))
                 if len(common) == 1:
                     self.where[node] = common.pop()
             elif node not in downstream or (layouts and not candidates(node.meta["val"], self.symbols)):

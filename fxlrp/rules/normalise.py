@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxlrp.rules.per_sample import Placement, along_samples, sample_sum
-from fxlrp.rules.quantities import ratio, relevance, to_mass, where_positive
+from fxlrp.rules.quantities import placeable, ratio, relevance, where_positive
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,9 @@ def _one_sign(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Pla
     rs = [relevance(x, c, where.masked) for x, c in zip(xs, raw, strict=True)]
     sums = [sample_sum(r, b) for r, b in zip(rs, where.inputs, strict=True)]
     sizes = [sample_sum(r.abs(), b) for r, b in zip(rs, where.inputs, strict=True)]
-    factor = to_mass(mass, sum(sizes[1:], sizes[0]))
-    if len(sums) == 1:
-        factors = [factor]
-    else:
-        shares = [mass * (factor != 0) * ratio(a, sum(sums[1:], sums[0])) for a in sums]
-        factors = [ratio(share, size) for share, size in zip(shares, sizes, strict=True)]
+    mass = placeable(mass, sum(sizes[1:], sizes[0]))
+    shares = [mass] if len(sums) == 1 else [mass * ratio(a, sum(sums[1:], sums[0])) for a in sums]
+    factors = [ratio(share, size) for share, size in zip(shares, sizes, strict=True)]
     return [c * along_samples(f, c, b) for c, f, b in zip(raw, factors, where.inputs, strict=True)]
 
 

@@ -46,9 +46,9 @@ ROUNDING = 16
 """How many units of rounding a sum may be off by, of terms that cancel."""
 
 
-def to_mass(mass: Tensor, offered: Tensor) -> Tensor:
-    """The factor that brings what a rule offers to the mass that came; 0 where that is no more than rounding leaves."""
-    return ratio(mass, offered * (offered > ROUNDING * torch.finfo(mass.dtype).eps * mass))
+def placeable(mass: Tensor, offered: Tensor) -> Tensor:
+    """The mass that a rule can place: 0 where what it offers is no more than rounding leaves of that mass."""
+    return mass.where(offered > ROUNDING * torch.finfo(mass.dtype).eps * mass, 0)
 
 
 def relevance(a: Tensor, g: Tensor, masked: bool = False) -> Tensor:
