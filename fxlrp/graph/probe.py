@@ -16,8 +16,9 @@ from fxlrp.rules.values import stands_for
 
 NUDGE = 1e-3
 """The largest relative nudge; small enough that an integer stored as a float keeps its value when rounded down."""
-PUSHES = (0.5, -0.5)
-"""Changes that are tried where a nudge does nothing: a saturated activation hides those of one direction."""
+PUSHES = (2.0, -2.0)
+"""Changes that are tried where a nudge does nothing: each turns the sign of all values of one sign, so that hardly an
+activation stays saturated."""
 
 
 def nudged(t: Tensor, by: float = NUDGE) -> Tensor:
