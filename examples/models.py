@@ -1,7 +1,9 @@
 """The architectures of the example networks, untrained: `--arch examples/models.py:cnn` names one of them."""
 
 from timm.layers import build_sincos2d_pos_embed
+from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock, ResNet
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -45,3 +47,15 @@ def deep_vit() -> nn.Module:
     waves = build_sincos2d_pos_embed([SIZE // 8, SIZE // 8], 96, temperature=10.0)
     net.pos_embed.data[0, 1:] = waves
     return _described(net)
+
+
+def deep_convnext() -> nn.Module:
+    """A ConvNeXt of twelve blocks: depthwise convolutions, layer norm, GELU; its last map is 8 x 8."""
+    shape = {"depths": (2, 6, 2, 2), "dims": (48, 96, 96, 96), "kernel_sizes": (7, 5, 3, 3), "output_stride": 8}
+    return _described(ConvNeXt(num_classes=len(CLASSES), ls_init_value=0.1, **shape))
+
+
+def deep_swin() -> nn.Module:
+    """A Swin transformer of twelve blocks, with windows of 4 x 4 tokens that are shifted; its last map is 8 x 8."""
+    shape = {"embed_dim": 48, "depths": (2, 10), "num_heads": (2, 4), "window_size": 4, "mlp_ratio": 2}
+    return _described(SwinTransformer(SIZE, num_classes=len(CLASSES), drop_path_rate=0.0, **shape))

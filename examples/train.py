@@ -1,5 +1,7 @@
 """Train an example network on the pictures of shapes.py: `python examples/train.py --model cnn --epochs 4`.
 
+The same command goes on where a run was stopped: its state is kept in the temporary folder every 200 steps.
+
 The target is the uniform distribution over the classes that are present, so that the softmax of a picture with a star
 and a ring is half star and half ring.
 """
@@ -96,7 +98,6 @@ class Muon(torch.optim.Optimizer):
 def train(options: argparse.Namespace) -> nn.Module:
     """Train the network these options name, and save it after each epoch."""
     torch.manual_seed(options.seed)
-    random.seed(options.seed)
     model = getattr(models, options.model)().to(memory_format=torch.channels_last)
     # One label for a picture teaches slowly. A second head, thrown away later, asks each token or cell of the last map
     # how much of it is which class or background, with a weight that falls to zero at the end of the training.
@@ -104,16 +105,25 @@ def train(options: argparse.Namespace) -> nn.Module:
     parameters = [*model.parameters(), *guide.parameters()]
     if options.start:
         model.load_state_dict(load_file(options.start))
-    matrices = [p for key, p in model.named_parameters() if p.ndim == 2 and "blocks" in key]
+    matrices = [p for key, p in model.named_parameters() if p.ndim == 2 and "blocks" in key and "table" not in key]
     others = [p for p in parameters if not any(p is matrix for matrix in matrices)]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, options.rate, weight_decay=0.05)]
     optimizers += [Muon(matrices, options.rate)] if matrices else []
     images, cells = dataset(options.pictures)
     count = options.pictures // options.batch  # steps in an epoch
     steps, step, began = options.epochs * count, 0, time.time()
-    for epoch in range(options.epochs):
+    state = {"model": model, "guide": guide, **{str(i): optimizer for i, optimizer in enumerate(optimizers)}}
+    stopped = Path(tempfile.gettempdir()) / f"fxlrp-train-{options.model}-{options.seed}-{steps}.pt"
+    if stopped.exists():
+        stored = torch.load(stopped)
+        step = stored.pop("step")
+        for key, part in state.items():
+            part.load_state_dict(stored[key])
+    for epoch in range(step // count, options.epochs):
         model.train()
-        for chosen in torch.randperm(options.pictures)[: count * options.batch].split(options.batch):
+        random.seed(1000 * options.seed + step)
+        order = torch.randperm(options.pictures, generator=torch.Generator().manual_seed(1000 * options.seed + epoch))
+        for chosen in order[step % count * options.batch : count * options.batch].split(options.batch):
             now = options.rate * min((step + 1) / (0.05 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps))
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = now
@@ -123,7 +133,9 @@ def train(options: argparse.Namespace) -> nn.Module:
             loss = whole = cross_entropy(model.forward_head(features), present / present.sum(1, keepdim=True))
             share = share.flatten(1, 2).float() / (shapes.SIZE // CELLS) ** 2
             share = torch.cat([share, 1 - share.sum(2, keepdim=True)], 2)
-            local = features[:, -(CELLS**2) :] if features.ndim == 3 else features.flatten(2).mT
+            if features.ndim == 4:  # channels first or last
+                features = features.flatten(2).mT if features.shape[-1] == CELLS else features.flatten(1, 2)
+            local = features[:, -(CELLS**2) :]
             loss = loss + 5 * (1 - step / steps) * cross_entropy(guide(local).mT, share.mT)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -133,16 +145,19 @@ def train(options: argparse.Namespace) -> nn.Module:
             step += 1
             if step % 100 == 0:
                 print(f"step {step}/{steps} loss {whole.item():.3f} {time.time() - began:.0f} s", flush=True)
+            if step % 200 == 0:
+                torch.save({"step": step} | {key: part.state_dict() for key, part in state.items()}, stopped)
         dtype = torch.float16 if options.half else torch.float32
         weights = model.eval().state_dict().items()
         save_file({k: v.contiguous().to(dtype if v.is_floating_point() else v.dtype) for k, v in weights}, options.out)
         print(f"epoch {epoch + 1}: exact {accuracy(model, range(5_000_000, 5_000_500))[0]:.3f} of 500", flush=True)
+    stopped.unlink(missing_ok=True)
     return model
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=("cnn", "vit", "deep_vit"), default="cnn")
+    parser.add_argument("--model", choices=("cnn", "vit", "deep_vit", "deep_convnext", "deep_swin"), default="cnn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--pictures", type=int, default=50_000)

@@ -164,6 +164,31 @@ def test_weights_of_attention_are_not_kept(rules: str, monkeypatch: pytest.Monke
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+class Twice(nn.Module):
+    """Attention whose weights are made from weights, by one more softmax, and used by two products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = (nn.Linear(8, n) for n in (8, 8, 8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = (self.q(x) @ self.k(x).mT).softmax(-1)
+        second = (4 * first).relu().softmax(-1)
+        return self.head((first @ x + second @ self.v(x)).mean(1))
+
+
+@pytest.mark.parametrize("rules", ["abslrp", "attnlrp", "gradient"])
+def test_weights_made_from_weights_are_one_segment(rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Twice().double().eval(), torch.randn(2, 20, 8, dtype=torch.float64)
+    explainer = convert(model, x, rules=rules)
+    graph = without_squares(explainer.latest.form().graph)
+    assert sum(isinstance(m, Segment) for m in graph.children()) == (rules != "gradient")
+    a = explainer(x, target=[0, 1]).relevance
+    monkeypatch.setattr("fxlrp.fast.checkpoint.without_squares", lambda graph: graph)
+    torch.testing.assert_close(a, convert(model, x, rules=rules)(x, target=[0, 1]).relevance, rtol=0, atol=0)
+
+
 def kept_by(graph: nn.Module, x: Tensor) -> list[Tensor]:
     """What the relevance pass of a graph would find kept."""
     kept: list[Tensor] = []

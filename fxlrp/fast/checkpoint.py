@@ -72,8 +72,12 @@ def without_squares(gm: fx.GraphModule) -> fx.GraphModule:
     """Make a segment of each attention, from queries and keys to the weighted values: only one layer at a time keeps
     its weights of tokens × tokens."""
     copy, _ = copied(gm)
-    parts = [part for node in copy.graph.nodes if about(_op(node)).kind == "softmax" and (part := _around(node))]
-    fuse_by_partitions(copy, [dict.fromkeys(part) for part in parts], prefix="attention_")
+    parts: list[dict[fx.Node, int | None]] = []
+    for node in copy.graph.nodes:
+        if about(_op(node)).kind == "softmax" and (part := _around(node)):
+            if not any(n in other for n in part for other in parts):  # a softmax of a softmax is in its segment
+                parts.append(dict.fromkeys(part))
+    fuse_by_partitions(copy, parts, prefix="attention_")
     for name, module in list(copy.named_children()):
         if name.startswith("attention_"):
             setattr(copy, name, Segment(module))
