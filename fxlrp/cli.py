@@ -227,8 +227,9 @@ def compare(
     note_guess(loaded.preprocess)
     x, seen = loaded.preprocess(open_picture(picture))
     maps: dict[str, Attribution] = {}
+    explainer = convert(loaded.module, loaded.like(x[None]))
     for book in track(books, "explaining", console=err, transient=True):
-        maps[book.name] = convert(loaded.module, rules=book)(
+        maps[book.name] = explainer.by(book)(
             loaded.like(x[None]), target=target_class, contrast=parse_contrast(contrast, loaded, book)
         )
     print_answer(next(iter(maps.values())), loaded, picture, against)

@@ -88,6 +88,15 @@ class Explainer(nn.Module):
                 other = self._others.set(key, Explainer(self.model, settings))
         return other
 
+    def by(self, rules: str | Rulebook) -> Explainer:
+        """The explainer of the same model by another rulebook, which uses the graphs that were captured here.
+
+        Raises FxlrpError for an unknown rulebook.
+        """
+        other = Explainer(self.model, replace(self.settings, rulebook=find_rulebook(rules)))
+        other.plans.found = self.plans.found.before_rules()
+        return other
+
     def forward(
         self,
         *args: Any,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from fxlrp.graph.find_samples import find_samples, spelled
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
 from fxlrp.graph.rewrite import rewrite
-from fxlrp.nodes import outputs_of
+from fxlrp.nodes import copied, outputs_of
 from fxlrp.recent import Recent
 from fxlrp.rules.registry import Rulebook
 
@@ -60,8 +60,13 @@ class Known:
     plans: Recent = field(default_factory=lambda: Recent(PLANS))
     checked: Recent = field(default_factory=lambda: Recent(CHECKED))  # shapes of a call → the key of its plan
     axes: Recent = field(default_factory=lambda: Recent(PLANS))  # kinds of calls → their sample axes
+    captures: Recent = field(default_factory=lambda: Recent(PLANS))  # calls → their graphs before any rulebook
     first: Recent = field(default_factory=lambda: Recent(PLANS))  # calls up to their lengths → shapes of the first one
     joints: Recent = field(default_factory=lambda: Recent(PLANS))
+
+    def before_rules(self) -> Known:
+        """What holds for every rulebook, shared with this."""
+        return Known(self.state, self.restless, axes=self.axes, captures=self.captures)
 
     def plan(self, *keys: Any) -> Plan | None:
         """The plan of the first of these keys that has one."""
@@ -145,17 +150,7 @@ class Plans:
 
         signatures = [signature(args, kwargs, a) for a in axes]
         longer = any(found.first.get(sig.like) not in (None, EACH, sig.shapes) for sig in signatures)
-
-        branches = False
-
-        def captured_at(axes: Axes) -> Capture:
-            nonlocal branches
-            captured = capture(self.model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches)
-            branches = captured.branches
-            return spelled(captured)
-
-        certain = self.settings.batch != "auto"
-        captured = find_samples(captured_at, axes, tensors, self.settings.output, sure=certain)
+        captured = self._captured(found, args, kwargs, axes, fixed, longer)
         with no_autocast(captured.inputs):
             how = self.settings
             plan = rewrite(captured, how.rulebook, strict=how.strict, output=how.output, read=how.read)
@@ -169,6 +164,35 @@ class Plans:
             found.first.set(sig.like, EACH if longer else sig.shapes)
         found.axes.set(self._kind(args, kwargs, tensors), plan.axes)
         return found.plans.set(plan.key, plan)
+
+    def _captured(
+        self, found: Known, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool
+    ) -> Capture:
+        """The captured graph for a call, to be rewritten: a copy of the one kept, unless it holds for values alone."""
+        tensors, _ = split_tensors(args, kwargs)
+        call = tuple(signature(args, kwargs, a).shapes for a in axes), longer, self.settings.output
+        this_batch = call, fixed, tuple(a.count(tensors) for a in axes)
+        captured = found.captures.get(this_batch) or (None if fixed else found.captures.get(call))
+        if captured is None:
+            captured = self._capture_anew(args, kwargs, axes, fixed, longer)
+            if captured.mode is CaptureMode.THIS_INPUT:
+                return captured
+            found.captures.set(call if captured.mode is CaptureMode.ANY_BATCH else this_batch, captured)
+        return replace(captured, graph=copied(captured.graph)[0])
+
+    def _capture_anew(self, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool) -> Capture:
+        """Captures the model, with the sample axes that fit it."""
+        tensors, _ = split_tensors(args, kwargs)
+        branches = False
+
+        def captured_at(axes: Axes) -> Capture:
+            nonlocal branches
+            captured = capture(self.model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches)
+            branches = captured.branches
+            return spelled(captured)
+
+        certain = self.settings.batch != "auto"
+        return find_samples(captured_at, axes, tensors, self.settings.output, sure=certain)
 
     def _same_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
         """Whether the graph gives the model's own output for this call, up to rounding."""

@@ -254,6 +254,40 @@ def test_graph_reads_like_the_model(cnn: nn.Module) -> None:
     assert "model.head.weight" in text
 
 
+class OfEveryKind(nn.Module):
+    """What a rewrite changes in place: norms that are folded, recurrent layers, a loop, random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.lstm = nn.Conv1d(4, 6, 3, padding=1), nn.BatchNorm1d(6), nn.LSTM(6, 5)
+        self.attention, self.head = nn.MultiheadAttention(5, 1, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu_().permute(2, 0, 1)
+        x = self.lstm(x)[0].movedim(0, 1)
+        x = x + self.attention(x, x, x)[0] + 0.1 * torch.randn_like(x)
+        return self.head(x.amax(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_explainers_by_other_rulebooks_share_what_is_captured(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = randomize(OfEveryKind()).to(dtype), torch.randn(3, 4, 7, dtype=dtype)
+    names = list(fxlrp.rulebooks())
+    wanted = {name: convert(model, x[:2], rules=name)(x, target=1) for name in names}
+    first = convert(model, x[:2])
+    monkeypatch.setattr("fxlrp.plans.capture", None)  # nothing is captured from here on
+    for name in reversed(names):
+        a = first.by(name)(x, target=1)
+        torch.testing.assert_close(a.relevance, wanted[name].relevance, rtol=0, atol=0)
+    monkeypatch.undo()
+    model.head = nn.Linear(5, 3, dtype=dtype).eval()  # another model: its explainers capture anew
+    torch.testing.assert_close(first.by("attnlrp")(x).output, convert(model)(x).output)
+    with pytest.raises(FxlrpError, match="abslpr"):
+        first.by("abslpr")
+
+
 def test_nothing_captured_yet_is_said(cnn: nn.Module) -> None:
     with pytest.raises(FxlrpError, match="example_inputs"):
         convert(cnn).report()

@@ -74,9 +74,9 @@ def without_squares(gm: fx.GraphModule) -> fx.GraphModule:
     copy, _ = copied(gm)
     parts: list[dict[fx.Node, int | None]] = []
     for node in copy.graph.nodes:
-        if about(_op(node)).kind == "softmax" and (part := _around(node)):
-            if not any(n in other for n in part for other in parts):  # a softmax of a softmax is in its segment
-                parts.append(dict.fromkeys(part))
+        part = _around(node) if about(_op(node)).kind == "softmax" else []
+        if part and not any(n in other for n in part for other in parts):  # a softmax of a softmax is in its segment
+            parts.append(dict.fromkeys(part))
     fuse_by_partitions(copy, parts, prefix="attention_")
     for name, module in list(copy.named_children()):
         if name.startswith("attention_"):
