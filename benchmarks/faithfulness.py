@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import json
 import platform
+import re
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -189,7 +190,7 @@ def main() -> None:
     for task in tasks:
         explainer = fxlrp.convert(task.model, task.x[:2])
         found: dict[str, dict[str, Tensor]] = {}
-        for method in args.methods.split(","):
+        for method in re.split(r",(?![^,:]*=)", args.methods):
             key = (task.name, method, len(task.x))
             if key not in stored:
                 began = time.time()

@@ -14,13 +14,13 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from fxlrp import Attribution, FxlrpError, convert, options, rulebooks
+from fxlrp import DEFAULT, Attribution, FxlrpError, convert, options, rulebooks
 from fxlrp.attribution import save_comparison
 from fxlrp.explain_pictures import explain_picture, explain_pictures, print_answer
 from fxlrp.export.artifact import export as save_explainer
 from fxlrp.gae import command as gae_command
 from fxlrp.inputs import find_class, find_pictures, load_labels, open_picture, output_files
-from fxlrp.options import COMPARED_RULES, DEFAULT_RULES, load, parse_contrast, parse_numbers, parse_size
+from fxlrp.options import COMPARED_RULES, load, parse_contrast, parse_numbers, parse_size
 from fxlrp.rules.registry import find_rulebook, parameters_of
 from fxlrp.terminal import err, errors_in_one_sentence, note_guess, out, print_counts, warn_of_generic_ops
 from fxlrp.text.command import demo_text, explain_texts, generate_text
@@ -42,7 +42,7 @@ def explain(
     output: options.Heatmaps = None,
     target: options.Target = None,
     contrast: options.Contrast = "default",
-    rules: options.Rules = DEFAULT_RULES,
+    rules: options.Rules = DEFAULT,
     device: options.Device = None,
     arch: options.Arch = None,
     text_file: options.TextFile = None,
@@ -97,7 +97,7 @@ def export(
     model: options.Model,
     output: options.ExportFile = Path("explainer.pt2"),
     contrast: options.ExportedContrast = "default",
-    rules: options.Rules = DEFAULT_RULES,
+    rules: options.Rules = DEFAULT,
     aoti: options.CompileAoti = False,
     arch: options.Arch = None,
     size: options.Size = None,
@@ -159,7 +159,7 @@ def generate(
 def inspect(
     model: options.Model,
     picture: options.PictureForMass = None,
-    rules: options.Rules = DEFAULT_RULES,
+    rules: options.Rules = DEFAULT,
     device: options.Device = None,
     arch: options.Arch = None,
     size: options.Size = None,
@@ -283,7 +283,7 @@ def rules(debug: options.Debug = False) -> None:
         parameters = "\n".join(f"{name}={value}" for name, value in parameters_of(book.name).items())
         table.add_row(f"[bold]{book.name}[/]", parameters, book.doc)
     out.print(table)
-    out.print(f"The commands use [bold]{DEFAULT_RULES}[/]; --rules abslrp is the published method.")
+    out.print(f"The default is [bold]{DEFAULT}[/]; abslrp is the published method.")
 
 
 @app.command()
@@ -301,7 +301,7 @@ def demo(
     labels = loaded.labels = load_labels(examples / "labels.txt")
     shown = ((p, [n for n in p.stem.split("_") if n in labels]) for p in sorted(examples.glob("pictures/*.png")))
     picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1)
-    explainer = convert(loaded.module, rules=DEFAULT_RULES)
+    explainer = convert(loaded.module)
     contrast = explainer.rulebook.default_contrast
     for name in objects:
         file = output / f"demo_{name}.png"

@@ -25,6 +25,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.export.joint import Joint, trace_joint
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
+from fxlrp.methods import DEFAULT
 from fxlrp.plans import PLANS, Plans, Settings, has_no_modes
 from fxlrp.recent import Recent
 from fxlrp.reports.mass import Weighing
@@ -303,7 +304,7 @@ def convert(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    rules: str | Rulebook = "abslrp",
+    rules: str | Rulebook = DEFAULT,
     strict: bool = False,
     output: Output = None,
     checkpoint: bool = False,
@@ -316,7 +317,7 @@ def convert(
     model: any nn.Module in eval mode; it is not modified, its weights are shared.
     example_inputs: what to capture it with now: a tensor, a tuple of positional or a dict of keyword arguments; without
     it, capture happens at the first call.
-    rules: the name of a rulebook (see `fxlrp.rulebooks()`) or a Rulebook.
+    rules: the name of a rulebook (see `fxlrp.rulebooks()`) or a Rulebook; "abslrp" is the published method.
     strict: refuse a model in which some op has no rule of its own.
     output: which of several outputs is explained: a key, a field or a place; without it the one named logits, else the
     first.

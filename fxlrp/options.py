@@ -13,12 +13,11 @@ from fxlrp.capture.precision import WIDER
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs import LoadedModel, find_class, load_model
 from fxlrp.inputs.pictures import channels_of
+from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 from fxlrp.terminal import err
 
-DEFAULT_RULES = "abslrp-hybrid"
-"""The rulebook found best on trained models (docs/rules.md)."""
-COMPARED_RULES = "abslrp-hybrid,abslrp,zplus,gamma,attnlrp,gradient-input"
+COMPARED_RULES = f"{DEFAULT},abslrp,zplus,gamma,attnlrp,gradient-input"
 
 # The model and how it is loaded.
 Model = Annotated[

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from fxlrp.engine.seeds import Contrast, Target
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import convert
+from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 
 
 class FxLRP(Attribution):
     """Relevance propagation by any rulebook, used as captum's methods are: FxLRP(model).attribute(x, target=3)."""
 
-    def __init__(self, model: nn.Module, rules: str | Rulebook = "abslrp") -> None:
+    def __init__(self, model: nn.Module, rules: str | Rulebook = DEFAULT) -> None:
         super().__init__(model)
         self.explainer = convert(model, rules=rules)
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from fxlrp.explainer import convert
+from fxlrp.methods import DEFAULT
 
 
-def explain(model: nn.Module, inputs: Any, targets: Any, rules: Any = "abslrp", contrast: Any = None, **_: Any) -> Any:
+def explain(model: nn.Module, inputs: Any, targets: Any, rules: Any = DEFAULT, contrast: Any = None, **_: Any) -> Any:
     """Return relevance [B, …] as an array, for inputs [B, …] and target classes [B].
 
     Pass it as `explain_func=fxlrp.adapters.quantus.explain, explain_func_kwargs={"rules": …}`.

@@ -16,8 +16,9 @@ from fxlrp.gae.data import open_data
 from fxlrp.gae.evaluate import Progress as Callback
 from fxlrp.gae.evaluate import evaluate
 from fxlrp.gae.report import Report
+from fxlrp.methods import DEFAULT
 
-METHODS = "abslrp-hybrid,abslrp,abslrp-2024-12,input-x-gradient,integrated-gradients,smoothgrad,gradcam,random"
+METHODS = f"{DEFAULT},abslrp,abslrp-2024-12,input-x-gradient,integrated-gradients,smoothgrad,gradcam,random"
 
 
 def run(

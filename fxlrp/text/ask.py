@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
+from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 from fxlrp.text.answers import answers
 from fxlrp.text.attribution import TextAttribution
@@ -16,7 +17,6 @@ from fxlrp.text.encode import Encoded, batched, encode
 from fxlrp.text.questions import Name, Score, contrast_of, rows_of
 from fxlrp.text.tasks import Task, probe, start_of_decoder
 
-RULES = "abslrp-hybrid"
 BATCH = 16
 
 
@@ -28,7 +28,7 @@ def explain(
     pair: str | Sequence[str] | None = None,
     target: Name | Score | Sequence[Name] | None = None,
     contrast: Name | None = "default",
-    rules: str | Rulebook = RULES,
+    rules: str | Rulebook = DEFAULT,
     position: Name | None = None,
     truncate: bool = False,
 ) -> Any:

@@ -15,7 +15,8 @@ from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.inputs.hubs import loading
 from fxlrp.inputs.huggingface import check_tokenizer
-from fxlrp.text.ask import RULES, explain
+from fxlrp.methods import DEFAULT
+from fxlrp.text.ask import explain
 from fxlrp.text.attribution import TextAttribution, write_html
 from fxlrp.text.continuations import generate
 
@@ -82,7 +83,7 @@ def explain_texts(
     Raises FxlrpError as `fxlrp.text.explain` does.
     """
     every_text = read_texts(texts, text_file)
-    explainer = convert(model, rules=rules or RULES, strict=strict)
+    explainer = convert(model, rules=rules or DEFAULT, strict=strict)
     explained = quietly(
         explain,
         explainer,
@@ -117,7 +118,7 @@ def generate_text(
     """
     written = quietly(
         generate,
-        convert(model, rules=rules or RULES),
+        convert(model, rules=rules or DEFAULT),
         load_tokenizer(spec),
         read_texts([prompt], None)[0],
         continuation=continuation,
@@ -137,7 +138,7 @@ def demo_text(output: Path, console: Console) -> None:
         "the story was not boring and the music is truly lovely.",
         "yesterday we went to town and saw it. the film was never funny but the cast seemed wonderful.",
     ]
-    explainer = convert(load_model(folder).module, rules=RULES)
+    explainer = convert(load_model(folder).module)
     show(explain(explainer, load_tokenizer(folder), texts, target=["positive", "negative"]), output, console)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
+from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 from fxlrp.text.answers import answers
-from fxlrp.text.ask import RULES
 from fxlrp.text.attribution import WAYS, Asked, TextAttribution
 from fxlrp.text.encode import Encoded, batched, encode, limit_of
 from fxlrp.text.questions import Name, Row, contrast_name, contrast_of, probability, word_of
@@ -28,7 +28,7 @@ def generate(
     continuation: str | None = None,
     max_new_tokens: int = 20,
     contrast: Name | None = "default",
-    rules: str | Rulebook = RULES,
+    rules: str | Rulebook = DEFAULT,
     truncate: bool = False,
 ) -> TextAttribution:
     """Explain why each token of a continuation was written, all from one forward pass.
