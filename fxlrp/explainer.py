@@ -17,12 +17,11 @@ from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import split_tensors
 from fxlrp.capture.confine import LOCK
-from fxlrp.capture.model import CaptureMode
 from fxlrp.capture.objects import open_objects
 from fxlrp.compiled import by_compiled_graph, can_be_compiled
-from fxlrp.engine.seeds import Contrast, Position, Question, Target, by_classes
+from fxlrp.engine.seeds import Contrast, Position, Question, Target
 from fxlrp.errors import FxlrpError
-from fxlrp.export.joint import Joint, trace_joint
+from fxlrp.export.joint import Joint, classes_asked, trace_joint
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
 from fxlrp.methods import DEFAULT
@@ -32,6 +31,7 @@ from fxlrp.reports.mass import Weighing
 from fxlrp.reports.report import Report
 from fxlrp.rows import asks_every_row, one_by_one, one_each, row_by_row
 from fxlrp.rules.registry import Rulebook, find_rulebook
+from fxlrp.shifts import mean_over_shifts
 from fxlrp.targets import at_the_end, depends_on, refuse_ambiguous
 from fxlrp.zero_maps import say_where_it_ended
 
@@ -130,7 +130,7 @@ class Explainer(nn.Module):
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
-                answers = self.explain(args, kwargs, questions, at)
+                answers = mean_over_shifts(self, self.explain(args, kwargs, questions, at), args, kwargs, questions)
                 return say_where_it_ended(self, answers, questions, args, kwargs)[0]
             plan, tensors = self.plan(args, kwargs)
             about = self.about(plan, self.plans.outputs(args, kwargs), target) if callable(target) else self
@@ -150,7 +150,8 @@ class Explainer(nn.Module):
         """
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
-            return say_where_it_ended(self, self.explain(args, kwargs, questions), questions, args, kwargs)
+            answers = mean_over_shifts(self, self.explain(args, kwargs, questions), args, kwargs, questions)
+            return say_where_it_ended(self, answers, questions, args, kwargs)
 
     def explain(
         self,
@@ -252,17 +253,9 @@ class Explainer(nn.Module):
             with torch.inference_mode(False), torch.enable_grad():
                 self.plan(*open_objects((args, kwargs)))
         plan = self.latest
-        if plan.capture.mode is CaptureMode.THIS_INPUT:
-            raise FxlrpError("The model takes branches by its values: there is no one graph of its relevance pass.")
-        if plan.scores_ndim != 2:
-            raise FxlrpError(
-                "The explained output is no row of classes [batch, classes], which a joint graph is asked by."
-            )
-        if not by_classes(target):
-            raise FxlrpError("A joint graph is asked by classes: target is None, a class, or a tensor or list of them.")
-        several = len(target) if isinstance(target, Sequence) else 0
-        if isinstance(target, Tensor) and target.ndim == 2:
-            several = target.shape[1]
+        if self.settings.shifts > 1:
+            raise FxlrpError("A joint graph is of one picture: convert without shifts, and take the mean of its maps.")
+        several = classes_asked(plan, target)
         return trace_joint(plan, self.rulebook, self.rulebook.resolve(contrast), several=several, fold=fold)
 
     def export(self, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
@@ -311,6 +304,7 @@ def convert(
     batch: Batch = "auto",
     read: str | Sequence[str] = (),
     seed: int = 0,
+    shifts: int = 1,
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
@@ -329,6 +323,8 @@ def convert(
     read: where relevance is read, if not at the inputs: names of modules, whose output is taken, of graph nodes, or of
     inputs, as forward calls them, which are explained alone then, masks and positions too.
     seed: which draw is explained of a model that draws random numbers in eval mode, such as noise or a latent code.
+    shifts: how many maps the map of a picture is the mean of: its own and those of copies moved by some pixels, which
+    removes the grid of a transformer's patches (4 suffice); `at` and `trace` are of the picture itself.
 
     Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook, output or read.
 
@@ -343,8 +339,10 @@ def convert(
         raise FxlrpError(
             "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
         )
+    if type(shifts) is not int or shifts < 1:
+        raise FxlrpError(f"shifts={shifts!r} is not a number of maps; give 1 for none, or 4.")
     names = (read,) if isinstance(read, str) else tuple(read)
-    explainer = Explainer(model, Settings(find_rulebook(rules), strict, output, checkpoint, batch, names, seed))
+    explainer = Explainer(model, Settings(find_rulebook(rules), strict, output, checkpoint, batch, names, seed, shifts))
     if example_inputs is not None:
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         args = example_inputs if isinstance(example_inputs, tuple | list) else () if named else (example_inputs,)

@@ -49,6 +49,7 @@ class Settings:
     batch: Batch = "auto"
     read: tuple[str, ...] = ()
     seed: int = 0
+    shifts: int = 1
 
 
 @dataclass(frozen=True)

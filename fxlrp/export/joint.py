@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true as known
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.confine import alone
+from fxlrp.capture.model import CaptureMode
 from fxlrp.capture.precision import widened
 from fxlrp.engine.replaced import ReplacedOp
-from fxlrp.engine.seeds import Contrast, sides
+from fxlrp.engine.seeds import Contrast, Target, by_classes, sides
+from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan, draws
 from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rules.registry import Rulebook
@@ -37,6 +40,23 @@ class Joint(nn.Module):
 
     def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
         return self.traced(*args)
+
+
+def classes_asked(plan: Plan, target: Target) -> int:
+    """The K of a target of K classes [B, K], 0 for one class.
+
+    Raises FxlrpError if a joint graph can't answer: the plan takes branches, its output has no classes, or the target
+    is none of classes.
+    """
+    if plan.capture.mode is CaptureMode.THIS_INPUT:
+        raise FxlrpError("The model takes branches by its values: there is no one graph of its relevance pass.")
+    if plan.scores_ndim != 2:
+        raise FxlrpError("The explained output is no row of classes [batch, classes], which a joint graph is asked by.")
+    if not by_classes(target):
+        raise FxlrpError("A joint graph is asked by classes: target is None, a class, or a tensor or list of them.")
+    if isinstance(target, Tensor):
+        return target.shape[1] if target.ndim == 2 else 0
+    return len(target) if isinstance(target, Sequence) else 0
 
 
 def trace_joint(
