@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,17 +11,32 @@ import torch
 import typer
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
-from fxlrp import DEFAULT, Attribution, FxlrpError, convert, options, rulebooks
+from fxlrp import DEFAULT, Attribution, FxlrpError, convert, options
 from fxlrp.attribution import save_comparison
-from fxlrp.explain_pictures import explain_picture, explain_pictures, print_answer
+from fxlrp.explain_pictures import demo_pictures, explain_pictures, print_answer
 from fxlrp.export.artifact import export as save_explainer
 from fxlrp.gae import command as gae_command
 from fxlrp.inputs import find_class, find_pictures, load_labels, open_picture, output_files
-from fxlrp.options import COMPARED_RULES, load, parse_contrast, parse_numbers, parse_size
-from fxlrp.rules.registry import find_rulebook, parameters_of
-from fxlrp.terminal import err, errors_in_one_sentence, note_guess, out, print_counts, warn_of_generic_ops
+from fxlrp.options import (
+    COMPARED_RULES,
+    load,
+    load_for_pictures,
+    parse_contrast,
+    parse_numbers,
+    parse_size,
+    split_names,
+)
+from fxlrp.rules.registry import find_rulebook
+from fxlrp.terminal import (
+    err,
+    errors_in_one_sentence,
+    note_guess,
+    out,
+    print_counts,
+    print_rulebooks,
+    warn_of_generic_ops,
+)
 from fxlrp.text.command import demo_text, explain_texts, generate_text
 
 app = typer.Typer(
@@ -50,6 +64,7 @@ def explain(
     position: options.Position = None,
     html: options.Html = None,
     truncate: options.Truncate = False,
+    shifts: options.Shifts = None,
     size: options.Size = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -69,7 +84,7 @@ def explain(
     [dim]fxlrp explain hf:DIR "It isn't a gripping film." --target positive --html why.html[/]
     """
     of_texts: dict[str, Any] = {"text_file": text_file, "pair": pair, "position": position, "html": html}
-    of_pictures = {"output": output, "size": size, "mean": mean, "std": std, "labels": labels}
+    of_pictures = {"output": output, "shifts": shifts, "size": size, "mean": mean, "std": std, "labels": labels}
     may_read_text = Path(model).is_dir() or model.startswith("hf:")
     loaded = load(model, arch, trust, random_weights, device) if may_read_text else None
     if loaded is not None and loaded.reads_text:
@@ -88,7 +103,7 @@ def explain(
     loaded.preprocess = loaded.preprocess.but(parse_size(size), parse_numbers(mean, "mean"), parse_numbers(std, "std"))
     loaded.labels = names or loaded.labels
     how: dict[str, Any] = {"target": target, "contrast": contrast, "rules": rules, "strict": strict}
-    explain_pictures(loaded, pictures, files, check_labels=names is not None, **how)
+    explain_pictures(loaded, pictures, files, check_labels=names is not None, shifts=shifts or 1, **how)
 
 
 @app.command()
@@ -216,15 +231,11 @@ def compare(
 
     [dim]fxlrp compare model.pt cat.png --rules abslrp,gamma:gamma=0.1,attnlrp -o six.png[/]
     """
-    books = [find_rulebook(name) for name in re.split(r",(?![^,:]*=)", rules) if name]
-    loaded = load(model, arch, trust, random_weights, device)
-    if loaded.reads_text:
-        raise FxlrpError(f"{loaded.name} reads text; the command compares maps of a picture.")
-    loaded.preprocess = loaded.preprocess.but(parse_size(size))
+    books = [find_rulebook(name) for name in split_names(rules)]
+    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, None, None)
     loaded.labels = load_labels(labels) if labels else loaded.labels
     target_class = None if target is None else find_class(target, loaded.labels)
     against = parse_contrast(contrast, loaded, books[0])
-    note_guess(loaded.preprocess)
     x, seen = loaded.preprocess(open_picture(picture))
     maps: dict[str, Attribution] = {}
     explainer = convert(loaded.module, loaded.like(x[None]))
@@ -263,27 +274,47 @@ def evaluate(
     [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
     [dim]torchrun --nproc-per-node 4 -m fxlrp.cli evaluate timm:resnet50 pictures/ -o out/[/]
     """
-    loaded = load(model, arch, trust, random_weights, device)
-    if loaded.reads_text:
-        raise FxlrpError(f"{loaded.name} reads text; the command evaluates explanations of pictures.")
-    loaded.preprocess = loaded.preprocess.but(parse_size(size), parse_numbers(mean, "mean"), parse_numbers(std, "std"))
-    note_guess(loaded.preprocess)
+    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
     how = {"limit": limit, "steps": steps, "definition": definition, "batch_size": batch_size, "seed": seed}
-    names = [name.strip() for name in methods.split(",")]
+    names = split_names(methods)
     report = gae_command.run(loaded, data, names, masks, output, err, **how)
     gae_command.say(report, output, out)
 
 
 @app.command()
 @errors_in_one_sentence
+def tune(
+    model: options.Model,
+    data: options.Data,
+    masks: options.Masks = None,
+    limit: options.TuneLimit = 64,
+    output: options.ResultsFolder = None,
+    steps: options.Steps = 10,
+    batch_size: options.BatchSize = 16,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    arch: options.Arch = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    trust: options.Trust = False,
+    random_weights: options.RandomWeights = False,
+    debug: options.Debug = False,
+) -> None:
+    """Search the numbers of the default rulebook on pictures of your own, half of which are held out.
+
+    [dim]fxlrp tune model.pt pictures/ --masks masks/ -o out/[/]
+    """
+    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
+    how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
+    gae_command.say_tuned(gae_command.tune_rules(loaded, data, masks, output, err, **how), out)
+
+
+@app.command()
+@errors_in_one_sentence
 def rules(debug: options.Debug = False) -> None:
     """List the rulebooks and what each does."""
-    table = Table("rulebook", "parameters", "what it does", box=None)
-    for book in rulebooks().values():
-        parameters = "\n".join(f"{name}={value}" for name, value in parameters_of(book.name).items())
-        table.add_row(f"[bold]{book.name}[/]", parameters, book.doc)
-    out.print(table)
-    out.print(f"The default is [bold]{DEFAULT}[/]; abslrp is the published method.")
+    print_rulebooks()
 
 
 @app.command()
@@ -294,19 +325,7 @@ def demo(
     debug: options.Debug = False,
 ) -> None:
     """Explain two objects in one picture with the network that comes with fxlrp; needs no network access."""
-    if text:
-        return demo_text(output / "demo_text.html", out)
-    examples = Path(__file__).resolve().parent / "examples"
-    loaded = load(str(examples / "model.pt"), None, False, False, "cpu")
-    labels = loaded.labels = load_labels(examples / "labels.txt")
-    shown = ((p, [n for n in p.stem.split("_") if n in labels]) for p in sorted(examples.glob("pictures/*.png")))
-    picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1)
-    explainer = convert(loaded.module)
-    contrast = explainer.rulebook.default_contrast
-    for name in objects:
-        file = output / f"demo_{name}.png"
-        explain_picture(explainer, loaded, picture, file, target=labels.index(name), contrast=contrast)
-    print_counts(explainer.report())
+    demo_text(output / "demo_text.html", out) if text else demo_pictures(output)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,8 +13,8 @@ from fxlrp.attribution import Attribution
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.export.artifact import ExportedExplainer
-from fxlrp.inputs import LoadedModel, find_class, open_picture
-from fxlrp.options import parse_contrast
+from fxlrp.inputs import LoadedModel, find_class, load_labels, open_picture
+from fxlrp.options import load, parse_contrast
 from fxlrp.terminal import err, note_guess, out, print_counts
 
 
@@ -27,6 +27,7 @@ def explain_pictures(
     contrast: str,
     rules: str,
     strict: bool,
+    shifts: int,
     check_labels: bool,
 ) -> None:
     """Explain pictures by one class and contrast, and write each heatmap to the file beside it in `files`.
@@ -40,7 +41,7 @@ def explain_pictures(
         explainer: Explainer | ExportedExplainer = loaded.module
         against = loaded.module.about["contrast"] if contrast == "default" else parse_contrast(contrast, loaded)
     else:
-        explainer = convert(loaded.module, rules=rules, strict=strict)
+        explainer = convert(loaded.module, rules=rules, strict=strict, shifts=shifts)
         against = parse_contrast(contrast, loaded, explainer.rulebook)
     note_guess(loaded.preprocess)
     shown = pictures if len(pictures) == 1 else track(pictures, "explaining", console=err, transient=True)
@@ -103,3 +104,18 @@ def _probabilities(logits: Tensor) -> Tensor:
         return logits.sigmoid()
     are_probabilities = bool((logits >= 0).all()) and abs(float(logits.sum()) - 1) < 1e-4
     return logits if are_probabilities else logits.softmax(0)
+
+
+def demo_pictures(output: Path) -> None:
+    """Explain two objects in one picture with the network that comes with fxlrp."""
+    examples = Path(__file__).resolve().parent / "examples"
+    loaded = load(str(examples / "model.pt"), None, False, False, "cpu")
+    labels = loaded.labels = load_labels(examples / "labels.txt")
+    shown = ((p, [n for n in p.stem.split("_") if n in labels]) for p in sorted(examples.glob("pictures/*.png")))
+    picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1)
+    explainer = convert(loaded.module)
+    contrast = explainer.rulebook.default_contrast
+    for name in objects:
+        file = output / f"demo_{name}.png"
+        explain_picture(explainer, loaded, picture, file, target=labels.index(name), contrast=contrast)
+    print_counts(explainer.report())

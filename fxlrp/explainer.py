@@ -95,7 +95,7 @@ class Explainer(nn.Module):
         Raises FxlrpError for an unknown rulebook.
         """
         other = Explainer(self.model, replace(self.settings, rulebook=find_rulebook(rules)))
-        other.plans.found = self.plans.found.before_rules()
+        other.plans.found = self.plans.before_rules()
         return other
 
     def forward(

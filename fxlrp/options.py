@@ -15,7 +15,7 @@ from fxlrp.inputs import LoadedModel, find_class, load_model
 from fxlrp.inputs.pictures import channels_of
 from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
-from fxlrp.terminal import err
+from fxlrp.terminal import err, note_guess
 
 COMPARED_RULES = f"{DEFAULT},abslrp,zplus,gamma,attnlrp,gradient-input"
 
@@ -67,6 +67,9 @@ Inputs = Annotated[
         help="Pictures: files, folders or globs. For a model of text: texts, - to read one.", metavar="INPUT..."
     ),
 ]
+Shifts = Annotated[
+    int | None, typer.Option(help="Mean of so many maps of moved pictures: 4 remove a transformer's grid.", min=1)
+]
 Size = Annotated[str | None, typer.Option(help="Input size in pixels, H or HxW.", metavar="H[xW]")]
 Mean = Annotated[str | None, typer.Option(help="Of each colour in 0..1, as 0.5,0.5,0.5.", metavar="R,G,B")]
 Std = Annotated[str | None, typer.Option(help="Of each colour in 0..1.", metavar="R,G,B")]
@@ -106,6 +109,7 @@ Data = Annotated[
 Methods = Annotated[str, typer.Option(help="Rulebooks and baselines, by commas.", metavar="A,B,…")]
 Masks = Annotated[Path | None, typer.Option(help="Folder with NAME.png or NAME_mask.png for each picture.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many samples.", min=1)]
+TuneLimit = Annotated[int, typer.Option("--limit", help="Only the first so many pictures.", min=4)]
 Steps = Annotated[int, typer.Option(help="Masking steps.", min=2)]
 Definition = Annotated[str, typer.Option(help="Of GAE: fixed, or 2024-12 as published.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Inputs in one call of the model.", min=1)]
@@ -134,6 +138,33 @@ def load(model: str, arch: str | None, trust: bool, random_weights: bool, device
     if not loaded.reads_text:
         loaded.preprocess = loaded.preprocess.but(channels=channels_of(loaded.module))
     return loaded
+
+
+def load_for_pictures(
+    model: str,
+    arch: str | None,
+    trust: bool,
+    random_weights: bool,
+    device: str | None,
+    size: str | None,
+    mean: str | None,
+    std: str | None,
+) -> LoadedModel:
+    """Load a model of pictures, with the preprocessing that was given, and note what is a guess.
+
+    Raises FxlrpError for a model of texts, numbers that are none, and what `load` raises.
+    """
+    loaded = load(model, arch, trust, random_weights, device)
+    if loaded.reads_text:
+        raise FxlrpError(f"{loaded.name} reads text; this command is for models of pictures.")
+    loaded.preprocess = loaded.preprocess.but(parse_size(size), parse_numbers(mean, "mean"), parse_numbers(std, "std"))
+    note_guess(loaded.preprocess)
+    return loaded
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in "gamma:gamma=0.1,epsilon=1,attnlrp": a comma in front of a parameter does not part them."""
+    return [name.strip() for name in re.split(r",(?![^,:]*=)", text) if name.strip()]
 
 
 def refuse_options(options: dict[str, Any], kind: str) -> None:

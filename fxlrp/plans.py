@@ -65,10 +65,6 @@ class Known:
     first: Recent = field(default_factory=lambda: Recent(PLANS))  # calls up to their lengths → shapes of the first one
     joints: Recent = field(default_factory=lambda: Recent(PLANS))
 
-    def before_rules(self) -> Known:
-        """What holds for every rulebook, shared with this."""
-        return Known(self.state, self.restless, axes=self.axes, captures=self.captures)
-
     def plan(self, *keys: Any) -> Plan | None:
         """The plan of the first of these keys that has one."""
         return next((plan for key in keys if (plan := self.plans.get(key))), None)
@@ -120,6 +116,13 @@ class Plans:
             self._check_output(plan, tensors, args, kwargs)
         found.checked.set(shapes, plan.key)
         return plan, tensors
+
+    def before_rules(self) -> Known:
+        """What is known, and will be, whatever the rulebook: shared with the plans of another one."""
+        if self.found.state is None:
+            self.found = Known(State(self.model))
+        found = self.found
+        return Known(found.state, found.restless, axes=found.axes, captures=found.captures)
 
     def _kind(self, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Any:
         """A key shared by calls whose samples are probably at the same axes."""

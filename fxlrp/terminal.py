@@ -10,12 +10,15 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs.hubs import first_line
 from fxlrp.inputs.pictures import Preprocess
+from fxlrp.methods import DEFAULT
 from fxlrp.reports.ended import NoRelevance
 from fxlrp.reports.report import Report
+from fxlrp.rules.registry import parameters_of, rulebooks
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -60,6 +63,16 @@ def _print_error(error: Exception) -> int:
 
 def _print_warning(message: Warning | str, *_: Any) -> None:
     err.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+
+
+def print_rulebooks() -> None:
+    """Print every rulebook with its parameters and what it does."""
+    table = Table("rulebook", "parameters", "what it does", box=None)
+    for book in rulebooks().values():
+        parameters = "\n".join(f"{name}={value}" for name, value in parameters_of(book.name).items())
+        table.add_row(f"[bold]{book.name}[/]", parameters, book.doc)
+    out.print(table)
+    out.print(f"The default is [bold]{DEFAULT}[/]; abslrp is the published method.")
 
 
 def print_counts(report: Report) -> None:

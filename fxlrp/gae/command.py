@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +12,22 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 
 from fxlrp.gae.data import open_data
 from fxlrp.gae.evaluate import Progress as Callback
 from fxlrp.gae.evaluate import evaluate
 from fxlrp.gae.report import Report
+from fxlrp.gae.tuning import Scores, Tuned, tune
 from fxlrp.methods import DEFAULT
 
 METHODS = f"{DEFAULT},abslrp,abslrp-2024-12,input-x-gradient,integrated-gradients,smoothgrad,gradcam,random"
@@ -53,6 +65,52 @@ def _progress(console: Console, hidden: bool) -> Iterator[Callback]:
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def tune_rules(loaded: Any, data: str, masks: Path | None, out: Path | None, console: Console, **options: Any) -> Tuned:
+    """Tune the default rulebook on the data set that `data` names, and show how far it is.
+
+    Raises FxlrpError as `open_data` and `tune` do.
+    """
+    dataset = open_data(data, loaded.preprocess, masks)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("the default on the data")
+
+        def tell(name: str, scores: Scores, held_out: bool) -> None:
+            where = "held out" if held_out else "searched on"
+            bar.update(task, description=f"{escape(name)}: {_means(scores)} on pictures {where}")
+
+        return tune(loaded.module, dataset, out=out, progress=tell, **options)
+
+
+def say_tuned(tuned: Tuned, console: Console) -> None:
+    """Print what was tried, what was found, and how it does on the pictures that were held out."""
+    measures = [m for m in ("abpc", "pointing", "relevance_mass") if m in tuned.tried[tuned.default]]
+    for title, rows in (("searched on", tuned.tried), ("held out", tuned.held_out)):
+        columns = (Column(measure.replace("_", " "), no_wrap=True) for measure in measures)
+        table = Table(Column(title, overflow="fold"), *columns, box=None)
+        for name, scores in rows.items():
+            chosen = f"[bold]{escape(name)}[/]" if name == tuned.rules else escape(name)
+            table.add_row(chosen, *(_mean(scores[m]) for m in measures))
+        console.print(table)
+    if tuned.rules == tuned.default:
+        console.print("Nothing tried is better than the default by more than one standard error.")
+    elif not tuned.is_better:
+        console.print("On the pictures that were held out it is no better: keep the default.")
+    else:
+        console.print(f"Explain with [bold]--rules {escape(tuned.rules)}[/]", soft_wrap=True)
+
+
+def _means(scores: Scores) -> str:
+    return ", ".join(f"{m.replace('_', ' ')} {_mean(v)}" for m, v in scores.items())
+
+
+def _mean(values: Sequence[float]) -> str:
+    """A mean ± its standard error."""
+    known = [v for v in values if math.isfinite(v)]
+    error = statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else math.nan
+    return f"{statistics.mean(known):.3f} ± {error:.3f}"
 
 
 def say(report: Report, out: Path | None, console: Console) -> None:
