@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
+from fxlrp.gae.attention_maps import attention_rollout, chefer, has_attention_after_convolutions, token_gradcam
 from fxlrp.gae.definitions import FIXED, PUBLISHED
 from fxlrp.gae.identity import digest
 from fxlrp.gae.masking import logits_of
@@ -201,6 +202,52 @@ def _gradcam(captum: Any, model: nn.Module, seed: int) -> Callable[..., Tensor]:
     return attribute
 
 
+def _gradcam_of_any(model: nn.Module, seed: int) -> Explain:
+    """Make Grad-CAM by convolutions with captum or, where attention follows the last of them, by tokens."""
+    made: list[Explain] = []
+
+    def explain(views: Views) -> Tensor:
+        if not made:
+            by_tokens = has_attention_after_convolutions(model, views.x[:2])
+            made.append(token_gradcam(model, seed) if by_tokens else _captum("gradcam", _gradcam)(model, seed))
+        return made[0](views)
+
+    return explain
+
+
+def _occlusion(captum: Any, model: nn.Module, seed: int) -> Callable[..., Tensor]:
+    """Make Occlusion (Zeiler and Fergus 2014, 1311.2901): what the score loses when a square is set to 0.
+
+    Squares are a seventh of the shorter side, and move by half of theirs.
+    """
+    occlusion = captum.Occlusion(model)
+
+    def attribute(x: Tensor, target: Tensor) -> Tensor:
+        side = max(2, min(x.shape[-2:]) // 7)
+        square, steps = (x.shape[1], side, side), (x.shape[1], side // 2, side // 2)
+        return occlusion.attribute(x, square, strides=steps, target=target).to(x)
+
+    return attribute
+
+
+def _kernel_shap(captum: Any, model: nn.Module, seed: int) -> Callable[..., Tensor]:
+    """Make KernelSHAP (Lundberg and Lee 2017, 1705.07874) of 7 × 7 squares, from 200 samples of them set to 0.
+
+    Samples go one at a time, each with the same draws.
+    """
+    shap = captum.KernelShap(model)
+
+    def one(x: Tensor, target: Tensor) -> Tensor:
+        rows, columns = (torch.arange(n, device=x.device) * 7 // n for n in x.shape[-2:])
+        squares = (7 * rows[:, None] + columns)[None, None].expand_as(x)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            found = shap.attribute(x, target=target, feature_mask=squares, n_samples=200, perturbations_per_eval=50)
+            return found / x.shape[1] if found.ndim == x.ndim else found
+
+    return lambda x, target: torch.cat([one(x[i : i + 1], target[i : i + 1]) for i in range(len(x))])
+
+
 def _last_convolution(model: nn.Module, x: Tensor) -> nn.Module:
     """Return the last convolution to run on x whose map is larger than a pixel.  Raises FxlrpError if none is."""
     seen: list[nn.Module] = []
@@ -235,7 +282,11 @@ BASELINES: dict[str, Callable[[nn.Module, int], Explain]] = {
         ),
     ),
     "smoothgrad": _captum("smoothgrad", _smoothgrad),
-    "gradcam": _captum("gradcam", _gradcam),
+    "gradcam": _gradcam_of_any,
+    "attention-rollout": attention_rollout,
+    "chefer": chefer,
+    "occlusion": _captum("occlusion", _occlusion),
+    "kernel-shap": _captum("kernel-shap", _kernel_shap),
     "guided-backprop": _captum("guided-backprop", lambda c, m, s: c.GuidedBackprop(m).attribute),
     "deeplift": _captum("deeplift", lambda c, m, s: c.DeepLift(m).attribute),
     "captum-lrp": _captum("captum-lrp", lambda c, m, s: c.LRP(m).attribute),

@@ -16,11 +16,22 @@ aten = torch.ops.aten
 def expand_attention(gm: fx.GraphModule, facts: Facts) -> bool:
     """Rewrites scaled_dot_product_attention(q, k, v) as dropout(softmax(q kᵀ · scale + mask)) v, unless it has a rule
     and no dropout."""
-    fused = gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)
-    expanded = [n for n in fused if not facts.entry(n) or any(n.args[4:5])]  # its dropout_p
+    expanded = [n for n in _fused(gm) if not facts.entry(n) or any(n.args[4:5])]  # its dropout_p
     for node in expanded:
         facts.replace(node, _attention)
     return bool(expanded)
+
+
+def expand_every_attention(gm: fx.GraphModule, facts: Facts) -> bool:
+    """Rewrites every scaled_dot_product_attention so, whether or not it has a rule."""
+    expanded = _fused(gm)
+    for node in expanded:
+        facts.replace(node, _attention)
+    return bool(expanded)
+
+
+def _fused(gm: fx.GraphModule) -> list[fx.Node]:
+    return list(gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default))
 
 
 def _attention(

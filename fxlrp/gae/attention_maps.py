@@ -1,0 +1,163 @@
+"""Baselines for transformers of pictures, read off a captured graph: what attention looked at, and Grad-CAM of tokens.
+
+Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (2005.00928): rollout.
+Chefer et al., "Generic Attention-model Explainability …", ICCV 2021 (2103.15679): attention times its gradient.
+Selvaraju et al., "Grad-CAM", ICCV 2017 (1610.02391).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.functional import interpolate
+
+from fxlrp.errors import FxlrpError
+from fxlrp.explainer import convert
+from fxlrp.gae.metric import Explain, Views
+from fxlrp.graph.plan import Plan
+from fxlrp.methods.gradients import GRADIENT
+from fxlrp.ops import about
+from fxlrp.patterns.attention import expand_every_attention
+
+aten = torch.ops.aten
+PLAIN = GRADIENT.extend(name="plain", passes=(expand_every_attention,))
+"""The model itself, with attention written as its products and softmax."""
+NORMS = (aten.layer_norm.default, aten.rms_norm.default)
+MOST_EXTRA = 8
+"""The most tokens in front of those of the patches: a class token and registers."""
+
+
+class Grid(NamedTuple):
+    """Tokens of patches: `extra` others in front, then rows × columns."""
+
+    extra: int
+    rows: int
+    columns: int
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """The patches of [B, tokens] as [B, 1, rows, columns]."""
+        return tokens[:, self.extra :].unflatten(1, (1, self.rows, self.columns))
+
+
+def grid_of(count: int, size: Sequence[int]) -> Grid | None:
+    """How `count` tokens may be patches of a picture of this size [H, W]; None if they can't be."""
+    for extra in range(min(MOST_EXTRA, count - 2)):
+        for rows in range(1, count - extra + 1):
+            columns, rest = divmod(count - extra, rows)
+            if not rest and rows * size[1] == columns * size[0] and size[0] % rows == 0 and columns > 1:
+                return Grid(extra, rows, columns)
+    return None
+
+
+class _Recorded(fx.Interpreter):
+    """Runs a graph and keeps the values of some of its nodes."""
+
+    def __init__(self, graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
+        super().__init__(graph)
+        self.values: dict[fx.Node, Tensor] = dict.fromkeys(nodes, torch.empty(0))
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.values:
+            self.values[n] = value
+        return value
+
+
+def _ran(
+    plan: Plan, tensors: Sequence[Tensor], target: Tensor, nodes: Sequence[fx.Node]
+) -> list[tuple[Tensor, Tensor]]:
+    """The values of nodes, and the gradient of the target's score for each."""
+    recorded = _Recorded(plan.graph, nodes)
+    with torch.enable_grad(), plan.in_its_types():
+        out = recorded.run(*tensors)
+        score = plan.axes.rows(out[plan.logits]).gather(1, target[:, None]).sum()
+        values = [recorded.values[n] for n in nodes]
+        gradients = torch.autograd.grad(score, values, allow_unused=True)
+    zeros = (torch.zeros_like(v) if g is None else g for v, g in zip(values, gradients, strict=True))
+    return [(v.detach(), g) for v, g in zip(values, zeros, strict=True)]
+
+
+def _nodes(plan: Plan, *, norms: bool) -> list[fx.Node]:
+    """The norms of a graph, or its softmaxes, on the way of relevance."""
+    calls = [n for n in plan.graph.graph.nodes if n.op == "call_function" and n.name in plan.active]
+    return [n for n in calls if (n.target in NORMS if norms else about(n.target).kind == "softmax")]
+
+
+def _attention(model: nn.Module, name: str, step: Any) -> Explain:
+    """A method that multiplies up matrices of attention among all tokens, layer by layer.
+
+    step(weights, gradient) [B, heads, T, T] → what a layer adds to or passes on in R [B, T, T], and how.
+    """
+    explainer = convert(model, rules=PLAIN)
+
+    def explain(views: Views) -> Tensor:
+        plan, tensors = explainer.plan((views.x,), {})
+        size, batch = views.x.shape[-2:], len(views.x)
+        layers = _nodes(plan, norms=False)
+        ran = _ran(plan, tensors, views.target, layers) if layers else []
+        square = [(a, g) for a, g in ran if a.ndim == 4 and len(a) == batch and a.shape[2] == a.shape[3]]
+        counts = {a.shape[3] for a, _ in square}
+        grid = grid_of(counts.pop(), size) if len(counts) == 1 else None
+        if grid is None:
+            raise FxlrpError(f"{name} needs layers of attention among all patches of a picture; this model has none.")
+        eye = torch.eye(square[0][0].shape[3], dtype=views.x.dtype, device=views.x.device).expand(batch, -1, -1)
+        reached = eye
+        for weights, gradient in square:
+            reached = step(weights, gradient, eye, reached)
+        row = reached[:, 0] if grid.extra else reached.mean(1)  # the class token's, or that of the mean of all
+        return interpolate(grid.patches(row), size=tuple(size), mode="bilinear")
+
+    return explain
+
+
+def attention_rollout(model: nn.Module, seed: int) -> Explain:
+    """R ← (½ mean over heads of A + ½ I) R, layer by layer; the same for every class."""
+    return _attention(model, "attention-rollout", lambda a, g, eye, r: (0.5 * a.mean(1) + 0.5 * eye) @ r)
+
+
+def chefer(model: nn.Module, seed: int) -> Explain:
+    """R ← R + mean over heads of (A ⊙ ∂score/∂A)⁺ R, layer by layer."""
+    return _attention(model, "chefer", lambda a, g, eye, r: r + (a * g).clamp(min=0).mean(1) @ r)
+
+
+def token_gradcam(model: nn.Module, seed: int) -> Explain:
+    """Grad-CAM at the last norm of a map or of tokens whose gradient is not at one place alone: in a transformer with a
+    class token the first norm of its last block."""
+    explainer = convert(model, rules=PLAIN)
+
+    def explain(views: Views) -> Tensor:
+        plan, tensors = explainer.plan((views.x,), {})
+        size = views.x.shape[-2:]
+        for value, gradient in reversed(_ran(plan, tensors, views.target, _nodes(plan, norms=True))):
+            grid = _grid_of_map(value, size)
+            if grid is None or len(value) != len(views.x):
+                continue
+            flat, slope = (t.flatten(1, -2)[:, grid.extra :] for t in (value, gradient))  # [B, patches, C]
+            if int((slope != 0).any(2).sum(1).min()) > 1:
+                cam = (flat * slope.mean(1, keepdim=True)).sum(2).unflatten(1, (1, grid.rows, grid.columns))
+                return interpolate(cam, size=tuple(size), mode="bilinear")
+        raise FxlrpError("gradcam needs a convolution or a norm whose map is larger than a pixel; this model has none.")
+
+    return explain
+
+
+def _grid_of_map(value: Tensor, size: Sequence[int]) -> Grid | None:
+    """The grid of a map with its channels last, [B, rows, columns, C] or [B, tokens, C]."""
+    if value.ndim == 4:
+        rows, columns = value.shape[1:3]
+        return Grid(0, rows, columns) if rows * size[1] == columns * size[0] and columns > 1 else None
+    return grid_of(value.shape[1], size) if value.ndim == 3 else None
+
+
+def has_attention_after_convolutions(model: nn.Module, x: Tensor) -> bool:
+    """Whether the last thing a model does to a map is attention, and no convolution."""
+    plan, _ = convert(model, rules=PLAIN).plan((x,), {})
+    kinds = [about(n.target).kind for n in plan.graph.graph.nodes if n.op == "call_function" and n.name in plan.active]
+    return (
+        "softmax" in kinds[len(kinds) - kinds[::-1].index("convolution") :]
+        if "convolution" in kinds
+        else "softmax" in kinds
+    )
