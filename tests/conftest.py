@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "whole: one of many alike, which runs with --whole alone")
+    config.addinivalue_line("markers", "every(n): of the cases of a test, every n-th; the others with --whole alone")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--whole"):
-        left_out = [item for item in items if item.get_closest_marker("whole")] + _every_fourth(items)
+        left_out = [item for item in items if item.get_closest_marker("whole")] + _every_fourth(items) + _every(items)
         dropped = set(left_out)
         items[:] = [item for item in items if item not in dropped]
         config.hook.pytest_deselected(items=left_out)
@@ -43,6 +45,19 @@ def _every_fourth(items: list[pytest.Item]) -> list[pytest.Item]:
         i, j = (place.setdefault(value, len(place)) for place, value in zip(places, (rules, case), strict=True))
         if (i + j) % 4:
             left_out.append(item)
+    return left_out
+
+
+def _every(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The cases of tests marked every(n) but for every n-th."""
+    count: Counter[str] = Counter()
+    left_out: list[pytest.Item] = []
+    for item in items:
+        if marker := item.get_closest_marker("every"):
+            function = item.nodeid.split("[")[0]
+            if count[function] % marker.args[0]:
+                left_out.append(item)
+            count[function] += 1
     return left_out
 
 

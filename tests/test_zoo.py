@@ -60,11 +60,13 @@ def check(model: torch.nn.Module) -> None:
         torch.testing.assert_close(alone, a.relevance[1], rtol=0, atol=least)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name: str) -> None:
     check(timm.create_model(name, num_classes=7, **TIMM[name]))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name: str) -> None:
     check(torchvision.models.get_model(name, num_classes=7))

@@ -55,6 +55,7 @@ def model_of(name: str, tokenizer):
     return model if kind in SINGLE else model.double()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_padded_batch_equals_each_alone(name: str) -> None:
     tokenizer = whole_words()
