@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import randomize
 from torch import Tensor, fx, nn
 
 import fxlrp
+from fxlrp import convert
 from fxlrp.graph.facts import Facts
+from fxlrp.patterns.residual_sums import residual_sum
 from fxlrp.rules.registry import find_rulebook
 
 Body = Callable[["Written", Tensor], Tensor]
@@ -247,3 +250,41 @@ def test_passes_say_whether_they_change_a_graph(rules: str) -> None:
     assert fxlrp.convert(conv, x, rules=watching)(x, target=1).relevance.any()
     assert said[True]
     assert said[False]
+
+
+class Sums(nn.Module):
+    """Blocks of x + f(x), a sum of two branches, a shortcut of another width, and numbers or tokens as the input."""
+
+    def __init__(self, blocks: int, tokens: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(blocks))
+        self.embed, self.left, self.right = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.narrow, self.head, self.tokens = nn.Linear(6, 1), nn.Linear(6, 3), tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) if self.tokens else x
+        x = self.left(x).relu() + self.right(x).relu()  # neither depends on the other
+        for i, block in enumerate(self.blocks):
+            x = x + block(x).relu() if i % 2 else block(x).relu() + x
+        x = x + self.narrow(x)  # of another shape
+        x = x.mean(1)
+        return self.head(x + self.left(x).sin())
+
+
+@pytest.mark.parametrize("blocks", [0, 3, 11, 30])
+def test_residual_sums_are_told_by_their_depth(blocks: int) -> None:
+    model, x = randomize(Sums(blocks, False)), torch.randn(2, 4, 6, dtype=torch.float64)
+    explainer = convert(model, x)
+    found = [n for n in explainer.graph.graph.nodes if getattr(n.target, "op", None) is residual_sum]
+    assert [n.args[2] for n in found] == [blocks + 1] * (blocks + 1)
+    torch.testing.assert_close(explainer(x).output, model(x))
+    for other in (explainer.by("abslrp-hybrid:sum=1"), explainer.by("reslrp")):
+        assert not any(getattr(n.target, "op", None) is residual_sum for n in other.plan((x,), {})[0].graph.graph.nodes)
+
+
+def test_sums_of_what_tokens_are_looked_up_for_are_left_alone() -> None:
+    model, ids = randomize(Sums(30, True)), torch.randint(0, 9, (2, 4))
+    explainer = convert(model, ids)
+    assert not any(getattr(n.target, "op", None) is residual_sum for n in explainer.graph.graph.nodes)
+    a = explainer(ids, target=1).relevance
+    torch.testing.assert_close(a, explainer.by("abslrp-hybrid:sum=0")(ids, target=1).relevance)

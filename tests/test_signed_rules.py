@@ -18,6 +18,7 @@ import fxlrp
 from fxlrp.capture.functions import Stepwise
 from fxlrp.engine.replaced import ByDerivative, ByRule, InParts, ReplacedOp
 from fxlrp.patterns.centring import offset
+from fxlrp.patterns.residual_sums import residual_sum as at_residual
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.per_sample import WHOLE, Placement
 from fxlrp.rules.registry import Derivative, Entry, Parts, Rule, find_rulebook
@@ -247,6 +248,8 @@ ROWS = [
         (aten.add.Tensor, {}, (1, 1)), (aten.sub.Tensor, {}, (1, -1)), (aten.rsub.Tensor, {}, (-1, 1)),
         (aten.sub.Tensor, {"alpha": -3}, (1, 3)), (aten.rsub.Tensor, {"alpha": 3}, (-3, 1)),
     )),
+    *(Row("by_depth", "abslrp-hybrid", at_residual, (X, rand(2, 5, seed=1), depth), residual_sum((1, 1), by), (0, 1))
+      for depth, by in ((6, 1 / 16), (24, 1), (60, 1))),
 ]  # fmt: skip
 
 

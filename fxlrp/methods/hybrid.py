@@ -6,28 +6,36 @@ from dataclasses import replace
 
 from fxlrp.errors import FxlrpError
 from fxlrp.methods.classic import by_rule, composite, residual_sums
+from fxlrp.patterns.residual_sums import mark_residual_sums, residual_sum
 from fxlrp.rules import weighted
 from fxlrp.rules.registry import Rulebook, publish
+from fxlrp.rules.residual import by_depth
 from fxlrp.rules.weighted import CONVOLVING, DENSE
+
+DEPTH = "depth"
 
 
 @publish
 def abslrp_hybrid(
     convolution: float = 4.0,
     dense: float = 0.02,
-    sum: float = 0.0,
+    sum: float | str = DEPTH,
     contrast: str | None = "softmax",
     stabilizer: float = 1e-6,
 ) -> Rulebook:
-    """Signed contributions blended with absLRP's absolute ones, many at convolutions, few at dense layers and, with
-    sum > 0, at residual sums as in ResLRP; all else as in AttnLRP; by default against the other classes, by their
-    probability (contrast=others: all alike; none)."""
+    """Signed contributions blended with absLRP's absolute ones, many at convolutions, few at dense layers; at residual
+    sums as ResLRP, the more the deeper the model and not at all for texts (sum=1: at every sum, in full); all else as
+    AttnLRP; against the other classes by their probability (contrast=others: all alike; none)."""
     if contrast not in (None, "others", "softmax"):
         raise FxlrpError(f"contrast={contrast!r} is none of a rulebook's: softmax, others or none.")
+    if isinstance(sum, str) and sum != DEPTH:
+        raise FxlrpError(f"sum={sum!r} is no number; by default it is {DEPTH!r}.")
+    at_sums = [(by_depth, (0, 1), residual_sum)] if isinstance(sum, str) else residual_sums(sum)
     book = composite(
         *by_rule(CONVOLVING, weighted.gamma, gamma=convolution, stabilizer=stabilizer),
         *by_rule(DENSE, weighted.gamma, gamma=dense, stabilizer=stabilizer),
-        *residual_sums(sum),
+        *at_sums,
         epsilon=0.0,
     )
-    return replace(book, default_contrast=contrast)
+    passes = (*book.passes, mark_residual_sums) if isinstance(sum, str) else book.passes
+    return replace(book, default_contrast=contrast, passes=passes)

@@ -12,6 +12,17 @@ from torch import Tensor
 
 from fxlrp.rules.quantities import ratio
 
+BLOCKS_DEEP = 24
+"""The residual sums of twelve transformer blocks, two in each."""
+
+
+def by_depth(g: Tensor, z: Tensor, x: Tensor, y: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """ResidualSum with γ = min(1, (depth/24)²), for z = x + y with `depth` residual sums behind each other.
+
+    What cancellation spoils is multiplied from sum to sum, so shallow models need little of γ, and lose by much of it
+    (docs/rules.md)."""
+    return ResidualSum(min(1.0, (depth / BLOCKS_DEEP) ** 2))(g, z, x, y)
+
 
 @dataclass(frozen=True)
 class ResidualSum:

@@ -1,0 +1,64 @@
+"""Marks the residual sums x + f(x) of models that read no tokens, with how many of them lie behind each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from fxlrp.ops import describe
+from fxlrp.rules.weighted import ones_for
+
+if TYPE_CHECKING:
+    from fxlrp.graph.facts import Facts
+
+aten = torch.ops.aten
+
+
+def residual_sum(x: Tensor, y: Tensor, depth: int) -> Tensor:
+    """x + y, in a model where `depth` such sums lie behind each other."""
+    return x + y
+
+
+describe(residual_sum, entrywise=True, sign="kept", values=(0, 1))
+
+
+def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
+    """Rewrites x + f(x), both of one shape and with relevance, as residual_sum(x, f(x), depth), unless vectors that
+    were looked up for tokens flow into it."""
+    starts = [n for ns in facts.readouts.values() for n in ns]
+    of_tokens = {n for n in starts if n.op != "placeholder" and n.target is not ones_for}
+    order = {node: i for i, node in enumerate(gm.graph.nodes)}
+    depth: dict[fx.Node, int] = {}  # the most residual sums on one way to a node
+    found: list[fx.Node] = []
+    for node in gm.graph.nodes:
+        of_tokens |= {node} if of_tokens.intersection(node.all_input_nodes) else set()
+        depth[node] = max((depth[n] for n in node.all_input_nodes), default=0)
+        plain = node.target is aten.add.Tensor and not node.kwargs and node not in of_tokens
+        if plain and _is_residual(node, facts, order):
+            depth[node] += 1
+            found.append(node)
+    deepest = max(depth.values())
+    for node in found:
+        x, y = node.args
+        facts.replace(node, lambda call, *_, x=x, y=y: call(residual_sum, x, y, deepest))
+    return bool(found)
+
+
+def _is_residual(node: fx.Node, facts: Facts, order: dict[fx.Node, int]) -> bool:
+    """Whether a sum is of two tensors of one shape, both with relevance, one of which depends on the other."""
+    if not all(facts.carries(n) for n in node.args):
+        return False
+    first, last = sorted((n for n in node.args if isinstance(n, fx.Node)), key=order.__getitem__)
+    if first is last or first.meta["val"].shape != last.meta["val"].shape:
+        return False
+    behind, seen = [last], {last}
+    while behind:
+        for n in behind.pop().all_input_nodes:
+            if n is first:
+                return True
+            if n not in seen and order[n] > order[first]:
+                seen.add(n)
+                behind.append(n)
+    return False
