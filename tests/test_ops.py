@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import pytest
@@ -101,9 +101,10 @@ FIRST = {
     **each("max_pool1d avg_pool1d adaptive_avg_pool1d upsample_nearest1d upsample_linear1d", PAIRS),
     **each("max_pool3d avg_pool3d adaptive_avg_pool3d upsample_trilinear3d", of(1, 2, 4, 4, 4)),
     "col2im": of(1, 16, 9),
+    "residual_sum": (X.flip(0), 3),
 }
 NAMES = {
-    (op.__name__ if op is operator.getitem else str(op).removeprefix("aten.")): op
+    (op.__name__ if isinstance(op, FunctionType | BuiltinFunctionType) else str(op).removeprefix("aten.")): op
     for op, known in OPS.items()
     if known.sign or (known.moves and not known.parts)
 }
