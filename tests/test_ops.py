@@ -31,6 +31,7 @@ def each(names: str, value: Any) -> dict[str, Any]:
 
 
 CALLS: dict[str, tuple] = {
+    "residual_sum": (X.flip(0), 3),
     **each("clone contiguous alias lift_fresh_copy _to_copy numpy_T mT t ravel atleast_1d squeeze tril triu", ()),
     **each(
         "diagonal diag_embed fft_fftshift fft_ifftshift fliplr flipud relu neg nan_to_num max min amax amin sort", ()
@@ -101,7 +102,6 @@ FIRST = {
     **each("max_pool1d avg_pool1d adaptive_avg_pool1d upsample_nearest1d upsample_linear1d", PAIRS),
     **each("max_pool3d avg_pool3d adaptive_avg_pool3d upsample_trilinear3d", of(1, 2, 4, 4, 4)),
     "col2im": of(1, 16, 9),
-    "residual_sum": (X.flip(0), 3),
 }
 NAMES = {
     (op.__name__ if isinstance(op, FunctionType | BuiltinFunctionType) else str(op).removeprefix("aten.")): op
