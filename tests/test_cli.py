@@ -1,5 +1,6 @@
 """The command line, run as a user runs it: what is printed, what is written, and one sentence for each mistake."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,13 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from fxlrp import FxlrpError, rulebooks
+from fxlrp import DEFAULT, Attribution, FxlrpError, convert, rulebooks, text
+from fxlrp.adapters.captum import FxLRP
+from fxlrp.adapters.quantus import explain as quantus_explain
 from fxlrp.cli import app
+from fxlrp.gae.command import METHODS
+from fxlrp.inputs import load_model, open_picture
+from fxlrp.options import split_names
 
 
 def run(*args: object, code: int = 0) -> Result:
@@ -217,3 +223,37 @@ def test_a_map_that_is_zero_is_told(files: Path) -> None:
     torch.save(net.eval(), files / "flat.pt")
     said = run("explain", files / "flat.pt", files / "a.png", "--contrast", "none", "--size", "32").output
     assert "warning: The map of sample 0 is zero, though its score is not: relevance ends at conv2d" in said
+
+
+def test_one_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands, convert, the adapters and the text functions explain by fxlrp.DEFAULT, to the bit."""
+    examples = Path(__file__).parents[1] / "examples"
+    picture = examples / "pictures" / "ring_star.png"
+    shown: list[Attribution] = []
+    save = Attribution.save
+    monkeypatch.setattr(Attribution, "save", lambda a, *args, **kwargs: (shown.append(a), save(a, *args, **kwargs))[1])
+    run("explain", examples / "model.pt", picture)
+    run("explain", examples / "model.pt", picture, "--shifts", 4)
+    loaded = load_model(str(examples / "model.pt"))
+    x = loaded.preprocess(open_picture(picture))[0][None]
+    torch.testing.assert_close(shown[0].relevance, convert(loaded.module)(x).relevance, rtol=0, atol=0)
+    torch.testing.assert_close(shown[1].relevance, convert(loaded.module, shifts=4)(x).relevance, rtol=0, atol=0)
+    assert not torch.equal(shown[0].relevance, shown[1].relevance)
+
+    plain = convert(loaded.module)(x, target=2).relevance.detach()
+    torch.testing.assert_close(FxLRP(loaded.module).attribute(x, target=2), plain, rtol=0, atol=0)
+    by_quantus = quantus_explain(loaded.module, x.numpy(), np.array([2]))
+    np.testing.assert_array_equal(by_quantus, plain.numpy())
+    assert {p.default for f in (convert, text.explain, text.generate, quantus_explain, FxLRP.__init__)
+            for n, p in inspect.signature(f).parameters.items() if n == "rules"} == {DEFAULT}  # fmt: skip
+    assert METHODS.startswith(f"{DEFAULT},")
+
+
+def test_names_with_several_parameters_are_not_parted(files: Path) -> None:
+    assert split_names("gamma:gamma=0.1,epsilon=1,attnlrp, abslrp") == [
+        "gamma:gamma=0.1,epsilon=1",
+        "attnlrp",
+        "abslrp",
+    ]
+    names = "abslrp-hybrid:convolution=1,sum=0,gradient-input"
+    run("compare", files / "net.pt", files / "a.png", "--rules", names, "-o", "both.png")

@@ -298,7 +298,7 @@ def test_quantus_and_captum_adapters() -> None:
     from fxlrp.adapters import quantus
 
     model, x = network(), pictures()
-    expected = convert(model, rules="gamma")(x, target=torch.tensor([1, 2]), contrast=None).relevance
+    expected = convert(model, rules="gamma")(x, target=torch.tensor([1, 2])).relevance
     found = quantus.explain(model, x.numpy(), np.array([1, 2]), rules="gamma")
     np.testing.assert_allclose(found, expected.numpy())
     pytest.importorskip("captum", reason="captum is not installed (extra `eval`)")

@@ -26,7 +26,7 @@ class FxLRP(Attribution):
         inputs: Tensor | tuple[Tensor, ...],
         target: Target = None,
         additional_forward_args: Any = None,
-        contrast: Contrast = None,
+        contrast: Contrast = "default",
     ) -> Tensor | tuple[Tensor, ...]:
         """Return relevance shaped like `inputs`, a tuple for a tuple; target and contrast as in `fxlrp.Explainer`.
 

@@ -12,7 +12,9 @@ from fxlrp.explainer import convert
 from fxlrp.methods import DEFAULT
 
 
-def explain(model: nn.Module, inputs: Any, targets: Any, rules: Any = DEFAULT, contrast: Any = None, **_: Any) -> Any:
+def explain(
+    model: nn.Module, inputs: Any, targets: Any, rules: Any = DEFAULT, contrast: Any = "default", **_: Any
+) -> Any:
     """Return relevance [B, …] as an array, for inputs [B, …] and target classes [B].
 
     Pass it as `explain_func=fxlrp.adapters.quantus.explain, explain_func_kwargs={"rules": …}`.
