@@ -40,7 +40,11 @@ from fxlrp.gae.metric import Views
 
 STEPS = 10
 SHAPES = ("cnn", "vit", "deep_vit", "deep_convnext", "deep_swin")
-METHODS = ("abslrp-hybrid", "abslrp", "attnlrp", "gradient-input", "gradcam", "integrated-gradients", "random")
+METHODS = (
+    *("abslrp-hybrid", "abslrp-hybrid:sum=0", "abslrp-hybrid:sum=1", "abslrp-hybrid@none", "abslrp", "abslrp-2024-12"),
+    *("attnlrp", "reslrp", "reslrp@softmax", "zplus", "epsilon-plus", "gradient-input", "integrated-gradients"),
+    *("gradcam", "attention-rollout", "chefer", "occlusion", "kernel-shap", "random"),
+)
 
 
 class Task(NamedTuple):
@@ -194,7 +198,11 @@ def main() -> None:
             key = (task.name, method, len(task.x))
             if key not in stored:
                 began = time.time()
-                heat = heatmaps(task, method, explainer)
+                try:
+                    heat = heatmaps(task, method, explainer)
+                except fxlrp.FxlrpError as error:
+                    print(f"{task.name}  {method} is left out: {error}", flush=True)
+                    continue
                 took = time.time() - began
                 scores = {**localisation(task, heat), **masking(task, heat)}
                 stored[key] = {name: [round(v, 6) for v in values.tolist()] for name, values in scores.items()}

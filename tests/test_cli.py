@@ -195,7 +195,7 @@ def test_debug_shows_where(files: Path) -> None:
 
 def test_unexpected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     luck = Mock(side_effect=RuntimeError("no\nluck"))
-    monkeypatch.setattr("fxlrp.cli.rulebooks", luck)
+    monkeypatch.setattr("fxlrp.terminal.rulebooks", luck)
     said = run("rules", code=1).output
     assert "unexpected error: RuntimeError: no; run again with --debug" in said
     luck.side_effect = PermissionError(13, "Permission denied", "x")

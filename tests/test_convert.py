@@ -125,7 +125,7 @@ def test_target_forms_agree(cnn: nn.Module) -> None:
 
 def test_relevance_sums_to_the_seed(cnn: nn.Module) -> None:
     """One unit of relevance for the target; with a contrast, one for it and one against."""
-    explainer, x = convert(cnn), x_like()
+    explainer, x = convert(cnn, rules="abslrp"), x_like()
     total = explainer(x, contrast=None).relevance.sum((1, 2, 3))
     torch.testing.assert_close(total, torch.ones(2).double(), rtol=1e-6, atol=0)
     total = explainer(x).relevance.sum((1, 2, 3))
@@ -234,7 +234,7 @@ def test_token_ids_are_explained_at_their_embedding() -> None:
 
 
 def test_report_counts_every_node_and_names_the_source(cnn: nn.Module) -> None:
-    explainer = convert(cnn, x_like())
+    explainer = convert(cnn, x_like(), rules="abslrp")
     report = explainer.report()
     ours = ("readout", "constant")
     calls = [n for n in explainer.graph.graph.nodes if n.op == "call_function" and n.target.__name__ not in ours]
@@ -248,7 +248,7 @@ def test_report_counts_every_node_and_names_the_source(cnn: nn.Module) -> None:
 
 
 def test_graph_reads_like_the_model(cnn: nn.Module) -> None:
-    text = convert(cnn, x_like()).graph.print_readable(print_output=False)
+    text = convert(cnn, x_like(), rules="abslrp").graph.print_readable(print_output=False)
     assert "abslrp_conv2d" in text
     assert "abslrp_linear" in text
     assert "model.head.weight" in text
@@ -522,12 +522,12 @@ def test_a_norm_written_out_takes_nothing() -> None:
         return m.b(y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6))
 
     model, x = body(written, a=nn.Linear(6, 8), b=nn.Linear(8, 3, bias=False)), torch.randn(3, 6).double()
-    explainer = convert(model, strict=True)
+    explainer = convert(model, strict=True, rules="abslrp")
     a = explainer(x, contrast=None)
     assert next(n for n in explainer.report().nodes if "square" in n.op).kind == "inactive"
     plain = body(lambda m, x: m.b(m.a(x)), a=nn.Linear(6, 8), b=nn.Linear(8, 3, bias=False))
     plain.load_state_dict(model.state_dict())  # a positive factor per sample moves no relevance
-    torch.testing.assert_close(a.relevance, convert(plain)(x, target=a.target, contrast=None).relevance)
+    torch.testing.assert_close(a.relevance, convert(plain, rules="abslrp")(x, target=a.target, contrast=None).relevance)
 
 
 def test_the_output_to_explain_can_be_named() -> None:

@@ -135,7 +135,11 @@ def test_the_map_is_that_of_float32(kind: Callable[[], nn.Module], rules: str) -
 def test_every_way_of_asking(dtype: torch.dtype) -> None:
     model, x = network(Deep), inputs(Deep, 3)
     half, given = of_type(model, dtype), of_type(x, dtype)
-    full, explainer, small = convert(model), convert(half), convert(half, checkpoint=True)
+    full, explainer, small = (
+        convert(model, rules="abslrp"),
+        convert(half, rules="abslrp"),
+        convert(half, checkpoint=True, rules="abslrp"),
+    )
     top = half(given).argmax(1)
     assert torch.equal(explainer(given).target, top)
     for target, contrast in ((None, None), ([1, 2], "others"), (torch.tensor([0, 1, 2]), "softmax"), (4, 0)):

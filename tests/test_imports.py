@@ -21,7 +21,7 @@ LAYERS = (
     "graph",
     "attribution agreement relevance_pass",
     "targets plans",
-    "answers rows",
+    "answers rows shifts",
     "export zero_maps",
     "compiled",
     "explainer",

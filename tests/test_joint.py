@@ -52,7 +52,7 @@ def test_joint_graph_where_windows_stride_and_edges_are_padded() -> None:
                 x = nn.functional.pad(x, sides)
             return self.head(self.down(x).tanh().mean((2, 3)))
 
-    explainer, x = convert(Model().double().eval(), pictures(2)), pictures(3)
+    explainer, x = convert(Model().double().eval(), pictures(2), rules="abslrp"), pictures(3)
     for contrast in (None, "others"):
         a = explainer(x, target=[0, 4], contrast=contrast)
         for k, target in enumerate((0, 4)):
@@ -134,12 +134,12 @@ def test_latent_relevance_is_conserved() -> None:
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU()), nn.Flatten(), nn.Linear(144, 5, bias=False)]
     model = nn.Sequential(*layers).double().eval()
-    a = convert(model)(pictures(2), at=["0", "relu"], contrast=None)
+    a = convert(model, rules="abslrp")(pictures(2), at=["0", "relu"], contrast=None)
     assert a.latent["0"].shape == (2, 4, 6, 6)
     torch.testing.assert_close(a.latent["0"], a.latent["relu"])
     torch.testing.assert_close(a.latent["0"].sum((1, 2, 3)), torch.ones(2).double())
     with pytest.raises(FxlrpError, match="names no module"):
-        convert(model)(pictures(1), at=["nowhere"])
+        convert(model, rules="abslrp")(pictures(1), at=["nowhere"])
 
 
 def graph(forward) -> fx.GraphModule:
@@ -185,7 +185,7 @@ def test_what_has_no_joint_graph_is_said(cnn: nn.Module, tmp_path: Path) -> None
 
 
 def test_nodes_of_the_joint_graph_say_where_they_come_from(cnn: nn.Module) -> None:
-    text = convert(cnn, pictures(2)).joint(contrast=None).traced.print_readable(print_output=False)
+    text = convert(cnn, pictures(2), rules="abslrp").joint(contrast=None).traced.print_readable(print_output=False)
     assert "'of': 'conv2d_2'" in text
     assert "'relevance_of': 'conv2d_2', 'rule': 'conv2d'" in text
     assert "'relevance_of': 'cat', 'rule': 'derivative'" in text

@@ -86,7 +86,7 @@ def test_what_is_looked_up_beside_the_input_is_no_entry_of_it() -> None:
 def test_hashes_add_up() -> None:
     torch.manual_seed(0)
     model = Reads(lambda m, ids: m.words((ids + 1) * 7 % 20) + m.words(ids)).double().eval()
-    r = convert(model)(IDS, target=1, contrast=None).relevance
+    r = convert(model, rules="abslrp")(IDS, target=1, contrast=None).relevance
     assert r.sum(1).max() <= 1 + 1e-9
     assert r.any(1).all()
 

@@ -13,7 +13,7 @@ from fxlrp import FxlrpError, convert
 
 def test_mass_arrives_at_the_input_and_nothing_is_made(cnn: nn.Module) -> None:
     x = torch.randn(2, 3, 8, 8).double()
-    explainer = convert(cnn)
+    explainer = convert(cnn, rules="abslrp")
     a = explainer(x, contrast=None)
     report = explainer.report(x, contrast=None)
     rows = {n.name: n for n in report.nodes}
@@ -38,7 +38,7 @@ def test_a_leak_is_seen() -> None:
 
     model = Leaks().eval()
     nn.init.constant_(model.layer.weight, -1)
-    report = convert(model).report(torch.rand(1, 4), contrast=None)
+    report = convert(model, rules="abslrp").report(torch.rand(1, 4), contrast=None)
     linear = next(n for n in report.nodes if n.op.startswith("add"))
     assert linear.arrives.size == pytest.approx(1)
     assert linear.leaves.size == 0  # every summand but the constant was negative

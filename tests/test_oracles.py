@@ -99,7 +99,7 @@ def test_published(version: str, name: str, seed: str) -> None:
 def test_default_is_the_april_method_where_side_effects_play_no_part() -> None:
     model, x = build("micro_vgg")
     maps = oracle("2024-04/micro_vgg.npz")["single_f64"]
-    relevance = fxlrp.convert(model)(x, contrast=None).relevance
+    relevance = fxlrp.convert(model, rules="abslrp")(x, contrast=None).relevance
     for mine, theirs in zip(relevance, maps, strict=True):
         difference, correlation = compare(mine, theirs)
         assert difference <= 1e-6

@@ -35,7 +35,7 @@ def sites(explainer: Explainer, one_sided: bool) -> list[Fast]:
 
 
 def test_signs_are_known_without_a_contrast(cnn: nn.Module) -> None:
-    explainer = convert(cnn, pictures(2))
+    explainer = convert(cnn, pictures(2), rules="abslrp")
     assert all(s.one_sided for s in sites(explainer, True))
     assert not any(s.one_sided for s in sites(explainer, False))
     x = pictures(3)
@@ -79,9 +79,9 @@ def test_mass_is_kept_where_signs_may_turn(last: nn.Module) -> None:
     """Relevance that comes ≥ 0 and leaves with both signs is rescaled by what leaves, not by its sum."""
     x = torch.randn(3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(last.double(), nn.Flatten(), nn.Linear(24, 3).double()).eval()
-    a = convert(model)(x, target=1, contrast=None)
+    a = convert(model, rules="abslrp")(x, target=1, contrast=None)
     assert (a.relevance < 0).any()
-    b = convert(model)(x, target=torch.eye(3, dtype=torch.float64)[[1, 1, 1]])
+    b = convert(model, rules="abslrp")(x, target=torch.eye(3, dtype=torch.float64)[[1, 1, 1]])
     torch.testing.assert_close(a.relevance, b.relevance)
     assert (a.relevance.abs().flatten(1).sum(1) <= 1 + 1e-9).all()
 
@@ -90,7 +90,7 @@ def test_a_norm_may_turn_the_sign() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
     x = torch.randn(4, 6, dtype=torch.float64)
-    explainer = convert(model, x)
+    explainer = convert(model, x, rules="abslrp")
     assert [s.one_sided for s in sites(explainer, True)] == [
         False,
         False,
@@ -103,7 +103,7 @@ def test_a_norm_may_turn_the_sign() -> None:
 
 
 def test_relu_joins_the_product_before_it(cnn: nn.Module) -> None:
-    explainer = convert(cnn, pictures(2))
+    explainer = convert(cnn, pictures(2), rules="abslrp")
     plan, x = explainer.latest, pictures(3)
     fast = plan.form().graph
     relu = torch.ops.aten.relu.default
@@ -132,7 +132,7 @@ def test_masses_go_along_with_relevance_of_one_sign() -> None:
     torch.manual_seed(0)
     model, x = Residual().double().eval(), pictures(3)
     nn.init.uniform_(model.norm.running_mean)
-    explainer = convert(model, pictures(2))
+    explainer = convert(model, pictures(2), rules="abslrp")
     known = {s.__name__: s for s in sites(explainer, True)}
     assert {s.tells for s in known.values()} == {True, False}
     assert any(s.loose for s in known.values())

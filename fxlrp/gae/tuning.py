@@ -91,7 +91,9 @@ def tune(
     if model.training:
         raise FxlrpError("The model is in training mode; call model.eval() before tune.")
     plan = Plan(model, data, steps, 1, seed, FIXED, batch_size)
-    names = [name_of(dict(zip(GRID, values, strict=True))) for values in product(*GRID.values())]
+    own = parameters_of(DEFAULT)
+    every = product(*({own[key], *values} for key, values in GRID.items()))
+    names = [name_of(dict(zip(GRID, values, strict=True))) for values in every]
     identities = {} if out is None else {name: identify(name) for name in names}
     store = Store(None if out is None else Path(out), plan.manifest() | {"tuned": DEFAULT}, identities)
     try:

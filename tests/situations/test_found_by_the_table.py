@@ -132,7 +132,7 @@ def test_a_zero_map_of_an_output_that_a_callable_is_about_says_why() -> None:
             return {"boxes": y.exp(), "scores": torch.tanh(y - 9).squeeze(1)}
 
     with pytest.warns(NoRelevance, match="tanh"):
-        a = convert(Two().eval())(X[:1], target=lambda out: out["scores"])
+        a = convert(Two().eval(), rules="abslrp")(X[:1], target=lambda out: out["scores"])
     assert not a.relevance.any()
     assert a.ended is not None
 
