@@ -1,4 +1,6 @@
-"""Draw what methods say of pictures of two objects, side by side: `python -m benchmarks.side_by_side --network deep_vit`.
+"""Draw what methods say of pictures of two objects, side by side.
+
+    python -m benchmarks.side_by_side --network deep_vit
 
 A row a question: the picture, where the object asked for is, and the map of each method, red for the class and blue
 against it.

@@ -253,10 +253,11 @@ def test_passes_say_whether_they_change_a_graph(rules: str) -> None:
 
 
 class Sums(nn.Module):
-    """Blocks of x + f(x), a sum of two branches, a shortcut of another width, and numbers or tokens as the input."""
+    """Blocks of x + f(norm(x)), a sum of two branches, one of another shape, and numbers or tokens as the input."""
 
-    def __init__(self, blocks: int, tokens: bool) -> None:
+    def __init__(self, blocks: int, tokens: bool, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
+        self.norms = nn.ModuleList(norm(6) for _ in range(blocks + 3))
         self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(blocks))
         self.embed, self.left, self.right = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 6)
         self.narrow, self.head, self.tokens = nn.Linear(6, 1), nn.Linear(6, 3), tokens
@@ -264,17 +265,20 @@ class Sums(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x) if self.tokens else x
         x = self.left(x).relu() + self.right(x).relu()  # neither depends on the other
-        for i, block in enumerate(self.blocks):
-            x = x + block(x).relu() if i % 2 else block(x).relu() + x
-        x = x + self.narrow(x)  # of another shape
+        for i, (norm, block) in enumerate(zip(self.norms, self.blocks, strict=False)):
+            y = block(norm(x.flip(1))).relu()
+            x = x + y if i % 2 else (y + x).view_as(x)
+        x = self.norms[-3](x + self.narrow(self.norms[-2](x)))  # of another shape
         x = x.mean(1)
-        return self.head(x + self.left(x).sin())
+        return self.head(self.norms[-1](x + self.left(x).sin()))
 
 
 @pytest.mark.parametrize("blocks", [0, 3, 11, 30])
 def test_residual_sums_are_told_by_their_depth(blocks: int) -> None:
     model, x = randomize(Sums(blocks, False)), torch.randn(2, 4, 6, dtype=torch.float64)
     explainer = convert(model, x)
+    bare = convert(randomize(Sums(blocks, False, lambda n: nn.Identity())), x)
+    assert not any(getattr(n.target, "op", None) is residual_sum for n in bare.graph.graph.nodes)
     found = [n for n in explainer.graph.graph.nodes if getattr(n.target, "op", None) is residual_sum]
     assert [n.args[2] for n in found] == [blocks + 1] * (blocks + 1)
     torch.testing.assert_close(explainer(x).output, model(x))

@@ -24,8 +24,8 @@ def abslrp_hybrid(
     stabilizer: float = 1e-6,
 ) -> Rulebook:
     """Signed contributions blended with absLRP's absolute ones, many at convolutions, few at dense layers; at residual
-    sums as ResLRP, the more the deeper the model and not at all for texts (sum=1: at every sum, in full); all else as
-    AttnLRP; against the other classes by their probability (contrast=others: all alike; none)."""
+    sums that a norm reads as ResLRP, the more the deeper the model, not for texts (sum=1: at every sum, in full); all
+    else as AttnLRP; against the other classes by their probability (contrast=others: all alike; none)."""
     if contrast not in (None, "others", "softmax"):
         raise FxlrpError(f"contrast={contrast!r} is none of a rulebook's: softmax, others or none.")
     if isinstance(sum, str) and sum != DEPTH:

@@ -1,4 +1,7 @@
-"""Marks the residual sums x + f(x) of models that read no tokens, with how many of them lie behind each other."""
+"""Marks the residual sums x + f(x) that a norm reads, as in transformers, with how many of them lie behind each other.
+
+Those of models that read tokens are left alone, and those of convolutional networks, which batch norm and ReLU follow.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from fxlrp.ops import describe
+from fxlrp.ops import about, describe
 from fxlrp.rules.weighted import ones_for
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
+NORMS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default, aten.instance_norm.default)
 
 
 def residual_sum(x: Tensor, y: Tensor, depth: int) -> Tensor:
@@ -25,8 +29,8 @@ describe(residual_sum, entrywise=True, sign="kept", values=(0, 1))
 
 
 def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Rewrites x + f(x), both of one shape and with relevance, as residual_sum(x, f(x), depth), unless vectors that
-    were looked up for tokens flow into it."""
+    """Rewrites x + f(x), both of one shape and with relevance, as residual_sum(x, f(x), depth), if a norm reads it and
+    no vectors that were looked up for tokens flow into it."""
     starts = [n for ns in facts.readouts.values() for n in ns]
     of_tokens = {n for n in starts if n.op != "placeholder" and n.target is not ones_for}
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
@@ -36,7 +40,7 @@ def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
         of_tokens |= {node} if of_tokens.intersection(node.all_input_nodes) else set()
         depth[node] = max((depth[n] for n in node.all_input_nodes), default=0)
         plain = node.target is aten.add.Tensor and not node.kwargs and node not in of_tokens
-        if plain and _is_residual(node, facts, order):
+        if plain and _is_residual(node, facts, order) and _is_normalised(node):
             depth[node] += 1
             found.append(node)
     deepest = max(depth.values())
@@ -44,6 +48,12 @@ def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
         x, y = node.args
         facts.replace(node, lambda call, *_, x=x, y=y: call(residual_sum, x, y, deepest))
     return bool(found)
+
+
+def _is_normalised(node: fx.Node) -> bool:
+    """Whether a norm reads a node, moved at most."""
+    users = [u for u in node.users if u.op == "call_function"]
+    return any(u.target in NORMS or (about(u.target).routes and _is_normalised(u)) for u in users)
 
 
 def _is_residual(node: fx.Node, facts: Facts, order: dict[fx.Node, int]) -> bool:

@@ -17,7 +17,7 @@ BLOCKS_DEEP = 24
 
 
 def by_depth(g: Tensor, z: Tensor, x: Tensor, y: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """ResidualSum with γ = min(1, (depth/24)²), for z = x + y with `depth` residual sums behind each other.
+    """ResidualSum with γ = min(1, (depth/24)²), for z = x + y with `depth` such sums behind each other.
 
     What cancellation spoils is multiplied from sum to sum, so shallow models need little of γ, and lose by much of it
     (docs/rules.md)."""
