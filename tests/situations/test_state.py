@@ -25,11 +25,12 @@ class Switched(nn.Module):
         self.net, self.other, self.head = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
         self.task, self.slope, self.scale, self.active = "a", 0.5, torch.tensor(2.0).double(), ["net"]
         self.options = {"bias": True}
+        self.register_buffer("shift", torch.zeros(3).double())
 
     def forward(self, x: Tensor) -> Tensor:
         h = sum(getattr(self, name)(x) for name in self.active) if self.task == "a" else self.other(x)
         h = nn.functional.leaky_relu(h, self.slope) * self.scale
-        return self.head(h + 1 if self.options["bias"] else h)
+        return self.head(h + 1 if self.options["bias"] else h) + self.shift
 
 
 def patched(x: Tensor) -> Tensor:
@@ -47,6 +48,7 @@ CHANGES: dict[str, Callable[[Switched], object]] = {
     "a patched forward": lambda m: setattr(m, "forward", patched),
     "a layer": lambda m: setattr(m, "head", randomize(nn.Linear(8, 3))),
     "a weight": lambda m: setattr(m.head, "weight", nn.Parameter(torch.ones(3, 8).double())),
+    "a buffer": lambda m: setattr(m, "shift", torch.arange(3).double()),
     "a non-linearity": lambda m: setattr(m, "head", nn.Sequential(nn.Tanh(), m.head)),
 }
 
