@@ -26,7 +26,7 @@ from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import parameters_of
 
 GRID: dict[str, tuple[Any, ...]] = {
-    "sum": ("depth", 0.0, 0.25, 1.0, 2.0),
+    "sum": ("depth", 0.0, 0.25, 1.0),
     "convolution": (0.25, 1.0, 4.0, 16.0),
     "dense": (0.0, 0.02, 0.05, 0.25),
     "contrast": ("softmax", "others", None),
