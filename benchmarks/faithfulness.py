@@ -18,7 +18,6 @@ import argparse
 import importlib.util
 import json
 import platform
-import re
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -37,6 +36,7 @@ from benchmarks import localization
 from fxlrp.gae import BASELINES
 from fxlrp.gae.methods import explain_by
 from fxlrp.gae.metric import Views
+from fxlrp.options import split_names
 
 STEPS = 10
 SHAPES = ("cnn", "vit", "deep_vit", "deep_convnext", "deep_swin")
@@ -99,11 +99,12 @@ def _pixels(file: Path, mode: str) -> Tensor:
 
 
 @torch.no_grad()
-def masked(task: Task, kept: Tensor) -> dict[str, Tensor]:
-    """Pictures with the patches where kept [N, 1, rows, columns] is 0 replaced, in each way."""
+def masked(task: Task, kept: Tensor, blurred: Tensor) -> dict[str, Tensor]:
+    """Pictures whose patches are replaced where kept [N, 1, rows, columns] is 0, in each way.
+
+    blurred: copies of the pictures.
+    """
     keep = interpolate(kept, scale_factor=task.patch)
-    side = task.x.shape[-1]
-    blurred = gaussian_blur(task.x, [2 * (side // 8) + 1] * 2, [side / 16] * 2)
     colours, known, around = avg_pool2d(task.x, task.patch), kept, torch.ones(1, 1, 3, 3)
     while not known.all():  # from the edge of a gap inwards
         weight = conv2d(known, around, padding=1)
@@ -120,13 +121,14 @@ def masked(task: Task, kept: Tensor) -> dict[str, Tensor]:
 def masking(task: Task, heat: Tensor) -> dict[str, Tensor]:
     """ABPC and SRG of each picture [N], by each way of masking."""
     score = avg_pool2d(heat[:, None], task.patch).flatten(1)
-    side = heat.shape[-1] // task.patch
+    side, pixels = heat.shape[-1] // task.patch, heat.shape[-1]
+    blurred = gaussian_blur(task.x, [2 * (pixels // 8) + 1] * 2, [pixels / 16] * 2)
     areas: dict[str, Tensor] = {}
     for sign in (-1, 1):  # most relevant first, then least
         rank = (score * sign).argsort(1).argsort(1)
         for k in range(1, STEPS):
             kept = (rank >= round(score.shape[1] * k / STEPS)).float().view(-1, 1, side, side)
-            for way, x in masked(task, kept).items():
+            for way, x in masked(task, kept, blurred).items():
                 logits = torch.cat([task.model(part) for part in x.split(50)])
                 for name, values in (("ABPC", logits.softmax(1)), ("SRG", logits)):
                     part = sign * values.gather(1, task.target[:, None])[:, 0] / (STEPS - 1)
@@ -194,7 +196,7 @@ def main() -> None:
     for task in tasks:
         explainer = fxlrp.convert(task.model, task.x[:2])
         found: dict[str, dict[str, Tensor]] = {}
-        for method in re.split(r",(?![^,:]*=)", args.methods):
+        for method in split_names(args.methods):
             key = (task.name, method, len(task.x))
             if key not in stored:
                 began = time.time()

@@ -20,6 +20,7 @@ import fxlrp
 from benchmarks import localization
 from benchmarks.faithfulness import Task, heatmaps
 from fxlrp.attribution import diverging
+from fxlrp.options import split_names
 
 METHODS = (fxlrp.DEFAULT, "attnlrp", "gradcam", "integrated-gradients")
 SIDE, GAP, HEAD = 128, 4, 18
@@ -37,7 +38,7 @@ def main() -> None:
     target = shown.labels[:, 0]
     task = Task(args.network, localization.load(args.network), shown.x, target, shown.masks[:, 0].bool(), 8)
     explainer = fxlrp.convert(task.model, task.x[:2])
-    methods = args.methods.split(",")
+    methods = split_names(args.methods)
     maps = {method: heatmaps(task, method, explainer) for method in methods}
     width, step = SIDE + GAP, SIDE + GAP + HEAD
     sheet = Image.new("RGB", (width * (2 + len(methods)) - GAP, HEAD + step * args.pictures - GAP), "white")

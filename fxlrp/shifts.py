@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +23,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.nodes import args_of
 from fxlrp.ops import about
-from fxlrp.rows import one_each, several_of
+from fxlrp.rows import each_list, several_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -61,8 +63,8 @@ def mean_over_shifts(
     moves = moves_within(max(CELL, _stride(plan)), explainer.settings.shifts)[1:]
     sums = [list(several_of(a.relevance)) for a in answers]
     for group in [[move] for move in moves] if any(axes[n] is None for n in names) else [moves]:
-        call = _moved(args, kwargs, axes, pictures, group)
-        call = _each_list(call, batch, len(group))
+        moved = _moved(args, kwargs, axes, pictures, group)
+        call = each_list(partial(mul, len(group)), moved, batch)
         asked = [
             replace(q, target=_again(a.target, q.target, batch, group), position=_again(None, q.position, batch, group))
             for q, a in zip(questions, answers, strict=True)
@@ -89,11 +91,6 @@ def _moved(args: tuple, kwargs: dict, axes: dict[str, int | None], pictures: Any
         return copies[0] if axis is None else torch.cat(copies, axis)
 
     return pytree.tree_map_only(Tensor, one, (args, kwargs))
-
-
-def _each_list(call: Any, batch: int, times: int) -> Any:
-    """The call with every list of one number per sample repeated."""
-    return pytree.tree_map(lambda v: v * times if one_each(v, batch) else v, call, is_leaf=lambda v: one_each(v, batch))
 
 
 def _again(answered: Tensor | None, asked: Any, batch: int, moves: Sequence[Move]) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import interpolate
 
 from fxlrp.errors import FxlrpError
-from fxlrp.explainer import convert
+from fxlrp.explainer import Explainer, convert
 from fxlrp.gae.metric import Explain, Views
 from fxlrp.graph.plan import Plan
 from fxlrp.methods.gradients import GRADIENT
@@ -123,10 +123,9 @@ def chefer(model: nn.Module, seed: int) -> Explain:
     return _attention(model, "chefer", lambda a, g, eye, r: r + (a * g).clamp(min=0).mean(1) @ r)
 
 
-def token_gradcam(model: nn.Module, seed: int) -> Explain:
+def token_gradcam(explainer: Explainer) -> Explain:
     """Grad-CAM at the last norm of a map or of tokens whose gradient is not at one place alone: in a transformer with a
-    class token the first norm of its last block."""
-    explainer = convert(model, rules=PLAIN)
+    class token the first norm of its last block.  explainer: by PLAIN."""
 
     def explain(views: Views) -> Tensor:
         plan, tensors = explainer.plan((views.x,), {})
@@ -152,9 +151,9 @@ def _grid_of_map(value: Tensor, size: Sequence[int]) -> Grid | None:
     return grid_of(value.shape[1], size) if value.ndim == 3 else None
 
 
-def has_attention_after_convolutions(model: nn.Module, x: Tensor) -> bool:
-    """Whether the last thing a model does to a map is attention, and no convolution."""
-    plan, _ = convert(model, rules=PLAIN).plan((x,), {})
+def has_attention_after_convolutions(explainer: Explainer, x: Tensor) -> bool:
+    """Whether the last thing a model does to a map is attention, and no convolution.  explainer: by PLAIN."""
+    plan, _ = explainer.plan((x,), {})
     kinds = [about(n.target).kind for n in plan.graph.graph.nodes if n.op == "call_function" and n.name in plan.active]
     return (
         "softmax" in kinds[len(kinds) - kinds[::-1].index("convolution") :]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
-from fxlrp.gae.attention_maps import attention_rollout, chefer, has_attention_after_convolutions, token_gradcam
+from fxlrp.gae.attention_maps import PLAIN, attention_rollout, chefer, has_attention_after_convolutions, token_gradcam
 from fxlrp.gae.definitions import FIXED, PUBLISHED
 from fxlrp.gae.identity import digest
 from fxlrp.gae.masking import logits_of
@@ -208,8 +208,9 @@ def _gradcam_of_any(model: nn.Module, seed: int) -> Explain:
 
     def explain(views: Views) -> Tensor:
         if not made:
-            by_tokens = has_attention_after_convolutions(model, views.x[:2])
-            made.append(token_gradcam(model, seed) if by_tokens else _captum("gradcam", _gradcam)(model, seed))
+            plain = convert(model, rules=PLAIN)
+            by_tokens = has_attention_after_convolutions(plain, views.x[:2])
+            made.append(token_gradcam(plain) if by_tokens else _captum("gradcam", _gradcam)(model, seed))
         return made[0](views)
 
     return explain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,22 +17,20 @@ aten = torch.ops.aten
 def expand_attention(gm: fx.GraphModule, facts: Facts) -> bool:
     """Rewrites scaled_dot_product_attention(q, k, v) as dropout(softmax(q kᵀ · scale + mask)) v, unless it has a rule
     and no dropout."""
-    expanded = [n for n in _fused(gm) if not facts.entry(n) or any(n.args[4:5])]  # its dropout_p
-    for node in expanded:
-        facts.replace(node, _attention)
-    return bool(expanded)
+    return _expand(gm, facts, lambda node: not facts.entry(node) or any(node.args[4:5]))  # its dropout_p
 
 
 def expand_every_attention(gm: fx.GraphModule, facts: Facts) -> bool:
     """Rewrites every scaled_dot_product_attention so, whether or not it has a rule."""
-    expanded = _fused(gm)
+    return _expand(gm, facts, lambda node: True)
+
+
+def _expand(gm: fx.GraphModule, facts: Facts, chosen: Callable[[fx.Node], bool]) -> bool:
+    fused = gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)
+    expanded = [node for node in fused if chosen(node)]
     for node in expanded:
         facts.replace(node, _attention)
     return bool(expanded)
-
-
-def _fused(gm: fx.GraphModule) -> list[fx.Node]:
-    return list(gm.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default))
 
 
 def _attention(

@@ -35,7 +35,7 @@ def join_branches(gm: fx.GraphModule, facts: Facts, instead: Mapping[Any, Callab
     for node in [n for n in gm.graph.nodes if n.target is aten.add.Tensor and facts.carries(n) and not n.kwargs]:
         for branch, shortcut in (node.args, node.args[::-1]):
             pair = facts.carries(branch) and facts.carries(shortcut)
-            inside = _between(shortcut, branch) if pair else []
+            inside = between(shortcut, branch) if pair else []
             if inside and branch.meta["val"].shape == shortcut.meta["val"].shape:
                 body, operands = cut_out(branch, inside, shortcut, instead=instead)
                 args = (branch, shortcut, *operands)
@@ -45,7 +45,7 @@ def join_branches(gm: fx.GraphModule, facts: Facts, instead: Mapping[Any, Callab
     return changed
 
 
-def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
+def between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
     """The nodes through which `last` depends on `first`, in order, including `last`."""
     behind, ahead, nodes = {first}, {last}, list(first.graph.nodes)
     nodes = nodes[nodes.index(first) + 1 :]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.ops import about, describe
+from fxlrp.patterns.residual import between
 from fxlrp.rules.weighted import ones_for
 
 if TYPE_CHECKING:
@@ -33,14 +34,13 @@ def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
     no vectors that were looked up for tokens flow into it."""
     starts = [n for ns in facts.readouts.values() for n in ns]
     of_tokens = {n for n in starts if n.op != "placeholder" and n.target is not ones_for}
-    order = {node: i for i, node in enumerate(gm.graph.nodes)}
     depth: dict[fx.Node, int] = {}  # the most residual sums on one way to a node
     found: list[fx.Node] = []
     for node in gm.graph.nodes:
         of_tokens |= {node} if of_tokens.intersection(node.all_input_nodes) else set()
         depth[node] = max((depth[n] for n in node.all_input_nodes), default=0)
         plain = node.target is aten.add.Tensor and not node.kwargs and node not in of_tokens
-        if plain and _is_residual(node, facts, order) and _is_normalised(node):
+        if plain and _is_normalised(node) and _is_residual(node, facts):
             depth[node] += 1
             found.append(node)
     deepest = max(depth.values())
@@ -56,19 +56,9 @@ def _is_normalised(node: fx.Node) -> bool:
     return any(u.target in NORMS or (about(u.target).routes and _is_normalised(u)) for u in users)
 
 
-def _is_residual(node: fx.Node, facts: Facts, order: dict[fx.Node, int]) -> bool:
+def _is_residual(node: fx.Node, facts: Facts) -> bool:
     """Whether a sum is of two tensors of one shape, both with relevance, one of which depends on the other."""
-    if not all(facts.carries(n) for n in node.args):
+    x, y = node.args
+    if not (isinstance(x, fx.Node) and isinstance(y, fx.Node) and facts.carries(x) and facts.carries(y)):
         return False
-    first, last = sorted((n for n in node.args if isinstance(n, fx.Node)), key=order.__getitem__)
-    if first is last or first.meta["val"].shape != last.meta["val"].shape:
-        return False
-    behind, seen = [last], {last}
-    while behind:
-        for n in behind.pop().all_input_nodes:
-            if n is first:
-                return True
-            if n not in seen and order[n] > order[first]:
-                seen.add(n)
-                behind.append(n)
-    return False
+    return x.meta["val"].shape == y.meta["val"].shape and bool(between(x, y) or between(y, x))
