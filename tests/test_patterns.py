@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 import fxlrp
 from fxlrp import convert
 from fxlrp.graph.facts import Facts
+from fxlrp.patterns.normed import Normed
 from fxlrp.patterns.residual_sums import residual_sum
 from fxlrp.rules.registry import find_rulebook
 
@@ -292,3 +293,66 @@ def test_sums_of_what_tokens_are_looked_up_for_are_left_alone() -> None:
     assert not any(getattr(n.target, "op", None) is residual_sum for n in explainer.graph.graph.nodes)
     a = explainer(ids, target=1).relevance
     torch.testing.assert_close(a, explainer.by("abslrp-hybrid:sum=0")(ids, target=1).relevance)
+
+
+class HandWrittenNorm(nn.Module):
+    """A layer norm over channels, as many ConvNeXts write it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.mean(1, keepdim=True)
+        return (x - u) / ((x - u).pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+
+
+class Convolutions(nn.Module):
+    """Convolutions; what comes behind them is given: `patch` behind the first, `wide` behind the second."""
+
+    def __init__(self, patch: nn.Module, wide: nn.Module) -> None:
+        super().__init__()
+        self.patch, self.place = nn.Conv2d(3, 4, 2, 2), nn.Parameter(torch.randn(4, 1, 1))
+        self.wide, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.behind = nn.ModuleList([patch, wide])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.behind[0](self.patch(x) * 2 + self.place)
+        return self.head(self.behind[1](self.wide(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("patch", "wide", "normed"),
+    [
+        (nn.ReLU(), nn.ReLU(), []),
+        (nn.BatchNorm2d(4), nn.ReLU(), []),
+        (nn.BatchNorm2d(4), nn.Sequential(nn.ReLU(), nn.GroupNorm(1, 4)), []),
+        (nn.GELU(), nn.GroupNorm(1, 4), ["wide"]),
+        (nn.LayerNorm([4, 4, 4]), nn.ReLU(), ["patch"]),
+        (HandWrittenNorm(), nn.Sequential(nn.ReLU(), nn.InstanceNorm2d(4)), ["patch"]),
+        (nn.Identity(), HandWrittenNorm(), ["patch", "wide"]),
+        (nn.Flatten(3), nn.LayerNorm(4), ["patch", "wide"]),
+    ],
+    ids=str,
+)
+def test_convolutions_that_a_norm_reads_are_told(patch: nn.Module, wide: nn.Module, normed: list[str]) -> None:
+    model, x = randomize(Convolutions(patch, wide)), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    explainer = convert(model, x)
+    found = [n for n in explainer.graph.graph.nodes if isinstance(getattr(n.target, "op", None), Normed)]
+    assert [n.args[1].target.split(".")[1] for n in found] == normed
+    torch.testing.assert_close(explainer(x).output, model(x))
+    same = explainer.by("abslrp-hybrid:normed=4")(x, target=1).relevance
+    as_others = bool((same == explainer(x, target=1).relevance).all())
+    assert as_others == (not normed)
+
+
+def test_a_rule_of_ones_own_holds_for_convolutions_that_a_norm_reads() -> None:
+    op, x = torch.ops.aten.conv2d.default, torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    called = []
+
+    def own(g: Tensor, z: Tensor, x: Tensor, *_: Any) -> Tensor:
+        called.append(z)
+        return torch.ones_like(x)
+
+    fxlrp.rule(op)(own)
+    try:
+        convert(randomize(Convolutions(nn.Identity(), HandWrittenNorm())), x)(x)
+    finally:
+        fxlrp.rules.registry.unregister(op)
+    assert len(called) == 3

@@ -18,6 +18,7 @@ import fxlrp
 from fxlrp.capture.functions import Stepwise
 from fxlrp.engine.replaced import ByDerivative, ByRule, InParts, ReplacedOp
 from fxlrp.patterns.centring import offset
+from fxlrp.patterns.normed import Normed
 from fxlrp.patterns.residual_sums import residual_sum as at_residual
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.per_sample import WHOLE, Placement
@@ -220,6 +221,9 @@ ROWS = [
     )),
     Row("z_plus", "zplus", aten.addmm.default, (B, X, W.T), alpha_beta(1, 0), (1,)),
     Row("gamma", "abslrp-hybrid", aten.matmul.default, (W, X.T), gamma(0.02), (1,)),
+    Row("gamma", "abslrp-hybrid", aten.conv2d.default, CONV, gamma(4)),
+    Row("gamma", "abslrp-hybrid", Normed(aten.conv2d.default), CONV, gamma(0.25)),
+    Row("gamma", "abslrp-hybrid:normed=2,convolution=3", Normed(aten.conv2d.default), CONV, gamma(2)),
     Row("uniform_rule", "attnlrp", aten.mul.Tensor, (X, rand(2, 5, seed=1)), uniform, (0, 1)),
     Row("uniform_rule", "attnlrp", aten.matmul.default, (X, rand(5, 3, seed=1)), uniform, (0, 1)),
     Row("uniform_rule", "epsilon:epsilon=0.1", aten.mul.Tensor, (X, rand(2, 5, seed=1)), partial(uniform, epsilon=0.1),

@@ -88,7 +88,7 @@ def evaluate(
     manifest = plan.manifest()
     notes = [WITHOUT_QUANTUS] if quantus and quantus_version is None else []
     identities = {} if out is None else {name: identify(method) for name, method in named.items()}
-    store = Store(None if out is None else Path(out), manifest, identities, rank)
+    store = Store(None if out is None else Path(out), manifest, identities.get, rank)
     try:
         _fill(store, plan, named, range(rank, plan.chunks, world), progress)
         store.wait({(k, name) for k in range(plan.chunks) for name in named})

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ class Store:
     """The pieces of a run.  Without a folder they are kept in memory.
 
     manifest: all that makes one run's results another's.
-    methods: the digest of each method by its name.
+    methods: gives the digest of a method for its name, None if it is not of this run.
 
     Raises FxlrpError if the folder holds a run of another kind, or of another method under a name of these, or damaged
     results, or cannot be written, or another process writes its part of it.
     """
 
     def __init__(
-        self, folder: Path | None, manifest: dict[str, Any], methods: Mapping[str, str], rank: int = 0
+        self, folder: Path | None, manifest: dict[str, Any], methods: Callable[[str], str | None], rank: int = 0
     ) -> None:
         self.folder, self.rank, self.kept, self.methods = folder, rank, {}, methods
         self._offsets: dict[Path, int] = {}
@@ -64,7 +64,7 @@ class Store:
         self.kept[chunk, method] = results
         if self.folder is None:
             return
-        record = {"chunk": chunk, "method": method, "by": self.methods[method], **results}
+        record = {"chunk": chunk, "method": method, "by": self.methods(method), **results}
         body = json.dumps(record, separators=(",", ":"))[:-1].encode()
         line = body + b',"sum":"' + self._sum(body) + b'"}\n'
         before = os.fstat(self._file.fileno()).st_size
@@ -101,7 +101,7 @@ class Store:
             )
         row = json.loads(body + b"}")
         chunk, method, by = row.pop("chunk"), row.pop("method"), row.pop("by")
-        if by != self.methods.get(method, by):
+        if self.methods(method) not in (None, by):
             raise FxlrpError(
                 f"{self.folder} holds results of another method called {method!r}; give this one another name, or "
                 "give another folder."

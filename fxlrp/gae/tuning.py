@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from fxlrp.rules.registry import parameters_of
 GRID: dict[str, tuple[Any, ...]] = {
     "sum": ("depth", 0.0, 0.25, 1.0),
     "convolution": (0.25, 1.0, 4.0, 16.0),
+    "normed": (0.0, 0.25, 1.0, 4.0),
     "dense": (0.0, 0.02, 0.05, 0.25),
     "contrast": ("softmax", "others", None),
 }
@@ -91,11 +92,7 @@ def tune(
     if model.training:
         raise FxlrpError("The model is in training mode; call model.eval() before tune.")
     plan = Plan(model, data, steps, 1, seed, FIXED, batch_size)
-    own = parameters_of(DEFAULT)
-    every = product(*({own[key], *values} for key, values in GRID.items()))
-    names = [name_of(dict(zip(GRID, values, strict=True))) for values in every]
-    identities = {} if out is None else {name: identify(name) for name in names}
-    store = Store(None if out is None else Path(out), plan.manifest() | {"tuned": DEFAULT}, identities)
+    store = Store(None if out is None else Path(out), plan.manifest() | {"tuned": DEFAULT}, cache(identify))
     try:
         return _search(_Halves(plan, store, convert(model)), progress or (lambda *_: None))
     finally:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.ops import about, describe
+from fxlrp.patterns.normed import is_normed
 from fxlrp.patterns.residual import between
 from fxlrp.rules.weighted import ones_for
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
-NORMS = (aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default, aten.instance_norm.default)
 
 
 def residual_sum(x: Tensor, y: Tensor, depth: int) -> Tensor:
@@ -40,7 +40,7 @@ def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
         of_tokens |= {node} if of_tokens.intersection(node.all_input_nodes) else set()
         depth[node] = max((depth[n] for n in node.all_input_nodes), default=0)
         plain = node.target is aten.add.Tensor and not node.kwargs and node not in of_tokens
-        if plain and _is_normalised(node) and _is_residual(node, facts):
+        if plain and is_normed(node, _moves) and _is_residual(node, facts):
             depth[node] += 1
             found.append(node)
     deepest = max(depth.values())
@@ -50,10 +50,8 @@ def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
     return bool(found)
 
 
-def _is_normalised(node: fx.Node) -> bool:
-    """Whether a norm reads a node, moved at most."""
-    users = [u for u in node.users if u.op == "call_function"]
-    return any(u.target in NORMS or (about(u.target).routes and _is_normalised(u)) for u in users)
+def _moves(node: fx.Node) -> bool:
+    return about(node.target).routes
 
 
 def _is_residual(node: fx.Node, facts: Facts) -> bool:

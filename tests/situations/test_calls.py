@@ -76,7 +76,7 @@ def test_captum_gets_each_input_its_own() -> None:
     with pytest.raises(FxlrpError, match="Input 0"):
         adapter.attribute((mask, X, Y), target=1)
     ones = torch.ones(2, 6).double()
-    found = adapter.attribute((ones, X, Y), target=1)
+    found = adapter.attribute((ones, X, Y), target=1, contrast=None)
     for r, x, factor in zip(found[1:], (X, Y), (1, 2), strict=True):
         torch.testing.assert_close(r, x * model.linear.weight[1].detach() * factor)
 
