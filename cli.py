@@ -1,1 +1,1 @@
-fxlrp/cli.py
+fxlrp/cli/app.py

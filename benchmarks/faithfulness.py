@@ -33,10 +33,10 @@ from torchvision.transforms.functional import gaussian_blur
 
 import fxlrp
 from benchmarks import localization
+from fxlrp.cli.loading import split_names
 from fxlrp.gae import BASELINES
 from fxlrp.gae.methods import explain_by
 from fxlrp.gae.metric import Views
-from fxlrp.options import split_names
 
 STEPS = 10
 SHAPES = ("cnn", "vit", "deep_vit", "deep_convnext", "deep_swin")

@@ -20,7 +20,7 @@ import fxlrp
 from benchmarks import localization
 from benchmarks.faithfulness import Task, heatmaps
 from fxlrp.attribution import diverging
-from fxlrp.options import split_names
+from fxlrp.cli.loading import split_names
 
 METHODS = (fxlrp.DEFAULT, "attnlrp", "gradcam", "integrated-gradients")
 SIDE, GAP, HEAD = 128, 4, 18

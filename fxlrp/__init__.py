@@ -1,14 +1,20 @@
-"""fxlrp: explain what any PyTorch model looked at."""
+"""fxlrp: explain what any PyTorch model looked at.
 
-from fxlrp import methods as methods  # which publishes the rulebooks
-from fxlrp.attribution import Attribution
-from fxlrp.engine.seeds import Question
-from fxlrp.errors import FxlrpError
-from fxlrp.explainer import Explainer, convert
+What is public is imported when it is first asked for, so that `import fxlrp` and `fxlrp --help` start at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fxlrp.errors import FxlrpError, NoRelevance
 from fxlrp.methods import DEFAULT
-from fxlrp.reports.ended import NoRelevance
-from fxlrp.reports.report import Report
-from fxlrp.rules import Rulebook, rule, rulebook, rulebooks, unregister
+
+if TYPE_CHECKING:
+    from fxlrp.attribution import Attribution
+    from fxlrp.engine.seeds import Question
+    from fxlrp.explainer import Explainer, convert
+    from fxlrp.reports.report import Report
+    from fxlrp.rules import Rulebook, rule, rulebook, rulebooks, unregister
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,3 +32,25 @@ __all__ = [
     "rulebooks",
     "unregister",
 ]
+_PLACES = {
+    "Attribution": "attribution",
+    "Explainer": "explainer",
+    "Question": "engine.seeds",
+    "Report": "reports.report",
+    "convert": "explainer",
+    **dict.fromkeys(("Rulebook", "rule", "rulebook", "rulebooks", "unregister"), "rules"),
+}
+_PACKAGES = ("adapters", "cli", "gae", "inputs", "methods", "rules", "text")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"fxlrp.{name}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'fxlrp' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"fxlrp.{_PLACES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -18,10 +18,9 @@ from typer.testing import CliRunner, Result
 from fxlrp import DEFAULT, Attribution, FxlrpError, convert, rulebooks, text
 from fxlrp.adapters.captum import FxLRP
 from fxlrp.adapters.quantus import explain as quantus_explain
-from fxlrp.cli import app
-from fxlrp.gae.command import METHODS
+from fxlrp.cli import app, options
+from fxlrp.cli.loading import split_names
 from fxlrp.inputs import load_model, open_picture
-from fxlrp.options import split_names
 
 
 def run(*args: object, code: int = 0) -> Result:
@@ -195,7 +194,7 @@ def test_debug_shows_where(files: Path) -> None:
 
 def test_unexpected_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     luck = Mock(side_effect=RuntimeError("no\nluck"))
-    monkeypatch.setattr("fxlrp.terminal.rulebooks", luck)
+    monkeypatch.setattr("fxlrp.cli.terminal.described", luck)
     said = run("rules", code=1).output
     assert "unexpected error: RuntimeError: no; run again with --debug" in said
     luck.side_effect = PermissionError(13, "Permission denied", "x")
@@ -246,7 +245,7 @@ def test_one_default(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(by_quantus, plain.numpy())
     assert {p.default for f in (convert, text.explain, text.generate, quantus_explain, FxLRP.__init__)
             for n, p in inspect.signature(f).parameters.items() if n == "rules"} == {DEFAULT}  # fmt: skip
-    assert METHODS.startswith(f"{DEFAULT},")
+    assert options.EVALUATED.startswith(f"{DEFAULT},")
 
 
 def test_names_with_several_parameters_are_not_parted(files: Path) -> None:

@@ -26,7 +26,6 @@ LAYERS = (
     "compiled",
     "explainer",
     "inputs adapters text gae examples",
-    "terminal options explain_pictures",
     "cli",
 )
 """From the bottom to the top: each imports from those above it in this list, and from its own line."""

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import fxlrp.capture.trace
 from fxlrp import convert
 from fxlrp.explainer import Explainer
-from fxlrp.methods import ABSLRP
+from fxlrp.methods.abslrp import ABSLRP
 from fxlrp.rules.normalise import MASS, Call, Normalise
 from fxlrp.rules.per_sample import Placement, sample_sum
 from fxlrp.rules.quantities import relevance

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 import fxlrp
 from fxlrp.capture.functions import Stepwise
 from fxlrp.engine.replaced import ByRule
-from fxlrp.methods import ABSLRP
+from fxlrp.methods.abslrp import ABSLRP
 from fxlrp.methods.published import by_definition
 from fxlrp.patterns.centring import centred, offset
 from fxlrp.patterns.elementwise import Elementwise, Gate

@@ -28,9 +28,6 @@ from fxlrp.gae.evaluate import Progress as Callback
 from fxlrp.gae.evaluate import evaluate
 from fxlrp.gae.report import Report
 from fxlrp.gae.tuning import Scores, Tuned, tune
-from fxlrp.methods import DEFAULT
-
-METHODS = f"{DEFAULT},abslrp,abslrp-2024-12,input-x-gradient,integrated-gradients,smoothgrad,gradcam,random"
 
 
 def run(

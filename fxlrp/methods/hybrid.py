@@ -37,7 +37,7 @@ def abslrp_hybrid(
     book = composite(
         *by_rule(CONVOLVING, weighted.gamma, gamma=convolution, stabilizer=stabilizer),
         *by_rule(DENSE, weighted.gamma, gamma=dense, stabilizer=stabilizer),
-        *by_rule([((0, 1, 2), (Normed,))], weighted.gamma, gamma=normed, stabilizer=stabilizer),
+        *by_rule((((0, 1, 2), (Normed,)),), weighted.gamma, gamma=normed, stabilizer=stabilizer),
         *at_sums,
         epsilon=0.0,
     )

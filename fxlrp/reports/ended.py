@@ -9,14 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxlrp.errors import NoRelevance
 from fxlrp.ops import of_kind
 from fxlrp.reports.report import NodeReport, Report
 
 NAMES = {str(op).removeprefix("aten.") for op in of_kind("step")}
-
-
-class NoRelevance(UserWarning):
-    """A map is zero although the score is not."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -139,7 +140,7 @@ class Rulebook:
 
     def __reduce__(self) -> tuple:
         """Pickled by its name, since torch's ops are not to be pickled.  Raises FxlrpError for one of a user's own."""
-        if self.name.partition(":")[0] not in _BOOKS or find_rulebook(self.name)._content != self._content:
+        if self.name.partition(":")[0] not in _books() or find_rulebook(self.name)._content != self._content:
             raise FxlrpError(
                 f"Rulebook {self.name!r} has no name to be pickled by: fxlrp.rules.registry.publish(book) gives one."
             )
@@ -270,14 +271,20 @@ def publish(book: Rulebook | Callable[..., Rulebook]) -> Any:
     return make
 
 
+def _books() -> dict[str, Callable[..., Rulebook]]:
+    """The rulebooks known by name: our own, which stand above the rules and are imported here, and users'."""
+    import_module("fxlrp.methods").publish_all()
+    return _BOOKS
+
+
 def rulebooks() -> dict[str, Rulebook]:
     """All rulebooks known by name, with the defaults of their parameters."""
-    return {name: make() for name, make in _BOOKS.items()}
+    return {name: make() for name, make in _books().items()}
 
 
 def parameters_of(name: str) -> dict[str, Any]:
     """The parameters of the rulebook of that name and their defaults."""
-    return {p.name: p.default for p in inspect.signature(_BOOKS[name]).parameters.values()}
+    return {p.name: p.default for p in inspect.signature(_books()[name]).parameters.values()}
 
 
 def rulebook(name: str, **parameters: Any) -> Rulebook:
@@ -285,7 +292,7 @@ def rulebook(name: str, **parameters: Any) -> Rulebook:
 
     Raises FxlrpError for an unknown name or parameter.
     """
-    if name not in _BOOKS:
+    if name not in _books():
         raise FxlrpError(f"There is no rulebook {name!r}; there are {', '.join(sorted(_BOOKS))}.")
     defaults = parameters_of(name)
     for unknown in parameters.keys() - defaults.keys():

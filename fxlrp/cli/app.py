@@ -1,43 +1,20 @@
-"""The command line: explain, generate, compare, export, evaluate and more.  Parses, calls the library, prints."""
+"""The command line: explain, generate, compare, export, evaluate and more.  Parses, calls the library, prints.
+
+A command imports what it does when it runs: torch takes seconds, which help and a mistyped option need not wait for.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from rich.markup import escape
-from rich.progress import track
 
-from fxlrp import DEFAULT, Attribution, FxlrpError, convert, options
-from fxlrp.attribution import save_comparison
-from fxlrp.explain_pictures import demo_pictures, explain_pictures, print_answer
-from fxlrp.export.artifact import export as save_explainer
-from fxlrp.gae import command as gae_command
-from fxlrp.inputs import find_class, find_pictures, load_labels, open_picture, output_files
-from fxlrp.options import (
-    COMPARED_RULES,
-    load,
-    load_for_pictures,
-    parse_contrast,
-    parse_numbers,
-    parse_size,
-    split_names,
-)
-from fxlrp.rules.registry import find_rulebook
-from fxlrp.terminal import (
-    err,
-    errors_in_one_sentence,
-    note_guess,
-    out,
-    print_counts,
-    print_rulebooks,
-    warn_of_generic_ops,
-)
-from fxlrp.text.command import demo_text, explain_texts, generate_text
+from fxlrp.cli import options
+from fxlrp.cli.terminal import err, errors_in_one_sentence, out, print_rulebooks
+from fxlrp.errors import FxlrpError
+from fxlrp.methods import DEFAULT
 
 app = typer.Typer(
     help="Explain what a PyTorch model looked at, by layer-wise relevance propagation.",
@@ -83,17 +60,22 @@ def explain(
     [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
     [dim]fxlrp explain hf:DIR "It isn't a gripping film." --target positive --html why.html[/]
     """
+    from fxlrp.cli.loading import load, parse_numbers, parse_size, print_counts, refuse_options
+    from fxlrp.cli.pictures import explain_pictures
+    from fxlrp.inputs import find_pictures, load_labels, output_files
+    from fxlrp.text.command import explain_texts
+
     of_texts: dict[str, Any] = {"text_file": text_file, "pair": pair, "position": position, "html": html}
     of_pictures = {"output": output, "shifts": shifts, "size": size, "mean": mean, "std": std, "labels": labels}
     may_read_text = Path(model).is_dir() or model.startswith("hf:")
     loaded = load(model, arch, trust, random_weights, device) if may_read_text else None
     if loaded is not None and loaded.reads_text:
-        options.refuse_options(of_pictures, "pictures")
+        refuse_options(of_pictures, "pictures")
         question = {"target": target, "contrast": None if contrast == "default" else contrast}
         of_texts |= {**question, "rules": rules, "strict": strict, "truncate": truncate}
         explainer = explain_texts(loaded.module, model, inputs or [], console=out, **of_texts)
         return print_counts(explainer.report())
-    options.refuse_options(of_texts, "text")
+    refuse_options(of_texts, "text")
     pictures = find_pictures(inputs or [])
     files = output_files(pictures, output)
     names = load_labels(labels) if labels else None
@@ -127,6 +109,15 @@ def export(
 
     [dim]fxlrp export timm:resnet50 -o explainer.pt2[/]
     """
+    from dataclasses import asdict
+
+    import torch
+
+    from fxlrp.cli.loading import load, note_guess, parse_contrast, parse_size, print_counts
+    from fxlrp.explainer import convert
+    from fxlrp.export.artifact import export as save_explainer
+    from fxlrp.inputs import load_labels
+
     loaded = load(model, arch, trust, random_weights, "cpu")
     if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text; the command exports what takes pictures: use Explainer.export.")
@@ -162,6 +153,9 @@ def generate(
 
     [dim]fxlrp generate hf:DIR "Once upon a time" --max-new-tokens 20 --html why.html[/]
     """
+    from fxlrp.cli.loading import load
+    from fxlrp.text.command import generate_text
+
     loaded = load(model, None, False, random_weights, device)
     if not loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads no text; generate takes a language model of Hugging Face's.")
@@ -193,6 +187,12 @@ def inspect(
     """
     if mass and picture is None:
         raise FxlrpError("--mass weighs the explanation of a picture: fxlrp inspect MODEL INPUT --mass.")
+    import torch
+
+    from fxlrp.cli.loading import load, note_guess, parse_size, warn_of_generic_ops
+    from fxlrp.explainer import convert
+    from fxlrp.inputs import open_picture
+
     loaded = load(model, arch, trust, random_weights, device)
     loaded.preprocess = loaded.preprocess.but(parse_size(size))
     explainer = convert(loaded.module, rules=rules, strict=strict)
@@ -215,7 +215,7 @@ def inspect(
 def compare(
     model: options.Model,
     picture: options.Picture,
-    rules: options.SeveralRules = COMPARED_RULES,
+    rules: options.SeveralRules = options.COMPARED_RULES,
     output: options.ComparisonFile = Path("compare_fxlrp.png"),
     target: options.Target = None,
     contrast: options.ContrastAsForExplain = "default",
@@ -231,20 +231,15 @@ def compare(
 
     [dim]fxlrp compare model.pt cat.png --rules abslrp,gamma:gamma=0.1,attnlrp -o six.png[/]
     """
+    from fxlrp.cli.loading import load_for_pictures, split_names
+    from fxlrp.cli.pictures import compare_rulebooks
+    from fxlrp.inputs import load_labels
+    from fxlrp.rules.registry import find_rulebook
+
     books = [find_rulebook(name) for name in split_names(rules)]
     loaded = load_for_pictures(model, arch, trust, random_weights, device, size, None, None)
     loaded.labels = load_labels(labels) if labels else loaded.labels
-    target_class = None if target is None else find_class(target, loaded.labels)
-    against = parse_contrast(contrast, loaded, books[0])
-    x, seen = loaded.preprocess(open_picture(picture))
-    maps: dict[str, Attribution] = {}
-    explainer = convert(loaded.module, loaded.like(x[None]))
-    for book in track(books, "explaining", console=err, transient=True):
-        maps[book.name] = explainer.by(book)(
-            loaded.like(x[None]), target=target_class, contrast=parse_contrast(contrast, loaded, book)
-        )
-    print_answer(next(iter(maps.values())), loaded, picture, against)
-    out.print(f"  wrote [bold]{escape(str(save_comparison(maps, output, seen)))}[/]", soft_wrap=True)
+    compare_rulebooks(loaded, picture, books, output, target=target, contrast=contrast)
 
 
 @app.command()
@@ -252,7 +247,7 @@ def compare(
 def evaluate(
     model: options.Model,
     data: options.Data,
-    methods: options.Methods = gae_command.METHODS,
+    methods: options.Methods = options.EVALUATED,
     masks: options.Masks = None,
     limit: options.Limit = None,
     output: options.ResultsFolder = None,
@@ -274,6 +269,9 @@ def evaluate(
     [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
     [dim]torchrun --nproc-per-node 4 -m fxlrp.cli evaluate timm:resnet50 pictures/ -o out/[/]
     """
+    from fxlrp.cli.loading import load_for_pictures, split_names
+    from fxlrp.gae import command as gae_command
+
     loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
     how = {"limit": limit, "steps": steps, "definition": definition, "batch_size": batch_size, "seed": seed}
     names = split_names(methods)
@@ -305,6 +303,9 @@ def tune(
 
     [dim]fxlrp tune model.pt pictures/ --masks masks/ -o out/[/]
     """
+    from fxlrp.cli.loading import load_for_pictures
+    from fxlrp.gae import command as gae_command
+
     loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
     how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
     gae_command.say_tuned(gae_command.tune_rules(loaded, data, masks, output, err, **how), out)
@@ -325,12 +326,17 @@ def demo(
     debug: options.Debug = False,
 ) -> None:
     """Explain two objects in one picture with the network that comes with fxlrp; needs no network access."""
+    from fxlrp.cli.pictures import demo_pictures
+    from fxlrp.text.command import demo_text
+
     demo_text(output / "demo_text.html", out) if text else demo_pictures(output)
 
 
 @app.callback(invoke_without_command=True)
 def _main(show: options.Version = False) -> None:
     if show:
+        from importlib.metadata import version
+
         out.print(f"fxlrp {version('fxlrp')}")
         raise typer.Exit
 

@@ -1,4 +1,4 @@
-"""What `fxlrp explain` does for pictures once its options are parsed: explain each, print the answer, write the map."""
+"""What `explain`, `compare` and `demo` do with pictures once their options are parsed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from fxlrp.attribution import Attribution
+from fxlrp.attribution import Attribution, save_comparison
+from fxlrp.cli.loading import load, note_guess, parse_contrast, print_counts
+from fxlrp.cli.terminal import err, out
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.export.artifact import ExportedExplainer
 from fxlrp.inputs import LoadedModel, find_class, load_labels, open_picture
-from fxlrp.options import load, parse_contrast
-from fxlrp.terminal import err, note_guess, out, print_counts
+from fxlrp.rules.registry import Rulebook
 
 
 def explain_pictures(
@@ -77,6 +78,27 @@ def explain_picture(
     out.print(f"  wrote [bold]{escape(str(file))}[/]", soft_wrap=True)
 
 
+def compare_rulebooks(
+    loaded: LoadedModel, picture: Path, books: list[Rulebook], output: Path, *, target: str | None, contrast: str
+) -> None:
+    """Explain one picture by several rulebooks and write all maps, side by side, to `output`.
+
+    target, contrast: as they are typed.
+
+    Raises FxlrpError as `explain_pictures` does.
+    """
+    target_class = None if target is None else find_class(target, loaded.labels)
+    against = parse_contrast(contrast, loaded, books[0])
+    x, seen = loaded.preprocess(open_picture(picture))
+    maps: dict[str, Attribution] = {}
+    explainer = convert(loaded.module, loaded.like(x[None]))
+    for book in track(books, "explaining", console=err, transient=True):
+        question = {"target": target_class, "contrast": parse_contrast(contrast, loaded, book)}
+        maps[book.name] = explainer.by(book)(loaded.like(x[None]), **question)
+    print_answer(next(iter(maps.values())), loaded, picture, against)
+    out.print(f"  wrote [bold]{escape(str(save_comparison(maps, output, seen)))}[/]", soft_wrap=True)
+
+
 def print_answer(a: Attribution, loaded: LoadedModel, picture: Path, contrast: int | str | None) -> None:
     """Print the likeliest classes of a picture, and which of them was explained, against what."""
     assert a.target is not None
@@ -108,7 +130,7 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 def demo_pictures(output: Path) -> None:
     """Explain two objects in one picture with the network that comes with fxlrp."""
-    examples = Path(__file__).resolve().parent / "examples"
+    examples = Path(__file__).resolve().parents[1] / "examples"
     loaded = load(str(examples / "model.pt"), None, False, False, "cpu")
     labels = loaded.labels = load_labels(examples / "labels.txt")
     shown = ((p, [n for n in p.stem.split("_") if n in labels]) for p in sorted(examples.glob("pictures/*.png")))

@@ -1,0 +1,5 @@
+"""The `fxlrp` command."""
+
+from fxlrp.cli.app import app, main
+
+__all__ = ["app", "main"]

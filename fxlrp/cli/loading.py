@@ -1,0 +1,128 @@
+"""What the options' values mean: a model on a device, sizes, numbers, contrasts; and what is said of a model."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from rich.markup import escape
+
+from fxlrp.capture.precision import WIDER
+from fxlrp.cli.terminal import err, out
+from fxlrp.errors import FxlrpError
+from fxlrp.inputs import LoadedModel, find_class, load_model
+from fxlrp.inputs.pictures import Preprocess, channels_of
+from fxlrp.reports.report import Report
+from fxlrp.rules.registry import Rulebook
+
+
+def load(model: str, arch: str | None, trust: bool, random_weights: bool, device: str | None) -> LoadedModel:
+    """Load a model and move it to its device, on a CPU in single precision or better.
+
+    Raises FxlrpError for a device that is not there, and what `load_model` raises.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise FxlrpError(f"--device is cpu or cuda, not {device}.")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise FxlrpError("There is no GPU that torch can use; leave --device out.")
+    loaded = load_model(model, arch=arch, trust=trust, pretrained=not random_weights)
+    if device == "cpu" and any(p.dtype in WIDER for p in loaded.module.parameters()):
+        err.print("[yellow]note:[/] the model is in half precision, in which a CPU is slow; it is run in float32.")
+        loaded.module.float()
+    loaded.module.to(device)
+    if not loaded.reads_text:
+        loaded.preprocess = loaded.preprocess.but(channels=channels_of(loaded.module))
+    return loaded
+
+
+def load_for_pictures(
+    model: str,
+    arch: str | None,
+    trust: bool,
+    random_weights: bool,
+    device: str | None,
+    size: str | None,
+    mean: str | None,
+    std: str | None,
+) -> LoadedModel:
+    """Load a model of pictures, with the preprocessing that was given, and note what is a guess.
+
+    Raises FxlrpError for a model of texts, numbers that are none, and what `load` raises.
+    """
+    loaded = load(model, arch, trust, random_weights, device)
+    if loaded.reads_text:
+        raise FxlrpError(f"{loaded.name} reads text; this command is for models of pictures.")
+    loaded.preprocess = loaded.preprocess.but(parse_size(size), parse_numbers(mean, "mean"), parse_numbers(std, "std"))
+    note_guess(loaded.preprocess)
+    return loaded
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in "gamma:gamma=0.1,epsilon=1,attnlrp": a comma in front of a parameter does not part them."""
+    return [name.strip() for name in re.split(r",(?![^,:]*=)", text) if name.strip()]
+
+
+def refuse_options(options: dict[str, Any], kind: str) -> None:
+    """Raise FxlrpError if one of the options was given: they go with models that read `kind`."""
+    if given := next((name for name, value in options.items() if value is not None), None):
+        raise FxlrpError(f"--{given.replace('_', '-')} goes with models that read {kind}; this one does not.")
+
+
+def parse_contrast(text: str, loaded: LoadedModel, book: Rulebook | None = None) -> int | str | None:
+    """Return a contrast as the library takes it: a class index, "others", "softmax" or None.
+
+    book: the rulebook whose default is meant by "default".
+
+    Raises FxlrpError for a class that the model does not have.
+    """
+    if text == "default" and book is not None:
+        return book.default_contrast
+    if text in ("none", "others", "softmax"):
+        return None if text == "none" else text
+    return find_class(text, loaded.labels)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return the height and width in pixels of "224" or "240x320".  Raises FxlrpError for anything else."""
+    if text is None:
+        return None
+    if not (sides := re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)):
+        raise FxlrpError(f"--size takes pixels, as in 224 or 240x320, not {text}.")
+    return int(sides[1]), int(sides[2] or sides[1])
+
+
+def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Return the numbers of "0.5,0.5,0.5".  Raises FxlrpError, naming `option`, for anything else."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise FxlrpError(f"--{option} takes numbers parted by commas, as in 0.5,0.5,0.5, not {text}.") from None
+
+
+def print_counts(report: Report) -> None:
+    """Print how many nodes were explained by which kind of rule, and warn of those without a rule of their own."""
+    counts = report.counts
+    out.print(f"rulebook {report.rulebook}: {counts['rule']} nodes by rule, {counts['structural']} structural", end="")
+    out.print(f", {counts['generic']} by the generic rule")
+    warn_of_generic_ops(report)
+
+
+def warn_of_generic_ops(report: Report) -> None:
+    """Print a warning that names the ops without a rule of their own, if there are any."""
+    if report.counts["generic"]:
+        ops = ", ".join(sorted({node.op for node in report.nodes if node.kind == "generic"}))
+        err.print(f"[yellow]warning:[/] these ops have no rule of their own: {escape(ops)}", soft_wrap=True)
+
+
+def note_guess(preprocess: Preprocess) -> None:
+    """Print a note if the preprocessing is a guess, since the map depends on it."""
+    if preprocess.guessed:
+        size = "x".join(map(str, preprocess.size))
+        err.print(
+            f"[yellow]note:[/] the model does not say what pictures it takes: {size}, ImageNet's mean and std "
+            "(--size, --mean, --std).",
+            soft_wrap=True,
+        )
