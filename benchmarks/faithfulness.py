@@ -69,7 +69,7 @@ def shapes_tasks(count: int) -> Iterator[Task]:
 
 def kit_tasks(kit: Path, count: int) -> Iterator[Task]:
     """MobileNetV2 on ImageNet crops with masks; ResNet-20 and a ViT on CIFAR-10, their own predictions explained."""
-    models = _kit_models(kit)
+    models = load_kit(kit)
     model, preprocess, _ = models.load("mobilenetv2")
     folder = kit / "images" / "localization"
     index = json.loads((folder / "index.json").read_text())[:count]
@@ -85,7 +85,8 @@ def kit_tasks(kit: Path, count: int) -> Iterator[Task]:
         yield Task(name, model, preprocess(pixels), target, None, 4)
 
 
-def _kit_models(kit: Path) -> Any:
+def load_kit(kit: Path) -> Any:
+    """The kit's module of loaders."""
     spec = importlib.util.spec_from_file_location("kit_models", kit / "models" / "kit_models.py")
     assert spec is not None
     assert spec.loader is not None
