@@ -25,9 +25,9 @@ import fxlrp
 from benchmarks import localization
 from benchmarks.faithfulness import Task, heatmaps, load_kit
 from benchmarks.photographs import photographs
-from fxlrp.attribution import diverging
 from fxlrp.cli.loading import split_names
 from fxlrp.inputs import imagenet_labels
+from fxlrp.show.colours import diverging
 
 METHODS = (fxlrp.DEFAULT, "attnlrp", "gradcam", "integrated-gradients")
 GAP, HEAD = 4, 18

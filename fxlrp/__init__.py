@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
     from fxlrp.engine.seeds import Question
     from fxlrp.explainer import Explainer, convert
+    from fxlrp.explaining import explain
     from fxlrp.reports.report import Report
     from fxlrp.rules import Rulebook, rule, rulebook, rulebooks, unregister
+    from fxlrp.show.files import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "Report",
     "Rulebook",
     "convert",
+    "explain",
+    "load",
     "rule",
     "rulebook",
     "rulebooks",
@@ -38,6 +42,8 @@ _PLACES = {
     "Question": "engine.seeds",
     "Report": "reports.report",
     "convert": "explainer",
+    "explain": "explaining",
+    "load": "show.files",
     **dict.fromkeys(("Rulebook", "rule", "rulebook", "rulebooks", "unregister"), "rules"),
 }
 _PACKAGES = ("adapters", "cli", "gae", "inputs", "methods", "rules", "text")

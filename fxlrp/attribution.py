@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +16,15 @@ from fxlrp.capture.axes import argument
 from fxlrp.errors import FxlrpError
 from fxlrp.reports.ended import Ended
 from fxlrp.reports.report import Conservation, Report
+from fxlrp.show.colours import colour, diverging
+from fxlrp.show.parts import samples_of, stretch, unit
+from fxlrp.show.words import against, headline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
     """Relevance of the inputs for an output.
 
@@ -30,6 +36,9 @@ class Attribution:
     latent: relevance of what the call named by `at`, shaped like each.
     trace: how much relevance passed every node, if the call asked for it.
     ended: of samples whose map is zero though their score is not, where relevance ended and why; else None.
+    rules, contrast: the rulebook's name, and what the target was set against.
+    labels: the names of the classes, if they are known.
+    pictures: what is seen in each sample [H, W, 3], uint8 or in 0…1, where the input came from a picture.
     """
 
     relevance: Tensor | tuple[Tensor, ...]
@@ -37,10 +46,14 @@ class Attribution:
     logits: Tensor
     target: Tensor | None
     names: tuple[str, ...] = ()
-    inputs: tuple[Tensor, ...] = field(default=(), repr=False)
-    latent: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    trace: Report | None = field(default=None, repr=False)
+    inputs: tuple[Tensor, ...] = ()
+    latent: dict[str, Tensor] = field(default_factory=dict)
+    trace: Report | None = None
     ended: Ended | None = None
+    rules: str = ""
+    contrast: int | str | Tensor | None = None
+    labels: tuple[str, ...] = ()
+    pictures: tuple[np.ndarray, ...] = ()
 
     @property
     def named(self) -> dict[str, Tensor]:
@@ -77,14 +90,63 @@ class Attribution:
         shapes = ", ".join(str(tuple(r.shape)) for r in every)
         raise FxlrpError(f"No explained input is an image [B, C, H, W] (relevance has shape {shapes}); use .relevance.")
 
-    def save(self, path: str | Path, picture: Any = None, *, index: int = 0) -> Path:
-        """Write original | heatmap | overlay of sample `index` as a PNG and return its path.
+    def plot(
+        self,
+        *,
+        index: int = 0,
+        picture: Any = None,
+        features: Sequence[str] = (),
+        colours: str = "red-blue",
+        opacity: float = 0.85,
+    ) -> Figure:
+        """A matplotlib figure of sample `index`, which can be changed: see `fxlrp.show.figure.plot`.
 
         picture: the original as [H, W, 3] in 0…1 or uint8; without it, the network's input is stretched to that range.
+        features: names for an input of so many numbers.  opacity: of the overlay, 0…1.
+        colours: red-blue, lightness (to be read without telling red from blue) or a map of matplotlib's.
 
-        Raises FxlrpError for a picture or index that cannot be, and a path that no picture can be written to.
+        Raises FxlrpError for a picture, index or colours that can't be.
         """
-        return _write(_beside(self.panels(picture, index=index)), path)
+        from fxlrp.show.figure import plot
+
+        return plot(self, index=index, picture=picture, features=features, colours=colours, opacity=opacity)
+
+    def save(self, path: str | Path, picture: Any = None, *, index: int = 0, **how: Any) -> Path:
+        """Write it to a file and return its path: a figure (.png, .svg, .pdf, .jpg, .webp), a page (.html), numbers
+        (.json, .csv, .npz), or all of it (.safetensors), which `fxlrp.load` reads: see `fxlrp.show.files.save`.
+
+        picture, index and how (features, colours, opacity, dpi): as in `plot`.
+
+        Raises FxlrpError for a picture or index that cannot be, another extension, and a path that can't be written.
+        """
+        from fxlrp.show.files import save
+
+        return save(self, path, index=index, **({} if picture is None else {"picture": picture}), **how)
+
+    def to_html(self, path: str | Path, *, index: int = 0, **how: Any) -> Path:
+        """Write one HTML file that needs nothing else, and return its path: see `fxlrp.show.page.fragment`.
+
+        Raises FxlrpError as `save` does.
+        """
+        from fxlrp.show.files import write
+        from fxlrp.show.page import page
+
+        return write(Path(path), page([self], index=index, **how))
+
+    def __str__(self) -> str:
+        every = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
+        count, shapes = samples_of(self), ", ".join(str(list(r.shape)) for r in every)
+        by = f" by {self.rules}" if self.rules else ""
+        asked = "; ".join(headline(self, i) for i in range(min(count, 3))) + ("; …" if count > 3 else "")
+        return f"Attribution of {' '.join(filter(None, (asked, against(self))))}: relevance {shapes}{by}"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
+    def _repr_html_(self) -> str:
+        from fxlrp.show.page import fragment
+
+        return fragment([self])
 
     def panels(self, picture: Any = None, *, index: int = 0, side: int = 320) -> Sequence[np.ndarray]:
         """Original, heatmap and overlay as arrays [H, W, 3] in 0…1, small pictures enlarged to about `side` pixels."""
@@ -92,7 +154,7 @@ class Attribution:
         if not -len(x) <= index < len(x):
             raise FxlrpError(f"index={index} is out of range; give one of the {len(x)} samples, 0 to {len(x) - 1}.")
         scaled = _scale(self.heatmap()[index].detach().double().cpu())
-        original = _stretch(x[index]) if picture is None else _unit(picture)
+        original = stretch(x[index].detach().double().cpu()) if picture is None else unit(picture)
         factor = max(1, side // max(original.shape[:2]))
         original = original.repeat(factor, 0).repeat(factor, 1)
         heat: np.ndarray = torch.nn.functional.interpolate(
@@ -145,39 +207,7 @@ def _write(strip: np.ndarray, path: str | Path) -> Path:
     return path
 
 
-def _unit(picture: Any) -> np.ndarray:
-    """A picture [H, W, 3] of uint8 or in 0…1, in 0…1.  Raises FxlrpError for anything else."""
-    given = np.asarray(picture.detach().cpu() if isinstance(picture, Tensor) else picture)
-    if given.dtype.kind in "biuf" and given.ndim == 3 and given.shape[2] == 3 and given.size:
-        unit = given.astype(np.float64) / (255 if given.dtype == np.uint8 else 1)
-        if unit.min() > -1e-3 and unit.max() < 1 + 1e-3:  # as far as rounding goes
-            return unit
-    raise FxlrpError(
-        f"picture is a {type(picture).__name__} of shape {given.shape}; give an array [H, W, 3] of uint8 or in 0…1, "
-        "such as PIL.Image.open(path).convert('RGB')."
-    )
-
-
-def _stretch(x: Tensor) -> np.ndarray:
-    x = x.detach().double().cpu()
-    x = x[:3] if x.shape[0] >= 3 else x[:1].expand(3, -1, -1)
-    low, high = x.min(), x.max()
-    return ((x - low) / (high - low).clamp(min=1e-12)).permute(1, 2, 0).numpy()
-
-
 def _scale(heat: Tensor) -> Tensor:
     """Scaled to −1…1 by the 99.5 % quantile of |R|, so that a single pixel does not darken all others."""
     top = heat.abs().flatten().kthvalue(max(1, int(heat.numel() * 0.995))).values
     return (heat / top.clamp(min=1e-300)).clamp(-1, 1)
-
-
-def colour(heat: np.ndarray) -> np.ndarray:
-    """Red for positive, blue for negative relevance, [H, W] → [H, W, 3]."""
-    red, blue = np.array([0.86, 0.08, 0.10]), np.array([0.13, 0.30, 0.85])
-    return np.where(heat[..., None] >= 0, red, blue)
-
-
-def diverging(heat: np.ndarray) -> np.ndarray:
-    """White at zero, red above, blue below: heat in −1…1, [H, W] → [H, W, 3]."""
-    strength = np.abs(heat)[..., None]
-    return 1 - strength + colour(heat) * strength

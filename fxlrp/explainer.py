@@ -131,7 +131,7 @@ class Explainer(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
                 answers = mean_over_shifts(self, self.explain(args, kwargs, questions, at), args, kwargs, questions)
-                return say_where_it_ended(self, answers, questions, args, kwargs)[0]
+                return self._with_question(say_where_it_ended(self, answers, questions, args, kwargs), questions)[0]
             plan, tensors = self.plan(args, kwargs)
             about = self.about(plan, self.plans.outputs(args, kwargs), target) if callable(target) else self
             if about is not self:
@@ -140,8 +140,8 @@ class Explainer(nn.Module):
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
             with LOCK:  # an interpreter notes the node it is at where a trace in another thread would read it
-                attribution = self.explain(args, kwargs, questions, (), weighing.run)[0]
-        return replace(attribution, trace=plan.report.weighed(weighing.edges))
+                answers = self.explain(args, kwargs, questions, (), weighing.run)
+        return replace(self._with_question(answers, questions)[0], trace=plan.report.weighed(weighing.edges))
 
     def ask(self, questions: Sequence[Question], *args: Any, **kwargs: Any) -> list[Attribution]:
         """An attribution for each question about one call of the model, which runs forward once for all of them.
@@ -151,7 +151,12 @@ class Explainer(nn.Module):
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
             answers = mean_over_shifts(self, self.explain(args, kwargs, questions), args, kwargs, questions)
-            return say_where_it_ended(self, answers, questions, args, kwargs)
+            return self._with_question(say_where_it_ended(self, answers, questions, args, kwargs), questions)
+
+    def _with_question(self, answers: Sequence[Attribution], questions: Sequence[Question]) -> list[Attribution]:
+        """The answers, each with the rulebook and contrast it is by."""
+        pairs = zip(answers, questions, strict=True)
+        return [replace(a, rules=self.rulebook.name, contrast=self.rulebook.resolve(q.contrast)) for a, q in pairs]
 
     def explain(
         self,

@@ -19,6 +19,7 @@ LAYERS = (
     "engine",
     "acceleration fast",
     "graph",
+    "show",
     "attribution agreement relevance_pass",
     "targets plans",
     "answers rows shifts",
@@ -26,6 +27,7 @@ LAYERS = (
     "compiled",
     "explainer",
     "inputs adapters text gae examples",
+    "explaining",
     "cli",
 )
 """From the bottom to the top: each imports from those above it in this list, and from its own line."""

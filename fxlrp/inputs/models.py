@@ -108,7 +108,7 @@ def _timm(name: str, pretrained: bool, **options: Any) -> LoadedModel:
         raise _unknown(f"timm:{name}", timm.list_models())
     with loading(f"the weights of timm:{name}", pretrained):
         module = timm.create_model(name, pretrained=pretrained, **options)
-    return _loaded(module, name)
+    return loaded_from(module, name)
 
 
 def _torchvision(name: str, pretrained: bool, **options: Any) -> LoadedModel:
@@ -121,7 +121,7 @@ def _torchvision(name: str, pretrained: bool, **options: Any) -> LoadedModel:
         options["weights_backbone"] = None
     with loading(f"the weights of torchvision:{name}", pretrained):
         module = zoo.get_model(name, weights=weights if pretrained else None, **options)
-    return _loaded(module, name, from_torchvision(weights), weights.meta.get("categories"))
+    return loaded_from(module, name, from_torchvision(weights), weights.meta.get("categories"))
 
 
 def _huggingface(name: str, pretrained: bool) -> LoadedModel:
@@ -135,7 +135,7 @@ def _huggingface(name: str, pretrained: bool) -> LoadedModel:
     preprocess = from_processor(read_json(processor)) if seen else None
     if preprocess is None and isinstance(size := getattr(config, "image_size", None), int):
         preprocess = Preprocess((size, size), guessed=True)
-    return _loaded(module, Path(name).name, preprocess, labels)
+    return loaded_from(module, Path(name).name, preprocess, labels)
 
 
 _MAKERS: dict[str, Callable[..., LoadedModel]] = {"timm": _timm, "torchvision": _torchvision, "hf": _huggingface}
@@ -171,7 +171,7 @@ def _from_python(file: Path, factory: str, options: dict[str, Any]) -> LoadedMod
         ) from error
     if not isinstance(module, nn.Module):
         raise FxlrpError(f"{file}:{factory} returns a {type(module).__name__}; it should return a torch.nn.Module.")
-    return _loaded(module, factory)
+    return loaded_from(module, factory)
 
 
 def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
@@ -182,7 +182,7 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         module = load_exported(path, trust=trust)
         if isinstance(module, ExportedExplainer):
             return _exported_explainer(module, path)
-        return _loaded(module, path.stem)
+        return loaded_from(module, path.stem)
     content = _saved(path, trust)
     if isinstance(content, Mapping):  # a checkpoint around the model
         keys = ("model", "state_dict", "model_state_dict", "module", "net")
@@ -191,7 +191,7 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         content = content.module
     if isinstance(content, nn.Module):
         try:
-            return _loaded(content.eval().to("cpu"), path.stem)
+            return loaded_from(content.eval().to("cpu"), path.stem)
         except FxlrpError:
             raise
         except Exception as error:  # a layer of which a part was not saved
@@ -270,8 +270,8 @@ def _fit(weights: dict[str, Tensor], arch: str, source: str) -> LoadedModel:
     return loaded
 
 
-def _loaded(
-    module: nn.Module, name: str, preprocess: Preprocess | None = None, labels: list[str] | None = None
+def loaded_from(
+    module: nn.Module, name: str = "the model", preprocess: Preprocess | None = None, labels: list[str] | None = None
 ) -> LoadedModel:
     """Add preprocessing and labels from where they are known best: the module itself, its hub, or a guess."""
     carried, names = described(module)

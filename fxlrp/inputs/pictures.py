@@ -91,6 +91,20 @@ class Preprocess:
             return F.normalize(x, [sum(self.mean) / len(self.mean)], [sum(self.std) / len(self.std)]), _hwc(picture)
         return F.normalize(picture, list(self.mean), list(self.std)), _hwc(picture)
 
+    def seen(self, image: Image.Image, most: int = 1024) -> np.ndarray:
+        """Return the part of a picture that the model sees, at the picture's own resolution, its longer side at most
+        `most` pixels: uint8 [H, W, 3]."""
+        image = ImageOps.exif_transpose(image).convert("RGB")
+        resized = self._resized(image.height, image.width)
+        inside = [min(1.0, side / whole) for side, whole in zip(self.size, resized, strict=True)]
+        if any(side > whole for side, whole in zip(self.size, resized, strict=True)):  # black is added around it
+            return (self(image)[1] * 255).round().byte().numpy()
+        height, width = max(1, round(inside[0] * image.height)), max(1, round(inside[1] * image.width))
+        top, left = (image.height - height) // 2, (image.width - width) // 2
+        part = image.crop((left, top, left + width, top + height))
+        part.thumbnail((most, most))
+        return np.asarray(part).copy()
+
     def but(
         self,
         size: tuple[int, int] | None = None,

@@ -1,0 +1,153 @@
+"""One call for everything: it loads the model, prepares the inputs, explains, and names what was explained."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from fxlrp.attribution import Attribution
+from fxlrp.engine.seeds import Contrast
+from fxlrp.errors import FxlrpError
+from fxlrp.explainer import Explainer, convert
+from fxlrp.export.artifact import ExportedExplainer
+from fxlrp.inputs import LoadedModel, Preprocess, find_class, load_model, open_picture
+from fxlrp.inputs.models import loaded_from
+from fxlrp.inputs.pictures import channels_of
+from fxlrp.methods import DEFAULT
+from fxlrp.rules.registry import Rulebook
+from fxlrp.text.attribution import TextAttribution
+
+BATCH = 16
+"""The pictures that are explained at once."""
+
+
+def explain(
+    model: str | Path | nn.Module | LoadedModel,
+    *inputs: Any,
+    target: Any = None,
+    contrast: Contrast = "default",
+    rules: str | Rulebook = DEFAULT,
+    at: Sequence[str] = (),
+    shifts: int = 1,
+    labels: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
+    tokenizer: Any = None,
+    arch: str | None = None,
+    pretrained: bool = True,
+    trust: bool = False,
+    device: str | torch.device | None = None,
+    **kwargs: Any,
+) -> Attribution | TextAttribution | list[TextAttribution]:
+    """Explain what a model looked at: fxlrp.explain("timm:resnet50", "cat.jpg", target="tabby").
+
+    model: a module; a name or file as `fxlrp explain` takes it (timm:NAME, torchvision:NAME, hf:DIR, weights.pt with
+      arch); what `fxlrp.inputs.load_model` returned; or an explainer, which keeps what it has captured (and its rules).
+    inputs: a picture (a file, a PIL image, an array [H, W, 3] of uint8) or a list of several; a text or a list of
+      texts for a model that reads them; or the model's own arguments, tensors as it takes them, with kwargs.
+    target, contrast, at: as in `Explainer.forward`; classes may be named.  rules, shifts: as in `convert`.
+    labels: names of the classes, if the model does not bring them.  preprocess: how it takes pictures, likewise.
+    tokenizer: of a module that reads text; a name brings its own.
+    arch, pretrained, trust: as in `fxlrp.inputs.load_model`.  device: where the model runs, if it is loaded here.
+
+    Returns an Attribution that knows the names of its classes and the pictures, to be looked at (`save`, `plot`,
+    `to_html`, in a notebook); of texts a TextAttribution, or a list of them.
+
+    Raises FxlrpError for a model, input or class that can't be, and as `convert` and its explainer do.
+    """
+    if not inputs and not kwargs:
+        raise FxlrpError('There is nothing to explain: give a picture, a text or tensors, explain(model, "cat.jpg").')
+    loaded = _loaded(model, arch, pretrained, trust, device)
+    if loaded.reads_text and inputs and _are_texts(inputs[0]):
+        return _of_texts(model, loaded, tokenizer, inputs, target, contrast, rules, kwargs)
+    names = tuple(labels or loaded.labels or ())
+    module = model if isinstance(model, Explainer | ExportedExplainer) else loaded.module
+    explainer = module if isinstance(module, Explainer | ExportedExplainer) else convert(
+        module, rules=rules, shifts=shifts
+    )  # fmt: skip
+    question: dict[str, Any] = {"target": _classes(target, names), "contrast": _classes(contrast, names)}
+    question |= {"at": tuple(at)} if at else {}
+    if len(inputs) != 1 or not _are_pictures(inputs[0]):
+        a = explainer(*inputs, **question, **kwargs)
+        return replace(a, labels=names)
+    images = [_open(given) for given in (inputs[0] if isinstance(inputs[0], list | tuple) else inputs)]
+    prepare = (preprocess or loaded.preprocess).but(channels=channels_of(loaded.module))
+    if prepare.guessed:
+        warnings.warn(
+            "The model does not say what pictures it takes, so ImageNet's size, mean and std are used: "
+            "preprocess=fxlrp.inputs.Preprocess(size=…, mean=…, std=…) says it.",
+            stacklevel=2,
+        )
+    if len(images) > BATCH:
+        raise FxlrpError(f"Give at most {BATCH} pictures in one call; more make one call after the other.")
+    x = loaded.like(torch.stack([prepare(image)[0] for image in images]))
+    a = explainer(x, **question, **kwargs)
+    return replace(a, labels=names, pictures=tuple(prepare.seen(image) for image in images))
+
+
+def _loaded(model: Any, arch: str | None, pretrained: bool, trust: bool, device: Any) -> LoadedModel:
+    """The model with what is known of its inputs and classes.  Raises FxlrpError for what is none."""
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, Explainer):
+        return loaded_from(model.model)
+    if isinstance(model, nn.Module):
+        return loaded_from(model)
+    if not isinstance(model, str | Path):
+        raise FxlrpError(f"A {type(model).__name__} is no model; give a module, or a name such as timm:resnet50.")
+    loaded = load_model(str(model), arch=arch, trust=trust, pretrained=pretrained)
+    loaded.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return loaded
+
+
+def _of_texts(
+    model: Any, loaded: LoadedModel, tokenizer: Any, texts: tuple, target: Any, contrast: Any, rules: Any, kwargs: dict
+) -> TextAttribution | list[TextAttribution]:
+    from fxlrp.text import explain as explain_text
+    from fxlrp.text.command import load_tokenizer
+
+    if tokenizer is None:
+        if not isinstance(model, str | Path):
+            raise FxlrpError("A module that reads text needs its tokenizer: explain(model, text, tokenizer=…).")
+        tokenizer = load_tokenizer(str(model))
+    given = model if isinstance(model, Explainer) else loaded.module
+    return explain_text(given, tokenizer, *texts, target=target, contrast=contrast, rules=rules, **kwargs)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
+
+
+def _are_pictures(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(_are_pictures(v) for v in value)
+    return isinstance(value, str | Path | Image.Image) or (isinstance(value, np.ndarray) and value.dtype == np.uint8)
+
+
+def _open(given: Any) -> Image.Image:
+    """A picture.  Raises FxlrpError for a file that is none, and an array of another shape."""
+    if isinstance(given, str | Path):
+        if not Path(given).is_file():
+            raise FxlrpError(f"There is no file {given}.")
+        return open_picture(Path(given))
+    if isinstance(given, Image.Image):
+        return given.convert("RGB")
+    if given.ndim != 3 or given.shape[2] != 3:
+        raise FxlrpError(f"An array of shape {given.shape} is no picture; give [H, W, 3] of uint8.")
+    return Image.fromarray(given)
+
+
+def _classes(asked: Any, labels: Sequence[str]) -> Any:
+    """A target or contrast with class numbers in the place of names.  Raises FxlrpError for a name that is none."""
+    if isinstance(asked, str) and asked not in ("default", "others", "softmax"):
+        return find_class(asked, list(labels))
+    if isinstance(asked, list | tuple):
+        return [_classes(one, labels) for one in asked]
+    return asked

@@ -1,0 +1,44 @@
+"""Colours of relevance: one map for signs, one that can be read without telling red from blue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fxlrp.errors import FxlrpError
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+
+RED, BLUE = (219, 20, 26), (33, 77, 217)
+COLOURS = ("red-blue", "lightness")
+"""red-blue: white at zero, red for, blue against.  lightness: dark against, light for (cividis)."""
+
+
+def colour_map(name: str) -> Colormap:
+    """The matplotlib colour map of that name in `COLOURS`, or of matplotlib's own.
+
+    Raises FxlrpError if there is none.
+    """
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap
+
+    if name == "red-blue":
+        ends = [tuple(v / 255 for v in rgb) for rgb in (BLUE, (255, 255, 255), RED)]
+        return LinearSegmentedColormap.from_list(name, ends)
+    try:
+        return matplotlib.colormaps["cividis" if name == "lightness" else name]
+    except KeyError:
+        raise FxlrpError(f"There are no colours {name!r}; give red-blue, lightness or a map of matplotlib's.") from None
+
+
+def colour(heat: np.ndarray) -> np.ndarray:
+    """Red for positive, blue for negative relevance, [H, W] → [H, W, 3]."""
+    return np.where(heat[..., None] >= 0, np.array(RED) / 255, np.array(BLUE) / 255)
+
+
+def diverging(heat: np.ndarray) -> np.ndarray:
+    """White at zero, red above, blue below: heat in −1…1, [H, W] → [H, W, 3]."""
+    strength = np.abs(heat)[..., None]
+    return 1 - strength + colour(heat) * strength

@@ -1,0 +1,133 @@
+"""Figures of attributions, by matplotlib: what was asked above, the maps with a scale, and who drew it below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fxlrp import __version__
+from fxlrp.show.colours import colour_map
+from fxlrp.show.parts import Part, parts_of, top_of
+from fxlrp.show.words import classes_of, headline, small_print
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fxlrp.attribution import Attribution
+
+SIDE = 3.2
+"""Inches of a panel."""
+MOST_FEATURES, MOST_CURVES = 20, 6
+
+
+def plot(
+    a: Attribution,
+    *,
+    index: int = 0,
+    picture: Any = None,
+    features: Sequence[str] = (),
+    colours: str = "red-blue",
+    opacity: float = 0.85,
+) -> Figure:
+    """A matplotlib figure of sample `index`: for each explained input, and each class that was asked about, a row.
+
+    A picture is shown beside its relevance, with a colour bar, and under it; curves over time are coloured by it; of
+    features the 20 that count most are bars.
+
+    picture, features: as in `parts_of`.  colours: as in `colour_map`.  opacity: of the overlay, 0…1.
+
+    Raises FxlrpError for an index, a picture or colours that can't be.
+    """
+    from matplotlib.figure import Figure
+
+    parts = parts_of(a, index, picture, features)
+    palette = colour_map(colours)
+    rows = [(part, k) for k in range(max(1, len(classes_of(a, index)))) for part in parts]
+    heights = [_height(part) for part, _ in rows]
+    wide = 3 * SIDE + 1
+    figure = Figure(figsize=(wide, sum(heights) + 0.35), layout="constrained", dpi=100)
+    bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for band, (part, k) in zip(bands, rows, strict=True):
+        of = f"  ({part.name})" if len(parts) > 1 else ""
+        band.suptitle(f"{headline(a, index, k)}{of}\n{small_print(a, index)}".strip(), fontsize=11)
+        _DRAWN[part.kind](band, part, k, palette, opacity)
+    figure.text(0.995, 0.004, f"fxlrp {__version__}", fontsize=6, color="0.5", ha="right", va="bottom")
+    return figure
+
+
+def _height(part: Part) -> float:
+    if part.kind == "picture":
+        return SIDE * min(2.0, max(0.4, part.values.shape[0] / part.values.shape[1])) + 0.7
+    rows = min(MOST_FEATURES, len(part.labels)) / 4 if part.kind == "features" else min(MOST_CURVES, len(part.values))
+    return max(1.2, rows) + 1.1
+
+
+def _picture(band: Any, part: Part, k: int, palette: Any, opacity: float) -> None:
+    """The picture, its relevance with a colour bar, and the one over the other, at the picture's own resolution."""
+    heat = part.relevance[k]
+    top = top_of(heat)
+    left, middle, right = band.subplots(1, 3)
+    height, width = part.values.shape[:2]
+    place = {"extent": (0, width, height, 0)}
+    left.imshow(part.values, **place)
+    shown = middle.imshow(heat, cmap=palette, vmin=-top, vmax=top, interpolation="nearest", **place)
+    _scale(band, shown, middle)
+    right.imshow(part.values.mean(2) * 0.6 + 0.35, cmap="gray", vmin=0, vmax=1, **place)
+    strength = np.clip(np.abs(heat) / top, 0, 1) ** 0.6 * opacity
+    smooth = "bilinear" if heat.shape != part.values.shape[:2] else "nearest"
+    right.imshow(heat, cmap=palette, vmin=-top, vmax=top, alpha=strength, interpolation=smooth, **place)
+    for axes, title in ((left, "input"), (middle, "relevance"), (right, "both")):
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+
+
+def _curves(band: Any, part: Part, k: int, palette: Any, opacity: float) -> None:
+    """Each curve, those with the most relevance first, as points over time coloured by relevance."""
+    from matplotlib.collections import LineCollection
+
+    r = part.relevance[k]
+    top = top_of(r)
+    order = np.argsort(-np.abs(r).sum(1), kind="stable")[:MOST_CURVES]
+    every = band.subplots(len(order), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, row in zip(every, order, strict=True):
+        values, time = part.values[row], np.arange(part.values.shape[1])
+        points = np.stack([time, values], 1)
+        pieces = np.stack([points[:-1], points[1:]], 1)
+        lines = LineCollection(list(pieces), cmap=palette, linewidths=2.5)
+        lines.set_array((r[row][:-1] + r[row][1:]) / 2)
+        lines.set_clim(-top, top)
+        axes.plot(time, values, color="0.75", linewidth=0.8)
+        axes.add_collection(lines)
+        axes.set_ylabel(f"[{row}]", fontsize=8)
+        axes.tick_params(labelsize=7)
+    every[-1].set_xlabel("time", fontsize=8)
+    _scale(band, lines, list(every))
+
+
+def _features(band: Any, part: Part, k: int, palette: Any, opacity: float) -> None:
+    """The features with the most relevance, the largest above, with their values beside their names."""
+    r = part.relevance[k]
+    order = np.argsort(-np.abs(r), kind="stable")[:MOST_FEATURES][::-1]
+    axes: Axes = band.subplots()
+    top = float(np.abs(r).max(initial=0)) or 1.0
+    axes.barh(range(len(order)), r[order], color=palette(0.5 + 0.5 * r[order] / top), edgecolor="0.6", linewidth=0.5)
+    is_named = not part.labels[0].startswith("id ") if part.labels else False
+    names = [f"{part.labels[i]} = {part.values[i]:.4g}" if is_named else part.labels[i] for i in order]
+    axes.set_yticks(range(len(order)), names, fontsize=8)
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.set_xlabel("relevance", fontsize=8)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(band: Any, shown: Any, axes: Any) -> None:
+    """A colour bar that says which end is for the class."""
+    bar = band.colorbar(shown, ax=axes, fraction=0.046, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.set_ylabel("against  ←  relevance  →  for", fontsize=7)
+
+
+_DRAWN = {"picture": _picture, "curves": _curves, "features": _features}

@@ -1,0 +1,197 @@
+"""Writes attributions to files, each kind by its extension, and reads those that hold everything again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxlrp import __version__
+from fxlrp.errors import FxlrpError
+from fxlrp.show.figure import plot
+from fxlrp.show.page import page
+from fxlrp.show.parts import parts_of, samples_of
+from fxlrp.show.words import against, classes_of, headline, name_of, probabilities
+
+if TYPE_CHECKING:
+    from fxlrp.attribution import Attribution
+
+FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+SUFFIXES = (*FIGURES, ".html", ".json", ".csv", ".npz", ".safetensors")
+FORMAT = "fxlrp attribution 1"
+
+
+def save(a: Attribution, path: str | Path, *, index: int = 0, dpi: float = 100, **how: Any) -> Path:
+    """Writes an attribution to a file and returns its path.
+
+    .png, .svg, .pdf, .jpg, .webp: the figure of sample `index` (`Attribution.plot`, which takes `how`), which carries
+    what was asked in its metadata.  .html: a page.  .json, .csv, .npz: its numbers.  .safetensors: all of it, which
+    `fxlrp.load` reads again.
+
+    Raises FxlrpError for another extension, a path that can't be written, and as `Attribution.plot` does.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise FxlrpError(f"{path} has no extension that is written; give a name that ends in {', '.join(SUFFIXES)}.")
+    if suffix in FIGURES:
+        content: bytes | str = _figure(a, suffix.removeprefix("."), index, dpi, how)
+    else:
+        writers: dict[str, Callable[[], bytes | str]] = {
+            ".html": lambda: page([a], index=index, **how),
+            ".json": lambda: json.dumps(summary(a), indent=1, ensure_ascii=False) + "\n",
+            ".csv": lambda: _csv(a),
+            ".npz": lambda: _npz(a),
+            ".safetensors": lambda: _safetensors(a),
+        }
+        content = writers[suffix]()
+    return write(path, content)
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    """Writes a file and the folders it is in.  Raises FxlrpError if that can't be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise FxlrpError(f"{path} cannot be written, {str(error).split('] ')[-1]}; give another path.") from error
+    return path
+
+
+def summary(a: Attribution, most: int = 5) -> dict[str, Any]:
+    """What was asked of each sample and found, as JSON takes it: its likeliest classes, and where relevance is."""
+    samples: list[dict[str, Any]] = []
+    for i in range(samples_of(a)):
+        row: dict[str, Any] = {"explained": [], "against": against(a, i)}
+        if a.logits.ndim == 2 and i < len(a.logits):
+            chances = probabilities(a.logits[i])
+            best = chances.topk(min(most, len(chances))).indices.tolist()
+            row["classes"] = [
+                {"class": k, "name": name_of(a.labels, k), "probability": float(chances[k])} for k in best
+            ]
+        parts = parts_of(a, i)
+        for k in range(max(1, len(classes_of(a, i)))):
+            inputs = {p.name: _sums(p.relevance[k]) for p in parts}
+            row["explained"].append({"target": headline(a, i, k), "inputs": inputs})
+        samples.append(row)
+    return {"fxlrp": __version__, "rules": a.rules, "samples": samples}
+
+
+def _sums(r: np.ndarray) -> dict[str, Any]:
+    """The sums of a map's positive and negative relevance, and the place of the most."""
+    place = np.unravel_index(int(np.abs(r).argmax()), r.shape) if r.size else ()
+    return {
+        "shape": list(r.shape),
+        "positive": float(r[r > 0].sum()),
+        "negative": float(r[r < 0].sum()),
+        "strongest": {"at": [int(p) for p in place], "relevance": float(r[place]) if place else 0.0},
+    }
+
+
+def _figure(a: Attribution, kind: str, index: int, dpi: float, how: dict[str, Any]) -> bytes:
+    kind = {"jpg": "jpeg", "tif": "tiff"}.get(kind, kind)
+    about = json.dumps(summary(a), ensure_ascii=False)
+    keys = {"png": {"Software": f"fxlrp {__version__}", "fxlrp": about}, "svg": {"Description": about}}
+    metadata: Any = keys.get(kind, {"Keywords": about} if kind == "pdf" else None)
+    written = io.BytesIO()
+    plot(a, index=index, **how).savefig(written, format=kind, dpi=dpi, metadata=metadata)
+    return written.getvalue()
+
+
+def _csv(a: Attribution) -> str:
+    """A row for each entry of each map: sample, class, input, its place, value and relevance."""
+    out = io.StringIO()
+    rows = csv.writer(out)
+    rows.writerow(["sample", "class", "input", "place", "name", "value", "relevance"])
+    for i in range(samples_of(a)):
+        classes: Sequence[Any] = [name_of(a.labels, k) for k in classes_of(a, i)] or [""]
+        for part in parts_of(a, i):
+            for name, r in zip(classes, part.relevance, strict=True):
+                for place in np.ndindex(*r.shape):
+                    at = " ".join(map(str, place))
+                    value = "" if part.kind == "picture" else f"{part.values[place]:.6g}"
+                    label = part.labels[place[0]] if part.labels else ""
+                    rows.writerow([i, name, part.name, at, label, value, f"{r[place]:.6g}"])
+    return out.getvalue()
+
+
+def _npz(a: Attribution) -> bytes:
+    """The relevance of each input under its name, and the logits and classes."""
+    arrays = {f"relevance.{name}": r.detach().float().cpu().numpy() for name, r in a.named.items()}
+    arrays |= {f"latent.{name}": r.detach().float().cpu().numpy() for name, r in a.latent.items()}
+    arrays["logits"] = a.logits.detach().float().cpu().numpy()
+    if a.target is not None:
+        arrays["target"] = a.target.cpu().numpy()
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def _safetensors(a: Attribution) -> bytes:
+    """Everything but the model's own output: tensors by safetensors, the rest as JSON in its metadata."""
+    from safetensors.torch import save as as_bytes
+
+    every = a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
+    tensors = {f"relevance.{i}": r for i, r in enumerate(every)}
+    tensors |= {f"input.{i}": x for i, x in enumerate(a.inputs)}
+    tensors |= {f"latent.{name}": r for name, r in a.latent.items()}
+    tensors |= {f"picture.{i}": torch.from_numpy(np.array(p)) for i, p in enumerate(a.pictures)}
+    tensors["logits"] = a.logits
+    if a.target is not None:
+        tensors["target"] = a.target
+    contrast = a.contrast
+    if isinstance(contrast, Tensor):
+        tensors["contrast"], contrast = contrast, None
+    about = {
+        "format": FORMAT, "fxlrp": __version__, "names": a.names, "rules": a.rules, "labels": a.labels,
+        "contrast": contrast, "several": isinstance(a.relevance, tuple), "latent": list(a.latent),
+    }  # fmt: skip
+    held = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+    return as_bytes({key: t.clone() for key, t in held.items()}, {"fxlrp": json.dumps(about, ensure_ascii=False)})
+
+
+def load(path: str | Path) -> Attribution:
+    """Reads an attribution that `Attribution.save` wrote as .safetensors.  Its `output` is the logits.
+
+    Raises FxlrpError for a file that is not there or holds something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from fxlrp.attribution import Attribution
+
+    path = Path(path)
+    if not path.is_file():
+        raise FxlrpError(f"There is no file {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("fxlrp", "{}"))
+            if about.get("format") != FORMAT:
+                raise FxlrpError(f"{path} holds no attribution; Attribution.save(…safetensors) writes one.")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+        def numbered(kind: str) -> tuple[Tensor, ...]:
+            return tuple(tensors[f"{kind}.{i}"] for i in range(sum(key.startswith(f"{kind}.") for key in tensors)))
+
+        every, contrast = numbered("relevance"), tensors.get("contrast", about["contrast"])
+        return Attribution(
+            every if about["several"] else every[0],
+            tensors["logits"],
+            tensors["logits"],
+            tensors.get("target"),
+            tuple(about["names"]),
+            numbered("input"),
+            {name: tensors[f"latent.{name}"] for name in about["latent"]},
+            rules=about["rules"],
+            contrast=contrast,
+            labels=tuple(about["labels"]),
+            pictures=tuple(p.numpy() for p in numbered("picture")),
+        )
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise FxlrpError(f"{path} holds no attribution that can be read: {error}.") from error

@@ -1,0 +1,198 @@
+(function (root) {
+  var d = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
+  var now = { view: 0, palette: 'red-blue', opacity: 0.85, threshold: 0 };
+  function find(what) { return root.querySelector(what); }
+  function all(what) { return [].slice.call(root.querySelectorAll(what)); }
+  function make(name, parent, text) {
+    var e = document.createElement(name);
+    if (text !== undefined) e.textContent = text;
+    if (parent) parent.appendChild(e);
+    return e;
+  }
+  function said(v) { return v.toPrecision(3).replace('-', '−'); }
+
+  // colours: t in −1…1
+  var stops = { 'red-blue': [[33, 77, 217], [255, 255, 255], [219, 20, 26]], lightness: d.lightness };
+  function colour(t) {
+    var list = stops[now.palette], at = (Math.max(-1, Math.min(1, t)) + 1) / 2 * (list.length - 1);
+    var i = Math.min(list.length - 2, Math.floor(at)), f = at - i;
+    return [0, 1, 2].map(function (c) { return Math.round(list[i][c] * (1 - f) + list[i + 1][c] * f); });
+  }
+  function css(t) { return 'rgb(' + colour(t).join(',') + ')'; }
+
+  // a map of w × h entries, stored as a grey picture: 128 is zero, the distance from it the root of |relevance|
+  function values(map, then) {
+    if (map.read) { then(map.read); return; }
+    if (map.values) { map.read = map.values; then(map.read); return; }
+    var image = new Image();
+    image.onload = function () {
+      var c = document.createElement('canvas');
+      c.width = image.width;
+      c.height = image.height;
+      var context = c.getContext('2d', { willReadFrequently: true });
+      context.drawImage(image, 0, 0);
+      var pixels = context.getImageData(0, 0, c.width, c.height).data;
+      map.read = new Float32Array(pixels.length / 4);
+      for (var i = 0; i < map.read.length; i++) {
+        var b = (pixels[4 * i] - 128) / 127;
+        map.read[i] = b * Math.abs(b) * map.most;
+      }
+      then(map.read);
+    };
+    image.src = map.png;
+  }
+
+  function paint(canvas, map, w, h, flat) {
+    values(map, function (r) {
+      canvas.width = w;
+      canvas.height = h;
+      var context = canvas.getContext('2d'), pixels = context.createImageData(w, h);
+      for (var i = 0; i < r.length; i++) {
+        var t = Math.max(-1, Math.min(1, r[i] / map.top)), rgb = colour(t), size = Math.abs(t);
+        var alpha = flat ? 1 : now.opacity >= 1 ? 1 : Math.pow(size, 0.6) * now.opacity;
+        if (!flat && size < now.threshold) alpha = 0;
+        pixels.data.set([rgb[0], rgb[1], rgb[2], Math.round(255 * alpha)], 4 * i);
+      }
+      context.putImageData(pixels, 0, 0);
+      canvas.setAttribute('data-painted', now.view);
+    });
+  }
+
+  function picture(box, input, map) {
+    var frame = box.querySelector('.picture');
+    if (!frame) {
+      frame = make('div', box);
+      frame.className = 'picture';
+      frame.style.aspectRatio = input.width + ' / ' + input.height;
+      make('img', frame).src = input.picture;
+      var plain = make('img', box);
+      plain.className = 'plain';
+      plain.alt = 'the input, as it is';
+      plain.src = input.picture;
+      var canvas = make('canvas', frame);
+      canvas.setAttribute('role', 'img');
+      if (input.w < 64) canvas.className = 'coarse';
+      canvas.addEventListener('mousemove', function (e) {
+        var m = d.views[now.view].maps[d.inputs.indexOf(input)], place = canvas.getBoundingClientRect();
+        var x = Math.min(input.w - 1, Math.floor((e.clientX - place.left) / place.width * input.w));
+        var y = Math.min(input.h - 1, Math.floor((e.clientY - place.top) / place.height * input.h));
+        if (m.read) find('.value').textContent = 'row ' + y + ', column ' + x + ': ' + said(m.read[y * input.w + x]);
+      });
+      canvas.addEventListener('mouseleave', function () { find('.value').textContent = ''; });
+    }
+    frame.querySelector('img').alt = 'the input';
+    frame.classList.toggle('bare', now.opacity === 0);
+    var top = frame.querySelector('canvas');
+    top.setAttribute('aria-label', map.words.join('; '));
+    paint(top, map, input.w, input.h, false);
+  }
+
+  function curves(box, input, map) {
+    var r = map.values, W = 1000, H = 90, n = input.values[0].length;
+    map.rows.forEach(function (row) {
+      var v = input.values[row], low = Math.min.apply(null, v), high = Math.max.apply(null, v), wide = high - low || 1;
+      var points = v.map(function (y, i) { return [i / Math.max(1, n - 1) * W, H - 5 - (y - low) / wide * (H - 10)]; });
+      var ns = 'http://www.w3.org/2000/svg', svg = document.createElementNS(ns, 'svg');
+      svg.setAttribute('viewBox', '0 0 ' + W + ' ' + H);
+      svg.setAttribute('role', 'img');
+      svg.setAttribute('aria-label', 'curve ' + row);
+      points.forEach(function (p, i) {
+        var next = points[i + 1] || p, last = points[i - 1] || p;
+        var bar = document.createElementNS(ns, 'rect'), t = r[row][i] / map.top;
+        bar.setAttribute('x', (last[0] + p[0]) / 2);
+        bar.setAttribute('width', Math.max(0.5, (next[0] - last[0]) / 2));
+        bar.setAttribute('y', 0);
+        bar.setAttribute('height', H);
+        bar.setAttribute('fill', css(t));
+        bar.setAttribute('opacity', Math.abs(t) < now.threshold ? 0 : now.opacity);
+        var title = document.createElementNS(ns, 'title');
+        title.textContent = 'time ' + i + ': value ' + said(v[i]) + ', relevance ' + said(r[row][i]);
+        bar.appendChild(title);
+        svg.appendChild(bar);
+      });
+      var line = document.createElementNS(ns, 'polyline');
+      line.setAttribute('points', points.map(function (p) { return p.join(','); }).join(' '));
+      line.setAttribute('class', 'line');
+      line.setAttribute('style', 'stroke:#111;stroke-width:1.5');
+      svg.appendChild(line);
+      make('div', box, 'curve ' + row).className = 'soft';
+      box.appendChild(svg);
+    });
+  }
+
+  function features(box, input, map) {
+    var grid = make('div', box);
+    grid.className = 'bars';
+    map.rows.forEach(function (i) {
+      var r = map.values[i], share = 50 * Math.abs(r) / map.most;
+      make('span', grid, input.labels[i]);
+      var lane = make('span', grid), bar = make('i', lane);
+      lane.className = 'lane';
+      bar.style.background = css(r / map.most);
+      bar.style.outline = '1px solid #999';
+      bar.style.left = (r < 0 ? 50 - share : 50) + '%';
+      bar.style.width = share + '%';
+      make('output', grid, said(r));
+    });
+  }
+
+  var drawn = { curves: curves, features: features };
+  function show() {
+    var view = d.views[now.view];
+    find('h1').textContent = 'why ' + view.title + '?';
+    find('.asked').textContent = [view.against, view.rules].filter(Boolean).join(' · ');
+    d.inputs.forEach(function (input, i) {
+      var box = all('.inputs figure')[i], map = view.maps[i];
+      if (input.kind === 'picture') { picture(box, input, map); return; }
+      box.textContent = '';
+      if (d.inputs.length > 1) make('figcaption', box, input.name);
+      drawn[input.kind](box, input, map);
+    });
+    var first = view.maps[0];
+    all('.end').forEach(function (e, i) { e.textContent = said((2 * i - 1) * first.top); });
+    find('.bar').style.background = 'linear-gradient(90deg,' + [-1, -.75, -.5, -.25, 0, .25, .5, .75, 1].map(css).join(',') + ')';
+    var list = find('.words');
+    list.textContent = '';
+    view.maps.forEach(function (m) { m.words.forEach(function (w) { make('li', list, w); }); });
+    var inside = find('.inside');
+    inside.textContent = '';
+    view.inside.forEach(function (m) {
+      var f = make('figure', inside);
+      paint(make('canvas', f), m, m.w, m.h, true);
+      make('figcaption', f, m.name).className = 'soft';
+    });
+    find('.layers').hidden = !view.inside.length;
+    all('button[data-kind]').forEach(function (b) {
+      b.setAttribute('aria-pressed', String(view[b.getAttribute('data-kind')] === b.value));
+    });
+    root.setAttribute('data-shown', now.view);
+  }
+
+  // a button asks for one thing; of the views that answer it, the one that is most like the one shown
+  function choose(kind, value) {
+    var here = d.views[now.view], best = -1, at = now.view;
+    d.views.forEach(function (v, i) {
+      if (v[kind] !== value) return;
+      var same = ['name', 'against', 'rules'].filter(function (k) { return k !== kind && v[k] === here[k]; }).length;
+      if (same > best) { best = same; at = i; }
+    });
+    now.view = at;
+    show();
+  }
+  ['name', 'against', 'rules'].forEach(function (kind) {
+    var row = find('[data-row="' + kind + '"]'), seen = [];
+    d.views.forEach(function (v) { if (seen.indexOf(v[kind]) < 0) seen.push(v[kind]); });
+    if (seen.length < 2) { row.previousElementSibling.hidden = row.hidden = true; return; }
+    seen.forEach(function (value) {
+      var b = make('button', row, value || 'no contrast');
+      b.value = value;
+      b.setAttribute('data-kind', kind);
+      b.addEventListener('click', function () { choose(kind, value); });
+    });
+  });
+  all('input[type=range]').forEach(function (e) {
+    e.addEventListener('input', function () { now[e.name] = e.value / 100; show(); });
+  });
+  find('select').addEventListener('change', function (e) { now.palette = e.target.value; show(); });
+  show();
+})(document.getElementById('ID'));

@@ -1,0 +1,219 @@
+"""Pages: an attribution in one HTML file that opens offline, to look at from several sides."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxlrp import __version__
+from fxlrp.show.figure import MOST_CURVES, MOST_FEATURES
+from fxlrp.show.parts import Part, parts_of, top_of
+from fxlrp.show.words import against, classes_of, headline
+
+if TYPE_CHECKING:
+    from fxlrp.attribution import Attribution
+    from fxlrp.reports.report import Report
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+"""What the browser may load for a page: nothing but what is in it."""
+MOST_PIXELS, MOST_MAP = 768, 384
+"""The longest side of a picture and of a map in a page; larger ones are reduced."""
+LIGHTNESS = [[0, 34, 78], [64, 77, 107], [124, 123, 120], [187, 175, 113], [254, 232, 56]]
+"""cividis, dark to light: it can be read whatever colours one tells apart."""
+_ids = itertools.count()
+
+
+def page(answers: Sequence[Attribution], *, index: int = 0, title: str = "fxlrp", **how: Any) -> str:
+    """A whole HTML file of the answers to one call, as `fragment` shows them."""
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    head += f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    body = fragment(answers, index=index, **how)
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def fragment(
+    answers: Sequence[Attribution], *, index: int = 0, picture: Any = None, features: Sequence[str] = ()
+) -> str:
+    """HTML of the answers to one call about sample `index`, with buttons for each class, contrast and rulebook asked.
+
+    A picture has its map over it, with sliders, values on hover and a scale; curves and features as in
+    `fxlrp.show.figure.plot`; then the maps of layers inside, and where relevance goes if an answer was traced.
+
+    picture, features: as in `parts_of`, whose errors it raises.
+    """
+    parts = parts_of(answers[0], index, picture, features)
+    views = [view for a in answers for view in _views(a, index, features)]
+    data = {"inputs": [_input(p) for p in parts], "views": views, "lightness": LIGHTNESS}
+    trace = next((a.trace for a in answers if a.trace is not None), None)
+    name = f"fxa-{next(_ids)}"
+    css, script = (Path(__file__).with_name(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    rows = "".join(
+        f'<span class="soft">{label}</span><span data-row="{row}"></span>'
+        for row, label in (("name", "class"), ("against", "contrast"), ("rules", "rulebook"))
+    )
+    tools = "".join(
+        f'<label>{what} <input type="range" name="{what}" min="0" max="100" value="{value}"></label>'
+        for what, value in (("opacity", 85), ("threshold", 0))
+    )
+    likely = "".join(f"<tr><td>{html.escape(n)}</td><td>{p}</td></tr>" for n, p in _likeliest(answers[0], index))
+    encoded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f'<style>{css}</style><div class="fxa" id="{name}"><h1></h1><div class="soft asked"></div>'
+        f'<div class="rows">{rows}</div><div class="inputs">{"<figure></figure>" * len(parts)}</div>'
+        f'<div class="tools">{tools}<label>colours <select><option value="red-blue">red for, blue against</option>'
+        '<option value="lightness">light for, dark against</option></select></label></div>'
+        '<div class="soft">against <output class="end"></output><span class="bar"></span><output class="end"></output>'
+        ' for &emsp;<output class="value"></output></div>'
+        f'<details><summary>the most relevant places, in words</summary><ol class="words"></ol></details>'
+        f"<details{'' if likely else ' hidden'}><summary>the likeliest classes</summary>"
+        f"<table>{likely}</table></details>"
+        '<details class="layers" open><summary>inside the network</summary><div class="inside"></div></details>'
+        f'{_flow(trace)}<p class="soft">fxlrp {__version__}</p>'
+        f'<script type="application/json">{encoded}</script><script>{script.replace("ID", name)}</script></div>'
+    )
+
+
+def _views(a: Attribution, index: int, features: Sequence[str]) -> list[dict[str, Any]]:
+    """What a page shows of an answer: a view for each class that was asked about."""
+    parts = parts_of(a, index, features=features)
+    out = []
+    for k in range(max(1, len(classes_of(a, index)))):
+        title = headline(a, index, k)
+        out.append({
+            "title": title,
+            "name": title.rpartition(", ")[0] or title,
+            "against": against(a, index),
+            "rules": a.rules,
+            "maps": [_map(p, k) for p in parts],
+            "inside": [_inside(name, r, index, k, a) for name, r in a.latent.items()],
+        })  # fmt: skip
+    return out
+
+
+def _input(part: Part) -> dict[str, Any]:
+    """An input as the page's script takes it."""
+    about: dict[str, Any] = {"kind": part.kind, "name": part.name}
+    if part.kind == "picture":
+        h, w = _reduced(part.relevance[0]).shape
+        height, width = part.values.shape[:2]
+        return about | {"picture": _photograph(part.values), "width": width, "height": height, "w": w, "h": h}
+    if part.kind == "curves":
+        return about | {"values": _rounded(part.values)}
+    named = not part.labels[0].startswith("id ") if part.labels else False
+    labels = [f"{n} = {v:.4g}" if named else n for n, v in zip(part.labels, part.values, strict=True)]
+    return about | {"labels": labels}
+
+
+def _map(part: Part, k: int) -> dict[str, Any]:
+    """The relevance of an input for one class, as the page's script takes it."""
+    r = part.relevance[k]
+    if part.kind == "picture":
+        small = _reduced(r)
+        return _grey(small) | {"top": top_of(small), "words": _places(r)}
+    order = np.argsort(-np.abs(r if r.ndim == 1 else np.abs(r).sum(1)), kind="stable")
+    rows = order[: MOST_FEATURES if part.kind == "features" else MOST_CURVES].tolist()
+    top = float(np.abs(r).max(initial=0)) or 1.0
+    words = _names(part, r) if part.kind == "features" else _times(r)
+    return {"values": _rounded(r), "rows": rows, "top": top_of(r), "most": top, "words": words}
+
+
+def _inside(name: str, relevance: Tensor, index: int, k: int, a: Attribution) -> dict[str, Any]:
+    """The relevance at a layer as a small map: channels summed, or tokens × channels."""
+    r = relevance[index if len(relevance) > 1 else 0]
+    r = (r[k] if a.target is not None and a.target.ndim == 2 else r).detach().double().cpu()
+    flat = r.sum(0) if r.ndim == 3 else r.reshape(-1, r.shape[-1]) if r.ndim > 1 else r.reshape(1, -1)
+    small = _reduced(flat.numpy())
+    return _grey(small) | {"name": name, "w": small.shape[1], "h": small.shape[0], "top": top_of(small)}
+
+
+def _grey(r: np.ndarray) -> dict[str, Any]:
+    """A map as a grey PNG: 128 is zero, the distance from it the root of |relevance| / most."""
+    from PIL import Image
+
+    most = float(np.abs(r).max(initial=0)) or 1.0
+    scaled = np.sign(r) * np.sqrt(np.abs(r) / most)
+    return {"png": _encoded(Image.fromarray((128 + 127 * scaled).round().astype(np.uint8)), "png"), "most": most}
+
+
+def _photograph(picture: np.ndarray) -> str:
+    from PIL import Image
+
+    image = Image.fromarray((picture * 255).round().astype(np.uint8))
+    image.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    return _encoded(image, "png" if max(image.size) <= 128 else "jpeg")
+
+
+def _encoded(image: Any, kind: str) -> str:
+    out = io.BytesIO()
+    image.save(out, kind, **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _reduced(r: np.ndarray) -> np.ndarray:
+    """A map of at most `MOST_MAP` a side, means taken where it is larger."""
+    size = min(r.shape[0], MOST_MAP), min(r.shape[1], MOST_MAP)
+    if size == r.shape:
+        return r
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(r))[None], size)[0].numpy()
+
+
+def _rounded(values: np.ndarray) -> Any:
+    return np.vectorize(lambda v: float(f"{v:.4g}"), otypes=[float])(values).tolist() if values.size else []
+
+
+def _places(r: np.ndarray, cells: int = 8, most: int = 10) -> list[str]:
+    """The ten squares of a map with the most relevance, for who can't see it."""
+    rows, columns = (min(cells, s) for s in r.shape)
+    pieces = [np.array_split(band, columns, 1) for band in np.array_split(r, rows, 0)]
+    sums = np.array([[piece.sum() for piece in band] for band in pieces])
+    total = float(np.abs(sums).sum()) or 1.0
+    order = np.argsort(-np.abs(sums), axis=None)[:most]
+    return [
+        f"row {i + 1} of {rows}, column {j + 1} of {columns}: {abs(sums[i, j]) / total:.0%} of relevance, "
+        f"{'for' if sums[i, j] > 0 else 'against'} it"
+        for i, j in (divmod(int(o), columns) for o in order)
+        if sums[i, j]
+    ]
+
+
+def _times(r: np.ndarray, most: int = 10) -> list[str]:
+    order = np.argsort(-np.abs(r), axis=None)[:most]
+    places = (divmod(int(o), r.shape[1]) for o in order)
+    return [f"curve {c}, time {t}: {r[c, t]:.3g}" for c, t in places if r[c, t]]
+
+
+def _names(part: Part, r: np.ndarray, most: int = 10) -> list[str]:
+    return [f"{part.labels[i]}: {r[i]:.3g}" for i in np.argsort(-np.abs(r), kind="stable")[:most] if r[i]]
+
+
+def _likeliest(a: Attribution, index: int) -> list[tuple[str, str]]:
+    from fxlrp.show.words import name_of, probabilities
+
+    if a.logits.ndim != 2 or index >= len(a.logits):
+        return []
+    chances = probabilities(a.logits[index])
+    best = chances.topk(min(5, len(chances))).indices.tolist()
+    return [(name_of(a.labels, k), f"{100 * float(chances[k]):.1f} %") for k in best]
+
+
+def _flow(trace: Report | None) -> str:
+    """Where relevance goes, module by module, and the nodes that lose or add some, as rich prints them."""
+    if trace is None:
+        return ""
+    from rich.console import Console
+
+    console = Console(record=True, file=io.StringIO(), width=110)
+    console.print(trace.tree(3))
+    console.print(trace.conservation().table())
+    said = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+    return f"<details><summary>where relevance goes, by module</summary>{said}</details>"
