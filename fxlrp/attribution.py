@@ -51,7 +51,7 @@ class Attribution:
     trace: Report | None = None
     ended: Ended | None = None
     rules: str = ""
-    contrast: int | str | Tensor | None = None
+    contrast: int | str | None = None
     labels: tuple[str, ...] = ()
     pictures: tuple[np.ndarray, ...] = ()
 

@@ -23,8 +23,11 @@ from fxlrp.inputs.models import loaded_from
 from fxlrp.inputs.pictures import channels_of
 from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
+from fxlrp.show.files import write_pages
 from fxlrp.text.attribution import TextAttribution
 
+OTHERS = ("abslrp", "attnlrp")
+"""The rulebooks that a page shows beside the one asked for."""
 BATCH = 16
 """The pictures that are explained at once."""
 
@@ -44,6 +47,7 @@ def explain(
     pretrained: bool = True,
     trust: bool = False,
     device: str | torch.device | None = None,
+    html: str | Path | None = None,
     **kwargs: Any,
 ) -> Attribution | TextAttribution | list[TextAttribution]:
     """Explain what a model looked at: fxlrp.explain("timm:resnet50", "cat.jpg", target="tabby").
@@ -56,6 +60,7 @@ def explain(
     labels: names of the classes, if the model does not bring them.  preprocess: how it takes pictures, likewise.
     tokenizer: of a module that reads text; a name brings its own.
     arch, pretrained, trust: as in `fxlrp.inputs.load_model`.  device: where the model runs, if it is loaded here.
+    html: a file to write a page to, with buttons for other classes, contrasts and rulebooks: see `every_side`.
 
     Returns an Attribution that knows the names of its classes and the pictures, to be looked at (`save`, `plot`,
     `to_html`, in a notebook); of texts a TextAttribution, or a list of them.
@@ -76,7 +81,7 @@ def explain(
     question |= {"at": tuple(at)} if at else {}
     if len(inputs) != 1 or not _are_pictures(inputs[0]):
         a = explainer(*inputs, **question, **kwargs)
-        return replace(a, labels=names)
+        return _shown(explainer, replace(a, labels=names), (inputs, kwargs), question, html)
     images = [_open(given) for given in (inputs[0] if isinstance(inputs[0], list | tuple) else inputs)]
     prepare = (preprocess or loaded.preprocess).but(channels=channels_of(loaded.module))
     if prepare.guessed:
@@ -87,9 +92,46 @@ def explain(
         )
     if len(images) > BATCH:
         raise FxlrpError(f"Give at most {BATCH} pictures in one call; more make one call after the other.")
-    x = loaded.like(torch.stack([prepare(image)[0] for image in images]))
-    a = explainer(x, **question, **kwargs)
-    return replace(a, labels=names, pictures=tuple(prepare.seen(image) for image in images))
+    tensors = [prepare(image)[0] for image in images]
+    x = loaded.like(torch.stack(tensors) if len(tensors) > 1 else tensors[0][None])
+    a = replace(explainer(x, **question, **kwargs), labels=names, pictures=tuple(map(prepare.seen, images)))
+    return _shown(explainer, a, ((x,), kwargs), question, html)
+
+
+def every_side(
+    explainer: Explainer, a: Attribution, call: tuple[tuple, dict], at: Sequence[str] = (), classes: int = 3
+) -> list[Attribution]:
+    """The answer `a` to a call from more sides: its class and the likeliest others, against what it was and against
+    nothing, then by the rulebooks `OTHERS`.  Each is one relevance pass over one forward pass for all classes.
+
+    call: the arguments, (args, kwargs).  at: places inside whose relevance is shown, too.
+
+    Of one sample, relevance is also traced from module to module.  A target that is no class has one side.
+    """
+    args, kwargs = call
+    if a.target is None or a.target.ndim != 1 or a.logits.ndim != 2 or len(a.target) != len(a.logits):
+        return [a]
+    chances = a.logits.scatter(1, a.target[:, None].to(a.logits.device), torch.inf)
+    if isinstance(a.contrast, int):  # nothing is set against itself
+        chances[:, a.contrast] = -torch.inf
+        classes = min(classes, chances.shape[1] - 1)
+    asked = chances.topk(min(classes, chances.shape[1])).indices
+    known = {"labels": a.labels, "pictures": a.pictures}
+    first = explainer(*args, target=asked, contrast=a.contrast, at=tuple(at), **kwargs)
+    answers = [first] if a.contrast is None else [first, explainer(*args, target=asked, contrast=None, **kwargs)]
+    answers += [explainer.by(book)(*args, target=asked, **kwargs) for book in OTHERS if book != a.rules]
+    if len(a.target) == 1:
+        traced = explainer(*args, target=a.target, contrast=a.contrast, trace=True, **kwargs)
+        answers[0] = replace(answers[0], trace=traced.trace)
+    return [replace(answer, **known) for answer in answers]
+
+
+def _shown(explainer: Any, a: Attribution, call: tuple[tuple, dict], question: dict, html: Any) -> Attribution:
+    """The attribution, after writing a page of it if there is a file for one."""
+    if html is not None:
+        is_ours = isinstance(explainer, Explainer)
+        write_pages(html, [every_side(explainer, a, call, question.get("at", ())) if is_ours else [a]])
+    return a
 
 
 def _loaded(model: Any, arch: str | None, pretrained: bool, trust: bool, device: Any) -> LoadedModel:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,41 @@ def _every(items: list[pytest.Item]) -> list[pytest.Item]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Chromium, if there is one."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("there is no chromium (apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=path,
+            chromium_sandbox=os.geteuid() != 0,  # it refuses to sandbox root
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser) -> Iterator:
+    """Opens an HTML file; whatever goes wrong there, or is fetched, fails the test."""
+    wrong: list[str] = []
+    page = browser.new_page()
+
+    def visit(path: Path):
+        address = path.as_uri()
+        page.on("request", lambda r: None if r.url == address or r.url.startswith("data:") else wrong.append(r.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda message: wrong.append(message.text))
+        page.goto(address)
+        return page
+
+    yield visit
+    page.close()
+    assert not wrong
 
 
 def randomize(model: nn.Module) -> nn.Module:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import randomize
-from PIL import Image
 from torch import Tensor, nn
 
 import fxlrp
@@ -349,18 +347,10 @@ def test_samples_that_mix_are_one() -> None:
 # pictures
 
 
-def test_save_draws_three_panels(cnn: nn.Module, tmp_path: Path) -> None:
-    path = convert(cnn)(x_like(1)).save(tmp_path / "deep" / "map.png")
-    picture = np.asarray(Image.open(path))
-    assert picture.shape[0] == 320
-    assert picture.shape[1] == 3 * 320 + 2 * 4
-    assert picture.std() > 5
-
-
-def test_save_of_something_else_is_refused() -> None:
+def test_a_heatmap_of_something_else_is_refused() -> None:
     a = convert(randomize(nn.Linear(4, 3)))(torch.randn(2, 4).double())
     with pytest.raises(FxlrpError, match="No explained input is an image"):
-        a.save("never.png")
+        a.heatmap()
 
 
 # what users' models do

@@ -40,6 +40,9 @@ def explain(
     pair: options.Pair = None,
     position: options.Position = None,
     html: options.Html = None,
+    as_json: options.AsJson = False,
+    colours: options.Colours = "red-blue",
+    at: options.Inside = None,
     truncate: options.Truncate = False,
     shifts: options.Shifts = None,
     size: options.Size = None,
@@ -53,28 +56,36 @@ def explain(
 ) -> None:
     """Explain pictures: the original, the heatmap and both in one, side by side; or texts, coloured word by word.
 
-    Red spoke for the class, blue against it.
+    Red spoke for the class, blue against it. --html writes a page with buttons for other classes and rulebooks.
 
     [dim]fxlrp explain model.pt cat.png[/]
     [dim]fxlrp explain timm:resnet50 photos/ -o heatmaps/ --target "tabby, tabby cat"[/]
     [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
     [dim]fxlrp explain hf:DIR "It isn't a gripping film." --target positive --html why.html[/]
     """
-    from fxlrp.cli.loading import load, parse_numbers, parse_size, print_counts, refuse_options
+    from fxlrp.cli.loading import load, parse_numbers, parse_size, print_counts, refuse_options, split_names
     from fxlrp.cli.pictures import explain_pictures
     from fxlrp.inputs import find_pictures, load_labels, output_files
     from fxlrp.text.command import explain_texts
 
-    of_texts: dict[str, Any] = {"text_file": text_file, "pair": pair, "position": position, "html": html}
-    of_pictures = {"output": output, "shifts": shifts, "size": size, "mean": mean, "std": std, "labels": labels}
+    of_texts: dict[str, Any] = {"text_file": text_file, "pair": pair, "position": position}
+    of_pictures = {
+        "output": output,
+        "at": at,
+        "shifts": shifts,
+        "size": size,
+        "mean": mean,
+        "std": std,
+        "labels": labels,
+    }
     may_read_text = Path(model).is_dir() or model.startswith("hf:")
     loaded = load(model, arch, trust, random_weights, device) if may_read_text else None
     if loaded is not None and loaded.reads_text:
         refuse_options(of_pictures, "pictures")
         question = {"target": target, "contrast": None if contrast == "default" else contrast}
-        of_texts |= {**question, "rules": rules, "strict": strict, "truncate": truncate}
-        explainer = explain_texts(loaded.module, model, inputs or [], console=out, **of_texts)
-        return print_counts(explainer.report())
+        of_texts |= {**question, "rules": rules, "strict": strict, "truncate": truncate, "html": html}
+        explainer = explain_texts(loaded.module, model, inputs or [], console=out, as_json=as_json, **of_texts)
+        return None if as_json else print_counts(explainer.report())
     refuse_options(of_texts, "text")
     pictures = find_pictures(inputs or [])
     files = output_files(pictures, output)
@@ -85,7 +96,8 @@ def explain(
     loaded.preprocess = loaded.preprocess.but(parse_size(size), parse_numbers(mean, "mean"), parse_numbers(std, "std"))
     loaded.labels = names or loaded.labels
     how: dict[str, Any] = {"target": target, "contrast": contrast, "rules": rules, "strict": strict}
-    explain_pictures(loaded, pictures, files, check_labels=names is not None, shifts=shifts or 1, **how)
+    how |= {"shifts": shifts or 1, "at": split_names(at or ""), "html": html, "as_json": as_json, "colours": colours}
+    explain_pictures(loaded, pictures, files, check_labels=names is not None, **how)
 
 
 @app.command()
@@ -244,75 +256,6 @@ def compare(
 
 @app.command()
 @errors_in_one_sentence
-def evaluate(
-    model: options.Model,
-    data: options.Data,
-    methods: options.Methods = options.EVALUATED,
-    masks: options.Masks = None,
-    limit: options.Limit = None,
-    output: options.ResultsFolder = None,
-    steps: options.Steps = 10,
-    definition: options.Definition = "fixed",
-    batch_size: options.BatchSize = 16,
-    seed: options.Seed = 0,
-    device: options.Device = None,
-    arch: options.Arch = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    trust: options.Trust = False,
-    random_weights: options.RandomWeights = False,
-    debug: options.Debug = False,
-) -> None:
-    """Measure how good explanations are: GAE, masking curves and, with masks, localisation.
-
-    [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
-    [dim]torchrun --nproc-per-node 4 -m fxlrp.cli evaluate timm:resnet50 pictures/ -o out/[/]
-    """
-    from fxlrp.cli.loading import load_for_pictures, split_names
-    from fxlrp.gae import command as gae_command
-
-    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
-    how = {"limit": limit, "steps": steps, "definition": definition, "batch_size": batch_size, "seed": seed}
-    names = split_names(methods)
-    report = gae_command.run(loaded, data, names, masks, output, err, **how)
-    gae_command.say(report, output, out)
-
-
-@app.command()
-@errors_in_one_sentence
-def tune(
-    model: options.Model,
-    data: options.Data,
-    masks: options.Masks = None,
-    limit: options.TuneLimit = 64,
-    output: options.ResultsFolder = None,
-    steps: options.Steps = 10,
-    batch_size: options.BatchSize = 16,
-    seed: options.Seed = 0,
-    device: options.Device = None,
-    arch: options.Arch = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    trust: options.Trust = False,
-    random_weights: options.RandomWeights = False,
-    debug: options.Debug = False,
-) -> None:
-    """Search the numbers of the default rulebook on pictures of your own, half of which are held out.
-
-    [dim]fxlrp tune model.pt pictures/ --masks masks/ -o out/[/]
-    """
-    from fxlrp.cli.loading import load_for_pictures
-    from fxlrp.gae import command as gae_command
-
-    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
-    how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
-    gae_command.say_tuned(gae_command.tune_rules(loaded, data, masks, output, err, **how), out)
-
-
-@app.command()
-@errors_in_one_sentence
 def rules(debug: options.Debug = False) -> None:
     """List the rulebooks and what each does."""
     print_rulebooks()
@@ -343,6 +286,8 @@ def _main(show: options.Version = False) -> None:
 
 def main() -> None:
     """Run the `fxlrp` command."""
+    from fxlrp.cli import app  # with the commands of other files, even if this one is run by itself
+
     app()
 
 

@@ -60,6 +60,7 @@ Inputs = Annotated[
         help="Pictures: files, folders or globs. For a model of text: texts, - to read one.", metavar="INPUT..."
     ),
 ]
+Inside = Annotated[str | None, typer.Option("--at", help="Modules whose maps the page shows.", metavar="A,B,…")]
 Shifts = Annotated[
     int | None, typer.Option(help="Mean of so many maps of moved pictures: 4 remove a transformer's grid.", min=1)
 ]
@@ -79,13 +80,23 @@ Truncate = Annotated[bool, typer.Option("--truncate", help="Leave out what is ov
 
 # What is written.
 Heatmaps = Annotated[
-    Path | None, typer.Option("-o", "--output", help="File for one picture, folder for several; ./NAME_fxlrp.png.")
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="File for one picture (.png .svg .pdf .jpg .webp .html .json .csv .npz .safetensors), folder for several; "
+        "./NAME_fxlrp.png.",
+    ),
 ]
 ExportFile = Annotated[Path, typer.Option("-o", "--output", help="A .pt2 or .onnx file.")]
 ComparisonFile = Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")]
 DemoFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder for what is written.")]
 ResultsFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results; a rerun goes on.")]
-Html = Annotated[Path | None, typer.Option(help="Write the coloured texts to one HTML file.", metavar="FILE")]
+Html = Annotated[Path | None, typer.Option(help="Write a page to look at: one HTML file.", metavar="FILE")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as JSON, and nothing else.")]
+Colours = Annotated[
+    str, typer.Option(help="red-blue, lightness (for who can't tell red from blue), or a map of matplotlib's.")
+]
 
 # Of one command each.
 CompileAoti = Annotated[bool, typer.Option("--aoti", help="Compile for this machine, by AOTInductor.")]

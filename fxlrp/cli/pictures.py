@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from fxlrp import __version__
 from fxlrp.attribution import Attribution, save_comparison
 from fxlrp.cli.loading import load, note_guess, parse_contrast, print_counts
-from fxlrp.cli.terminal import err, out
+from fxlrp.cli.terminal import err, out, print_json
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
+from fxlrp.explaining import every_side
 from fxlrp.export.artifact import ExportedExplainer
 from fxlrp.inputs import LoadedModel, find_class, load_labels, open_picture
 from fxlrp.rules.registry import Rulebook
+from fxlrp.show.files import FIGURES, save, summary, write_pages
+from fxlrp.show.words import against, probabilities
 
 
 def explain_pictures(
@@ -30,10 +37,16 @@ def explain_pictures(
     strict: bool,
     shifts: int,
     check_labels: bool,
+    at: Sequence[str],
+    html: Path | None,
+    as_json: bool,
+    colours: str,
 ) -> None:
-    """Explain pictures by one class and contrast, and write each heatmap to the file beside it in `files`.
+    """Explain pictures by one class and contrast, and write each explanation to the file beside it in `files`.
 
     target, contrast: as they are typed.  check_labels: whether the class names must be as many as the classes.
+    html: a page of all pictures, each from every side.  at: the modules whose maps it shows.
+    as_json: print JSON instead of tables.  colours: of figures.
 
     Raises FxlrpError for a class that the model does not have, and as `fxlrp.convert` and its explainer do.
     """
@@ -45,11 +58,27 @@ def explain_pictures(
         explainer = convert(loaded.module, rules=rules, strict=strict, shifts=shifts)
         against = parse_contrast(contrast, loaded, explainer.rulebook)
     note_guess(loaded.preprocess)
+    question = {"target": target_class, "contrast": against, **({"at": tuple(at)} if at else {})}
+    pages: list[list[Attribution]] = []
+    found: list[dict[str, Any]] = []
     shown = pictures if len(pictures) == 1 else track(pictures, "explaining", console=err, transient=True)
     for picture, file in zip(shown, files, strict=True):
-        explain_picture(
-            explainer, loaded, picture, file, target=target_class, contrast=against, check_labels=check_labels
-        )
+        a, x = explain_picture(explainer, loaded, picture, check_labels=check_labels, **question)
+        how: dict[str, Any] = {"colours": colours} if file.suffix.lower() in FIGURES else {}
+        written = save(a, file, **how)
+        found += [{"picture": str(picture), "wrote": str(written), **row} for row in summary(a)["samples"]]
+        if not as_json:
+            print_answer(a, loaded, picture)
+            out.print(f"  wrote [bold]{escape(str(written))}[/]", soft_wrap=True)
+        if html is not None:
+            is_ours = isinstance(explainer, Explainer)
+            pages.append(every_side(explainer, a, ((x,), {}), at) if is_ours else [a])  # type: ignore[arg-type]
+    if html is not None:
+        write_pages(html, pages)
+    if as_json:
+        return print_json({"fxlrp": __version__, "rules": rules, "pictures": found, "page": html and str(html)})
+    if html is not None:
+        out.print(f"  wrote [bold]{escape(str(html))}[/]", soft_wrap=True)
     if isinstance(explainer, Explainer):
         print_counts(explainer.report())
 
@@ -58,24 +87,21 @@ def explain_picture(
     explainer: Explainer | ExportedExplainer,
     loaded: LoadedModel,
     picture: Path,
-    file: Path,
     *,
-    target: int | None,
-    contrast: int | str | None,
     check_labels: bool = False,
-) -> None:
-    """Explain one picture, print what was predicted and explained, and write the heatmap to `file`.
+    **question: Any,
+) -> tuple[Attribution, Tensor]:
+    """Explain one picture; returns the attribution, which knows its classes and the picture, and the model's input.
 
     Raises FxlrpError for class names that are not as many as the classes, if `check_labels`, and for a picture that
-    can't be read or a file that can't be written.
+    can't be read.
     """
-    x, seen = loaded.preprocess(open_picture(picture))
-    a = explainer(loaded.like(x[None]), target=target, contrast=contrast)
+    image = open_picture(picture)
+    x = loaded.like(loaded.preprocess(image)[0][None])
+    a = explainer(x, **question)
     if check_labels and loaded.labels and len(loaded.labels) != a.logits.shape[1]:
         raise FxlrpError(f"--labels has {len(loaded.labels)} names, but the model has {a.logits.shape[1]} classes.")
-    a.save(file, picture=seen)
-    print_answer(a, loaded, picture, contrast)
-    out.print(f"  wrote [bold]{escape(str(file))}[/]", soft_wrap=True)
+    return replace(a, labels=tuple(loaded.labels or ()), pictures=(loaded.preprocess.seen(image),)), x
 
 
 def compare_rulebooks(
@@ -88,44 +114,43 @@ def compare_rulebooks(
     Raises FxlrpError as `explain_pictures` does.
     """
     target_class = None if target is None else find_class(target, loaded.labels)
-    against = parse_contrast(contrast, loaded, books[0])
     x, seen = loaded.preprocess(open_picture(picture))
     maps: dict[str, Attribution] = {}
     explainer = convert(loaded.module, loaded.like(x[None]))
     for book in track(books, "explaining", console=err, transient=True):
         question = {"target": target_class, "contrast": parse_contrast(contrast, loaded, book)}
-        maps[book.name] = explainer.by(book)(loaded.like(x[None]), **question)
-    print_answer(next(iter(maps.values())), loaded, picture, against)
-    out.print(f"  wrote [bold]{escape(str(save_comparison(maps, output, seen)))}[/]", soft_wrap=True)
+        a = explainer.by(book)(loaded.like(x[None]), **question)
+        maps[book.name] = replace(a, labels=tuple(loaded.labels or ()))
+    print_answer(next(iter(maps.values())), loaded, picture)
+    same = [name for name, a in list(maps.items())[1:] if _is_shown(a, maps, name)]
+    if same:
+        out.print(f"  left out, being equal to one before: {', '.join(same)}")
+    kept = {name: a for name, a in maps.items() if name not in same}
+    out.print(f"  wrote [bold]{escape(str(save_comparison(kept, output, seen)))}[/]", soft_wrap=True)
 
 
-def print_answer(a: Attribution, loaded: LoadedModel, picture: Path, contrast: int | str | None) -> None:
+def _is_shown(a: Attribution, maps: Mapping[str, Attribution], name: str) -> bool:
+    """Whether a map before that of `name` is the same but for its scale and rounding."""
+    before = [maps[n].heatmap() for n in list(maps)[: list(maps).index(name)]]
+    unit = a.heatmap() / a.heatmap().abs().max().clamp(min=1e-30)
+    return any(bool((unit - b / b.abs().max().clamp(min=1e-30)).abs().max() < 1e-4) for b in before)
+
+
+def print_answer(a: Attribution, loaded: LoadedModel, picture: Path) -> None:
     """Print the likeliest classes of a picture, and which of them was explained, against what."""
     assert a.target is not None
     out.print(f"[bold]{escape(str(picture))}[/]", soft_wrap=True)
     table = Table(box=None)
     for column in ("class", "name", "probability"):
         table.add_column(column, justify="left" if column == "name" else "right")
-    probabilities = _probabilities(a.logits[0])
     explained = int(a.target[0])
-    for i in probabilities.topk(min(5, len(probabilities))).indices.tolist():
-        style = "bold" if i == explained else ""
-        table.add_row(str(i), escape(loaded.label(i)), f"{probabilities[i]:.1%}", style=style)
+    for row in summary(a)["samples"][0]["classes"]:
+        style = "bold" if row["class"] == explained else ""
+        table.add_row(str(row["class"]), escape(row["name"]), f"{row['probability']:.1%}", style=style)
     out.print(table)
-    if len(probabilities) == 1:
-        contrast = None  # there is nothing to set it against
-    others = {None: "no contrast", "others": "against the others", "softmax": "against the others by probability"}
-    versus = f"against {loaded.label(contrast)}" if isinstance(contrast, int) else others[contrast]
-    answer = f"{loaded.label(explained)} ({probabilities[explained]:.1%}), {versus}"
+    chance = probabilities(a.logits[0])[explained]
+    answer = f"{loaded.label(explained)} ({chance:.1%}), {against(a) or 'no contrast'}"
     out.print(f"  explained [bold]{escape(answer)}[/]", soft_wrap=True)
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """Return the softmax of logits [K], or what they are if they add up to 1; of a single logit its sigmoid."""
-    if len(logits) == 1:
-        return logits.sigmoid()
-    are_probabilities = bool((logits >= 0).all()) and abs(float(logits.sum()) - 1) < 1e-4
-    return logits if are_probabilities else logits.softmax(0)
 
 
 def demo_pictures(output: Path) -> None:
@@ -136,8 +161,8 @@ def demo_pictures(output: Path) -> None:
     shown = ((p, [n for n in p.stem.split("_") if n in labels]) for p in sorted(examples.glob("pictures/*.png")))
     picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1)
     explainer = convert(loaded.module)
-    contrast = explainer.rulebook.default_contrast
     for name in objects:
-        file = output / f"demo_{name}.png"
-        explain_picture(explainer, loaded, picture, file, target=labels.index(name), contrast=contrast)
+        a, _ = explain_picture(explainer, loaded, picture, target=labels.index(name))
+        print_answer(a, loaded, picture)
+        out.print(f"  wrote [bold]{escape(str(a.save(output / f'demo_{name}.png')))}[/]", soft_wrap=True)
     print_counts(explainer.report())

@@ -6,6 +6,7 @@ This module and the options are imported before a command is known, so without t
 from __future__ import annotations
 
 import functools
+import json
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -72,3 +73,8 @@ def print_rulebooks() -> None:
         table.add_row(f"[bold]{name}[/]", "\n".join(f"{key}={value}" for key, value in parameters.items()), doc)
     out.print(table)
     out.print(f"The default is [bold]{DEFAULT}[/]; abslrp is the published method.")
+
+
+def print_json(content: Any) -> None:
+    """Print JSON on stdout as it is, for other programs: no colours, no line breaks of the terminal's."""
+    typer.echo(json.dumps(content, indent=1, ensure_ascii=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def loading(what: str, needed: bool) -> Iterator[None]:
     needed: whether it has to be fetched; if not, nothing is, whatever a file in a folder names.
     """
     try:
-        with _offline(needed):
+        with _offline(needed), _without_bars():
             yield
     except FxlrpError:
         raise
@@ -38,6 +39,20 @@ def loading(what: str, needed: bool) -> Iterator[None]:
         raise FxlrpError(f"Cannot load {what}: {' '.join(str(error).split())[:300]}") from error
     except Exception as error:  # whatever a library makes of a config that is none
         raise FxlrpError(f"Cannot load {what}: its files say what no such model is ({first_line(error)}).") from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Within it, transformers shows no progress of what takes a moment; what is fetched still shows its own."""
+    logging = getattr(sys.modules.get("transformers"), "logging", None)
+    if logging is None or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 _DOWNLOADING = threading.RLock()

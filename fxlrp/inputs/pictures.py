@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs.labels import class_names
 from fxlrp.inputs.limits import MOST_INPUT, MOST_PIXELS, MOST_SIDE
+from fxlrp.show.files import SUFFIXES as WRITTEN
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -309,8 +310,8 @@ def output_files(pictures: list[Path], output: Path | None) -> list[Path]:
     if output is not None and output.suffix and not output.is_dir():
         if len(pictures) > 1:
             raise FxlrpError(f"-o {output} is one file for {len(pictures)} pictures; give a folder.")
-        if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-            raise FxlrpError(f"-o {output}: a picture is written as .png, .jpg or .webp.")
+        if output.suffix.lower() not in WRITTEN:
+            raise FxlrpError(f"-o {output}: an explanation is written as {', '.join(WRITTEN)}.")
         return _not_among(pictures, [output])
     files: dict[Path, None] = {}
     for picture in pictures:

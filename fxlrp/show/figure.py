@@ -52,7 +52,7 @@ def plot(
     bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for band, (part, k) in zip(bands, rows, strict=True):
         of = f"  ({part.name})" if len(parts) > 1 else ""
-        band.suptitle(f"{headline(a, index, k)}{of}\n{small_print(a, index)}".strip(), fontsize=11)
+        band.suptitle(f"{headline(a, index, k)}{of}\n{small_print(a)}".strip(), fontsize=11)
         _DRAWN[part.kind](band, part, k, palette, opacity)
     figure.text(0.995, 0.004, f"fxlrp {__version__}", fontsize=6, color="0.5", ha="right", va="bottom")
     return figure

@@ -16,7 +16,7 @@ from torch import Tensor
 from fxlrp import __version__
 from fxlrp.errors import FxlrpError
 from fxlrp.show.figure import plot
-from fxlrp.show.page import page
+from fxlrp.show.page import page, page_of
 from fxlrp.show.parts import parts_of, samples_of
 from fxlrp.show.words import against, classes_of, headline, name_of, probabilities
 
@@ -65,11 +65,19 @@ def write(path: Path, content: bytes | str) -> Path:
     return path
 
 
+def write_pages(path: str | Path, calls: Sequence[Sequence[Attribution]]) -> Path:
+    """Writes one page with every sample of several calls, each with the answers to it, and returns its path.
+
+    Raises FxlrpError if the path can't be written.
+    """
+    return write(Path(path), page_of([(answers, i) for answers in calls for i in range(samples_of(answers[0]))]))
+
+
 def summary(a: Attribution, most: int = 5) -> dict[str, Any]:
     """What was asked of each sample and found, as JSON takes it: its likeliest classes, and where relevance is."""
     samples: list[dict[str, Any]] = []
     for i in range(samples_of(a)):
-        row: dict[str, Any] = {"explained": [], "against": against(a, i)}
+        row: dict[str, Any] = {"explained": [], "against": against(a)}
         if a.logits.ndim == 2 and i < len(a.logits):
             chances = probabilities(a.logits[i])
             best = chances.topk(min(most, len(chances))).indices.tolist()
@@ -146,12 +154,9 @@ def _safetensors(a: Attribution) -> bytes:
     tensors["logits"] = a.logits
     if a.target is not None:
         tensors["target"] = a.target
-    contrast = a.contrast
-    if isinstance(contrast, Tensor):
-        tensors["contrast"], contrast = contrast, None
     about = {
         "format": FORMAT, "fxlrp": __version__, "names": a.names, "rules": a.rules, "labels": a.labels,
-        "contrast": contrast, "several": isinstance(a.relevance, tuple), "latent": list(a.latent),
+        "contrast": a.contrast, "several": isinstance(a.relevance, tuple), "latent": list(a.latent),
     }  # fmt: skip
     held = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     return as_bytes({key: t.clone() for key, t in held.items()}, {"fxlrp": json.dumps(about, ensure_ascii=False)})
@@ -179,7 +184,7 @@ def load(path: str | Path) -> Attribution:
         def numbered(kind: str) -> tuple[Tensor, ...]:
             return tuple(tensors[f"{kind}.{i}"] for i in range(sum(key.startswith(f"{kind}.") for key in tensors)))
 
-        every, contrast = numbered("relevance"), tensors.get("contrast", about["contrast"])
+        every = numbered("relevance")
         return Attribution(
             every if about["several"] else every[0],
             tensors["logits"],
@@ -189,7 +194,7 @@ def load(path: str | Path) -> Attribution:
             numbered("input"),
             {name: tensors[f"latent.{name}"] for name in about["latent"]},
             rules=about["rules"],
-            contrast=contrast,
+            contrast=about["contrast"],
             labels=tuple(about["labels"]),
             pictures=tuple(p.numpy() for p in numbered("picture")),
         )

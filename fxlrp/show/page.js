@@ -9,7 +9,7 @@
     if (parent) parent.appendChild(e);
     return e;
   }
-  function said(v) { return v.toPrecision(3).replace('-', '−'); }
+  function said(v) { return v.toPrecision(3).replace(/-/g, '−'); }
 
   // colours: t in −1…1
   var stops = { 'red-blue': [[33, 77, 217], [255, 255, 255], [219, 20, 26]], lightness: d.lightness };

@@ -33,11 +33,16 @@ LIGHTNESS = [[0, 34, 78], [64, 77, 107], [124, 123, 120], [187, 175, 113], [254,
 _ids = itertools.count()
 
 
-def page(answers: Sequence[Attribution], *, index: int = 0, title: str = "fxlrp", **how: Any) -> str:
-    """A whole HTML file of the answers to one call, as `fragment` shows them."""
+def page(answers: Sequence[Attribution], *, index: int = 0, **how: Any) -> str:
+    """A whole HTML file of the answers to one call about sample `index`, as `fragment` shows them."""
+    return page_of([(answers, index)], **how)
+
+
+def page_of(shown: Sequence[tuple[Sequence[Attribution], int]], **how: Any) -> str:
+    """A whole HTML file of the answers to calls, each about a sample."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    head += f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    body = fragment(answers, index=index, **how)
+    head += '<meta name="viewport" content="width=device-width"><title>fxlrp</title>'
+    body = "".join(fragment(answers, index=index, **how) for answers, index in shown)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
@@ -92,7 +97,7 @@ def _views(a: Attribution, index: int, features: Sequence[str]) -> list[dict[str
         out.append({
             "title": title,
             "name": title.rpartition(", ")[0] or title,
-            "against": against(a, index),
+            "against": against(a),
             "rules": a.rules,
             "maps": [_map(p, k) for p in parts],
             "inside": [_inside(name, r, index, k, a) for name, r in a.latent.items()],

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxlrp.capture.axes import argument
 from fxlrp.errors import FxlrpError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def parts_of(a: Attribution, index: int = 0, picture: Any = None, features: Sequ
     index %= count
     every = a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
     several = a.target is not None and a.target.ndim == 2
-    names = list(a.named)
+    names = [argument(name) for name in a.names]
     parts: list[Part] = []
     for i, (x, r) in enumerate(zip(a.inputs, every, strict=True)):
         axis = _axis(x, count)

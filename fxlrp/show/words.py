@@ -43,17 +43,14 @@ def headline(a: Attribution, index: int = 0, k: int = 0) -> str:
     return f"{name}, {100 * float(probabilities(a.logits[index])[classes[k]]):.1f} %"
 
 
-def against(a: Attribution, index: int = 0) -> str:
+def against(a: Attribution) -> str:
     """What the target was set against; nothing where there was no contrast, or no other class."""
     contrast = a.contrast
     if contrast is None or a.target is None or a.logits.shape[-1] == 1:
         return ""
-    if isinstance(contrast, str):
-        return AGAINST.get(contrast, contrast)
-    which = contrast.reshape(-1)[index if contrast.numel() > 1 else 0] if isinstance(contrast, Tensor) else contrast
-    return f"against {name_of(a.labels, int(which))}"
+    return AGAINST[contrast] if isinstance(contrast, str) else f"against {name_of(a.labels, contrast)}"
 
 
-def small_print(a: Attribution, index: int = 0) -> str:
+def small_print(a: Attribution) -> str:
     """The contrast and the rulebook in a line."""
-    return " · ".join(filter(None, (against(a, index), a.rules)))
+    return " · ".join(filter(None, (against(a), a.rules)))

@@ -108,13 +108,29 @@ class TextAttribution:
         return replace(self, matrix=self.matrix[which : which + 1], asked=[self.asked[which]])
 
     def show(self, console: Console | None = None) -> None:
-        """Print the text, a line per question: red spoke for the target, blue against it, the stronger the more."""
+        """Print the text, a line per question: red spoke for the target, blue against it, the stronger the more; where
+        there are no colours, each word with its relevance in parts of the largest."""
         console = console or Console(highlight=False)
         if self.dropped:
             console.print(f"[yellow]note:[/] the last {self.dropped} tokens are left out: the model takes no more.")
         for row, asked in zip(self.matrix, self.asked, strict=True):
             console.print(Text(asked.title, style="bold"), soft_wrap=True)
-            console.print(self._coloured(row, asked), soft_wrap=True)
+            text = self._coloured(row, asked) if console.color_system else self._numbered(row)
+            console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def _numbered(self, row: Tensor) -> str:
+        """Write each word's relevance, of a row [N] by tokens, behind it in parts of the largest: `not(+1.00)`."""
+        places = words_of(self.segments, self.pieces)
+        sums: dict[tuple[int, int, int], float] = {}
+        for place, r in zip(places, row.tolist(), strict=True):
+            if place is not None:
+                sums[place] = sums.get(place, 0.0) + r
+        top = max(map(abs, sums.values()), default=0) or 1.0
+        texts = list(self.segments)
+        for (segment, _, end), r in sorted(sums.items(), reverse=True):
+            if abs(r) > 0.005 * top:
+                texts[segment] = f"{texts[segment][:end]}({r / top:+.2f}){texts[segment][end:]}"
+        return "  " + " ".join(" ".join(texts).split("\n"))
 
     def _coloured(self, row: Tensor, asked: Asked) -> Text:
         """Colour the text by a row of relevance [N]; the token that was asked about is underlined."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,9 +77,10 @@ def explain_texts(
     strict: bool = False,
     truncate: bool = False,
     html: Path | None = None,
+    as_json: bool = False,
     console: Console,
 ) -> Explainer:
-    """Explain texts, print them coloured, write them as HTML if asked, and return the explainer for its report.
+    """Explain texts, print them coloured or as JSON, write a page if asked, and return the explainer for its report.
 
     Raises FxlrpError as `fxlrp.text.explain` does.
     """
@@ -95,7 +97,7 @@ def explain_texts(
         position=int(position) if position and position.lstrip("-").isdigit() else position,
         truncate=truncate,
     )
-    show(explained, html, console)
+    show(explained, html, console, as_json)
     return explainer
 
 
@@ -153,9 +155,14 @@ def quietly(ask: Any, *args: Any, **kwargs: Any) -> Any:
         return ask(*args, **kwargs)
 
 
-def show(explained: Sequence[TextAttribution], html: Path | None, console: Console) -> None:
-    """Print attributions, and write them to one HTML file."""
-    for a in explained:
+def show(explained: Sequence[TextAttribution], html: Path | None, console: Console, as_json: bool = False) -> None:
+    """Print attributions, as JSON if asked, and write them to one HTML file."""
+    if as_json:
+        print(json.dumps([a.to_dict() for a in explained], indent=1, ensure_ascii=False))
+    for a in () if as_json else explained:
         a.show(console)
     if html is not None:
-        console.print(f"wrote [bold]{write_html(html, explained)}[/]", soft_wrap=True)
+        page = write_html(html, explained)
+        if as_json:
+            return
+        console.print(f"wrote [bold]{page}[/]", soft_wrap=True)

@@ -1,0 +1,76 @@
+"""The commands that measure explanations: evaluate and tune."""
+
+from __future__ import annotations
+
+from fxlrp.cli import options
+from fxlrp.cli.app import app
+from fxlrp.cli.terminal import err, errors_in_one_sentence, out
+
+
+@app.command()
+@errors_in_one_sentence
+def evaluate(
+    model: options.Model,
+    data: options.Data,
+    methods: options.Methods = options.EVALUATED,
+    masks: options.Masks = None,
+    limit: options.Limit = None,
+    output: options.ResultsFolder = None,
+    steps: options.Steps = 10,
+    definition: options.Definition = "fixed",
+    batch_size: options.BatchSize = 16,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    arch: options.Arch = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    trust: options.Trust = False,
+    random_weights: options.RandomWeights = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure how good explanations are: GAE, masking curves and, with masks, localisation.
+
+    [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
+    [dim]torchrun --nproc-per-node 4 -m fxlrp.cli evaluate timm:resnet50 pictures/ -o out/[/]
+    """
+    from fxlrp.cli.loading import load_for_pictures, split_names
+    from fxlrp.gae import command as gae_command
+
+    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
+    how = {"limit": limit, "steps": steps, "definition": definition, "batch_size": batch_size, "seed": seed}
+    names = split_names(methods)
+    report = gae_command.run(loaded, data, names, masks, output, err, **how)
+    gae_command.say(report, output, out)
+
+
+@app.command()
+@errors_in_one_sentence
+def tune(
+    model: options.Model,
+    data: options.Data,
+    masks: options.Masks = None,
+    limit: options.TuneLimit = 64,
+    output: options.ResultsFolder = None,
+    steps: options.Steps = 10,
+    batch_size: options.BatchSize = 16,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    arch: options.Arch = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    trust: options.Trust = False,
+    random_weights: options.RandomWeights = False,
+    debug: options.Debug = False,
+) -> None:
+    """Search the numbers of the default rulebook on pictures of your own, half of which are held out.
+
+    [dim]fxlrp tune model.pt pictures/ --masks masks/ -o out/[/]
+    """
+    from fxlrp.cli.loading import load_for_pictures
+    from fxlrp.gae import command as gae_command
+
+    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
+    how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
+    gae_command.say_tuned(gae_command.tune_rules(loaded, data, masks, output, err, **how), out)
