@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -73,7 +74,32 @@ class Conservation:
         return f"{self.read:.4g} of {self.seed:.4g} arrives at the input"
 
 
-@dataclass(frozen=True)
+class Printed(Tree):
+    """A rich tree that print() and a notebook show, too."""
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+
+def as_text(shown: Table | Tree) -> str:
+    """What rich shows, as plain text."""
+    console = Console(file=io.StringIO(), record=True, width=120)
+    console.print(shown)
+    return console.export_text().rstrip()
+
+
+def as_html(*shown: Table | Tree) -> str:
+    """What rich shows, as HTML with colours."""
+    console = Console(file=io.StringIO(), record=True, width=120)
+    for each in shown:
+        console.print(each)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+@dataclass(frozen=True, repr=False)
 class Report:
     """Every node of a graph, by kind: it has a rule, is structural, gets the generic rule, or is inactive.
 
@@ -136,13 +162,13 @@ class Report:
         passed = [n for n in reversed(self.nodes) if n.arrives is not None]
         return Conservation(seeded.sum, read.sum, passed, self.rulebook)
 
-    def tree(self, depth: int = 99) -> Tree:
+    def tree(self, depth: int = 99) -> Printed:
         """A tree of the relevance that arrives at each module from outside and leaves it, with nodes below modules.
 
         depth: the number of module levels shown.
         """
         home = {n.name: tuple(filter(None, n.module.split("."))) for n in self.nodes}
-        root = Tree(f"relevance that arrives → leaves, by rulebook {self.rulebook}")
+        root = Printed(f"relevance that arrives → leaves, by rulebook {self.rulebook}")
         branches: dict[tuple[str, ...], Tree] = {(): root}
 
         def branch(path: tuple[str, ...]) -> Tree:
@@ -174,7 +200,13 @@ class Report:
         yield self.table()
 
     def __str__(self) -> str:
-        return ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
+        return as_text(self.table(nodes=False))
+
+    def __repr__(self) -> str:
+        return f"<Report of {len(self.nodes)} nodes: {', '.join(f'{n} {kind}' for kind, n in self.counts.items())}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.table(nodes=False))
 
 
 def _flow(arrives: Mass | None, leaves: Mass | None) -> str:

@@ -215,10 +215,7 @@ def _flow(trace: Report | None) -> str:
     """Where relevance goes, module by module, and the nodes that lose or add some, as rich prints them."""
     if trace is None:
         return ""
-    from rich.console import Console
+    from fxlrp.reports.report import as_html
 
-    console = Console(record=True, file=io.StringIO(), width=110)
-    console.print(trace.tree(3))
-    console.print(trace.conservation().table())
-    said = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+    said = as_html(trace.tree(3), trace.conservation().table())
     return f"<details><summary>where relevance goes, by module</summary>{said}</details>"
