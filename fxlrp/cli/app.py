@@ -36,6 +36,7 @@ def explain(
     rules: options.Rules = DEFAULT,
     device: options.Device = None,
     arch: options.Arch = None,
+    weights: options.Weights = None,
     text_file: options.TextFile = None,
     pair: options.Pair = None,
     position: options.Position = None,
@@ -63,9 +64,9 @@ def explain(
     [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
     [dim]fxlrp explain hf:DIR "It isn't a gripping film." --target positive --html why.html[/]
     """
-    from fxlrp.cli.loading import load, parse_numbers, parse_size, print_counts, refuse_options, split_names
+    from fxlrp.cli.loading import load, print_counts, refuse_options, split_names, take_pictures
     from fxlrp.cli.pictures import explain_pictures
-    from fxlrp.inputs import find_pictures, load_labels, output_files
+    from fxlrp.inputs import find_pictures, output_files
     from fxlrp.text.command import explain_texts
 
     of_texts: dict[str, Any] = {"text_file": text_file, "pair": pair, "position": position}
@@ -79,7 +80,7 @@ def explain(
         "labels": labels,
     }
     may_read_text = Path(model).is_dir() or model.startswith("hf:")
-    loaded = load(model, arch, trust, random_weights, device) if may_read_text else None
+    loaded = load(model, arch, weights, trust, random_weights, device) if may_read_text else None
     if loaded is not None and loaded.reads_text:
         refuse_options(of_pictures, "pictures")
         question = {"target": target, "contrast": None if contrast == "default" else contrast}
@@ -89,15 +90,13 @@ def explain(
     refuse_options(of_texts, "text")
     pictures = find_pictures(inputs or [])
     files = output_files(pictures, output)
-    names = load_labels(labels) if labels else None
-    loaded = loaded or load(model, arch, trust, random_weights, device)
+    loaded = loaded or load(model, arch, weights, trust, random_weights, device)
     if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text and came without a tokenizer; give the folder it was saved to.")
-    loaded.preprocess = loaded.preprocess.but(parse_size(size), parse_numbers(mean, "mean"), parse_numbers(std, "std"))
-    loaded.labels = names or loaded.labels
+    loaded = take_pictures(loaded, size, mean, std, labels)
     how: dict[str, Any] = {"target": target, "contrast": contrast, "rules": rules, "strict": strict}
     how |= {"shifts": shifts or 1, "at": split_names(at or ""), "html": html, "as_json": as_json, "colours": colours}
-    explain_pictures(loaded, pictures, files, check_labels=names is not None, **how)
+    explain_pictures(loaded, pictures, files, check_labels=labels is not None, **how)
 
 
 @app.command()
@@ -109,7 +108,10 @@ def export(
     rules: options.Rules = DEFAULT,
     aoti: options.CompileAoti = False,
     arch: options.Arch = None,
+    weights: options.Weights = None,
     size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     labels: options.Labels = None,
     trust: options.Trust = False,
     random_weights: options.RandomWeights = False,
@@ -125,17 +127,14 @@ def export(
 
     import torch
 
-    from fxlrp.cli.loading import load, note_guess, parse_contrast, parse_size, print_counts
+    from fxlrp.cli.loading import load, parse_contrast, print_counts, take_pictures
     from fxlrp.explainer import convert
     from fxlrp.export.artifact import export as save_explainer
-    from fxlrp.inputs import load_labels
 
-    loaded = load(model, arch, trust, random_weights, "cpu")
+    loaded = load(model, arch, weights, trust, random_weights, "cpu")
     if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text; the command exports what takes pictures: use Explainer.export.")
-    loaded.preprocess = loaded.preprocess.but(parse_size(size))
-    loaded.labels = load_labels(labels) if labels else loaded.labels
-    note_guess(loaded.preprocess)
+    loaded = take_pictures(loaded, size, mean, std, labels)
     noise = torch.rand(2, loaded.preprocess.channels, *loaded.preprocess.size)
     with err.status("exporting"):
         explainer = convert(loaded.module, loaded.like(noise), rules=rules)
@@ -158,6 +157,9 @@ def generate(
     html: options.Html = None,
     truncate: options.Truncate = False,
     device: options.Device = None,
+    arch: options.Arch = None,
+    weights: options.Weights = None,
+    trust: options.Trust = False,
     random_weights: options.RandomWeights = False,
     debug: options.Debug = False,
 ) -> None:
@@ -168,7 +170,7 @@ def generate(
     from fxlrp.cli.loading import load
     from fxlrp.text.command import generate_text
 
-    loaded = load(model, None, False, random_weights, device)
+    loaded = load(model, arch, weights, trust, random_weights, device)
     if not loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads no text; generate takes a language model of Hugging Face's.")
     how: dict[str, Any] = {"continuation": continuation, "max_new_tokens": max_new_tokens, "contrast": contrast}
@@ -183,7 +185,10 @@ def inspect(
     rules: options.Rules = DEFAULT,
     device: options.Device = None,
     arch: options.Arch = None,
+    weights: options.Weights = None,
     size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     trust: options.Trust = False,
     random_weights: options.RandomWeights = False,
     strict: options.Strict = False,
@@ -201,12 +206,11 @@ def inspect(
         raise FxlrpError("--mass weighs the explanation of a picture: fxlrp inspect MODEL INPUT --mass.")
     import torch
 
-    from fxlrp.cli.loading import load, note_guess, parse_size, warn_of_generic_ops
+    from fxlrp.cli.loading import load, take_pictures, warn_of_generic_ops
     from fxlrp.explainer import convert
     from fxlrp.inputs import open_picture
 
-    loaded = load(model, arch, trust, random_weights, device)
-    loaded.preprocess = loaded.preprocess.but(parse_size(size))
+    loaded = load(model, arch, weights, trust, random_weights, device)
     explainer = convert(loaded.module, rules=rules, strict=strict)
     if loaded.reads_text:
         if picture is not None:
@@ -214,7 +218,7 @@ def inspect(
         explainer(input_ids=torch.arange(8, device=loaded.like(torch.empty(0)).device)[None])
         report = explainer.report()
     else:
-        note_guess(loaded.preprocess)
+        loaded = take_pictures(loaded, size, mean, std, None)
         noise = torch.rand(loaded.preprocess.channels, *loaded.preprocess.size)
         x = noise if picture is None else loaded.preprocess(open_picture(picture))[0]
         report = explainer.report(loaded.like(x[None]))
@@ -233,7 +237,10 @@ def compare(
     contrast: options.ContrastAsForExplain = "default",
     device: options.Device = None,
     arch: options.Arch = None,
+    weights: options.Weights = None,
     size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     labels: options.Labels = None,
     trust: options.Trust = False,
     random_weights: options.RandomWeights = False,
@@ -243,14 +250,12 @@ def compare(
 
     [dim]fxlrp compare model.pt cat.png --rules abslrp,gamma:gamma=0.1,attnlrp -o six.png[/]
     """
-    from fxlrp.cli.loading import load_for_pictures, split_names
+    from fxlrp.cli.loading import load, split_names, take_pictures
     from fxlrp.cli.pictures import compare_rulebooks
-    from fxlrp.inputs import load_labels
     from fxlrp.rules.registry import find_rulebook
 
     books = [find_rulebook(name) for name in split_names(rules)]
-    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, None, None)
-    loaded.labels = load_labels(labels) if labels else loaded.labels
+    loaded = take_pictures(load(model, arch, weights, trust, random_weights, device), size, mean, std, labels)
     compare_rulebooks(loaded, picture, books, output, target=target, contrast=contrast)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +13,16 @@ from rich.markup import escape
 from fxlrp.capture.precision import WIDER
 from fxlrp.cli.terminal import err, out
 from fxlrp.errors import FxlrpError
-from fxlrp.inputs import LoadedModel, find_class, load_model
+from fxlrp.inputs import LoadedModel, find_class, load_labels, load_model
 from fxlrp.inputs.pictures import Preprocess, channels_of
 from fxlrp.reports.report import Report
 from fxlrp.rules.registry import Rulebook
 
 
-def load(model: str, arch: str | None, trust: bool, random_weights: bool, device: str | None) -> LoadedModel:
-    """Load a model and move it to its device, on a CPU in single precision or better.
+def load(
+    model: str, arch: str | None, weights: str | None, trust: bool, random_weights: bool, device: str | None
+) -> LoadedModel:
+    """Load a model and move it to its device, on a CPU in single precision or better; print notes on it.
 
     Raises FxlrpError for a device that is not there, and what `load_model` raises.
     """
@@ -28,35 +32,30 @@ def load(model: str, arch: str | None, trust: bool, random_weights: bool, device
         raise FxlrpError(f"--device is cpu or cuda, not {device}.")
     if device != "cpu" and not torch.cuda.is_available():
         raise FxlrpError("There is no GPU that torch can use; leave --device out.")
-    loaded = load_model(model, arch=arch, trust=trust, pretrained=not random_weights)
+    loaded = load_model(model, arch=arch, weights=weights, trust=trust, pretrained=not random_weights)
     if device == "cpu" and any(p.dtype in WIDER for p in loaded.module.parameters()):
-        err.print("[yellow]note:[/] the model is in half precision, in which a CPU is slow; it is run in float32.")
+        loaded.notes.append("the model is in half precision, in which a CPU is slow; it is run in float32.")
         loaded.module.float()
     loaded.module.to(device)
-    if not loaded.reads_text:
-        loaded.preprocess = loaded.preprocess.but(channels=channels_of(loaded.module))
+    for note in loaded.notes:
+        err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     return loaded
 
 
-def load_for_pictures(
-    model: str,
-    arch: str | None,
-    trust: bool,
-    random_weights: bool,
-    device: str | None,
-    size: str | None,
-    mean: str | None,
-    std: str | None,
+def take_pictures(
+    loaded: LoadedModel, size: str | None, mean: str | None, std: str | None, labels: Path | None
 ) -> LoadedModel:
-    """Load a model of pictures, with the preprocessing that was given, and note what is a guess.
+    """Give a model the preprocessing and class names that were asked for, and print what its pictures become.
 
-    Raises FxlrpError for a model of texts, numbers that are none, and what `load` raises.
+    Raises FxlrpError for a model of texts, numbers that are none, labels that can't be read, and a model whose first
+    convolution takes no picture.
     """
-    loaded = load(model, arch, trust, random_weights, device)
     if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text; this command is for models of pictures.")
-    loaded.preprocess = loaded.preprocess.but(parse_size(size), parse_numbers(mean, "mean"), parse_numbers(std, "std"))
-    note_guess(loaded.preprocess)
+    names = load_labels(labels) if labels else loaded.labels
+    prepare = loaded.preprocess.but(parse_size(size), parse_numbers(mean, "mean"), parse_numbers(std, "std"))
+    loaded = replace(loaded, preprocess=prepare.but(channels=channels_of(loaded.module)), labels=names)
+    note_preprocessing(loaded.preprocess)
     return loaded
 
 
@@ -117,12 +116,16 @@ def warn_of_generic_ops(report: Report) -> None:
         err.print(f"[yellow]warning:[/] these ops have no rule of their own: {escape(ops)}", soft_wrap=True)
 
 
-def note_guess(preprocess: Preprocess) -> None:
-    """Print a note if the preprocessing is a guess, since the map depends on it."""
+def note_preprocessing(preprocess: Preprocess) -> None:
+    """Print what a picture becomes, since the map depends on it, and whether that is a guess."""
+    size = "x".join(map(str, preprocess.size))
+    numbers = " ".join(f"{what} {','.join(f'{v:.3g}' for v in getattr(preprocess, what))}" for what in ("mean", "std"))
     if preprocess.guessed:
-        size = "x".join(map(str, preprocess.size))
         err.print(
             f"[yellow]note:[/] the model does not say what pictures it takes: {size}, ImageNet's mean and std "
             "(--size, --mean, --std).",
             soft_wrap=True,
         )
+    else:
+        kept = "squashed" if preprocess.squash else f"{preprocess.crop_pct:.3g} of the shorter side"
+        err.print(f"[dim]pictures: {size}, {kept}, {preprocess.interpolation}, {numbers}[/]", soft_wrap=True)

@@ -22,6 +22,7 @@ def evaluate(
     seed: options.Seed = 0,
     device: options.Device = None,
     arch: options.Arch = None,
+    weights: options.Weights = None,
     size: options.Size = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -34,10 +35,10 @@ def evaluate(
     [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
     [dim]torchrun --nproc-per-node 4 -m fxlrp.cli evaluate timm:resnet50 pictures/ -o out/[/]
     """
-    from fxlrp.cli.loading import load_for_pictures, split_names
+    from fxlrp.cli.loading import load, split_names, take_pictures
     from fxlrp.gae import command as gae_command
 
-    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
+    loaded = take_pictures(load(model, arch, weights, trust, random_weights, device), size, mean, std, None)
     how = {"limit": limit, "steps": steps, "definition": definition, "batch_size": batch_size, "seed": seed}
     names = split_names(methods)
     report = gae_command.run(loaded, data, names, masks, output, err, **how)
@@ -57,6 +58,7 @@ def tune(
     seed: options.Seed = 0,
     device: options.Device = None,
     arch: options.Arch = None,
+    weights: options.Weights = None,
     size: options.Size = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -68,9 +70,9 @@ def tune(
 
     [dim]fxlrp tune model.pt pictures/ --masks masks/ -o out/[/]
     """
-    from fxlrp.cli.loading import load_for_pictures
+    from fxlrp.cli.loading import load, take_pictures
     from fxlrp.gae import command as gae_command
 
-    loaded = load_for_pictures(model, arch, trust, random_weights, device, size, mean, std)
+    loaded = take_pictures(load(model, arch, weights, trust, random_weights, device), size, mean, std, None)
     how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
     gae_command.say_tuned(gae_command.tune_rules(loaded, data, masks, output, err, **how), out)

@@ -24,6 +24,10 @@ Arch = Annotated[
     str | None,
     typer.Option(help="What a state dict belongs to: timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory."),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Of a file with several state dicts, the key of one, as model_ema.", metavar="KEY"),
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Unpickle whatever MODEL asks for; it may run any code.")]
 RandomWeights = Annotated[

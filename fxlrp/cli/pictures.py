@@ -14,13 +14,14 @@ from torch import Tensor
 
 from fxlrp import __version__
 from fxlrp.attribution import Attribution, save_comparison
-from fxlrp.cli.loading import load, note_guess, parse_contrast, print_counts
+from fxlrp.cli.loading import load, parse_contrast, print_counts, take_pictures
 from fxlrp.cli.terminal import err, out, print_json
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.explaining import every_side
 from fxlrp.export.artifact import ExportedExplainer
 from fxlrp.inputs import LoadedModel, find_class, load_labels, open_picture
+from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 from fxlrp.show.files import FIGURES, save, summary, write_pages
 from fxlrp.show.words import against, probabilities
@@ -52,12 +53,16 @@ def explain_pictures(
     """
     target_class = None if target is None else find_class(target, loaded.labels)
     if isinstance(loaded.module, ExportedExplainer):
+        if rules not in (DEFAULT, made_by := loaded.module.about.get("rulebook")) or strict or shifts > 1:
+            raise FxlrpError(
+                f"{loaded.name} was exported by {made_by}, which can't be changed: leave out --rules, --strict and "
+                "--shifts, or export another."
+            )
         explainer: Explainer | ExportedExplainer = loaded.module
         against = loaded.module.about["contrast"] if contrast == "default" else parse_contrast(contrast, loaded)
     else:
         explainer = convert(loaded.module, rules=rules, strict=strict, shifts=shifts)
         against = parse_contrast(contrast, loaded, explainer.rulebook)
-    note_guess(loaded.preprocess)
     question = {"target": target_class, "contrast": against, **({"at": tuple(at)} if at else {})}
     pages: list[list[Attribution]] = []
     found: list[dict[str, Any]] = []
@@ -156,8 +161,9 @@ def print_answer(a: Attribution, loaded: LoadedModel, picture: Path) -> None:
 def demo_pictures(output: Path) -> None:
     """Explain two objects in one picture with the network that comes with fxlrp."""
     examples = Path(__file__).resolve().parents[1] / "examples"
-    loaded = load(str(examples / "model.pt"), None, False, False, "cpu")
-    labels = loaded.labels = load_labels(examples / "labels.txt")
+    loaded = load(str(examples / "model.pt"), None, None, False, False, "cpu")
+    labels = load_labels(examples / "labels.txt")
+    loaded = take_pictures(loaded, None, None, None, examples / "labels.txt")
     shown = ((p, [n for n in p.stem.split("_") if n in labels]) for p in sorted(examples.glob("pictures/*.png")))
     picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1)
     explainer = convert(loaded.module)

@@ -145,4 +145,6 @@ class ExportedExplainer(nn.Module):
         names = tuple(self.about["inputs"][i] for i in self.about["explained"])
         inputs = tuple(args[i] for i in self.about["explained"])
         index = logits.argmax(1) if target is None else classes.expand(count)
-        return Attribution(maps[0] if len(maps) == 1 else tuple(maps), logits, logits, index, names, inputs)
+        every = maps[0] if len(maps) == 1 else tuple(maps)
+        made = {"rules": self.about.get("rulebook", ""), "contrast": self.about["contrast"]}
+        return Attribution(every, logits, logits, index, names, inputs, **made)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections import OrderedDict
 from importlib import import_module
 from typing import Any
 
@@ -55,7 +56,8 @@ CALLS = frozenset(
 
 
 class Inert:
-    """Stands in for a functools.partial: a model keeps some from its construction and never calls them again."""
+    """Stands in for what lies beside the weights and is never called or read: a functools.partial, which a model keeps
+    from its construction, and what trainers note down."""
 
     def __init__(self, *args: Any) -> None: ...
 
@@ -89,7 +91,30 @@ def _scalar(dtype: Dtype, data: bytes) -> Any:
     return np.frombuffer(data, dtype.dtype)[0]
 
 
-STAND_INS: dict[str, Any] = {"functools.partial": Inert, "numpy.dtype": Dtype, "numpy.ndarray": Array}
+RECORDS = frozenset(
+    {
+        *("argparse.Namespace", "types.SimpleNamespace"),
+        *(f"pathlib.{more}{kind}Path" for more in ("", "_local.") for kind in ("", "Posix", "Windows", "Pure")),
+        *(f"pathlib.{more}Pure{kind}Path" for more in ("", "_local.") for kind in ("Posix", "Windows")),
+        *("datetime.datetime", "datetime.timedelta", "datetime.date"),
+    }
+)
+"""What trainers keep beside the weights: settings, paths, times.  Nothing of it is read."""
+NEVER_CALLED = RECORDS | {"functools.partial"}
+DICTS = frozenset(
+    {
+        *(f"{home}.utilities.parsing.AttributeDict" for home in ("pytorch_lightning", "lightning.pytorch")),
+        *(f"{home}.utilities.data.AttributeDict" for home in ("lightning_fabric", "lightning.fabric")),
+    }
+)
+"""Dicts of trainers' own kinds, read as plain ones."""
+
+STAND_INS: dict[str, Any] = {
+    "numpy.dtype": Dtype,
+    "numpy.ndarray": Array,
+    **dict.fromkeys(NEVER_CALLED, Inert),
+    **dict.fromkeys(DICTS, OrderedDict),
+}
 for _home in ("numpy.core.multiarray", "numpy._core.multiarray"):
     STAND_INS[f"{_home}.scalar"] = _scalar
     STAND_INS[f"{_home}._reconstruct"] = lambda *args: Array((0,), np.uint8)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import difflib
+import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.export.artifact import ExportedExplainer
+from fxlrp.inputs.checkpoints import INDEX, by_the_names_of, find_weights, shards_of
 from fxlrp.inputs.exported import check_inputs, input_shape, load_exported
 from fxlrp.inputs.hubs import first_line, loading
 from fxlrp.inputs.huggingface import load_module
@@ -32,6 +36,7 @@ class LoadedModel:
 
     module: in eval mode, on the CPU.  preprocess: how it takes pictures.
     labels: the name of each class, if the model came with them.
+    notes: what was chosen on the way that a user should know of.
     checked: the shapes of inputs that the module was seen to take.
     """
 
@@ -39,6 +44,7 @@ class LoadedModel:
     name: str
     preprocess: Preprocess
     labels: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
     checked: set[tuple[int, ...]] = field(default_factory=set)
 
     def label(self, index: int) -> str:
@@ -64,12 +70,21 @@ class LoadedModel:
         return x
 
 
-def load_model(spec: str, *, arch: str | None = None, trust: bool = False, pretrained: bool = True) -> LoadedModel:
+def load_model(
+    spec: str,
+    *,
+    arch: str | None = None,
+    trust: bool = False,
+    pretrained: bool = True,
+    weights: str | None = None,
+) -> LoadedModel:
     """Load the model that `spec` names.
 
     spec: a .pt or .pth with a module or, with `arch`, a state dict; a .safetensors with `arch`; a .pt2; a folder of
       Hugging Face's; or one of those that can be an `arch`.
-    arch: timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory.
+    arch: timm:NAME, torchvision:NAME, hf:DIR or path/to/file.py:factory, with what else they are made with behind, as
+      in timm:mobilenetv2_100,pad_type=same.
+    weights: of a checkpoint with several state dicts, the key of the one that is meant, as model_ema.
     trust: unpickle whatever the file asks for, which may be any code.
     pretrained: False gives names random weights, the same each time.
 
@@ -77,7 +92,9 @@ def load_model(spec: str, *, arch: str | None = None, trust: bool = False, pretr
     """
     path = Path(spec)
     if spec.endswith((".pt2", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")) or path.is_file():
-        loaded = _from_file(path, arch, trust)
+        loaded = _from_file(path, arch, trust, weights)
+    elif weights is not None:
+        raise FxlrpError(f"There is no file {spec}: --weights goes with a checkpoint.")
     elif arch is not None:
         raise FxlrpError(f"There is no file {spec}: --arch goes with a file of weights.")
     elif path.is_dir():
@@ -90,6 +107,8 @@ def load_model(spec: str, *, arch: str | None = None, trust: bool = False, pretr
 
 def _build(spec: str, pretrained: bool, **options: Any) -> LoadedModel:
     """Build a model by name, with weights of its makers' or random ones.  Raises FxlrpError if there is none such."""
+    spec, *more = spec.split(",")
+    options = {**dict(map(_option, more)), **options}
     kind, _, name = spec.partition(":")
     file, _, factory = spec.rpartition(":")
     with torch.random.fork_rng(devices=[]):
@@ -98,7 +117,29 @@ def _build(spec: str, pretrained: bool, **options: Any) -> LoadedModel:
             return _from_python(Path(file), factory, options)
         if kind in _MAKERS and name:
             return _MAKERS[kind](name, pretrained, **options)
+    if kinds := _kinds_of(spec):
+        raise FxlrpError(f"There is no file or folder {spec}; did you mean {' or '.join(kinds)}?")
     raise FxlrpError(f"There is no file or folder {spec}; a model is a file, a folder, {ARCH}.")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Return the name and value of an option behind a name, as num_classes=10 or pad_type=same."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise FxlrpError(f"{text!r} behind a model's name is no option; write timm:NAME,option=value.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _kinds_of(name: str) -> list[str]:
+    """Return the specs of the models of that name in timm and torchvision, where these are installed."""
+    found = []
+    for kind, place in (("timm", "timm"), ("torchvision", "torchvision.models")):
+        with contextlib.suppress(ImportError):
+            found += [f"{kind}:{name}"] if name in importlib.import_module(place).list_models() else []
+    return found
 
 
 def _timm(name: str, pretrained: bool, **options: Any) -> LoadedModel:
@@ -174,7 +215,7 @@ def _from_python(file: Path, factory: str, options: dict[str, Any]) -> LoadedMod
     return loaded_from(module, factory)
 
 
-def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
+def _from_file(path: Path, arch: str | None, trust: bool, key: str | None) -> LoadedModel:
     """Load a model from a file.  Raises FxlrpError for a file that holds none, and for weights that fit no `arch`."""
     if not path.is_file():
         raise FxlrpError(f"There is no file {path}.")
@@ -183,39 +224,32 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         if isinstance(module, ExportedExplainer):
             return _exported_explainer(module, path)
         return loaded_from(module, path.stem)
-    content = _saved(path, trust)
-    if isinstance(content, Mapping):  # a checkpoint around the model
-        keys = ("model", "state_dict", "model_state_dict", "module", "net")
-        content = next((content[k] for k in keys if isinstance(content.get(k), (Mapping, nn.Module))), content)
+    content, notes = find_weights(_saved(path, trust), str(path), key)
     if isinstance(content, nn.DataParallel):
         content = content.module
     if isinstance(content, nn.Module):
         try:
-            return loaded_from(content.eval().to("cpu"), path.stem)
+            return replace(loaded_from(content.eval().to("cpu"), path.stem), notes=notes)
         except FxlrpError:
             raise
         except Exception as error:  # a layer of which a part was not saved
             raise FxlrpError(
                 f"{path} holds a module that is not whole ({first_line(error)}): save it again with torch.save."
             ) from error
-    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise FxlrpError(f"{path} holds a {type(content).__name__}, neither a module nor a state dict.")
     if arch is None:
         raise FxlrpError(f"{path} is a state dict, weights without a network: say which one with --arch {ARCH}.")
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if all(key.startswith("module.") for key in weights):  # saved from inside DataParallel
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    return _fit(weights, arch, str(path))
+    loaded = _fit(content, arch, str(path))
+    return replace(loaded, notes=[*notes, *loaded.notes])
 
 
 def _saved(path: Path, trust: bool) -> Any:
     """Return what a .safetensors holds, or any other file that torch.save wrote.  Raises FxlrpError for other files."""
-    if path.suffix == ".safetensors":
+    if path.name.endswith((".safetensors", INDEX)):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            return {name: t for part in shards_of(path) for name, t in load_file(part).items()}
         except (SafetensorError, ValueError, RuntimeError, MemoryError) as error:
             raise FxlrpError(f"{path} is not a safetensors file, or it is damaged ({first_line(error)}).") from error
     if is_torchscript(path):
@@ -246,6 +280,8 @@ def _fit(weights: dict[str, Tensor], arch: str, source: str) -> LoadedModel:
     """
     loaded = _build(arch, pretrained=False)
     wanted = loaded.module.state_dict()
+    weights, notes = by_the_names_of(wanted.keys(), weights)
+    loaded.notes += notes
     wrong = [key for key in weights if key in wanted and weights[key].shape != wanted[key].shape]
     if wrong and weights.keys() == wanted.keys() and not arch.startswith("hf:") and ".py:" not in arch:
         # the head: only first axes differ, all by the same sizes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxlrp.inputs.allowlist import CALLS
+from fxlrp.inputs.allowlist import CALLS, NEVER_CALLED
 from fxlrp.inputs.limits import last_number
 from fxlrp.inputs.pickled_values import Global, Made, Refused, Storage, Tuple, idle, is_dtype, is_key
 
@@ -33,8 +33,8 @@ def is_plain(name: str) -> bool:
 def check_arguments(func: Any, args: Any, enums: set[str]) -> None:
     """Check that a call is one that torch.save writes; `enums` may be called too.  Raises Refused if it is not."""
     fine = isinstance(func, Global) and isinstance(args, Tuple)
-    if fine and func == "functools.partial":
-        return  # never called: see allowlist.Inert
+    if fine and func in NEVER_CALLED:
+        return  # see allowlist.Inert
     if fine and func == REBUILD_FROM_TYPE:
         if len(args) == 4 and args[0] in REBUILD and args[1] in _TENSORS and _plain_attributes(args[3]):
             return check_arguments(args[0], args[2], enums)

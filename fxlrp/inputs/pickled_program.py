@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
-from fxlrp.inputs.allowlist import STAND_INS, is_enum
+from fxlrp.inputs.allowlist import DICTS, RECORDS, STAND_INS, is_enum
 from fxlrp.inputs.pickled_calls import check_arguments, storage_of
 from fxlrp.inputs.pickled_state import check_state, may_build
 from fxlrp.inputs.pickled_values import Global, Made, Refused, as_tuple, first_global, idle, is_key, name_of
@@ -23,7 +23,7 @@ LONGEST = 2**24
 MOST = 2_000_000
 """The most steps of a pickle."""
 
-_CONTAINERS = ("collections.OrderedDict", "collections.Counter")
+_CONTAINERS = ("collections.OrderedDict", "collections.Counter", *DICTS)
 _PUSH = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _PUSH_ARG = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"))
 _TAKE = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
@@ -121,7 +121,7 @@ def _make(step: str, stack: list[Any], layers: set[str], enums: set[str]) -> Non
         stack.append(Made(func, args))
     elif step == "NEWOBJ":
         args, cls = stack.pop(), stack.pop()
-        if not isinstance(cls, Global) or cls not in layers or args != ():
+        if not isinstance(cls, Global) or not (cls in RECORDS or (cls in (*layers, *DICTS) and args == ())):
             raise Refused(f"makes a {name_of(cls)} with arguments of its own")
         stack.append(Made(cls, args))
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fxlrp.inputs.allowlist import STAND_INS
+from fxlrp.inputs.allowlist import NEVER_CALLED, STAND_INS
 from fxlrp.inputs.pickled_calls import REBUILD, REBUILD_FROM_TYPE
 from fxlrp.inputs.pickled_values import Made, Refused, idle, items_of
 
@@ -25,7 +25,7 @@ def may_build(made: Made, state: Any, layers: set[str]) -> bool:
     """Tell whether BUILD may give an object this state."""
     if made.of in layers or made.of == "collections.OrderedDict":
         return isinstance(state, dict) and all(type(key) is str for key in state)
-    return made.of in STAND_INS and (made.of == "functools.partial" or idle(state))
+    return made.of in STAND_INS and (made.of in NEVER_CALLED or idle(state))
 
 
 def check_state(root: Any, layers: set[str], admitted: Mapping[str, Any]) -> None:

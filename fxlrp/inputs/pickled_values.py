@@ -24,7 +24,8 @@ class Made:
     """Stands in for an object that REDUCE or NEWOBJ makes of the global named `of`."""
 
     def __init__(self, of: str, args: Any) -> None:
-        self.of, self.args, self.state = of, args, None
+        self.of, self.args = of, args
+        self.state: Any = None
 
 
 class Storage:

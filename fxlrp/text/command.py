@@ -137,8 +137,8 @@ def demo_text(output: Path, console: Console) -> None:
 
     folder = str(Path(__file__).resolve().parents[1] / "examples" / "text")
     texts = [
-        "the story was not boring and the music is truly lovely.",
-        "yesterday we went to town and saw it. the film was never funny but the cast seemed wonderful.",
+        "the plot is dull but the music was truly wonderful.",
+        "we saw it yesterday. the film was not funny.",
     ]
     explainer = convert(load_model(folder).module)
     show(explain(explainer, load_tokenizer(folder), texts, target=["positive", "negative"]), output, console)
