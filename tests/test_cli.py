@@ -1,6 +1,8 @@
 """The command line, run as a user runs it: what is printed, what is written, and one sentence for each mistake."""
 
 import inspect
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,8 +84,48 @@ def test_target_and_contrast(files: Path) -> None:
 
 def test_several_pictures(files: Path) -> None:
     said = run("explain", files / "net.pt", f"{files}/*.png", "-o", "maps").output
-    assert said.count("wrote maps/") == 2
+    assert said.count("maps/") == 2
+    assert said.count("%") <= 4  # a row for each
     assert sorted(p.name for p in Path("maps").iterdir()) == ["a_fxlrp.png", "b_fxlrp.png"]
+
+
+def test_a_broken_picture_among_many(files: Path) -> None:
+    (files / "deep" / "class").mkdir(parents=True)
+    for name in ("c.png", "class/d.png"):
+        shutil.copy(files / "a.png", files / "deep" / name)
+    (files / "deep" / "broken.png").write_text("no picture")
+    result = run("explain", files / "net.pt", files / "deep", "-o", "maps", code=2)
+    assert "error: 1 of 3 pictures were left out: " in result.stderr
+    assert "broken.png is not a picture that can be read" in result.stderr
+    assert sorted(p.name for p in Path("maps").iterdir()) == ["c_fxlrp.png", "d_fxlrp.png"]
+    found = json.loads(run("explain", files / "net.pt", files / "deep", "-o", "maps", "--json", code=2).stdout)
+    assert ["error" in row for row in found["pictures"]] == [True, False, False]
+    assert found["pictures"][1]["explained"][0]["target"].startswith("fox") or found["pictures"][1]["classes"]
+
+
+def test_json_alone_and_quiet(files: Path) -> None:
+    result = run("explain", files / "net.pt", files / "a.png", "--json", "--html", "a.html")
+    found = json.loads(result.stdout)
+    assert found["page"] == "a.html"
+    assert found["pictures"][0]["wrote"] == "a_fxlrp.png"
+    assert abs(sum(c["probability"] for c in found["pictures"][0]["classes"]) - 1) < 1e-6
+    assert run("explain", files / "net.pt", files / "a.png", "--quiet").stdout == ""
+    assert run("explain", files / "net.pt", files / "a.png").stdout != ""
+
+
+def test_a_place_that_can_not_be_written_is_told_before_the_model_is_loaded(files: Path) -> None:
+    (files / "file").touch()
+    said = run("explain", "none.pt", files / "a.png", "-o", files / "file" / "a.png", code=2).output
+    assert "is no folder that can be written to" in said
+
+
+def test_an_exported_explainer_keeps_its_rules(files: Path) -> None:
+    run("export", files / "net.pt", "-o", "e.pt2", "--size", 64, "--rules", "gamma")
+    for more in (["--rules", "epsilon"], ["--strict"], ["--shifts", 2]):
+        said = run("explain", "e.pt2", files / "a.png", *more, code=2).output
+        assert "was exported by gamma, which can't be changed" in said
+    said = run("explain", "e.pt2", files / "a.png", "-o", "e.json").output
+    assert json.loads(Path("e.json").read_text())["rules"] == "gamma"
 
 
 def test_preprocessing_options(files: Path) -> None:
@@ -168,7 +210,10 @@ MISTAKES = {
     "architecture": (["inspect", "timm:resnet10"], "did you mean timm:resnet10t"),
     "picture as a model": (["inspect", "{files}/a.png"], "is not a model file fxlrp can read"),
     "input as output": (["explain", "{files}/net.pt", "{files}/a.png", "-o", "{files}/a.png"], "would be overwritten"),
-    "no folder": (["explain", "{files}/net.pt", "{files}/a.png", "-o", "{files}/two.txt/x.png"], "cannot be written"),
+    "no folder": (
+        ["explain", "{files}/net.pt", "{files}/a.png", "-o", "{files}/two.txt/x.png"],
+        "is no folder that can be",
+    ),
     "no place": (["explain", "{files}/net.pt", "{files}/a.png", "-o", "/proc/x.png"], "cannot be written"),
     "demo into a file": (["demo", "-o", "{files}/two.txt"], "cannot be written"),
     "factory with arguments": (["inspect", "{files}/net.py:net"], "missing 1 required positional argument"),

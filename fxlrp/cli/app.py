@@ -42,6 +42,7 @@ def explain(
     position: options.Position = None,
     html: options.Html = None,
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
     colours: options.Colours = "red-blue",
     at: options.Inside = None,
     truncate: options.Truncate = False,
@@ -95,7 +96,9 @@ def explain(
         raise FxlrpError(f"{loaded.name} reads text and came without a tokenizer; give the folder it was saved to.")
     loaded = take_pictures(loaded, size, mean, std, labels)
     how: dict[str, Any] = {"target": target, "contrast": contrast, "rules": rules, "strict": strict}
-    how |= {"shifts": shifts or 1, "at": split_names(at or ""), "html": html, "as_json": as_json, "colours": colours}
+    how |= {"shifts": shifts or 1, "at": split_names(at or ""), "html": html, "colours": colours}
+    out.quiet = quiet
+    how["as_json"] = as_json
     explain_pictures(loaded, pictures, files, check_labels=labels is not None, **how)
 
 

@@ -97,6 +97,7 @@ ComparisonFile = Annotated[Path, typer.Option("-o", "--output", help="The pictur
 DemoFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder for what is written.")]
 ResultsFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results; a rerun goes on.")]
 Html = Annotated[Path | None, typer.Option(help="Write a page to look at: one HTML file.", metavar="FILE")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print notes and errors alone.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what was found as JSON, and nothing else.")]
 Colours = Annotated[
     str, typer.Option(help="red-blue, lightness (for who can't tell red from blue), or a map of matplotlib's.")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
@@ -51,28 +52,25 @@ def explain_pictures(
 
     Raises FxlrpError for a class that the model does not have, and as `fxlrp.convert` and its explainer do.
     """
-    target_class = None if target is None else find_class(target, loaded.labels)
-    if isinstance(loaded.module, ExportedExplainer):
-        if rules not in (DEFAULT, made_by := loaded.module.about.get("rulebook")) or strict or shifts > 1:
-            raise FxlrpError(
-                f"{loaded.name} was exported by {made_by}, which can't be changed: leave out --rules, --strict and "
-                "--shifts, or export another."
-            )
-        explainer: Explainer | ExportedExplainer = loaded.module
-        against = loaded.module.about["contrast"] if contrast == "default" else parse_contrast(contrast, loaded)
-    else:
-        explainer = convert(loaded.module, rules=rules, strict=strict, shifts=shifts)
-        against = parse_contrast(contrast, loaded, explainer.rulebook)
-    question = {"target": target_class, "contrast": against, **({"at": tuple(at)} if at else {})}
+    explainer, question = _explainer_and_question(loaded, target, contrast, rules, strict, shifts)
+    question |= {"at": tuple(at)} if at else {}
     pages: list[list[Attribution]] = []
     found: list[dict[str, Any]] = []
-    shown = pictures if len(pictures) == 1 else track(pictures, "explaining", console=err, transient=True)
+    several = len(pictures) > 1
+    shown = track(pictures, "explaining", console=err, transient=True) if several else pictures
     for picture, file in zip(shown, files, strict=True):
-        a, x = explain_picture(explainer, loaded, picture, check_labels=check_labels, **question)
+        try:
+            image = open_picture(picture)
+        except FxlrpError as error:
+            if not several:
+                raise
+            found.append({"picture": str(picture), "error": str(error)})
+            continue
+        a, x = explain_image(explainer, loaded, image, check_labels=check_labels, **question)
         how: dict[str, Any] = {"colours": colours} if file.suffix.lower() in FIGURES else {}
         written = save(a, file, **how)
-        found += [{"picture": str(picture), "wrote": str(written), **row} for row in summary(a)["samples"]]
-        if not as_json:
+        found.append({"picture": str(picture), "wrote": str(written), **summary(a)["samples"][0]})
+        if not several and not as_json:
             print_answer(a, loaded, picture)
             out.print(f"  wrote [bold]{escape(str(written))}[/]", soft_wrap=True)
         if html is not None:
@@ -81,32 +79,75 @@ def explain_pictures(
     if html is not None:
         write_pages(html, pages)
     if as_json:
-        return print_json({"fxlrp": __version__, "rules": rules, "pictures": found, "page": html and str(html)})
-    if html is not None:
-        out.print(f"  wrote [bold]{escape(str(html))}[/]", soft_wrap=True)
-    if isinstance(explainer, Explainer):
-        print_counts(explainer.report())
+        print_json({"fxlrp": __version__, "rules": rules, "pictures": found, "page": html and str(html)})
+    else:
+        if several:
+            print_table(found)
+        if html is not None:
+            out.print(f"  wrote [bold]{escape(str(html))}[/]", soft_wrap=True)
+        if isinstance(explainer, Explainer) and any("wrote" in row for row in found):
+            print_counts(explainer.report())
+    if failed := [row["error"] for row in found if "error" in row]:
+        raise FxlrpError(f"{len(failed)} of {len(found)} pictures were left out: {failed[0]}")
 
 
-def explain_picture(
+def _explainer_and_question(
+    loaded: LoadedModel, target: str | None, contrast: str, rules: str, strict: bool, shifts: int
+) -> tuple[Explainer | ExportedExplainer, dict[str, Any]]:
+    """The explainer of a model, and the question as it takes it.
+
+    Raises FxlrpError for a class that the model does not have, and what an exported explainer can't be asked.
+    """
+    target_class = None if target is None else find_class(target, loaded.labels)
+    if not isinstance(loaded.module, ExportedExplainer):
+        explainer = convert(loaded.module, rules=rules, strict=strict, shifts=shifts)
+        return explainer, {"target": target_class, "contrast": parse_contrast(contrast, loaded, explainer.rulebook)}
+    about = loaded.module.about
+    if rules not in (DEFAULT, about.get("rulebook")) or strict or shifts > 1:
+        raise FxlrpError(
+            f"{loaded.name} was exported by {about.get('rulebook')}, which can't be changed: leave out --rules, "
+            "--strict and --shifts, or export another."
+        )
+    against = about["contrast"] if contrast == "default" else parse_contrast(contrast, loaded)
+    return loaded.module, {"target": target_class, "contrast": against}
+
+
+def explain_image(
     explainer: Explainer | ExportedExplainer,
     loaded: LoadedModel,
-    picture: Path,
+    image: Image,
     *,
     check_labels: bool = False,
     **question: Any,
 ) -> tuple[Attribution, Tensor]:
     """Explain one picture; returns the attribution, which knows its classes and the picture, and the model's input.
 
-    Raises FxlrpError for class names that are not as many as the classes, if `check_labels`, and for a picture that
-    can't be read.
+    Raises FxlrpError for class names that are not as many as the classes, if `check_labels`.
     """
-    image = open_picture(picture)
     x = loaded.like(loaded.preprocess(image)[0][None])
     a = explainer(x, **question)
     if check_labels and loaded.labels and len(loaded.labels) != a.logits.shape[1]:
         raise FxlrpError(f"--labels has {len(loaded.labels)} names, but the model has {a.logits.shape[1]} classes.")
     return replace(a, labels=tuple(loaded.labels or ()), pictures=(loaded.preprocess.seen(image),)), x
+
+
+def print_table(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print a row for each of many pictures: what was explained, what else was likely, and where the map is."""
+    table = Table(box=None)
+    for column in ("picture", "explained", "likeliest", "wrote"):
+        table.add_column(column, overflow="fold")  # a path that is cut is no path
+    for row in found:
+        if "error" in row:
+            table.add_row(escape(row["picture"]), "[red]can't be read[/]", "", "")
+            continue
+        best = row["classes"][0]
+        explained = row["explained"][0]["target"]
+        likeliest = f"{best['name']}, {100 * best['probability']:.1f} %"
+        other = "" if explained == likeliest else likeliest
+        table.add_row(*map(escape, (row["picture"], explained, other, row["wrote"])))
+    out.print(table)
+    against = next((row["against"] for row in found if "against" in row), "")
+    out.print(f"explained {against or 'without a contrast'}; red spoke for the class, blue against it")
 
 
 def compare_rulebooks(
@@ -168,7 +209,7 @@ def demo_pictures(output: Path) -> None:
     picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1)
     explainer = convert(loaded.module)
     for name in objects:
-        a, _ = explain_picture(explainer, loaded, picture, target=labels.index(name))
+        a, _ = explain_image(explainer, loaded, open_picture(picture), target=labels.index(name))
         print_answer(a, loaded, picture)
         out.print(f"  wrote [bold]{escape(str(a.save(output / f'demo_{name}.png')))}[/]", soft_wrap=True)
     print_counts(explainer.report())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+import os
 import reprlib
 import warnings
 from collections.abc import Iterable, Mapping
@@ -279,7 +280,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def find_pictures(inputs: Iterable[str]) -> list[Path]:
-    """Return the files that files, folders and globs name, each once, without heatmaps; those of a folder by name.
+    """Return the files that files, folders and globs name, each once, without heatmaps; those in a folder, however
+    deep, by name.
 
     Raises FxlrpError for a file that is not there, and for a folder or glob without pictures.
     """
@@ -289,7 +291,7 @@ def find_pictures(inputs: Iterable[str]) -> list[Path]:
         if path.is_file():
             files[path] = None
             continue
-        places = list(path.iterdir()) if path.is_dir() else [Path(p) for p in glob.glob(name, recursive=True)]
+        places = list(path.rglob("*")) if path.is_dir() else [Path(p) for p in glob.glob(name, recursive=True)]
         places = [p for p in places if p.suffix.lower() in SUFFIXES and not p.name.endswith("_fxlrp.png")]
         pictures = sorted(p for p in places if p.is_file())
         if not pictures:
@@ -305,7 +307,8 @@ def find_pictures(inputs: Iterable[str]) -> list[Path]:
 def output_files(pictures: list[Path], output: Path | None) -> list[Path]:
     """Return where to write each picture's heatmap: `output` for one, NAME_fxlrp.png in it or here for several.
 
-    Raises FxlrpError for one file for several pictures, a kind of file that no picture is written as, or an input.
+    Raises FxlrpError for one file for several pictures, a kind of file that no picture is written as, an input, or a
+    folder that can't be written to.
     """
     if output is not None and output.suffix and not output.is_dir():
         if len(pictures) > 1:
@@ -322,11 +325,20 @@ def output_files(pictures: list[Path], output: Path | None) -> list[Path]:
 
 
 def _not_among(pictures: list[Path], files: list[Path]) -> list[Path]:
-    """Return the files.  Raises FxlrpError if one of them is a picture that is read."""
+    """Return the files.  Raises FxlrpError if one of them is a picture that is read, or can't be written."""
+    check_writable(files)
     inputs = {picture.resolve() for picture in pictures}
     if file := next((file for file in files if file.resolve() in inputs), None):
         raise FxlrpError(f"{file} is an input and would be overwritten; give another place with -o.")
     return files
+
+
+def check_writable(files: Iterable[Path]) -> None:
+    """Raise FxlrpError if a file can't be written where it should be, before any work is done for it."""
+    for folder in dict.fromkeys(file.parent for file in files):
+        place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise FxlrpError(f"{place} is no folder that can be written to; give another place.")
 
 
 def _hwc(picture: Tensor) -> Tensor:
