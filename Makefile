@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: install demo test situations random fuzz gpu lint format clean
+.PHONY: install demo test docs situations random fuzz gpu lint format clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,9 @@ FORMULAS := tests/test_rules.py tests/test_mass.py tests/test_oracles.py -k "not
 test: install  # first what the formulas alone explain, without fxlrp/fast
 	FXLRP_FAST=0 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(FORMULAS)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+docs: install  # the site, in out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 random: install
 	EXAMPLES=$${EXAMPLES:-10000} $(BIN)/python -m pytest tests/test_random_graphs.py --hypothesis-seed=$${SEED:-1}
