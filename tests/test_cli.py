@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -304,3 +305,19 @@ def test_names_with_several_parameters_are_not_parted(files: Path) -> None:
     ]
     names = "abslrp-hybrid:convolution=1,sum=0,gradient-input"
     run("compare", files / "net.pt", files / "a.png", "--rules", names, "-o", "both.png")
+
+
+def test_doctor(files: Path) -> None:
+    said = run("doctor", files / "net.pt").output
+    assert re.search(r"captured +by torch.export, for batches of any size, in \d+\.\d s", said)
+    assert re.search(r"ops +\d+: \d+ rule, \d+ structural", said)
+    assert re.search(r"a map +\d+ ms = \d+\.\d gradients", said)
+    assert "explainer.compile()" in said
+    assert "--shifts 4" not in said
+    vit = Path(__file__).parents[1] / "examples" / "vit.safetensors"
+    said = run("doctor", vit, "--arch", f"{vit.parent}/models.py:vit").output
+    assert "--shifts 4" in said
+
+
+def test_completion_is_offered() -> None:
+    assert "--install-completion" in run("--help").output

@@ -337,6 +337,7 @@ def test_convolutions_that_a_norm_reads_are_told(patch: nn.Module, wide: nn.Modu
     found = [n for n in explainer.graph.graph.nodes if isinstance(getattr(n.target, "op", None), Normed)]
     assert [n.args[1].target.split(".")[1] for n in found] == normed
     torch.testing.assert_close(explainer(x).output, model(x))
+    assert {r.op.partition(".")[0] for r in explainer.report().nodes if r.rule == "gamma"} == {"conv2d"}
     same = explainer.by("abslrp-hybrid:normed=4")(x, target=1).relevance
     as_others = bool((same == explainer(x, target=1).relevance).all())
     assert as_others == (not normed)

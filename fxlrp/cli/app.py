@@ -19,7 +19,6 @@ from fxlrp.methods import DEFAULT
 app = typer.Typer(
     help="Explain what a PyTorch model looked at, by layer-wise relevance propagation.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )

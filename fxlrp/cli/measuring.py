@@ -1,10 +1,11 @@
-"""The commands that measure explanations: evaluate and tune."""
+"""The commands that measure: evaluate and tune explanations, doctor a model."""
 
 from __future__ import annotations
 
 from fxlrp.cli import options
 from fxlrp.cli.app import app
 from fxlrp.cli.terminal import err, errors_in_one_sentence, out
+from fxlrp.methods import DEFAULT
 
 
 @app.command()
@@ -76,3 +77,35 @@ def tune(
     loaded = take_pictures(load(model, arch, weights, trust, random_weights, device), size, mean, std, None)
     how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
     gae_command.say_tuned(gae_command.tune_rules(loaded, data, masks, output, err, **how), out)
+
+
+@app.command()
+@errors_in_one_sentence
+def doctor(
+    model: options.Model,
+    rules: options.Rules = DEFAULT,
+    device: options.Device = None,
+    arch: options.Arch = None,
+    weights: options.Weights = None,
+    size: options.Size = None,
+    trust: options.Trust = False,
+    random_weights: options.RandomWeights = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say how a model was captured, which ops have no rule, what a map costs in time, and what to try.
+
+    [dim]fxlrp doctor torchvision:swin_t --random-weights[/]
+    """
+    import torch
+
+    from fxlrp.cli.doctor import examine
+    from fxlrp.cli.loading import load, take_pictures
+    from fxlrp.explainer import convert
+
+    loaded = load(model, arch, weights, trust, random_weights, device)
+    explainer = convert(loaded.module, rules=rules)
+    if loaded.reads_text:
+        ids = torch.arange(8, device=loaded.like(torch.empty(0)).device)[None]
+        return examine(loaded, explainer, {"input_ids": ids})
+    loaded = take_pictures(loaded, size, None, None, None)
+    examine(loaded, explainer, {"": loaded.like(torch.rand(1, loaded.preprocess.channels, *loaded.preprocess.size))})

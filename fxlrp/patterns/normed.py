@@ -37,7 +37,7 @@ class Normed:
 
     @property
     def __name__(self) -> str:
-        return "normed_" + str(self.op).replace(".", "_")
+        return str(self.op).removeprefix("aten.").partition(".")[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.op(*args, **kwargs)
