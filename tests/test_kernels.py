@@ -245,3 +245,40 @@ def test_mass_of_what_is_masked_is_finite() -> None:
         (found,) = Fast(op, kernel_of(op), (False,)).propagate(g.clone(), z, [x], args, {})
         assert found.isfinite().all()
         torch.testing.assert_close(found, wanted, **CLOSE)
+
+
+FORMS = [  # kernel, and the arguments behind the bias: stride, padding, dilation, groups
+    *((3, (1, 1, 1, 1)), (3, (2, 1, 1, 1)), (2, (2, 0, 1, 1)), (1, (2, 0, 1, 1)), (1, (1, 0, 1, 1))),
+    *((3, (1, 2, 2, 1)), (5, (3, 1, 1, 4)), (3, (2, 0, 1, 4)), (3, (1, "same", 1, 1)), (4, (1, "same", 1, 2))),
+    (2, (1, "valid", 1, 1)),
+]
+TRANSPOSED = [
+    (2, (2, 0, 0, 1, 1)),
+    (3, (2, 1, 1, 1, 1)),
+    (3, (1, 1, 0, 2, 1)),
+    (3, (1, 0, 0, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("nonneg", [False, True])
+@pytest.mark.parametrize("book", ["gamma", "zplus", "alpha-beta"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_signed_kernels_of_convolutions_of_every_form(n: int, book: str, nonneg: bool) -> None:
+    x = rand(2, 4, *[8] * n)
+    x = x.abs() if nonneg else x
+    straight = [(k, args, getattr(aten, f"conv{n}d"), (8, 4 // args[-1])) for k, args in FORMS]
+    other = [(k, args, getattr(aten, f"conv_transpose{n}d"), (4, 8 // args[3])) for k, args in TRANSPOSED]
+    for k, args, packet, (rows, columns) in (*straight, *other):
+        overloads = ["padding"] if isinstance(args[1], str) else ["default", "input"]
+        op = next(getattr(packet, name) for name in overloads if name in packet.overloads())
+        given = [a if isinstance(a, str) or i == len(args) - 1 else [a] * n for i, a in enumerate(args)]
+        if packet in (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d):
+            given = [[a] * n if i != 3 else a for i, a in enumerate(args)]
+        w, b = rand(rows, columns, *[k] * n, seed=1), rand(8, seed=2)
+        z = op(x, w, b, *given)
+        entry, where = find_rulebook(book).lookup(op, (0,)), Placement(SampleAxis(0), (SampleAxis(0),))
+        at = ByRule(op, entry, "row", "test", NONE, (0,), where)
+        g = rand(*z.shape, seed=9)
+        (wanted,) = at.propagate(g.clone(), z, [x], (x, w, b, *given), {})
+        (found,) = Fast(at, kernel_of(at), (nonneg,)).propagate(g.clone(), z, [x], (x, w, b, *given), {})
+        torch.testing.assert_close(x * found, x * wanted, **CLOSE)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxlrp.fast.contributions import Contributions
 from fxlrp.fast.products import product
+from fxlrp.ops import overloads
 
 aten = torch.ops.aten
 
@@ -132,12 +133,34 @@ def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple
     return rule
 
 
+def transposed_of(op: Any, x: Tensor, w: Tensor, *rest: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """(s, w) ↦ Jᵀs of a convolution of a batch by x, if op is one; rest: its arguments after the bias."""
+    if op not in FORMS or x.ndim != w.ndim:
+        return None
+    n, plain, defaults = FORMS[op]
+    padded, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
+
+    def transposed(s: Tensor, w: Tensor) -> Tensor:
+        g = _pull(s, padded, w, *arguments)
+        return g[inside] if inside else g
+
+    return transposed
+
+
 def _tuple(v: Any, n: int) -> list[int]:
     values = [v] if isinstance(v, int) else list(v)
     return values * n if len(values) == 1 else values
 
 
-conv1d, conv2d, conv3d = (_convolution(f"conv{n}d", n, _plain, (1, 0, 1, 1)) for n in (1, 2, 3))
+STRAIGHT, TRANSPOSED = (_plain, (1, 0, 1, 1)), (_plain_transposed, (1, 0, 0, 1, 1))
+"""How further arguments are read, and those that are left out."""
+conv1d, conv2d, conv3d = (_convolution(f"conv{n}d", n, *STRAIGHT) for n in (1, 2, 3))
 conv_transpose1d, conv_transpose2d, conv_transpose3d = (
-    _convolution(f"conv_transpose{n}d", n, _plain_transposed, (1, 0, 0, 1, 1)) for n in (1, 2, 3)
+    _convolution(f"conv_transpose{n}d", n, *TRANSPOSED) for n in (1, 2, 3)
 )
+FORMS = {
+    overload: (n, *form)
+    for name, form in (("conv", STRAIGHT), ("conv_transpose", TRANSPOSED))
+    for n in (1, 2, 3)
+    for overload in overloads(getattr(aten, f"{name}{n}d"))
+}

@@ -84,7 +84,7 @@ def linear(z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *, nonneg: 
     return Contributions(give, lambda: torch.cat([p.total() for p in pieces], -1), pieces[0].factor)
 
 
-def _before(x: Tensor) -> Two:
+def before(x: Tensor) -> Two:
     """(s, w) ↦ x's part of x @ w, summed over what x was broadcast along."""
 
     def transposed(s: Tensor, w: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _before(x: Tensor) -> Two:
     return transposed
 
 
-def _after(x: Tensor) -> Two:
+def after(x: Tensor) -> Two:
     """(s, w) ↦ x's part of w @ x, summed over what x was broadcast along."""
 
     def transposed(s: Tensor, w: Tensor) -> Tensor:
@@ -108,17 +108,17 @@ def _after(x: Tensor) -> Two:
 
 def right_weight(z: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False) -> Contributions:
     """x @ w with a constant w: as `linear`."""
-    return product(z, x, w, torch.matmul, _before(x), nonneg)
+    return product(z, x, w, torch.matmul, before(x), nonneg)
 
 
 def left_weight(z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Contributions:
     """w @ x with a constant w: as `linear`."""
-    return product(z, x, w, lambda x, w: w @ x, _after(x), nonneg)
+    return product(z, x, w, lambda x, w: w @ x, after(x), nonneg)
 
 
 def addmm(z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Contributions:
     """b + x @ w with constant b, w: as `linear`."""
-    return product(z if nonneg else x @ w, x, w, torch.matmul, _before(x), nonneg)
+    return product(z if nonneg else x @ w, x, w, torch.matmul, before(x), nonneg)
 
 
 def matmul(z: Tensor, x: Tensor, y: Tensor, *, nonneg: bool = False) -> Contributions:
@@ -128,11 +128,11 @@ def matmul(z: Tensor, x: Tensor, y: Tensor, *, nonneg: bool = False) -> Contribu
         positive = y.clamp(min=0)
 
         def give(s: Tensor) -> tuple[Tensor, Tensor]:
-            return _before(x)(s, positive), where_positive(_after(y)(s, x), y)
+            return before(x)(s, positive), where_positive(after(y)(s, x), y)
 
         return Contributions(give, lambda: (x @ positive).mul_(2), 2)
-    to_x = product(z, x, y, torch.matmul, _before(x))
-    to_y = product(z, y, x, lambda y, x: x @ y, _after(y))
+    to_x = product(z, x, y, torch.matmul, before(x))
+    to_y = product(z, y, x, lambda y, x: x @ y, after(y))
     return Contributions(lambda s: (*to_x.give(s), *to_y.give(s)), lambda: to_x.total().mul_(2))
 
 

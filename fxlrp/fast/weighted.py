@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxlrp.fast import convolutions
 from fxlrp.fast.memory import borrow, clamped, rows_at_once, times
-from fxlrp.rules.calculus import pullback, vjp
+from fxlrp.fast.products import after, before
+from fxlrp.rules.calculus import vjp
 from fxlrp.rules.quantities import ratio, where_positive
 from fxlrp.rules.weighted import Product, Weighted, signs, stabilized
 
 aten = torch.ops.aten
+MATMULS = (aten.matmul.default, aten.mm.default, aten.bmm.default)
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,12 @@ class Known(Product):
     """A product with weights of which it is known whether x ≥ 0."""
 
     nonneg: bool = False
+
+    @property
+    def no_bias(self) -> Tensor | None:
+        """A bias of zeros, if there is one."""
+        b = self.operands[2]
+        return None if b is None else torch.zeros_like(b)
 
     def pieces(self, g: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor, Known]]:
         """The product with g and z of its outputs, cut into pieces of the outputs where a dense layer's weight is
@@ -38,6 +47,19 @@ class Known(Product):
             yield g[..., cut], z[..., cut], replace(self, args=args)
 
 
+def transposed(f: Known) -> Callable[[Tensor, Tensor], Tensor]:
+    """(s, w) ↦ Jᵀs of a product by x, with a weight of the shape of its own."""
+    x, w, _ = f.operands
+    if f.op is aten.linear.default:
+        return torch.matmul
+    if f.op in MATMULS and not f.kwargs:
+        return before(x) if f.places[0] == 0 else after(x)
+    if f.op is aten.addmm.default and not f.kwargs:
+        return before(x)
+    known = None if f.kwargs else convolutions.transposed_of(f.op, x, w, *f.args[3:])
+    return known or (lambda s, w: vjp(lambda t: f(t, w, f.no_bias), [x], s)[0])
+
+
 Contributions = tuple[Tensor, Callable[[Tensor], Tensor]]
 """Their sum at each output, and how s = R / sum at the outputs becomes g at x."""
 
@@ -46,23 +68,18 @@ def contributions(f: Known, sign: int) -> Contributions:
     """The contributions of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0)."""
     x, w, b = f.operands
     halves = [(1, x)] if f.nonneg else [(1, x.clamp(min=0)), (-1, x.clamp(max=0))]
-    none = None if b is None else torch.zeros_like(b)
-    biases = [none if b is None or half < 0 else clamped(b, sign) for half, _ in halves]
+    biases = [f.no_bias if b is None or half < 0 else clamped(b, sign) for half, _ in halves]
     weights = [clamped(w.detach(), sign * half, borrow(f"part{half}", w)) for half, _ in halves]
-
-    def total(*parts: Tensor) -> Tensor:
-        sums = [f(*operands) for operands in zip(parts, weights, biases, strict=True)]
-        return sum(sums[1:], sums[0])
-
-    value, transposed = pullback(total, *(part for _, part in halves))
+    sums = [f(part, weight, bias) for (_, part), weight, bias in zip(halves, weights, biases, strict=True)]
+    back = transposed(f)
 
     def pull(s: Tensor) -> Tensor:
-        grads = transposed(s)
         if f.nonneg:
-            return grads[0]
-        return where_positive(grads[0], x) + (grads[1] - where_positive(grads[1], x))  # what x > 0 says, fast on a CPU
+            return back(s, weights[0])
+        above, below = (back(s, weight) for weight in weights)
+        return where_positive(above, x) + (below - where_positive(below, x))  # what x > 0 says, fast on a CPU
 
-    return value, pull
+    return sum(sums[1:], sums[0]), pull
 
 
 def alpha_beta(g: Tensor, z: Tensor, f: Known, *, alpha: float, beta: float, stabilizer: float) -> Tensor:
@@ -87,14 +104,14 @@ def gamma(g: Tensor, z: Tensor, f: Known, *, gamma: float, stabilizer: float) ->
     s = R / ((1 + h) z + h A sign(z)) and J the product's derivative,  g = (1 + h) Jᵀ s + h sign(x) |J|ᵀ (s sign(z)).
     """
     x, w, b = f.operands
-    h, none = gamma / 2, None if b is None else torch.zeros_like(b)
+    h, back = gamma / 2, transposed(f)
     size = torch.abs(w.detach(), out=borrow("magnitude", w))
-    total, transposed = pullback(lambda t: f(t, size, None if b is None else b.abs()), x if f.nonneg else x.abs())
+    total = f(x if f.nonneg else x.abs(), size, None if b is None else b.abs())
     sign = signs(z)
     s = ratio(z * g, stabilized(((1 + h) * z).addcmul_(sign, total, value=h), stabilizer))
     del total
-    (signed,) = vjp(lambda t: f(t, w, none), [x], s)
-    (absolute,) = transposed(times(s, sign))
+    signed = back(s, w)
+    absolute = back(times(s, sign), size)
     return signed.mul_(1 + h).add_(absolute if f.nonneg else times(absolute, x.sign()), alpha=h)
 
 
