@@ -9,7 +9,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[vision,text,eval,export,bench,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[vision,text,eval,export,bench,app,dev]'
 	touch $@
 
 demo: install

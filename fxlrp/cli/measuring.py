@@ -1,4 +1,4 @@
-"""The commands that measure: evaluate and tune explanations, doctor a model."""
+"""The commands that measure explanations, examine a model, and show it in a browser."""
 
 from __future__ import annotations
 
@@ -109,3 +109,34 @@ def doctor(
         return examine(loaded, explainer, {"input_ids": ids})
     loaded = take_pictures(loaded, size, None, None, None)
     examine(loaded, explainer, {"": loaded.like(torch.rand(1, loaded.preprocess.channels, *loaded.preprocess.size))})
+
+
+@app.command(name="app")
+@errors_in_one_sentence
+def in_browser(
+    model: options.Model,
+    rules: options.Rules = DEFAULT,
+    port: options.Port = 7860,
+    device: options.Device = None,
+    arch: options.Arch = None,
+    weights: options.Weights = None,
+    size: options.Size = None,
+    labels: options.Labels = None,
+    trust: options.Trust = False,
+    random_weights: options.RandomWeights = False,
+    debug: options.Debug = False,
+) -> None:
+    """Open a page in the browser: drop a picture or type a text, and see why; needs the extra `app`.
+
+    [dim]fxlrp app timm:resnet50[/]
+    """
+    from fxlrp.cli.app_in_browser import make_app
+    from fxlrp.cli.loading import load, take_pictures
+    from fxlrp.text.command import load_tokenizer
+
+    loaded = load(model, arch, weights, trust, random_weights, device)
+    tokenizer = load_tokenizer(model) if loaded.reads_text else None
+    loaded = loaded if loaded.reads_text else take_pictures(loaded, size, None, None, labels)
+    out.print(f"http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    made = make_app(loaded, rules, tokenizer)
+    made.queue(default_concurrency_limit=1).launch(server_name="127.0.0.1", server_port=port, quiet=True, share=False)

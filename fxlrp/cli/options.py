@@ -124,5 +124,6 @@ Definition = Annotated[str, typer.Option(help="Of GAE: fixed, or 2024-12 as publ
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Inputs in one call of the model.", min=1)]
 Seed = Annotated[int, typer.Option(help="Of mosaics and noise.")]
 
+Port = Annotated[int, typer.Option(help="Where the app is served.", min=1, max=65535)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 Version = Annotated[bool, typer.Option("--version", help="Show the version.")]
