@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -115,3 +116,11 @@ def _attribution(
     logits = at_position(plan.axes.rows(forward.said[plan.logits]), question.position).detach()
     inside = dict(zip(forward.latent, latent, strict=True))
     return attribution_of(plan, tensors, forward.said, logits, relevance, classes, inside)
+
+
+def with_questions(
+    rulebook: Rulebook, answers: Sequence[Attribution], questions: Sequence[Question]
+) -> list[Attribution]:
+    """The answers, each with the rulebook and contrast it is by."""
+    pairs = zip(answers, questions, strict=True)
+    return [replace(a, rules=rulebook.name, contrast=rulebook.resolve(q.contrast)) for a, q in pairs]

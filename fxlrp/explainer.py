@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.answers import answer, run_forward
+from fxlrp.answers import answer, run_forward, with_questions
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import split_tensors
@@ -131,7 +131,8 @@ class Explainer(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             if not trace:
                 answers = mean_over_shifts(self, self.explain(args, kwargs, questions, at), args, kwargs, questions)
-                return self._with_question(say_where_it_ended(self, answers, questions, args, kwargs), questions)[0]
+                answers = say_where_it_ended(self, answers, questions, args, kwargs)
+                return with_questions(self.rulebook, answers, questions)[0]
             plan, tensors = self.plan(args, kwargs)
             about = self.about(plan, self.plans.outputs(args, kwargs), target) if callable(target) else self
             if about is not self:
@@ -141,7 +142,7 @@ class Explainer(nn.Module):
             weighing = Weighing(plan.graph)
             with LOCK:  # an interpreter notes the node it is at where a trace in another thread would read it
                 answers = self.explain(args, kwargs, questions, (), weighing.run)
-        return replace(self._with_question(answers, questions)[0], trace=plan.report.weighed(weighing.edges))
+        return replace(with_questions(self.rulebook, answers, questions)[0], trace=plan.report.weighed(weighing.edges))
 
     def ask(self, questions: Sequence[Question], *args: Any, **kwargs: Any) -> list[Attribution]:
         """An attribution for each question about one call of the model, which runs forward once for all of them.
@@ -151,12 +152,8 @@ class Explainer(nn.Module):
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
             answers = mean_over_shifts(self, self.explain(args, kwargs, questions), args, kwargs, questions)
-            return self._with_question(say_where_it_ended(self, answers, questions, args, kwargs), questions)
-
-    def _with_question(self, answers: Sequence[Attribution], questions: Sequence[Question]) -> list[Attribution]:
-        """The answers, each with the rulebook and contrast it is by."""
-        pairs = zip(answers, questions, strict=True)
-        return [replace(a, rules=self.rulebook.name, contrast=self.rulebook.resolve(q.contrast)) for a, q in pairs]
+            answers = say_where_it_ended(self, answers, questions, args, kwargs)
+            return with_questions(self.rulebook, answers, questions)
 
     def explain(
         self,
@@ -341,9 +338,7 @@ def convert(
     if isinstance(model, Explainer):
         raise FxlrpError("This is an explainer already; convert the model it was made from.")
     if getattr(model, "training", False) and not has_no_modes(model):
-        raise FxlrpError(
-            "The model is in training mode; call model.eval() before convert (dropout and batch norm change)."
-        )
+        raise FxlrpError("The model is in training mode; call model.eval() first (dropout and batch norm change).")
     if type(shifts) is not int or shifts < 1:
         raise FxlrpError(f"shifts={shifts!r} is not a number of maps; give 1 for none, or 4.")
     names = (read,) if isinstance(read, str) else tuple(read)
