@@ -43,7 +43,7 @@ SHAPES = ("cnn", "vit", "deep_vit", "deep_convnext", "deep_swin")
 METHODS = (
     *("abslrp-hybrid", "abslrp-hybrid:sum=0", "abslrp-hybrid:sum=1", "abslrp-hybrid@none", "abslrp", "abslrp-2024-12"),
     *("attnlrp", "reslrp", "reslrp@softmax", "zplus", "epsilon-plus", "gradient-input", "integrated-gradients"),
-    *("gradcam", "attention-rollout", "chefer", "occlusion", "kernel-shap", "random"),
+    *("gradcam", "attention-rollout", "chefer", "legrad", "libragrad", "occlusion", "kernel-shap", "random"),
 )
 
 

@@ -3,6 +3,8 @@
 Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (2005.00928): rollout.
 Chefer et al., "Generic Attention-model Explainability …", ICCV 2021 (2103.15679): attention times its gradient.
 Selvaraju et al., "Grad-CAM", ICCV 2017 (1610.02391).
+Bousselham et al., "LeGrad", ICCV 2025 (2404.03214): the gradient of what each layer's tokens would be classified as.
+Mehri et al., "LibraGrad", CVPR 2025 (2411.16760): attention, deviations and gates constant, summed over layers.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from fxlrp.explainer import Explainer, convert
 from fxlrp.gae.metric import Explain, Views
 from fxlrp.graph.plan import Plan
 from fxlrp.methods.gradients import GRADIENT
+from fxlrp.nodes import args_of, outputs_of
 from fxlrp.ops import about
 from fxlrp.patterns.attention import expand_every_attention
+from fxlrp.patterns.residual import between
 
 aten = torch.ops.aten
 PLAIN = GRADIENT.extend(name="plain", passes=(expand_every_attention,))
@@ -102,7 +106,7 @@ def _attention(model: nn.Module, name: str, step: Any) -> Explain:
         counts = {a.shape[3] for a, _ in square}
         grid = grid_of(counts.pop(), size) if len(counts) == 1 else None
         if grid is None:
-            raise FxlrpError(f"{name} needs layers of attention among all patches of a picture; this model has none.")
+            raise _no_attention(name)
         eye = torch.eye(square[0][0].shape[3], dtype=views.x.dtype, device=views.x.device).expand(batch, -1, -1)
         reached = eye
         for weights, gradient in square:
@@ -113,6 +117,10 @@ def _attention(model: nn.Module, name: str, step: Any) -> Explain:
     return explain
 
 
+def _no_attention(name: str) -> FxlrpError:
+    return FxlrpError(f"{name} needs layers of attention among all patches of a picture; this model has none.")
+
+
 def attention_rollout(model: nn.Module, seed: int) -> Explain:
     """R ← (½ mean over heads of A + ½ I) R, layer by layer; the same for every class."""
     return _attention(model, "attention-rollout", lambda a, g, eye, r: (0.5 * a.mean(1) + 0.5 * eye) @ r)
@@ -121,6 +129,71 @@ def attention_rollout(model: nn.Module, seed: int) -> Explain:
 def chefer(model: nn.Module, seed: int) -> Explain:
     """R ← R + mean over heads of (A ⊙ ∂score/∂A)⁺ R, layer by layer."""
     return _attention(model, "chefer", lambda a, g, eye, r: r + (a * g).clamp(min=0).mean(1) @ r)
+
+
+def legrad(model: nn.Module, seed: int) -> Explain:
+    """Σ over layers of the mean, over heads and queries, of (∂s/∂A)⁺, where s is the class's score if the model's head
+    saw the tokens that the layer's block returns."""
+    explainer = convert(model, rules=PLAIN)
+
+    def explain(views: Views) -> Tensor:
+        plan, tensors = explainer.plan((views.x,), {})
+        order = {node: i for i, node in enumerate(plan.graph.graph.nodes)}
+        layers, norms = _nodes(plan, norms=False), _nodes(plan, norms=True)
+        if not layers:
+            raise _no_attention("legrad")
+        until = [*(order[n] for n in layers[1:]), len(order)]
+        ends: list[fx.Node] = []
+        for layer, stop in zip(layers, until, strict=True):
+            read = [args_of(n)[0] for n in norms if order[layer] < order[n] < stop]
+            if not read:
+                raise _no_attention("legrad")
+            ends.append(read[-1])
+        head = between(ends[-1], plan.graph.graph.output_node())[:-1]
+        run = fx.Interpreter(plan.graph, garbage_collect_values=False)
+        with torch.enable_grad(), plan.in_its_types():
+            run.run(*tensors)
+            known, found = dict(run.env), []
+            for layer, end in zip(layers, ends, strict=True):
+                if known[end].shape != known[ends[-1]].shape:
+                    raise FxlrpError(
+                        "legrad needs blocks whose tokens the head can read; this model's change in number."
+                    )
+                run.env = {**known, ends[-1]: known[end]}
+                for node in head:
+                    run.env[node] = run.run_node(node)
+                logits = plan.axes.rows(run.env[outputs_of(plan.graph)[plan.logits]])
+                score = logits.gather(1, views.target[:, None]).sum()
+                found.append(torch.autograd.grad(score, known[layer], retain_graph=True)[0].clamp(min=0).mean((1, 2)))
+        return _of_patches(torch.stack(found).sum(0), views.x.shape[-2:], "legrad")
+
+    return explain
+
+
+def libragrad(model: nn.Module, seed: int) -> Explain:
+    """Σ over the inputs of all norms of x ⊙ gradient, channels summed, where attention, deviations and gates are
+    constant (as by the rulebook cp-lrp)."""
+    explainer = convert(model, rules="cp-lrp")
+
+    def explain(views: Views) -> Tensor:
+        plan, _ = explainer.plan((views.x,), {})
+        calls = [n for n in plan.graph.graph.nodes if getattr(n.target, "op", None) in NORMS and n.name in plan.active]
+        read = list(dict.fromkeys(args_of(n)[0].name for n in calls))
+        a = explainer(views.x, target=views.target, contrast=None, at=read)
+        tokens = [r.sum(2) for r in a.latent.values() if r.ndim == 3]
+        if len({t.shape for t in tokens}) != 1:
+            raise _no_attention("libragrad")
+        return _of_patches(torch.stack(tokens).sum(0), views.x.shape[-2:], "libragrad")
+
+    return explain
+
+
+def _of_patches(row: Tensor, size: Sequence[int], name: str) -> Tensor:
+    """A number for each token [B, T] as a map [B, 1, H, W].  Raises FxlrpError if the tokens are no patches."""
+    grid = grid_of(row.shape[1], size)
+    if grid is None:
+        raise _no_attention(name)
+    return interpolate(grid.patches(row.detach()), size=tuple(size), mode="bilinear")
 
 
 def token_gradcam(explainer: Explainer) -> Explain:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
-from fxlrp.gae.attention_maps import PLAIN, attention_rollout, chefer, has_attention_after_convolutions, token_gradcam
+from fxlrp.gae.attention_maps import (
+    PLAIN,
+    attention_rollout,
+    chefer,
+    has_attention_after_convolutions,
+    legrad,
+    libragrad,
+    token_gradcam,
+)
 from fxlrp.gae.definitions import FIXED, PUBLISHED
 from fxlrp.gae.identity import digest
 from fxlrp.gae.masking import logits_of
@@ -286,6 +294,8 @@ BASELINES: dict[str, Callable[[nn.Module, int], Explain]] = {
     "gradcam": _gradcam_of_any,
     "attention-rollout": attention_rollout,
     "chefer": chefer,
+    "legrad": legrad,
+    "libragrad": libragrad,
     "occlusion": _captum("occlusion", _occlusion),
     "kernel-shap": _captum("kernel-shap", _kernel_shap),
     "guided-backprop": _captum("guided-backprop", lambda c, m, s: c.GuidedBackprop(m).attribute),

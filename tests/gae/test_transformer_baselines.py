@@ -27,6 +27,7 @@ class Tokens(nn.Module):
         self.head, self.extra, self.explicit = nn.Linear(8, 5), extra, False
         self.weights: list[Tensor] = []
         self.normed: list[Tensor] = []
+        self.between = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cut(x).flatten(2).mT
@@ -41,6 +42,7 @@ class Tokens(nn.Module):
             else:
                 y = scaled_dot_product_attention(q, k, v)
             x = x + out(y.transpose(1, 2).flatten(2))
+            self.between = x if len(self.weights) == 1 else self.between
         x = self.norms[-1](x)
         self.normed = [*self.normed, x] if self.explicit else []
         return self.head(x[:, 0] if self.extra else x.mean(1))
@@ -75,6 +77,45 @@ def test_equals_its_formula(method: str, extra: int) -> None:
     assert wanted.any()
 
 
+@pytest.mark.parametrize("extra", [0, 1, 3])
+def test_legrad_equals_its_formula(extra: int) -> None:
+    model, asked = randomize(Tokens(extra)), views()
+    got = explain_by("legrad", model)(asked)
+    model.explicit = True
+    score = model(asked.x).gather(1, asked.target[:, None]).sum()
+    (second,) = torch.autograd.grad(score, model.weights[1], retain_graph=True)
+    tokens = model.norms[-1](model.between)  # what the head would see if the first block were the last
+    early = model.head(tokens[:, 0] if extra else tokens.mean(1)).gather(1, asked.target[:, None]).sum()
+    (first,) = torch.autograd.grad(early, model.weights[0])
+    row = (first.relu() + second.relu()).mean((1, 2))[:, extra:]
+    wanted = interpolate(row.unflatten(1, (1, 3, 2)), size=(12, 8), mode="bilinear")
+    torch.testing.assert_close(got, wanted.detach(), rtol=1e-9, atol=1e-12)
+    assert wanted.any()
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_libragrad_equals_its_formula(extra: int) -> None:
+    """Attention and deviations detached by hand; x ⊙ gradient at what each norm reads."""
+    model, asked = randomize(Tokens(extra)), views()
+    got = explain_by("libragrad", model)(asked)
+    read: list[Tensor] = []
+
+    def constant_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        read.append(x)
+        deviation = (x.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt().detach()
+        return (x - x.mean(-1, keepdim=True)) / deviation * norm.weight + norm.bias
+
+    x = torch.cat([model.first.expand(3, -1, -1), model.cut(asked.x).flatten(2).mT], 1)
+    for norm, qkv, out in zip(model.norms, model.qkv, model.out, strict=False):
+        q, k, v = qkv(constant_norm(norm, x)).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        x = x + out(((q @ k.mT / 2).softmax(-1).detach() @ v).transpose(1, 2).flatten(2))
+    x = constant_norm(model.norms[-1], x)
+    score = model.head(x[:, 0] if extra else x.mean(1)).gather(1, asked.target[:, None]).sum()
+    row = sum((t * g).sum(2) for t, g in zip(read, torch.autograd.grad(score, read), strict=True))[:, extra:]
+    wanted = interpolate(row.unflatten(1, (1, 3, 2)), size=(12, 8), mode="bilinear")
+    torch.testing.assert_close(got, wanted.detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_grids_of_tokens() -> None:
     assert grid_of(196, (224, 224)) == Grid(0, 14, 14)
     assert grid_of(197, (224, 224)) == Grid(1, 14, 14)
@@ -84,7 +125,7 @@ def test_grids_of_tokens() -> None:
     assert grid_of(2, (8, 8)) is None
 
 
-@pytest.mark.parametrize("method", ["attention-rollout", "chefer"])
+@pytest.mark.parametrize("method", ["attention-rollout", "chefer", "legrad", "libragrad"])
 def test_a_model_without_attention_is_refused(method: str) -> None:
     with pytest.raises(FxlrpError, match="attention among all patches"):
         explain_by(method, randomize(SmallCNN()))(views(2, (8, 8)))
