@@ -215,7 +215,8 @@ def main() -> None:
             found[method] = {name: torch.tensor(values) for name, values in stored[key].items()}
             said = "  ".join(f"{name} {values.mean():.3f}" for name, values in found[method].items())
             print(f"{task.name}  {method}  {said}", flush=True)
-        pages += [f"### {task.name}, {len(task.x)} questions", "\n".join(table(found))]
+        if found:
+            pages += [f"### {task.name}, {len(task.x)} questions", "\n".join(table(found))]
     print("\n\n".join(pages))
     if args.docs:
         args.docs.write_text("\n\n".join(pages) + "\n")
