@@ -8,12 +8,15 @@ BIN := $(VENV)/bin
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
+	@echo "making $(VENV): three to five minutes, 7 GB"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[vision,text,eval,export,bench,app,dev]'
 	touch $@
 
 demo: install
 	$(BIN)/fxlrp demo -o out
+	@echo "look at out/demo_*.png: red spoke for the class, blue against it; then try"
+	@echo "  $(BIN)/fxlrp explain examples/model.pt examples/pictures/ring_star.png --html out/why.html"
 
 FORMULAS := tests/test_rules.py tests/test_mass.py tests/test_oracles.py -k "not vgg and not vit"
 
