@@ -24,7 +24,7 @@ from fxlrp.inputs.pictures import channels_of
 from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 from fxlrp.show.files import write_pages
-from fxlrp.text.attribution import TextAttribution
+from fxlrp.text.attribution import TextAttribution, write_html
 
 OTHERS = ("abslrp", "attnlrp")
 """The rulebooks that a page shows beside the one asked for."""
@@ -71,7 +71,12 @@ def explain(
         raise FxlrpError('There is nothing to explain: give a picture, a text or tensors, explain(model, "cat.jpg").')
     loaded = _loaded(model, arch, pretrained, trust, device)
     if loaded.reads_text and inputs and _are_texts(inputs[0]):
-        return _of_texts(model, loaded, tokenizer, inputs, target, contrast, rules, kwargs)
+        if at or shifts > 1:
+            raise FxlrpError("at and shifts are of pictures and tensors; leave them out for a text.")
+        answers = _of_texts(model, loaded, tokenizer, inputs, target, contrast, rules, kwargs)
+        if html is not None:
+            write_html(html, answers if isinstance(answers, list) else [answers])
+        return answers
     names = tuple(labels or loaded.labels or ())
     module = model if isinstance(model, Explainer | ExportedExplainer) else loaded.module
     explainer = module if isinstance(module, Explainer | ExportedExplainer) else convert(

@@ -98,13 +98,17 @@ def test_tensors_go_to_the_model_as_they_are() -> None:
         assert torch.equal(one, other)
 
 
-def test_texts() -> None:
+def test_texts(tmp_path: Path) -> None:
     folder = EXAMPLES / "text"
     a = fxlrp.explain(folder, "a dull film", target="negative")
     assert isinstance(a, TextAttribution)
     assert [word for word, _ in a.words] == ["a", "dull", "film"]
     several = fxlrp.explain(folder, ["a dull film", "a fine one"])
     assert [len(t.words) for t in several] == [3, 3]
+    fxlrp.explain(folder, ["a dull film", "a fine one"], html=tmp_path / "texts.html")
+    assert (tmp_path / "texts.html").read_text().count('class="text"') == 2
+    with pytest.raises(FxlrpError, match="at and shifts are of pictures"):
+        fxlrp.explain(folder, "a dull film", shifts=4)
     module = load_model(str(folder)).module
     with pytest.raises(FxlrpError, match="tokenizer="):
         fxlrp.explain(module, "a dull film")
