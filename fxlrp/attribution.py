@@ -56,10 +56,14 @@ class Attribution:
     pictures: tuple[np.ndarray, ...] = ()
 
     @property
+    def each(self) -> tuple[Tensor, ...]:
+        """Relevance of each explained input, of one as of several."""
+        return self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
+
+    @property
     def named(self) -> dict[str, Tensor]:
         """Relevance by the name of the argument it was read at, as "pixel_values"; "0" for the first positional one."""
-        every = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
-        return {argument(name): r for name, r in zip(self.names, every, strict=True)}
+        return {argument(name): r for name, r in zip(self.names, self.each, strict=True)}
 
     def conservation(self) -> Conservation:
         """Where relevance was lost or made, node by node, from the output to the input.
@@ -83,11 +87,10 @@ class Attribution:
         return self._image()[1].sum(1)
 
     def _image(self) -> tuple[Tensor, Tensor]:
-        every = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
-        for x, r in zip(self.inputs, every, strict=True):
+        for x, r in zip(self.inputs, self.each, strict=True):
             if r.ndim == 4:
                 return x, r
-        shapes = ", ".join(str(tuple(r.shape)) for r in every)
+        shapes = ", ".join(str(tuple(r.shape)) for r in self.each)
         raise FxlrpError(f"No explained input is an image [B, C, H, W] (relevance has shape {shapes}); use .relevance.")
 
     def plot(
@@ -134,8 +137,7 @@ class Attribution:
         return write(Path(path), page([self], index=index, **how))
 
     def __str__(self) -> str:
-        every = self.relevance if isinstance(self.relevance, tuple) else (self.relevance,)
-        count, shapes = samples_of(self), ", ".join(str(list(r.shape)) for r in every)
+        count, shapes = samples_of(self), ", ".join(str(list(r.shape)) for r in self.each)
         by = f" by {self.rules}" if self.rules else ""
         asked = "; ".join(headline(self, i) for i in range(min(count, 3))) + ("; …" if count > 3 else "")
         return f"Attribution of {' '.join(filter(None, (asked, against(self))))}: relevance {shapes}{by}"

@@ -20,7 +20,6 @@ from fxlrp.export.joint import trace_joint
 from fxlrp.graph.plan import Plan
 from fxlrp.plans import CHECKED
 from fxlrp.recent import Recent
-from fxlrp.rows import several_of
 from fxlrp.targets import attribution_of
 
 if TYPE_CHECKING:
@@ -54,9 +53,9 @@ def by_compiled_graph(
             positional, named = pytree.tree_map_only(Tensor, lambda _: next(tensor_iterator), (args, kwargs))
             asked_question = question if question.target is not None else replace(question, target=attribution.target)
             with torch.enable_grad():
-                return several_of(explainer.explain(positional, named, [asked_question], compiled=False)[0].relevance)
+                return explainer.explain(positional, named, [asked_question], compiled=False)[0].each
 
-        check_compiled(several_of(attribution.relevance), eager, tensors)
+        check_compiled(attribution.each, eager, tensors)
     return attribution
 
 

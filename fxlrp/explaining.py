@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from fxlrp.attribution import Attribution
 from fxlrp.engine.seeds import Contrast
@@ -78,10 +78,9 @@ def explain(
             write_html(html, answers if isinstance(answers, list) else [answers])
         return answers
     names = tuple(labels or loaded.labels or ())
-    module = model if isinstance(model, Explainer | ExportedExplainer) else loaded.module
-    explainer = module if isinstance(module, Explainer | ExportedExplainer) else convert(
-        module, rules=rules, shifts=shifts
-    )  # fmt: skip
+    explainer: Any = model if isinstance(model, Explainer) else loaded.module
+    if not isinstance(explainer, Explainer | ExportedExplainer):
+        explainer = convert(explainer, rules=rules, shifts=shifts)
     question: dict[str, Any] = {"target": _classes(target, names), "contrast": _classes(contrast, names)}
     question |= {"at": tuple(at)} if at else {}
     if len(inputs) != 1 or not _are_pictures(inputs[0]):
@@ -97,10 +96,20 @@ def explain(
         )
     if len(images) > BATCH:
         raise FxlrpError(f"Give at most {BATCH} pictures in one call; more make one call after the other.")
-    tensors = [prepare(image)[0] for image in images]
-    x = loaded.like(torch.stack(tensors) if len(tensors) > 1 else tensors[0][None])
-    a = replace(explainer(x, **question, **kwargs), labels=names, pictures=tuple(map(prepare.seen, images)))
+    loaded = replace(loaded, preprocess=prepare, labels=list(names))
+    a, x = explain_images(explainer, loaded, images, **question, **kwargs)
     return _shown(explainer, a, ((x,), kwargs), question, html)
+
+
+def explain_images(
+    explainer: Explainer | ExportedExplainer, loaded: LoadedModel, images: Sequence[Image.Image], **question: Any
+) -> tuple[Attribution, Tensor]:
+    """Explain pictures as the loaded model takes them; returns the attribution, which knows its classes and the
+    pictures, and the model's input."""
+    tensors = [loaded.preprocess(image)[0] for image in images]
+    x = loaded.like(torch.stack(tensors) if len(tensors) > 1 else tensors[0][None])
+    a = explainer(x, **question)
+    return replace(a, labels=tuple(loaded.labels or ()), pictures=tuple(map(loaded.preprocess.seen, images))), x
 
 
 def every_side(

@@ -69,7 +69,7 @@ def row_by_row(
     targets = [of_sample(question.target, i, count) for i in range(count)]
     rows = [replace(question, target=target, position=i) for i, target in enumerate(targets)]
     answers = explain(args, kwargs, rows, at)
-    several = [torch.stack(parts) for parts in zip(*(several_of(a.relevance) for a in answers), strict=True)]
+    several = [torch.stack(parts) for parts in zip(*(a.each for a in answers), strict=True)]
     if any(bool(((r != 0).sum(0) > 1).any()) for r in several):
         raise FxlrpError(
             f"The {count} rows of this output depend on each other, or on inputs that they share, so the call is "

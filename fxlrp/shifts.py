@@ -23,7 +23,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.nodes import args_of
 from fxlrp.ops import about
-from fxlrp.rows import each_list, several_of
+from fxlrp.rows import each_list
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -61,7 +61,7 @@ def mean_over_shifts(
         raise FxlrpError("shifts= moves pictures [batch, channels, height, width], and no explained input is one.")
     axes = dict(zip(names_of(args, kwargs), plan.axes.inputs, strict=True))
     moves = moves_within(max(CELL, _stride(plan)), explainer.settings.shifts)[1:]
-    sums = [list(several_of(a.relevance)) for a in answers]
+    sums = [list(a.each) for a in answers]
     for group in [[move] for move in moves] if any(axes[n] is None for n in names) else [moves]:
         moved = _moved(args, kwargs, axes, pictures, group)
         call = each_list(partial(mul, len(group)), moved, batch)
@@ -70,7 +70,7 @@ def mean_over_shifts(
             for q, a in zip(questions, answers, strict=True)
         ]
         for total, answer in zip(sums, explainer.explain(call[0], call[1], asked), strict=True):
-            for i, (name, r) in enumerate(zip(names, several_of(answer.relevance), strict=True)):
+            for i, (name, r) in enumerate(zip(names, answer.each, strict=True)):
                 for part, move in zip(r.chunk(len(group), axes[name] or 0), group, strict=True):
                     total[i] = total[i] + (_moved_back(part, move) if name in pictures else part)
     counts = [_counts(pictures[n], moves).to(sums[0][0]) if n in pictures else len(moves) + 1 for n in names]

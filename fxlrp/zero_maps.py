@@ -13,7 +13,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.reports.ended import find_end, warn, zero_maps
 from fxlrp.reports.mass import Weighing
-from fxlrp.rows import sample_of, several_of
+from fxlrp.rows import sample_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -38,7 +38,7 @@ def _with_end(
     """One answer, with its end if it has one."""
     at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
     columns = a.target.shape[1] if a.target is not None and a.target.ndim == 2 else 1
-    zero = zero_maps(several_of(a.relevance), [at_inputs.get(name, 0) for name in a.names], batch, columns)
+    zero = zero_maps(a.each, [at_inputs.get(name, 0) for name in a.names], batch, columns)
     if not zero:
         return a
     outputs = explainer.plans.outputs(args, kwargs) if callable(question.target) else []

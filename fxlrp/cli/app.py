@@ -206,9 +206,7 @@ def inspect(
     """
     if mass and picture is None:
         raise FxlrpError("--mass weighs the explanation of a picture: fxlrp inspect MODEL INPUT --mass.")
-    import torch
-
-    from fxlrp.cli.loading import load, take_pictures, warn_of_generic_ops
+    from fxlrp.cli.loading import example_call, load, take_pictures, warn_of_generic_ops
     from fxlrp.explainer import convert
     from fxlrp.inputs import open_picture
 
@@ -217,13 +215,12 @@ def inspect(
     if loaded.reads_text:
         if picture is not None:
             raise FxlrpError(f"{loaded.name} reads text; the command takes pictures.")
-        explainer(input_ids=torch.arange(8, device=loaded.like(torch.empty(0)).device)[None])
+        explainer(**example_call(loaded)[1])
         report = explainer.report()
     else:
         loaded = take_pictures(loaded, size, mean, std, None)
-        noise = torch.rand(loaded.preprocess.channels, *loaded.preprocess.size)
-        x = noise if picture is None else loaded.preprocess(open_picture(picture))[0]
-        report = explainer.report(loaded.like(x[None]))
+        seen = None if picture is None else loaded.like(loaded.preprocess(open_picture(picture))[0][None])
+        report = explainer.report(*(example_call(loaded)[0] if seen is None else (seen,)))
     out.print(report.tree(depth) if mass else report.table(nodes=nodes))
     warn_of_generic_ops(report)
 

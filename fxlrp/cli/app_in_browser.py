@@ -8,10 +8,11 @@ from typing import Any
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import convert
-from fxlrp.explaining import every_side, explain
-from fxlrp.inputs import LoadedModel
+from fxlrp.explaining import every_side, explain_images
+from fxlrp.inputs import LoadedModel, find_class
 from fxlrp.rules.registry import Rulebook
 from fxlrp.show.page import page
+from fxlrp.text import explain as explain_text
 from fxlrp.text.html import page as page_of_texts
 
 HEIGHT = 1100
@@ -34,13 +35,12 @@ def make_app(loaded: LoadedModel, rules: str | Rulebook, tokenizer: Any = None) 
 
     def of_picture(picture: Any, target: str | None, places: str) -> str:
         at = [name.strip() for name in places.split(",") if name.strip()]
-        given = LoadedModel(explainer, loaded.name, loaded.preprocess, loaded.labels, checked=loaded.checked)
-        a: Any = explain(given, picture, target=target or None, preprocess=loaded.preprocess)
-        x = a.inputs[0]
+        target_class = find_class(target, classes) if target else None
+        a, x = explain_images(explainer, loaded, [picture], target=target_class)
         return _framed(page(every_side(explainer, a, ((x,), {}), at)))
 
     def of_text(text: str, target: str | None) -> str:
-        a: Any = explain(explainer, text, target=target or None, tokenizer=tokenizer)
+        a = explain_text(explainer, tokenizer, text, target=target or None)
         return _framed(page_of_texts([a._panel()]))
 
     def safe(f: Callable[..., str]) -> Callable[..., str]:

@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from fxlrp.cli.loading import example_call
 from fxlrp.cli.terminal import out
 from fxlrp.explainer import Explainer
 from fxlrp.inputs import LoadedModel
@@ -18,9 +19,9 @@ from fxlrp.reports.report import Report
 ROUNDS = 3
 
 
-def examine(loaded: LoadedModel, explainer: Explainer, call: dict[str, Any]) -> None:
-    """Print the examination of a model by a call of it, the keyword arguments `call`, "" for a positional one."""
-    args, kwargs = tuple(v for k, v in call.items() if not k), {k: v for k, v in call.items() if k}
+def examine(loaded: LoadedModel, explainer: Explainer) -> None:
+    """Print the examination of a model by an example call of it."""
+    args, kwargs = example_call(loaded)
     began = time.perf_counter()
     explainer(*args, **kwargs)
     captured = time.perf_counter() - began

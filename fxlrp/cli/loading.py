@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.markup import escape
+from torch import Tensor
 
 from fxlrp.capture.precision import WIDER
 from fxlrp.cli.terminal import err, out
@@ -57,6 +58,13 @@ def take_pictures(
     loaded = replace(loaded, preprocess=prepare.but(channels=channels_of(loaded.module)), labels=names)
     note_preprocessing(loaded.preprocess)
     return loaded
+
+
+def example_call(loaded: LoadedModel) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """A call of a model, of one sample: eight token ids, or a picture of noise."""
+    if loaded.reads_text:
+        return (), {"input_ids": torch.arange(8, device=loaded.like(torch.empty(0)).device)[None]}
+    return (loaded.like(torch.rand(1, loaded.preprocess.channels, *loaded.preprocess.size)),), {}
 
 
 def split_names(text: str) -> list[str]:

@@ -96,19 +96,13 @@ def doctor(
 
     [dim]fxlrp doctor torchvision:swin_t --random-weights[/]
     """
-    import torch
-
     from fxlrp.cli.doctor import examine
     from fxlrp.cli.loading import load, take_pictures
     from fxlrp.explainer import convert
 
     loaded = load(model, arch, weights, trust, random_weights, device)
-    explainer = convert(loaded.module, rules=rules)
-    if loaded.reads_text:
-        ids = torch.arange(8, device=loaded.like(torch.empty(0)).device)[None]
-        return examine(loaded, explainer, {"input_ids": ids})
-    loaded = take_pictures(loaded, size, None, None, None)
-    examine(loaded, explainer, {"": loaded.like(torch.rand(1, loaded.preprocess.channels, *loaded.preprocess.size))})
+    loaded = loaded if loaded.reads_text else take_pictures(loaded, size, None, None, None)
+    examine(loaded, convert(loaded.module, rules=rules))
 
 
 @app.command(name="app")

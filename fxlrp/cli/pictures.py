@@ -19,13 +19,13 @@ from fxlrp.cli.loading import load, parse_contrast, print_counts, take_pictures
 from fxlrp.cli.terminal import err, out, print_json
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
-from fxlrp.explaining import every_side
+from fxlrp.explaining import every_side, explain_images
 from fxlrp.export.artifact import ExportedExplainer
-from fxlrp.inputs import LoadedModel, find_class, load_labels, open_picture
+from fxlrp.inputs import LoadedModel, find_class, open_picture
 from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 from fxlrp.show.files import FIGURES, save, summary, write_pages
-from fxlrp.show.words import against, probabilities
+from fxlrp.show.words import against, likeliest, probabilities
 
 
 def explain_pictures(
@@ -124,11 +124,10 @@ def explain_image(
 
     Raises FxlrpError for class names that are not as many as the classes, if `check_labels`.
     """
-    x = loaded.like(loaded.preprocess(image)[0][None])
-    a = explainer(x, **question)
+    a, x = explain_images(explainer, loaded, [image], **question)
     if check_labels and loaded.labels and len(loaded.labels) != a.logits.shape[1]:
         raise FxlrpError(f"--labels has {len(loaded.labels)} names, but the model has {a.logits.shape[1]} classes.")
-    return replace(a, labels=tuple(loaded.labels or ()), pictures=(loaded.preprocess.seen(image),)), x
+    return a, x
 
 
 def print_table(found: Sequence[Mapping[str, Any]]) -> None:
@@ -168,18 +167,19 @@ def compare_rulebooks(
         a = explainer.by(book)(loaded.like(x[None]), **question)
         maps[book.name] = replace(a, labels=tuple(loaded.labels or ()))
     print_answer(next(iter(maps.values())), loaded, picture)
-    same = [name for name, a in list(maps.items())[1:] if _is_shown(a, maps, name)]
-    if same:
+    kept: dict[str, Attribution] = {}
+    for name, a in maps.items():
+        if not any(_are_alike(a, other) for other in kept.values()):
+            kept[name] = a
+    if same := [name for name in maps if name not in kept]:
         out.print(f"  left out, being equal to one before: {', '.join(same)}")
-    kept = {name: a for name, a in maps.items() if name not in same}
     out.print(f"  wrote [bold]{escape(str(save_comparison(kept, output, seen)))}[/]", soft_wrap=True)
 
 
-def _is_shown(a: Attribution, maps: Mapping[str, Attribution], name: str) -> bool:
-    """Whether a map before that of `name` is the same but for its scale and rounding."""
-    before = [maps[n].heatmap() for n in list(maps)[: list(maps).index(name)]]
-    unit = a.heatmap() / a.heatmap().abs().max().clamp(min=1e-30)
-    return any(bool((unit - b / b.abs().max().clamp(min=1e-30)).abs().max() < 1e-4) for b in before)
+def _are_alike(a: Attribution, b: Attribution) -> bool:
+    """Whether two maps are the same but for their scale and rounding."""
+    one, other = (heat / heat.abs().max().clamp(min=1e-30) for heat in (a.heatmap(), b.heatmap()))
+    return bool((one - other).abs().max() < 1e-4)
 
 
 def print_answer(a: Attribution, loaded: LoadedModel, picture: Path) -> None:
@@ -190,12 +190,11 @@ def print_answer(a: Attribution, loaded: LoadedModel, picture: Path) -> None:
     for column in ("class", "name", "probability"):
         table.add_column(column, justify="left" if column == "name" else "right")
     explained = int(a.target[0])
-    for row in summary(a)["samples"][0]["classes"]:
-        style = "bold" if row["class"] == explained else ""
-        table.add_row(str(row["class"]), escape(row["name"]), f"{row['probability']:.1%}", style=style)
+    for k, name, chance in likeliest(a):
+        table.add_row(str(k), escape(name), f"{chance:.1%}", style="bold" if k == explained else "")
     out.print(table)
-    chance = probabilities(a.logits[0])[explained]
-    answer = f"{loaded.label(explained)} ({chance:.1%}), {against(a) or 'no contrast'}"
+    sure = probabilities(a.logits[0])[explained]
+    answer = f"{loaded.label(explained)} ({sure:.1%}), {against(a) or 'no contrast'}"
     out.print(f"  explained [bold]{escape(answer)}[/]", soft_wrap=True)
 
 
@@ -203,8 +202,8 @@ def demo_pictures(output: Path) -> None:
     """Explain two objects in one picture with the network that comes with fxlrp."""
     examples = Path(__file__).resolve().parents[1] / "examples"
     loaded = load(str(examples / "model.pt"), None, None, False, False, "cpu")
-    labels = load_labels(examples / "labels.txt")
     loaded = take_pictures(loaded, None, None, None, examples / "labels.txt")
+    labels = loaded.labels or []
     shown = ((p, [n for n in p.stem.split("_") if n in labels]) for p in sorted(examples.glob("pictures/*.png")))
     picture, objects = next((p, n[:2]) for p, n in shown if len(n) > 1)
     explainer = convert(loaded.module)

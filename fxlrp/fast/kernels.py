@@ -12,6 +12,7 @@ import torch
 from fxlrp.engine.replaced import ByRule
 from fxlrp.fast import convolutions, elementwise, norms, products, weighted
 from fxlrp.fast.contributions import Contributions, entrywise
+from fxlrp.fast.products import MATMULS
 from fxlrp.ops import overloads
 from fxlrp.rules import absolute, passing, signed
 from fxlrp.rules import weighted as formulas
@@ -51,7 +52,6 @@ def _for_ops(rule: Callable, argnums: tuple[int, ...], kernel: Kernel, *ops: Any
     return {(rule, op, argnums): kernel for packet in ops for op in overloads(packet)}
 
 
-MATMULS = (aten.matmul.default, aten.mm.default, aten.bmm.default)
 KERNELS: dict[Key, Kernel] = {
     **_for_ops(absolute.absolute, (0,), Kernel(products.linear), aten.linear),
     **_for_ops(absolute.absolute, (0,), Kernel(convolutions.conv1d), aten.conv1d),

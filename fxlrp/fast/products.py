@@ -22,6 +22,7 @@ from fxlrp.rules.calculus import vjp
 from fxlrp.rules.quantities import ROUNDING, where_positive
 
 aten = torch.ops.aten
+MATMULS = (aten.matmul.default, aten.mm.default, aten.bmm.default)
 Two = Callable[[Tensor, Tensor], Tensor]
 
 

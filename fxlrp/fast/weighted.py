@@ -12,13 +12,12 @@ from torch import Tensor
 
 from fxlrp.fast import convolutions
 from fxlrp.fast.memory import borrow, clamped, rows_at_once, times
-from fxlrp.fast.products import after, before
+from fxlrp.fast.products import MATMULS, after, before
 from fxlrp.rules.calculus import vjp
 from fxlrp.rules.quantities import ratio, where_positive
 from fxlrp.rules.weighted import Product, Weighted, signs, stabilized
 
 aten = torch.ops.aten
-MATMULS = (aten.matmul.default, aten.mm.default, aten.bmm.default)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.show.figure import plot
 from fxlrp.show.page import page, page_of
 from fxlrp.show.parts import parts_of, samples_of
-from fxlrp.show.words import against, classes_of, headline, name_of, probabilities
+from fxlrp.show.words import against, classes_of, headline, likeliest, name_of
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
@@ -79,11 +79,7 @@ def summary(a: Attribution, most: int = 5) -> dict[str, Any]:
     for i in range(samples_of(a)):
         row: dict[str, Any] = {"explained": [], "against": against(a)}
         if a.logits.ndim == 2 and i < len(a.logits):
-            chances = probabilities(a.logits[i])
-            best = chances.topk(min(most, len(chances))).indices.tolist()
-            row["classes"] = [
-                {"class": k, "name": name_of(a.labels, k), "probability": float(chances[k])} for k in best
-            ]
+            row["classes"] = [{"class": k, "name": n, "probability": p} for k, n, p in likeliest(a, i, most)]
         parts = parts_of(a, i)
         for k in range(max(1, len(classes_of(a, i)))):
             inputs = {p.name: _sums(p.relevance[k]) for p in parts}
@@ -146,8 +142,7 @@ def _safetensors(a: Attribution) -> bytes:
     """Everything but the model's own output: tensors by safetensors, the rest as JSON in its metadata."""
     from safetensors.torch import save as as_bytes
 
-    every = a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
-    tensors = {f"relevance.{i}": r for i, r in enumerate(every)}
+    tensors = {f"relevance.{i}": r for i, r in enumerate(a.each)}
     tensors |= {f"input.{i}": x for i, x in enumerate(a.inputs)}
     tensors |= {f"latent.{name}": r for name, r in a.latent.items()}
     tensors |= {f"picture.{i}": torch.from_numpy(np.array(p)) for i, p in enumerate(a.pictures)}

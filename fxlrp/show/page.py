@@ -18,7 +18,7 @@ from torch import Tensor
 from fxlrp import __version__
 from fxlrp.show.figure import MOST_CURVES, MOST_FEATURES
 from fxlrp.show.parts import Part, parts_of, top_of
-from fxlrp.show.words import against, classes_of, headline
+from fxlrp.show.words import against, classes_of, headline, likeliest
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
@@ -40,9 +40,14 @@ def page(answers: Sequence[Attribution], *, index: int = 0, **how: Any) -> str:
 
 def page_of(shown: Sequence[tuple[Sequence[Attribution], int]], **how: Any) -> str:
     """A whole HTML file of the answers to calls, each about a sample."""
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    head += '<meta name="viewport" content="width=device-width"><title>fxlrp</title>'
     body = "".join(fragment(answers, index=index, **how) for answers, index in shown)
+    return document(body, POLICY)
+
+
+def document(body: str, policy: str) -> str:
+    """A whole HTML file, which loads what the policy lets it."""
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    head += '<meta name="viewport" content="width=device-width"><title>fxlrp</title>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
@@ -202,13 +207,9 @@ def _names(part: Part, r: np.ndarray, most: int = 10) -> list[str]:
 
 
 def _likeliest(a: Attribution, index: int) -> list[tuple[str, str]]:
-    from fxlrp.show.words import name_of, probabilities
-
     if a.logits.ndim != 2 or index >= len(a.logits):
         return []
-    chances = probabilities(a.logits[index])
-    best = chances.topk(min(5, len(chances))).indices.tolist()
-    return [(name_of(a.labels, k), f"{100 * float(chances[k]):.1f} %") for k in best]
+    return [(name, f"{100 * chance:.1f} %") for _, name, chance in likeliest(a, index)]
 
 
 def _flow(trace: Report | None) -> str:

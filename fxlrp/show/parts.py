@@ -46,17 +46,14 @@ def parts_of(a: Attribution, index: int = 0, picture: Any = None, features: Sequ
     if not -count <= index < count:
         raise FxlrpError(f"index={index} is out of range; give one of the {count} samples, 0 to {count - 1}.")
     index %= count
-    every = a.relevance if isinstance(a.relevance, tuple) else (a.relevance,)
     several = a.target is not None and a.target.ndim == 2
     names = [argument(name) for name in a.names]
     parts: list[Part] = []
-    for i, (x, r) in enumerate(zip(a.inputs, every, strict=True)):
+    for i, (x, r) in enumerate(zip(a.inputs, a.each, strict=True)):
         axis = _axis(x, count)
-        maps = _double(r)
-        if axis is not None:
-            maps = maps.select(axis, index)
-            x = x.select(axis, index)
-        maps = maps if several else maps[None]
+        if axis is not None:  # before anything is converted: a batch is shown sample by sample
+            r, x = r.select(axis, index), x.select(axis, index)
+        maps = _double(r) if several else _double(r)[None]
         name = names[i] if i < len(names) else str(i)
         seen = picture if picture is not None else a.pictures[index] if index < len(a.pictures) else None
         is_first_picture = not any(p.kind == "picture" for p in parts)

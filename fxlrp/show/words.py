@@ -27,6 +27,13 @@ def probabilities(logits: Tensor) -> Tensor:
     return logits if are_probabilities else logits.softmax(0)
 
 
+def likeliest(a: Attribution, index: int = 0, most: int = 5) -> list[tuple[int, str, float]]:
+    """The likeliest classes of a sample with logits [B, K]: their places, names and probabilities."""
+    chances = probabilities(a.logits[index])
+    best = chances.topk(min(most, len(chances))).indices.tolist()
+    return [(k, name_of(a.labels, k), float(chances[k])) for k in best]
+
+
 def classes_of(a: Attribution, index: int) -> list[int]:
     """The classes that were explained of a sample; none where the target was no class."""
     return [] if a.target is None else a.target[index].reshape(-1).tolist()

@@ -13,10 +13,10 @@ from rich.text import Text
 from torch import Tensor
 
 from fxlrp.errors import FxlrpError
+from fxlrp.show.colours import BLUE, RED
+from fxlrp.show.files import write
 from fxlrp.text.html import fragment, page
 from fxlrp.text.words import Piece, words_of
-
-RED, BLUE = (219, 20, 26), (33, 77, 217)
 
 
 @dataclass(frozen=True)
@@ -199,13 +199,7 @@ def write_html(path: str | Path, attributions: Sequence[TextAttribution]) -> Pat
 
     Raises FxlrpError if the path can't be written.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page([a._panel() for a in attributions]), encoding="utf-8")
-    except OSError as error:
-        raise FxlrpError(f"{path} cannot be written, {str(error).split('] ')[-1]}; give another path.") from error
-    return path
+    return write(Path(path), page([a._panel() for a in attributions]))
 
 
 def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str, str, Piece]]:

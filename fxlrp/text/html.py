@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from fxlrp.show.page import document
+
 STYLE = """
 .fxlrp{font:16px/2 system-ui,sans-serif;color:#111;background:#fff;max-width:60rem;margin:0 auto;padding:1rem}
 .fxlrp+.fxlrp{border-top:1px solid #ddd}
@@ -90,9 +92,7 @@ def fragment(panels: Sequence[dict[str, Any]]) -> str:
 
 def page(panels: Sequence[dict[str, Any]]) -> str:
     """Return a whole HTML file."""
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    head += '<meta name="viewport" content="width=device-width"><title>fxlrp</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{fragment(panels)}</body></html>\n'
+    return document(fragment(panels), POLICY)
 
 
 def _panel(panel: dict[str, Any]) -> str:
