@@ -121,6 +121,8 @@ def _attribution(
 def with_questions(
     rulebook: Rulebook, answers: Sequence[Attribution], questions: Sequence[Question]
 ) -> list[Attribution]:
-    """The answers, each with the rulebook and contrast it is by."""
-    pairs = zip(answers, questions, strict=True)
-    return [replace(a, rules=rulebook.name, contrast=rulebook.resolve(q.contrast)) for a, q in pairs]
+    """The answers, each with the rulebook it is by, and what was asked."""
+    return [
+        replace(a, rules=rulebook.name, contrast=rulebook.resolve(q.contrast), position=q.position)
+        for a, q in zip(answers, questions, strict=True)
+    ]

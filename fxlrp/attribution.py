@@ -39,6 +39,9 @@ class Attribution:
     rules, contrast: the rulebook's name, and what the target was set against.
     labels: the names of the classes, if they are known.
     pictures: what is seen in each sample [H, W, 3], uint8 or in 0…1, where the input came from a picture.
+    position: which of a sequence or map of logits was explained, as it was asked.
+    asked: in words, what a target that is no class stands for.
+    features: the names of an input's features.  edges: of nodes, which are joined [2, E].
     """
 
     relevance: Tensor | tuple[Tensor, ...]
@@ -54,6 +57,10 @@ class Attribution:
     contrast: int | str | None = None
     labels: tuple[str, ...] = ()
     pictures: tuple[np.ndarray, ...] = ()
+    position: Any = None
+    asked: str = ""
+    features: tuple[str, ...] = ()
+    edges: Tensor | None = None
 
     @property
     def each(self) -> tuple[Tensor, ...]:

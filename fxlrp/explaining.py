@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fxlrp.attribution import Attribution
-from fxlrp.engine.seeds import Contrast
+from fxlrp.boxes import Box, box_at, boxes_in
+from fxlrp.capture.objects import open_objects
+from fxlrp.engine.seeds import Contrast, Position
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.export.artifact import ExportedExplainer
@@ -24,6 +27,8 @@ from fxlrp.inputs.pictures import channels_of
 from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 from fxlrp.show.files import write_pages
+from fxlrp.show.parts import framed
+from fxlrp.show.words import scores_of
 from fxlrp.text.attribution import TextAttribution, write_html
 
 OTHERS = ("abslrp", "attnlrp")
@@ -37,10 +42,14 @@ def explain(
     *inputs: Any,
     target: Any = None,
     contrast: Contrast = "default",
+    position: Position = None,
+    box: int | None = None,
     rules: str | Rulebook = DEFAULT,
     at: Sequence[str] = (),
     shifts: int = 1,
     labels: Sequence[str] | None = None,
+    features: Sequence[str] = (),
+    edges: Tensor | None = None,
     preprocess: Preprocess | None = None,
     tokenizer: Any = None,
     arch: str | None = None,
@@ -56,8 +65,11 @@ def explain(
       arch); what `fxlrp.inputs.load_model` returned; or an explainer, which keeps what it has captured (and its rules).
     inputs: a picture (a file, a PIL image, an array [H, W, 3] of uint8) or a list of several; a text or a list of
       texts for a model that reads them; or the model's own arguments, tensors as it takes them, with kwargs.
-    target, contrast, at: as in `Explainer.forward`; classes may be named.  rules, shifts: as in `convert`.
+    target, contrast, position, at: as in `Explainer.forward`; classes may be named.  rules, shifts: as in `convert`.
+    box: of a detector, whose score is explained: 0, the surest, if nothing else is asked: see `fxlrp.boxes`.
     labels: names of the classes, if the model does not bring them.  preprocess: how it takes pictures, likewise.
+    features: names for an input of so many numbers.  edges: of nodes, which are joined [2, E]; an argument of such
+      integers is taken for them.
     tokenizer: of a module that reads text; a name brings its own.
     arch, pretrained, trust: as in `fxlrp.inputs.load_model`.  device: where the model runs, if it is loaded here.
     html: a file to write a page to, with buttons for other classes, contrasts and rulebooks: see `every_side`.
@@ -71,9 +83,10 @@ def explain(
         raise FxlrpError('There is nothing to explain: give a picture, a text or tensors, explain(model, "cat.jpg").')
     loaded = _loaded(model, arch, pretrained, trust, device)
     if loaded.reads_text and inputs and _are_texts(inputs[0]):
-        if at or shifts > 1:
-            raise FxlrpError("at and shifts are of pictures and tensors; leave them out for a text.")
-        answers = _of_texts(model, loaded, tokenizer, inputs, target, contrast, rules, kwargs)
+        if at or shifts > 1 or box is not None:
+            raise FxlrpError("at, shifts and box are of pictures and tensors; leave them out for a text.")
+        asked = {"target": target, "contrast": contrast, "position": position}
+        answers = _of_texts(model, loaded, tokenizer, inputs, rules=rules, **asked, **kwargs)
         if html is not None:
             write_html(html, answers if isinstance(answers, list) else [answers])
         return answers
@@ -82,10 +95,14 @@ def explain(
     if not isinstance(explainer, Explainer | ExportedExplainer):
         explainer = convert(explainer, rules=rules, shifts=shifts)
     question: dict[str, Any] = {"target": _classes(target, names), "contrast": _classes(contrast, names)}
-    question |= {"at": tuple(at)} if at else {}
+    question |= {name: given for name, given in (("at", tuple(at)), ("position", position)) if given not in (None, ())}
     if len(inputs) != 1 or not _are_pictures(inputs[0]):
+        if box is not None:
+            raise FxlrpError("box is of a picture that is given as one; ask tensors by a callable target.")
         a = explainer(*inputs, **question, **kwargs)
-        return _shown(explainer, replace(a, labels=names), (inputs, kwargs), question, html)
+        joined = edges if edges is not None else edges_in(a, (inputs, kwargs))
+        a = replace(a, labels=names, features=tuple(features), edges=joined)
+        return _shown(explainer, a, (inputs, kwargs), question, html)
     images = [_open(given) for given in (inputs[0] if isinstance(inputs[0], list | tuple) else inputs)]
     prepare = (preprocess or loaded.preprocess).but(channels=channels_of(loaded.module))
     if prepare.guessed:
@@ -97,19 +114,60 @@ def explain(
     if len(images) > BATCH:
         raise FxlrpError(f"Give at most {BATCH} pictures in one call; more make one call after the other.")
     loaded = replace(loaded, preprocess=prepare, labels=list(names))
-    a, x = explain_images(explainer, loaded, images, **question, **kwargs)
+    if box is None and target is None and position is None and not isinstance(model, Explainer):
+        box = surest_box(loaded, images[0])
+    a, x = explain_images(explainer, loaded, images, box=box, **question, **kwargs)
     return _shown(explainer, a, ((x,), kwargs), question, html)
 
 
 def explain_images(
-    explainer: Explainer | ExportedExplainer, loaded: LoadedModel, images: Sequence[Image.Image], **question: Any
+    explainer: Explainer | ExportedExplainer,
+    loaded: LoadedModel,
+    images: Sequence[Image.Image],
+    *,
+    box: int | None = None,
+    **question: Any,
 ) -> tuple[Attribution, Tensor]:
     """Explain pictures as the loaded model takes them; returns the attribution, which knows its classes and the
-    pictures, and the model's input."""
+    pictures, and the model's input.
+
+    box: of a detector and one picture, whose score is explained.  Raises FxlrpError if there is none."""
     tensors = [loaded.preprocess(image)[0] for image in images]
     x = loaded.like(torch.stack(tensors) if len(tensors) > 1 else tensors[0][None])
+    seen, asked, labels = [loaded.preprocess.seen(image) for image in images], "", tuple(loaded.labels or ())
+    if box is not None:
+        if len(images) > 1:
+            raise FxlrpError("A box is one picture's: explain one picture in a call.")
+        chosen = box_at(_boxes(explainer, x, labels), box)
+        question |= {"contrast": None, **chosen.question}
+        asked, seen = f"box {box}: {chosen.named(labels)}", [framed(seen[0], chosen.corners)]
     a = explainer(x, **question)
-    return replace(a, labels=tuple(loaded.labels or ()), pictures=tuple(map(loaded.preprocess.seen, images))), x
+    return replace(a, labels=labels, pictures=tuple(seen), asked=asked), x
+
+
+def surest_box(loaded: LoadedModel, image: Image.Image) -> int | None:
+    """0, the surest box, if the model is a detector and finds something in a picture; else None."""
+    if not isinstance(loaded.module, ExportedExplainer) and loaded.module.training is False:
+        found = _boxes(loaded.module, loaded.like(loaded.preprocess(image)[0][None]), tuple(loaded.labels or ()))
+        return 0 if found else None
+    return None
+
+
+def _boxes(model: nn.Module, x: Tensor, labels: Sequence[str]) -> list[Box] | None:
+    model = model.model if isinstance(model, Explainer) else model
+    with torch.no_grad():
+        return boxes_in(model(x), (x.shape[-2], x.shape[-1]), labels)
+
+
+def edges_in(a: Attribution, call: tuple[tuple, dict]) -> Tensor | None:
+    """The edges [2, E] among the arguments of a call: integers that number the rows of what was explained."""
+    args, kwargs = open_objects(call)
+    nodes = max((len(x) for x in a.inputs if x.ndim == 2), default=0)
+    for t in tree_leaves((args, kwargs)):
+        is_pairs = isinstance(t, Tensor) and t.dtype == torch.long and t.ndim == 2 and t.shape[0] == 2 and t.numel()
+        if is_pairs and int(t.min()) >= 0 and int(t.max()) < nodes:
+            return t
+    return None
 
 
 def every_side(
@@ -123,14 +181,16 @@ def every_side(
     Of one sample, relevance is also traced from module to module.  A target that is no class has one side.
     """
     args, kwargs = call
-    if a.target is None or a.target.ndim != 1 or a.logits.ndim != 2 or len(a.target) != len(a.logits):
+    scores = scores_of(a)
+    if a.target is None or a.target.ndim != 1 or scores is None or scores.shape[1] < 2:
         return [a]
-    chances = a.logits.scatter(1, a.target[:, None].to(a.logits.device), torch.inf)
+    chances = scores.scatter(1, a.target[:, None].to(scores.device), torch.inf)
     if isinstance(a.contrast, int):  # nothing is set against itself
         chances[:, a.contrast] = -torch.inf
         classes = min(classes, chances.shape[1] - 1)
     asked = chances.topk(min(classes, chances.shape[1])).indices
-    known = {"labels": a.labels, "pictures": a.pictures}
+    known = {name: getattr(a, name) for name in ("labels", "pictures", "features", "edges")}
+    kwargs = kwargs | ({} if a.position is None else {"position": a.position})
     first = explainer(*args, target=asked, contrast=a.contrast, at=tuple(at), **kwargs)
     answers = [first] if a.contrast is None else [first, explainer(*args, target=asked, contrast=None, **kwargs)]
     answers += [explainer.by(book)(*args, target=asked, **kwargs) for book in OTHERS if book != a.rules]
@@ -164,7 +224,7 @@ def _loaded(model: Any, arch: str | None, pretrained: bool, trust: bool, device:
 
 
 def _of_texts(
-    model: Any, loaded: LoadedModel, tokenizer: Any, texts: tuple, target: Any, contrast: Any, rules: Any, kwargs: dict
+    model: Any, loaded: LoadedModel, tokenizer: Any, texts: tuple, **question: Any
 ) -> TextAttribution | list[TextAttribution]:
     from fxlrp.text import explain as explain_text
     from fxlrp.text.command import load_tokenizer
@@ -174,7 +234,7 @@ def _of_texts(
             raise FxlrpError("A module that reads text needs its tokenizer: explain(model, text, tokenizer=…).")
         tokenizer = load_tokenizer(str(model))
     given = model if isinstance(model, Explainer) else loaded.module
-    return explain_text(given, tokenizer, *texts, target=target, contrast=contrast, rules=rules, **kwargs)
+    return explain_text(given, tokenizer, *texts, **question)
 
 
 def _are_texts(value: Any) -> bool:

@@ -526,7 +526,7 @@ def test_the_output_to_explain_can_be_named() -> None:
         return {"boxes": y[:, :4], "scores": y[:, 4:]}
 
     model, x = body(detect, a=nn.Linear(5, 6)), torch.randn(2, 5).double()
-    boxes, scores = convert(model), convert(model, output="scores")
+    boxes, scores = convert(model, output="boxes"), convert(model)  # coordinates are no classes
     torch.testing.assert_close(scores(x).logits, model(x)["scores"])
     torch.testing.assert_close(boxes(x).logits, model(x)["boxes"])
     torch.testing.assert_close(convert(model, output=1)(x).relevance, scores(x).relevance)

@@ -107,7 +107,7 @@ def test_texts(tmp_path: Path) -> None:
     assert [len(t.words) for t in several] == [3, 3]
     fxlrp.explain(folder, ["a dull film", "a fine one"], html=tmp_path / "texts.html")
     assert (tmp_path / "texts.html").read_text().count('class="text"') == 2
-    with pytest.raises(FxlrpError, match="at and shifts are of pictures"):
+    with pytest.raises(FxlrpError, match="at, shifts and box are of pictures"):
         fxlrp.explain(folder, "a dull film", shifts=4)
     module = load_model(str(folder)).module
     with pytest.raises(FxlrpError, match="tokenizer="):

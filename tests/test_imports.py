@@ -20,7 +20,7 @@ LAYERS = (
     "acceleration fast",
     "graph",
     "show",
-    "attribution agreement relevance_pass",
+    "attribution boxes agreement relevance_pass",
     "targets plans",
     "answers rows shifts",
     "export zero_maps",

@@ -35,7 +35,8 @@ def explained_output(captured: Capture, output: Output) -> tuple[list, int, int,
 
 
 def _index_of(captured: Capture, outputs: list, output: str | int | None) -> int:
-    """The index of the requested output tensor; by default of the one named logits, or of the first float output."""
+    """The index of the requested output tensor; by default of the one named logits, or of the first float output that
+    is no box."""
     names = captured.output_names
     floats = [i for i, n in enumerate(outputs) if isinstance(n, fx.Node) and differentiable(n)]
     if not floats:
@@ -54,7 +55,8 @@ def _index_of(captured: Capture, outputs: list, output: str | int | None) -> int
     if output is not None and not chosen:
         available = ", ".join(f"{i}: {names[i] or 'the output itself'}" for i in floats)
         raise FxlrpError(f"output={output!r} is no float output of the model; there are {available}.")
-    return (chosen or [i for i in floats if "logits" in names[i]] or floats)[0]
+    scores = [i for i in floats if not re.search(r"box(es)?\b", names[i])]  # coordinates are no classes
+    return (chosen or [i for i in floats if "logits" in names[i]] or scores or floats)[0]
 
 
 RESCALES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fxlrp import __version__
 from fxlrp.show.colours import colour_map
-from fxlrp.show.parts import Part, parts_of, top_of
-from fxlrp.show.words import classes_of, headline, small_print
+from fxlrp.show.parts import Part, laid_out, parts_of, top_of
+from fxlrp.show.words import against, classes_of, headline, small_print
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def plot(
     """A matplotlib figure of sample `index`: for each explained input, and each class that was asked about, a row.
 
     A picture is shown beside its relevance, with a colour bar, and under it; curves over time are coloured by it; of
-    features the 20 that count most are bars.
+    features the 20 that count most are bars; the nodes of a graph are coloured, and named where they count most.
 
     picture, features: as in `parts_of`.  colours: as in `colour_map`.  opacity: of the overlay, 0…1.
 
@@ -58,7 +58,28 @@ def plot(
     return figure
 
 
+def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opacity: float = 0.85) -> Figure:
+    """A matplotlib figure of one question answered in several ways: a row for each, by its name, below what was asked.
+
+    Of several samples, the first is shown.  colours, opacity: as in `plot`, whose errors it raises.
+    """
+    from matplotlib.figure import Figure
+
+    palette = colour_map(colours)
+    rows = [(name, part) for name, a in maps.items() for part in parts_of(a)]
+    heights = [_height(part) for _, part in rows]
+    figure = Figure(figsize=(3 * SIDE + 1, sum(heights) + 0.8), layout="constrained", dpi=100)
+    figure.suptitle(headline(next(iter(maps.values()))), fontsize=12)
+    bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for band, (name, part) in zip(bands, rows, strict=True):
+        band.suptitle(" · ".join(filter(None, (name, against(maps[name])))), fontsize=10)
+        _DRAWN[part.kind](band, part, 0, palette, opacity)
+    return figure
+
+
 def _height(part: Part) -> float:
+    if part.kind == "graph":
+        return 2 * SIDE
     if part.kind == "picture":
         return SIDE * min(2.0, max(0.4, part.values.shape[0] / part.values.shape[1])) + 0.7
     rows = min(MOST_FEATURES, len(part.labels)) / 4 if part.kind == "features" else min(MOST_CURVES, len(part.values))
@@ -123,6 +144,21 @@ def _features(band: Any, part: Part, k: int, palette: Any, opacity: float) -> No
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _graph(band: Any, part: Part, k: int, palette: Any, opacity: float) -> None:
+    """The nodes coloured by their relevance, those that count most with their numbers, and the edges between them."""
+    from matplotlib.collections import LineCollection
+
+    nodes, places, joined = laid_out(part)
+    r, axes = part.relevance[k][nodes], band.subplots()
+    top = float(np.abs(r).max(initial=0)) or 1.0
+    axes.add_collection(LineCollection(list(places[joined]), colors="0.7", linewidths=0.8, zorder=1))
+    shown = axes.scatter(*places.T, c=r, cmap=palette, vmin=-top, vmax=top, s=160, edgecolors="0.4", zorder=2)
+    for i in np.argsort(-np.abs(r), kind="stable")[:MOST_FEATURES]:
+        axes.annotate(str(nodes[i]), places[i], ha="center", va="center", fontsize=7)
+    axes.set_axis_off()
+    _scale(band, shown, axes)
+
+
 def _scale(band: Any, shown: Any, axes: Any) -> None:
     """A colour bar that says which end is for the class."""
     bar = band.colorbar(shown, ax=axes, fraction=0.046, pad=0.02)
@@ -130,4 +166,4 @@ def _scale(band: Any, shown: Any, axes: Any) -> None:
     bar.ax.set_ylabel("against  ←  relevance  →  for", fontsize=7)
 
 
-_DRAWN = {"picture": _picture, "curves": _curves, "features": _features}
+_DRAWN = {"picture": _picture, "curves": _curves, "features": _features, "graph": _graph}

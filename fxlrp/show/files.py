@@ -78,8 +78,8 @@ def summary(a: Attribution, most: int = 5) -> dict[str, Any]:
     samples: list[dict[str, Any]] = []
     for i in range(samples_of(a)):
         row: dict[str, Any] = {"explained": [], "against": against(a)}
-        if a.logits.ndim == 2 and i < len(a.logits):
-            row["classes"] = [{"class": k, "name": n, "probability": p} for k, n, p in likeliest(a, i, most)]
+        if best := likeliest(a, i, most):
+            row["classes"] = [{"class": k, "name": n, "probability": p} for k, n, p in best]
         parts = parts_of(a, i)
         for k in range(max(1, len(classes_of(a, i)))):
             inputs = {p.name: _sums(p.relevance[k]) for p in parts}
@@ -120,7 +120,7 @@ def _csv(a: Attribution) -> str:
             for name, r in zip(classes, part.relevance, strict=True):
                 for place in np.ndindex(*r.shape):
                     at = " ".join(map(str, place))
-                    value = "" if part.kind == "picture" else f"{part.values[place]:.6g}"
+                    value = "" if part.kind in ("picture", "graph") else f"{part.values[place]:.6g}"
                     label = part.labels[place[0]] if part.labels else ""
                     rows.writerow([i, name, part.name, at, label, value, f"{r[place]:.6g}"])
     return out.getvalue()

@@ -136,7 +136,39 @@
     });
   }
 
-  var drawn = { curves: curves, features: features };
+  function graph(box, input, map) {
+    var ns = 'http://www.w3.org/2000/svg', svg = document.createElementNS(ns, 'svg'), W = 600, R = 10;
+    function place(i) { return input.values[i].map(function (v) { return R + 4 + v * (W - 2 * R - 8); }); }
+    function add(name, about, text) {
+      var e = document.createElementNS(ns, name);
+      Object.keys(about).forEach(function (k) { e.setAttribute(k, about[k]); });
+      if (text !== undefined) e.textContent = text;
+      svg.appendChild(e);
+      return e;
+    }
+    svg.setAttribute('viewBox', '0 0 ' + W + ' ' + W);
+    svg.setAttribute('class', 'graph');
+    svg.setAttribute('role', 'img');
+    svg.setAttribute('aria-label', map.words.join('; '));
+    input.edges.forEach(function (e) {
+      var a = place(e[0]), b = place(e[1]);
+      add('line', { x1: a[0], y1: a[1], x2: b[0], y2: b[1], stroke: '#bbb' });
+    });
+    input.values.forEach(function (_, i) {
+      var p = place(i), n = input.nodes[i], t = map.values[n] / map.top, faint = Math.abs(t) < now.threshold;
+      var node = add('circle', { cx: p[0], cy: p[1], r: R, fill: faint ? '#fff' : css(t), stroke: '#666' });
+      var title = document.createElementNS(ns, 'title');
+      title.textContent = 'node ' + n + ': ' + said(map.values[n]);
+      node.appendChild(title);
+      if (map.rows.indexOf(n) >= 0) {
+        var dark = Math.abs(t) > 0.5 && now.palette === 'red-blue';
+        add('text', { x: p[0], y: p[1], fill: dark ? '#fff' : '#111' }, n);
+      }
+    });
+    box.appendChild(svg);
+  }
+
+  var drawn = { curves: curves, features: features, graph: graph };
   function show() {
     var view = d.views[now.view];
     find('h1').textContent = 'why ' + view.title + '?';

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fxlrp import __version__
 from fxlrp.show.figure import MOST_CURVES, MOST_FEATURES
-from fxlrp.show.parts import Part, parts_of, top_of
-from fxlrp.show.words import against, classes_of, headline, likeliest
+from fxlrp.show.parts import Part, laid_out, parts_of, top_of
+from fxlrp.show.words import against, classes_of, headline, likeliest, subject
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
@@ -75,7 +75,9 @@ def fragment(
         f'<label>{what} <input type="range" name="{what}" min="0" max="100" value="{value}"></label>'
         for what, value in (("opacity", 85), ("threshold", 0))
     )
-    likely = "".join(f"<tr><td>{html.escape(n)}</td><td>{p}</td></tr>" for n, p in _likeliest(answers[0], index))
+    likely = "".join(
+        f"<tr><td>{html.escape(n)}</td><td>{100 * p:.1f} %</td></tr>" for _, n, p in likeliest(answers[0], index)
+    )
     encoded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return (
         f'<style>{css}</style><div class="fxa" id="{name}"><h1></h1><div class="soft asked"></div>'
@@ -98,10 +100,9 @@ def _views(a: Attribution, index: int, features: Sequence[str]) -> list[dict[str
     parts = parts_of(a, index, features=features)
     out = []
     for k in range(max(1, len(classes_of(a, index)))):
-        title = headline(a, index, k)
         out.append({
-            "title": title,
-            "name": title.rpartition(", ")[0] or title,
+            "title": headline(a, index, k),
+            "name": subject(a, index, k),
             "against": against(a),
             "rules": a.rules,
             "maps": [_map(p, k) for p in parts],
@@ -119,6 +120,9 @@ def _input(part: Part) -> dict[str, Any]:
         return about | {"picture": _photograph(part.values), "width": width, "height": height, "w": w, "h": h}
     if part.kind == "curves":
         return about | {"values": _rounded(part.values)}
+    if part.kind == "graph":
+        nodes, places, joined = laid_out(part)
+        return about | {"nodes": nodes.tolist(), "values": _rounded(places), "edges": joined.tolist()}
     named = not part.labels[0].startswith("id ") if part.labels else False
     labels = [f"{n} = {v:.4g}" if named else n for n, v in zip(part.labels, part.values, strict=True)]
     return about | {"labels": labels}
@@ -131,10 +135,11 @@ def _map(part: Part, k: int) -> dict[str, Any]:
         small = _reduced(r)
         return _grey(small) | {"top": top_of(small), "words": _places(r)}
     order = np.argsort(-np.abs(r if r.ndim == 1 else np.abs(r).sum(1)), kind="stable")
-    rows = order[: MOST_FEATURES if part.kind == "features" else MOST_CURVES].tolist()
+    rows = order[: MOST_CURVES if part.kind == "curves" else MOST_FEATURES].tolist()
     top = float(np.abs(r).max(initial=0)) or 1.0
-    words = _names(part, r) if part.kind == "features" else _times(r)
-    return {"values": _rounded(r), "rows": rows, "top": top_of(r), "most": top, "words": words}
+    words = _times(r) if part.kind == "curves" else _names(part, r)
+    scale = top_of(r) if part.kind == "curves" else top
+    return {"values": _rounded(r), "rows": rows, "top": scale, "most": top, "words": words}
 
 
 def _inside(name: str, relevance: Tensor, index: int, k: int, a: Attribution) -> dict[str, Any]:
@@ -204,12 +209,6 @@ def _times(r: np.ndarray, most: int = 10) -> list[str]:
 
 def _names(part: Part, r: np.ndarray, most: int = 10) -> list[str]:
     return [f"{part.labels[i]}: {r[i]:.3g}" for i in np.argsort(-np.abs(r), kind="stable")[:most] if r[i]]
-
-
-def _likeliest(a: Attribution, index: int) -> list[tuple[str, str]]:
-    if a.logits.ndim != 2 or index >= len(a.logits):
-        return []
-    return [(name, f"{100 * chance:.1f} %") for _, name, chance in likeliest(a, index)]
 
 
 def _flow(trace: Report | None) -> str:

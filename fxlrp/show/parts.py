@@ -15,17 +15,19 @@ from fxlrp.errors import FxlrpError
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
 
-Kind = Literal["picture", "curves", "features"]
+Kind = Literal["picture", "curves", "features", "graph"]
+MOST_NODES = 300
+"""The nodes of a graph that are drawn: those with the most relevance."""
 
 
 class Part(NamedTuple):
     """An explained input of one sample.
 
-    kind: a picture [H, W]; curves [C, T] over time; or features [F], each a number.
+    kind: a picture [H, W]; curves [C, T] over time; features [F], each a number; or the nodes [N] of a graph.
     name: where it stood in the call.
-    values: what is shown beside the relevance: a picture [H', W', 3] in 0…1, curves [C, T], features [F].
-    relevance: float64 [K, H, W], [K, C, T] or [K, F], a map for each class that was explained.
-    labels: the features' names.
+    values: what is shown beside the relevance: a picture [H', W', 3] in 0…1, curves [C, T], features [F], nodes [N, F].
+    relevance: float64 [K, H, W], [K, C, T], [K, F] or [K, N], a map for each class that was explained.
+    labels: the names of features or nodes.  edges: which nodes are joined [2, E].
     """
 
     kind: Kind
@@ -33,12 +35,14 @@ class Part(NamedTuple):
     values: np.ndarray
     relevance: np.ndarray
     labels: tuple[str, ...] = ()
+    edges: np.ndarray | None = None
 
 
 def parts_of(a: Attribution, index: int = 0, picture: Any = None, features: Sequence[str] = ()) -> list[Part]:
     """The parts of sample `index`, those that are neither pictures nor curves as features.
 
-    picture: the original [H', W', 3], uint8 or in 0…1.  features: the names of the features.
+    picture: the original [H', W', 3], uint8 or in 0…1.  features: the names of the features.  What has rows for nodes
+    that `Attribution.edges` join is a graph.
 
     Raises FxlrpError for an index or picture that can't be.
     """
@@ -50,14 +54,19 @@ def parts_of(a: Attribution, index: int = 0, picture: Any = None, features: Sequ
     names = [argument(name) for name in a.names]
     parts: list[Part] = []
     for i, (x, r) in enumerate(zip(a.inputs, a.each, strict=True)):
+        name = names[i] if i < len(names) else str(i)
+        if _has_nodes(x, a.edges):
+            maps = (_double(r) if several else _double(r)[None]).sum(2).numpy()
+            labels = tuple(f"node {node}" for node in range(len(x)))
+            parts.append(Part("graph", name, _double(x).numpy(), maps, labels, a.edges.cpu().numpy()))
+            continue
         axis = _axis(x, count)
         if axis is not None:  # before anything is converted: a batch is shown sample by sample
             r, x = r.select(axis, index), x.select(axis, index)
         maps = _double(r) if several else _double(r)[None]
-        name = names[i] if i < len(names) else str(i)
         seen = picture if picture is not None else a.pictures[index] if index < len(a.pictures) else None
         is_first_picture = not any(p.kind == "picture" for p in parts)
-        parts.append(_part(name, x, maps, seen if is_first_picture else None, features))
+        parts.append(_part(name, x, maps, seen if is_first_picture else None, features or a.features))
     return parts
 
 
@@ -73,6 +82,29 @@ def _axis(x: Tensor, count: int) -> int | None:
     """The axis of an input's samples: the first of their number; None where one sample is the whole input."""
     sizes = list(x.shape)
     return sizes.index(count) if count in sizes[:2] and x.ndim > 1 else None
+
+
+def _has_nodes(x: Tensor, edges: Any) -> bool:
+    """Whether an input has a row for each node of the graph."""
+    return edges is not None and edges.numel() > 0 and x.ndim == 2 and len(x) > int(edges.max())
+
+
+def laid_out(part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How a graph is drawn, by springs: the nodes with the most relevance [N'], where they stand [N', 2] in 0…1, and
+    which of them are joined, by their places among them [E', 2]."""
+    import networkx
+
+    assert part.edges is not None
+    nodes = np.sort(np.argsort(-np.abs(part.relevance).sum(0), kind="stable")[:MOST_NODES])
+    graph = networkx.Graph()
+    graph.add_nodes_from(nodes.tolist())
+    graph.add_edges_from((u, v) for u, v in part.edges.T.tolist() if u in graph and v in graph and u != v)
+    laid = networkx.spring_layout(graph, seed=0)
+    places = np.array([laid[node] for node in graph])
+    low, high = places.min(0), places.max(0)
+    order = {node: i for i, node in enumerate(graph)}
+    joined = np.array([(order[u], order[v]) for u, v in graph.edges], dtype=int).reshape(-1, 2)
+    return nodes, (places - low) / np.maximum(high - low, 1e-9), joined
 
 
 def _double(t: Tensor) -> Tensor:
@@ -111,6 +143,20 @@ def unit(picture: Any) -> np.ndarray:
         f"picture is a {type(picture).__name__} of shape {given.shape}; give an array [H, W, 3] of uint8 or in 0…1, "
         "such as PIL.Image.open(path).convert('RGB')."
     )
+
+
+def framed(picture: np.ndarray, corners: Sequence[float]) -> np.ndarray:
+    """A picture with the frame of a box, given by left, top, right and bottom in parts of its width and height."""
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray((unit(picture) * 255).round().astype(np.uint8))
+    sizes = image.width - 1, image.height - 1, image.width - 1, image.height - 1
+    left, top, right, bottom = (min(max(c, 0.0), 1.0) * size for c, size in zip(corners, sizes, strict=True))
+    wide = max(1, round(max(image.size) / 150))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((left, top, max(left, right), max(top, bottom)), outline="white", width=2 * wide)
+    draw.rectangle((left, top, max(left, right), max(top, bottom)), outline="black", width=wide)
+    return np.asarray(image)
 
 
 def stretch(x: Tensor) -> np.ndarray:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+
+from fxlrp.engine.seeds import at_position
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
@@ -18,18 +21,36 @@ def name_of(labels: Sequence[str], k: int) -> str:
     return labels[k] if k < len(labels) else f"class {k}"
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """The softmax of logits [K], or what they are if they add up to 1; of a single logit its sigmoid."""
-    logits = logits.float()
-    if len(logits) == 1:
-        return logits.sigmoid()
-    are_probabilities = bool((logits >= 0).all()) and abs(float(logits.sum()) - 1) < 1e-4
-    return logits if are_probabilities else logits.softmax(0)
+def scores_of(a: Attribution) -> Tensor | None:
+    """The scores [B, K] that the target is one of: the logits, at the position that was asked about.
+
+    None where the target was no class, or the scores of each sample can't be told from the logits alone.
+    """
+    if a.target is None:
+        return None
+    rows, logits = len(a.target), a.logits.detach()
+    if a.position is not None and logits.ndim > 2:
+        if len(logits) != rows:
+            return None
+        logits = at_position(logits, a.position)
+    if logits.ndim == 1:
+        logits = logits[None] if rows == 1 else logits[:, None]
+    return logits if logits.ndim == 2 and len(logits) == rows else None
+
+
+def probabilities(scores: Tensor) -> Tensor:
+    """The softmax of scores [K], or what they are if they add up to 1."""
+    scores = scores.float()
+    are_probabilities = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4
+    return scores if are_probabilities else scores.softmax(0)
 
 
 def likeliest(a: Attribution, index: int = 0, most: int = 5) -> list[tuple[int, str, float]]:
-    """The likeliest classes of a sample with logits [B, K]: their places, names and probabilities."""
-    chances = probabilities(a.logits[index])
+    """The likeliest classes of a sample: their places, names and probabilities; none where there are no two classes."""
+    scores = scores_of(a)
+    if scores is None or scores.shape[1] < 2 or index >= len(scores):
+        return []
+    chances = probabilities(scores[index])
     best = chances.topk(min(most, len(chances))).indices.tolist()
     return [(k, name_of(a.labels, k), float(chances[k])) for k in best]
 
@@ -39,21 +60,34 @@ def classes_of(a: Attribution, index: int) -> list[int]:
     return [] if a.target is None else a.target[index].reshape(-1).tolist()
 
 
-def headline(a: Attribution, index: int = 0, k: int = 0) -> str:
-    """The class and its probability: `ring, 97.5 %`, or `the score` of a target that is no class."""
-    classes = classes_of(a, index)
-    if not classes:
-        return "the score"
-    name = name_of(a.labels, classes[k])
-    if a.logits.ndim != 2 or index >= len(a.logits):
+def subject(a: Attribution, index: int = 0, k: int = 0) -> str:
+    """What was explained: `ring`, `ring at (40, 50)`, or `the score` of a single one or a target that is no class."""
+    classes, scores = classes_of(a, index), scores_of(a)
+    if not classes or (a.asked and len(classes) == 1):
+        return a.asked or "the score"
+    is_only = scores is not None and scores.shape[1] == 1 and len(a.labels) != 1
+    name = "the score" if is_only else name_of(a.labels, classes[k])
+    if a.position is None:
         return name
-    return f"{name}, {100 * float(probabilities(a.logits[index])[classes[k]]):.1f} %"
+    at = torch.as_tensor(a.position).tolist()
+    at = at[index] if isinstance(at, list) and len(at) == len(a.target or ()) > 1 else at
+    return f"{name} at {tuple(at) if isinstance(at, list) else at}"
+
+
+def headline(a: Attribution, index: int = 0, k: int = 0) -> str:
+    """The class and its probability, `ring, 97.5 %`, or a single score and its value, `the score, 3.21`."""
+    name, scores = subject(a, index, k), scores_of(a)
+    if scores is None or index >= len(scores) or name == a.asked:
+        return name
+    if scores.shape[1] == 1:
+        return f"{name}, {float(scores[index, 0]):.4g}"
+    return f"{name}, {100 * float(probabilities(scores[index])[classes_of(a, index)[k]]):.1f} %"
 
 
 def against(a: Attribution) -> str:
     """What the target was set against; nothing where there was no contrast, or no other class."""
-    contrast = a.contrast
-    if contrast is None or a.target is None or a.logits.shape[-1] == 1:
+    contrast, scores = a.contrast, scores_of(a)
+    if contrast is None or a.target is None or (scores is not None and scores.shape[1] == 1):
         return ""
     return AGAINST[contrast] if isinstance(contrast, str) else f"against {name_of(a.labels, contrast)}"
 
