@@ -21,6 +21,7 @@ import fxlrp
 from benchmarks.faithfulness import load_kit
 from benchmarks.photographs import photographs
 from fxlrp.inputs import LoadedModel, Preprocess, imagenet_labels
+from fxlrp.show.parts import heat_of, parts_of
 
 SHOWN = ("chelsea", "coffee", "rocket", "camera", "motorcycle_left", "china")
 SIDE, GAP, HEAD = 208, 6, 24
@@ -39,10 +40,10 @@ def strip(loaded: LoadedModel) -> Image.Image:
     sheet = Image.new("RGB", ((SIDE + GAP) * len(SHOWN) - GAP, HEAD + 2 * SIDE + GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for i in range(len(SHOWN)):
-        x, (original, heat, _) = i * (SIDE + GAP), a.panels(a.pictures[i], index=i)
+        x, part = i * (SIDE + GAP), parts_of(a, i)[0]
         name = a.labels[int(a.target[i])].split(",")[0]
         pen.text((x + SIDE / 2, HEAD / 2), f"why {name}?", fill="black", font=font, anchor="mm")
-        for row, tile in enumerate((original, heat)):
+        for row, tile in enumerate((part.values, heat_of(part.relevance[0]))):
             image = Image.fromarray((np.clip(tile, 0, 1) * 255).astype(np.uint8)).resize((SIDE, SIDE))
             sheet.paste(image, (x, HEAD + row * (SIDE + GAP)))
     return sheet

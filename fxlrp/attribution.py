@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -16,8 +15,7 @@ from fxlrp.capture.axes import argument
 from fxlrp.errors import FxlrpError
 from fxlrp.reports.ended import Ended
 from fxlrp.reports.report import Conservation, Report
-from fxlrp.show.colours import colour, diverging
-from fxlrp.show.parts import samples_of, stretch, unit
+from fxlrp.show.parts import samples_of
 from fxlrp.show.words import against, headline
 
 if TYPE_CHECKING:
@@ -156,67 +154,3 @@ class Attribution:
         from fxlrp.show.page import fragment
 
         return fragment([self])
-
-    def panels(self, picture: Any = None, *, index: int = 0, side: int = 320) -> Sequence[np.ndarray]:
-        """Original, heatmap and overlay as arrays [H, W, 3] in 0…1, small pictures enlarged to about `side` pixels."""
-        x, _ = self._image()
-        if not -len(x) <= index < len(x):
-            raise FxlrpError(f"index={index} is out of range; give one of the {len(x)} samples, 0 to {len(x) - 1}.")
-        scaled = _scale(self.heatmap()[index].detach().double().cpu())
-        original = stretch(x[index].detach().double().cpu()) if picture is None else unit(picture)
-        factor = max(1, side // max(original.shape[:2]))
-        original = original.repeat(factor, 0).repeat(factor, 1)
-        heat: np.ndarray = torch.nn.functional.interpolate(
-            scaled[None, None], size=original.shape[:2], mode="bilinear", align_corners=False
-        )[0, 0].numpy()
-        grey = original.mean(2, keepdims=True) * 0.6 + 0.35
-        strength = np.abs(heat)[..., None] ** 0.6
-        return original, diverging(heat), grey * (1 - strength) + colour(heat) * strength
-
-
-def save_comparison(maps: Mapping[str, Attribution], path: str | Path, picture: Any = None) -> Path:
-    """Write the picture and, below each name, the heatmap and overlay of an attribution of it; return the path.
-
-    picture: as in `Attribution.save`, whose errors it raises.
-    """
-    panels = [a.panels(picture) for a in maps.values()]
-    columns = [np.concatenate([_caption("input", panels[0][0]), panels[0][0], np.ones_like(panels[0][0])])]
-    for name, (_, heat, overlay) in zip(maps, panels, strict=True):
-        columns.append(np.concatenate([_caption(name, heat), overlay, np.ones_like(heat[:4]), heat[4:]]))
-    return _write(_beside(columns), path)
-
-
-def _caption(text: str, panel: np.ndarray) -> np.ndarray:
-    """A white strip as wide as the panel, with the text as large as fits."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    width, height = panel.shape[1], max(16, panel.shape[1] // 12)
-    strip = Image.new("L", (width, height), 255)
-    size = next((s for s in range(height - 4, 7, -1) if ImageFont.load_default(s).getlength(text) < width), 7)
-    ImageDraw.Draw(strip).text((width / 2, height / 2), text, 0, ImageFont.load_default(size), anchor="mm")
-    return np.asarray(strip, dtype=np.float64)[..., None].repeat(3, 2) / 255
-
-
-def _beside(panels: Sequence[np.ndarray]) -> np.ndarray:
-    gap = np.ones((panels[0].shape[0], 4, 3))
-    return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], 1)
-
-
-def _write(strip: np.ndarray, path: str | Path) -> Path:
-    from PIL import Image
-
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((strip * 255).round().astype(np.uint8)).save(path)
-    except OSError as error:
-        raise FxlrpError(f"{path} cannot be written, {str(error).split('] ')[-1]}; give another path.") from error
-    except (ValueError, KeyError) as error:  # PIL tells formats by the extension
-        raise FxlrpError(f"{path} has no extension of a picture; give a name that ends in .png.") from error
-    return path
-
-
-def _scale(heat: Tensor) -> Tensor:
-    """Scaled to −1…1 by the 99.5 % quantile of |R|, so that a single pixel does not darken all others."""
-    top = heat.abs().flatten().kthvalue(max(1, int(heat.numel() * 0.995))).values
-    return (heat / top.clamp(min=1e-300)).clamp(-1, 1)

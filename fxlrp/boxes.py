@@ -32,8 +32,8 @@ class Box(NamedTuple):
 def boxes_in(output: Any, size: tuple[int, int], labels: Sequence[str] = ()) -> list[Box] | None:
     """The boxes of the first picture in a detector's output, the surest first; None for another model's.
 
-    Understood are dicts of boxes [N, 4] (corners in pixels), scores [N] and labels [N], as torchvision returns them, and
-    logits [B, N, K] with pred_boxes [B, N, 4] (middle and size, in parts of the picture), as transformers does.
+    Understood are dicts of boxes [N, 4] (corners in pixels), scores [N] and labels [N], as torchvision returns them,
+    and logits [B, N, K] with pred_boxes [B, N, 4] (middle and size, in parts of the picture), as transformers does.
 
     size: height and width of the picture in pixels, as the network takes it.
     """

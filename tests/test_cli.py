@@ -75,7 +75,7 @@ def test_target_and_contrast(files: Path) -> None:
             *("explain", files / "net.pt", files / "a.png", "-o", "out/x.png"),
             *("--target", target, "--contrast", contrast, "--device", "cpu"),
         ).output
-        assert f"explained {'owl' if target == 'owl' else 'dog, hound'} (" in said
+        assert f"explained {'owl' if target == 'owl' else 'dog, hound'}, " in said
         assert {"none": "no contrast", "fox": "against fox", "softmax": "by probability"}[contrast] in said
         pictures[target, contrast] = np.array(Image.open("out/x.png"))
     assert np.array_equal(pictures["hound", "none"], pictures["1", "none"])
@@ -145,8 +145,10 @@ def test_labels_file(files: Path) -> None:
 def test_one_logit(files: Path) -> None:
     torch.save(nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.AvgPool2d(62), nn.Flatten()), "one.pt")
     said = run("explain", "one.pt", files / "a.png", "--size", 64).output
-    assert "%), no contrast" in said
-    assert "100.0%" not in said
+    x = load_model("one.pt").preprocess.but((64, 64))(open_picture(files / "a.png"))[0][None]
+    score = float(torch.load("one.pt", weights_only=False)(x))
+    assert f"explained the score, {score:.4g}; no contrast" in said
+    assert "%" not in said.split("explained")[1]
 
 
 def test_half_precision_is_explained_in_single(files: Path) -> None:
@@ -278,7 +280,7 @@ def test_one_default(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = examples / "pictures" / "ring_star.png"
     shown: list[Attribution] = []
     monkeypatch.setattr(
-        "fxlrp.cli.pictures.save", lambda a, *args, **kwargs: (shown.append(a), save(a, *args, **kwargs))[1]
+        "fxlrp.cli.answering.save", lambda a, *args, **kwargs: (shown.append(a), save(a, *args, **kwargs))[1]
     )
     run("explain", examples / "model.pt", picture)
     run("explain", examples / "model.pt", picture, "--shifts", 4)

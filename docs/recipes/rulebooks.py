@@ -3,14 +3,15 @@
 A rulebook is a table from op to rule. `explainer.by` explains by another without capturing the model again.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import fxlrp
-from fxlrp.attribution import save_comparison
 from fxlrp.inputs import load_model, open_picture
 from fxlrp.rules import Rule
+from fxlrp.show.files import save_comparison
 
 examples = Path(fxlrp.__file__).parent / "examples"
 loaded = load_model(str(examples / "model.pt"))
@@ -29,4 +30,5 @@ def half(g: torch.Tensor, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 mine = fxlrp.rulebooks()["abslrp-hybrid"].extend([(Rule(half), torch.ops.aten.relu.default)], name="half at each ReLU")
 maps["mine"] = explainer.by(mine)(x[None], target=1)
-save_comparison(maps, "out/recipes/rulebooks.png", seen)
+maps = {name: replace(a, labels=tuple(loaded.labels or ()), pictures=(seen,)) for name, a in maps.items()}
+save_comparison(maps, "out/recipes/rulebooks.png")

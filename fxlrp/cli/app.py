@@ -39,6 +39,9 @@ def explain(
     text_file: options.TextFile = None,
     pair: options.Pair = None,
     position: options.Position = None,
+    box: options.Box = None,
+    columns: options.Columns = None,
+    row: options.Row = None,
     html: options.Html = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -64,41 +67,44 @@ def explain(
     [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
     [dim]fxlrp explain hf:DIR "It isn't a gripping film." --target positive --html why.html[/]
     """
-    from fxlrp.cli.loading import load, print_counts, refuse_options, split_names, take_pictures
-    from fxlrp.cli.pictures import explain_pictures
+    from fxlrp.cli.answering import Asked, Written, answer_files
+    from fxlrp.cli.calls import are_calls, calls
+    from fxlrp.cli.loading import load, named, print_counts, refuse_options, split_names, take_pictures
+    from fxlrp.cli.pictures import pictures
     from fxlrp.inputs import find_pictures, output_files
     from fxlrp.text.command import explain_texts
 
-    of_texts: dict[str, Any] = {"text_file": text_file, "pair": pair, "position": position}
-    of_pictures = {
-        "output": output,
-        "at": at,
-        "shifts": shifts,
-        "size": size,
-        "mean": mean,
-        "std": std,
-        "labels": labels,
-    }
+    out.quiet = quiet
+    of_texts: dict[str, Any] = {"text_file": text_file, "pair": pair}
+    of_pictures: dict[str, Any] = {"box": box, "size": size, "mean": mean, "std": std}
+    of_calls: dict[str, Any] = {"columns": columns, "row": row}
     may_read_text = Path(model).is_dir() or model.startswith("hf:")
     loaded = load(model, arch, weights, trust, random_weights, device) if may_read_text else None
     if loaded is not None and loaded.reads_text:
-        refuse_options(of_pictures, "pictures")
-        question = {"target": target, "contrast": None if contrast == "default" else contrast}
-        of_texts |= {**question, "rules": rules, "strict": strict, "truncate": truncate, "html": html}
-        explainer = explain_texts(loaded.module, model, inputs or [], console=out, as_json=as_json, **of_texts)
+        refuse_options(of_pictures | {"output": output, "at": at, "shifts": shifts, "labels": labels}, "pictures")
+        refuse_options(of_calls, "tables")
+        targets = None if not target else target[0] if len(target) == 1 else target
+        question = {"target": targets, "contrast": None if contrast == "default" else contrast, "position": position}
+        how = {**question, **of_texts, "rules": rules, "strict": strict, "truncate": truncate, "html": html}
+        explainer = explain_texts(loaded.module, model, inputs or [], console=out, as_json=as_json, **how)
         return None if as_json else print_counts(explainer.report())
     refuse_options(of_texts, "text")
-    pictures = find_pictures(inputs or [])
-    files = output_files(pictures, output)
+    asked = Asked(target or (), contrast, position, rules, strict, shifts or 1, split_names(at or ""))
+    written = Written(html, as_json, colours)
+    as_calls = are_calls(inputs or [])
+    refuse_options(of_pictures if as_calls else of_calls, "pictures" if as_calls else "tables")
+    files = [Path(name) for name in inputs or []] if as_calls else find_pictures(inputs or [])
+    wrote = output_files(files, output)
     loaded = loaded or load(model, arch, weights, trust, random_weights, device)
     if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text and came without a tokenizer; give the folder it was saved to.")
-    loaded = take_pictures(loaded, size, mean, std, labels)
-    how: dict[str, Any] = {"target": target, "contrast": contrast, "rules": rules, "strict": strict}
-    how |= {"shifts": shifts or 1, "at": split_names(at or ""), "html": html, "colours": colours}
-    out.quiet = quiet
-    how["as_json"] = as_json
-    explain_pictures(loaded, pictures, files, check_labels=labels is not None, **how)
+    if as_calls:
+        loaded = named(loaded, labels)
+        reading = calls(loaded, model, split_names(columns or ""), row)
+    else:
+        loaded = take_pictures(loaded, size, mean, std, labels)
+        reading = pictures(loaded, asked, box=box, check_labels=labels is not None)
+    answer_files(loaded, reading, files, wrote, asked, written)
 
 
 @app.command()
@@ -141,7 +147,7 @@ def export(
     with err.status("exporting"):
         explainer = convert(loaded.module, loaded.like(noise), rules=rules)
         about = {"labels": loaded.labels, "preprocess": asdict(loaded.preprocess)}
-        against = parse_contrast(contrast, loaded, explainer.rulebook)
+        against = parse_contrast(contrast, loaded, explainer.rulebook.default_contrast)
         file = save_explainer(explainer, output, contrast=against, aoti=aoti, about=about)
     out.print(f"wrote [bold]{escape(str(file))}[/], {file.stat().st_size / 1e6:.0f} MB", soft_wrap=True)
     print_counts(explainer.report())
@@ -229,33 +235,60 @@ def inspect(
 @errors_in_one_sentence
 def compare(
     model: options.Model,
-    picture: options.Picture,
+    given: options.Input,
     rules: options.SeveralRules = options.COMPARED_RULES,
     output: options.ComparisonFile = Path("compare_fxlrp.png"),
     target: options.Target = None,
-    contrast: options.ContrastAsForExplain = "default",
+    contrast: options.Contrast = "default",
     device: options.Device = None,
     arch: options.Arch = None,
     weights: options.Weights = None,
+    position: options.Position = None,
+    box: options.Box = None,
+    columns: options.Columns = None,
+    row: options.Row = None,
+    html: options.Html = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    colours: options.Colours = "red-blue",
+    shifts: options.Shifts = None,
     size: options.Size = None,
     mean: options.Mean = None,
     std: options.Std = None,
     labels: options.Labels = None,
     trust: options.Trust = False,
     random_weights: options.RandomWeights = False,
+    strict: options.Strict = False,
     debug: options.Debug = False,
 ) -> None:
-    """Explain one picture by several rulebooks, all maps side by side.
+    """Explain one picture or call by several rulebooks, all maps beside each other.
 
     [dim]fxlrp compare model.pt cat.png --rules abslrp,gamma:gamma=0.1,attnlrp -o six.png[/]
     """
-    from fxlrp.cli.loading import load, split_names, take_pictures
-    from fxlrp.cli.pictures import compare_rulebooks
+    from fxlrp.cli.answering import Asked, Written, compare_rulebooks
+    from fxlrp.cli.calls import are_calls, calls
+    from fxlrp.cli.loading import load, named, refuse_options, split_names, take_pictures
+    from fxlrp.cli.pictures import pictures
+    from fxlrp.inputs import find_pictures
     from fxlrp.rules.registry import find_rulebook
 
+    out.quiet = quiet
     books = [find_rulebook(name) for name in split_names(rules)]
-    loaded = take_pictures(load(model, arch, weights, trust, random_weights, device), size, mean, std, labels)
-    compare_rulebooks(loaded, picture, books, output, target=target, contrast=contrast)
+    asked, written = (
+        Asked(target or (), contrast, position, strict=strict, shifts=shifts or 1),
+        Written(html, as_json, colours),
+    )
+    as_calls = are_calls([given])
+    of_pictures: dict[str, Any] = {"box": box, "size": size, "mean": mean, "std": std}
+    refuse_options(of_pictures if as_calls else {"columns": columns, "row": row}, "pictures" if as_calls else "tables")
+    file = Path(given) if as_calls else find_pictures([given])[0]
+    loaded = load(model, arch, weights, trust, random_weights, device)
+    if as_calls:
+        reading = calls(loaded := named(loaded, labels), model, split_names(columns or ""), row)
+    else:
+        loaded = take_pictures(loaded, size, mean, std, labels)
+        reading = pictures(loaded, asked, box=box, check_labels=labels is not None)
+    compare_rulebooks(loaded, reading, file, books, output, asked, written)
 
 
 @app.command()

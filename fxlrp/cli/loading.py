@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fxlrp.capture.precision import WIDER
 from fxlrp.cli.terminal import err, out
+from fxlrp.engine.seeds import Contrast
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs import LoadedModel, find_class, load_labels, load_model
 from fxlrp.inputs.pictures import Preprocess, channels_of
 from fxlrp.reports.report import Report
-from fxlrp.rules.registry import Rulebook
 
 
 def load(
@@ -43,6 +43,13 @@ def load(
     return loaded
 
 
+def named(loaded: LoadedModel, labels: Path | None) -> LoadedModel:
+    """Give a model the class names in a file.  Raises FxlrpError for a model of texts, and a file that has none."""
+    if loaded.reads_text:
+        raise FxlrpError(f"{loaded.name} reads text; this command is for models of pictures and tensors.")
+    return replace(loaded, labels=load_labels(labels)) if labels else loaded
+
+
 def take_pictures(
     loaded: LoadedModel, size: str | None, mean: str | None, std: str | None, labels: Path | None
 ) -> LoadedModel:
@@ -51,11 +58,9 @@ def take_pictures(
     Raises FxlrpError for a model of texts, numbers that are none, labels that can't be read, and a model whose first
     convolution takes no picture.
     """
-    if loaded.reads_text:
-        raise FxlrpError(f"{loaded.name} reads text; this command is for models of pictures.")
-    names = load_labels(labels) if labels else loaded.labels
+    loaded = named(loaded, labels)
     prepare = loaded.preprocess.but(parse_size(size), parse_numbers(mean, "mean"), parse_numbers(std, "std"))
-    loaded = replace(loaded, preprocess=prepare.but(channels=channels_of(loaded.module)), labels=names)
+    loaded = replace(loaded, preprocess=prepare.but(channels=channels_of(loaded.module)))
     note_preprocessing(loaded.preprocess)
     return loaded
 
@@ -78,18 +83,24 @@ def refuse_options(options: dict[str, Any], kind: str) -> None:
         raise FxlrpError(f"--{given.replace('_', '-')} goes with models that read {kind}; this one does not.")
 
 
-def parse_contrast(text: str, loaded: LoadedModel, book: Rulebook | None = None) -> int | str | None:
-    """Return a contrast as the library takes it: a class index, "others", "softmax" or None.
-
-    book: the rulebook whose default is meant by "default".
+def parse_contrast(text: str, loaded: LoadedModel, default: Contrast) -> Contrast:
+    """Return a contrast as the library takes it: a class index, "others", "softmax", None, or the one for "default".
 
     Raises FxlrpError for a class that the model does not have.
     """
-    if text == "default" and book is not None:
-        return book.default_contrast
+    if text == "default":
+        return default
     if text in ("none", "others", "softmax"):
         return None if text == "none" else text
     return find_class(text, loaded.labels)
+
+
+def parse_position(text: str) -> int | tuple[int, ...]:
+    """Return the place of "3" in a sequence, or of "40,50" (row, column) in a map.  Raises FxlrpError for else."""
+    if not re.fullmatch(r"-?[0-9]{1,9}(,-?[0-9]{1,9})*", text):
+        raise FxlrpError(f"--position takes a place, as 3, or of a map its row and column, as 40,50, not {text}.")
+    places = tuple(int(part) for part in text.split(","))
+    return places if len(places) > 1 else places[0]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -41,7 +41,12 @@ Rules = Annotated[
 RulesOrDefault = Annotated[str | None, typer.Option(help="Rulebook; `fxlrp rules` lists them.")]
 SeveralRules = Annotated[str, typer.Option(help="Rulebooks with commas between, each as for explain.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model in which some op has no rule of its own.")]
-Target = Annotated[str | None, typer.Option(help="Class to explain, number or name; the top one.")]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Class to explain, number or name; the top one. Several: --target A --target B.", metavar="CLASS"
+    ),
+]
 Contrast = Annotated[
     str,
     typer.Option(
@@ -49,19 +54,20 @@ Contrast = Annotated[
         metavar="CONTRAST",
     ),
 ]
-ContrastAsForExplain = Annotated[str, typer.Option(help="As for explain.", metavar="CONTRAST")]
 ExportedContrast = Annotated[str, typer.Option(help="As for explain; it becomes part of the graph.")]
 TokenContrast = Annotated[
     str | None, typer.Option(help="What each token is set against: none, others, softmax, or a word; softmax.")
 ]
 
 # Pictures.
-Picture = Annotated[Path, typer.Argument(help="A picture.", metavar="INPUT")]
+Input = Annotated[str, typer.Argument(help="As for explain, one.", metavar="INPUT")]
 PictureForMass = Annotated[Path | None, typer.Argument(help="A picture, for --mass.", metavar="[INPUT]")]
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Pictures: files, folders or globs. For a model of text: texts, - to read one.", metavar="INPUT..."
+        help="Pictures: files, folders or globs. Calls: .npy, .npz, .safetensors, .csv, .wav. For a model of "
+        "text: texts, - to read one.",
+        metavar="INPUT...",
     ),
 ]
 Inside = Annotated[str | None, typer.Option("--at", help="Modules whose maps the page shows.", metavar="A,B,…")]
@@ -71,6 +77,9 @@ Shifts = Annotated[
 Size = Annotated[str | None, typer.Option(help="Input size in pixels, H or HxW.", metavar="H[xW]")]
 Mean = Annotated[str | None, typer.Option(help="Of each colour in 0..1, as 0.5,0.5,0.5.", metavar="R,G,B")]
 Std = Annotated[str | None, typer.Option(help="Of each colour in 0..1.", metavar="R,G,B")]
+Box = Annotated[int | None, typer.Option(help="Of a detector, the box to explain: 0 is the surest.", min=0)]
+Columns = Annotated[str | None, typer.Option(help="Columns of a table that the model takes.", metavar="A,B,…")]
+Row = Annotated[int | None, typer.Option(help="The only row of a table, from 0.", min=0)]
 Labels = Annotated[Path | None, typer.Option(help="Class names: one a line, or JSON.")]
 
 # Texts.
@@ -79,7 +88,14 @@ Continuation = Annotated[str | None, typer.Option(help="Explain this text instea
 MaxNewTokens = Annotated[int, typer.Option(help="How many tokens it writes at most.", min=1)]
 TextFile = Annotated[Path | None, typer.Option(help="Texts, one a line.")]
 Pair = Annotated[str | None, typer.Option(help="The second text, as the context of a question.")]
-Position = Annotated[str | None, typer.Option(help="The token asked about: its place, or a word.")]
+Position = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a text the token asked about, its place or a word; of a map of scores row,column; of a "
+        "sequence a place.",
+        metavar="PLACE",
+    ),
+]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Leave out what is over the model's limit.")]
 
 # What is written.
@@ -93,7 +109,9 @@ Heatmaps = Annotated[
     ),
 ]
 ExportFile = Annotated[Path, typer.Option("-o", "--output", help="A .pt2 or .onnx file.")]
-ComparisonFile = Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")]
+ComparisonFile = Annotated[
+    Path, typer.Option("-o", "--output", help="A figure (.png .svg .pdf .jpg), .html, .json or .npz.")
+]
 DemoFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder for what is written.")]
 ResultsFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results; a rerun goes on.")]
 Html = Annotated[Path | None, typer.Option(help="Write a page to look at: one HTML file.", metavar="FILE")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +57,9 @@ def _print_error(error: Exception) -> int:
         err.print(unexpected, soft_wrap=True)
         return 1
     sentence = str(error)
+    sentence = re.sub(
+        r"position=\((\d+), (\d+)\)", r"--position \1,\2", re.sub(r"position=(\d)", r"--position \1", sentence)
+    )
     if isinstance(error, OSError):
         sentence = f"Cannot read or write, {sentence.split('] ')[-1]}; give another path, or free this one."
     err.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from fxlrp.attribution import Attribution
 from fxlrp.gae.report import MEASURES, Estimate, Examples, Report
+from fxlrp.show.parts import heat_of, parts_of
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #667; --line: #d8dbe0; --bar: #8fb3e0; --up: #3b6fb6;
@@ -164,8 +165,11 @@ def _shot(a: Attribution, index: int, row: dict[str, Any]) -> str:
     """Show one sample of an attribution, with its GAE."""
     from PIL import Image
 
-    strip = np.concatenate(a.panels(index=index, side=64)[:2], 1)
+    part = parts_of(a, index)[0]
+    strip = np.concatenate([part.values, heat_of(part.relevance[0])], 1)
     picture = Image.fromarray((strip * 255).round().astype(np.uint8))
+    if picture.width < 128:
+        picture = picture.resize((128, 128 * picture.height // picture.width), Image.Resampling.NEAREST)
     picture.thumbnail((192, 192))
     png = io.BytesIO()
     picture.save(png, "png")

@@ -59,21 +59,38 @@ def plot(
 
 
 def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opacity: float = 0.85) -> Figure:
-    """A matplotlib figure of one question answered in several ways: a row for each, by its name, below what was asked.
+    """A matplotlib figure of one question answered in several ways: for pictures a column for each, by its name, for
+    anything else a row.
 
     Of several samples, the first is shown.  colours, opacity: as in `plot`, whose errors it raises.
     """
     from matplotlib.figure import Figure
 
     palette = colour_map(colours)
-    rows = [(name, part) for name, a in maps.items() for part in parts_of(a)]
-    heights = [_height(part) for _, part in rows]
-    figure = Figure(figsize=(3 * SIDE + 1, sum(heights) + 0.8), layout="constrained", dpi=100)
-    figure.suptitle(headline(next(iter(maps.values()))), fontsize=12)
-    bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for band, (name, part) in zip(bands, rows, strict=True):
-        band.suptitle(" · ".join(filter(None, (name, against(maps[name])))), fontsize=10)
-        _DRAWN[part.kind](band, part, 0, palette, opacity)
+    every = {name: parts_of(a) for name, a in maps.items()}
+    titles = {name: "\n".join(filter(None, (name, against(a)))) for name, a in maps.items()}
+    title = headline(next(iter(maps.values())))
+    if all(len(parts) == 1 and parts[0].kind == "picture" for parts in every.values()):
+        figure = Figure(figsize=(SIDE * (len(maps) + 1), 2 * SIDE + 1), layout="constrained", dpi=100)
+        columns = figure.subplots(2, len(maps) + 1).T
+        first = next(iter(every.values()))[0]
+        columns[0][0].imshow(first.values)
+        columns[0][0].set_title("input", fontsize=10)
+        for (over, alone), (name, parts) in zip(columns[1:], every.items(), strict=True):
+            over.set_title(titles[name], fontsize=10)
+            _overlay(over, parts[0], 0, palette, opacity)
+            _heat(alone, parts[0], 0, palette)
+        for axes in columns.ravel():
+            axes.set_axis_off()
+    else:
+        rows = [(name, part) for name, parts in every.items() for part in parts]
+        heights = [_height(part) for _, part in rows]
+        figure = Figure(figsize=(3 * SIDE + 1, sum(heights) + 0.8), layout="constrained", dpi=100)
+        bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for band, (name, part) in zip(bands, rows, strict=True):
+            band.suptitle(titles[name].replace("\n", " · "), fontsize=10)
+            _DRAWN[part.kind](band, part, 0, palette, opacity)
+    figure.suptitle(title, fontsize=12)
     return figure
 
 
@@ -88,21 +105,31 @@ def _height(part: Part) -> float:
 
 def _picture(band: Any, part: Part, k: int, palette: Any, opacity: float) -> None:
     """The picture, its relevance with a colour bar, and the one over the other, at the picture's own resolution."""
-    heat = part.relevance[k]
-    top = top_of(heat)
     left, middle, right = band.subplots(1, 3)
-    height, width = part.values.shape[:2]
-    place = {"extent": (0, width, height, 0)}
-    left.imshow(part.values, **place)
-    shown = middle.imshow(heat, cmap=palette, vmin=-top, vmax=top, interpolation="nearest", **place)
-    _scale(band, shown, middle)
-    right.imshow(part.values.mean(2) * 0.6 + 0.35, cmap="gray", vmin=0, vmax=1, **place)
-    strength = np.clip(np.abs(heat) / top, 0, 1) ** 0.6 * opacity
-    smooth = "bilinear" if heat.shape != part.values.shape[:2] else "nearest"
-    right.imshow(heat, cmap=palette, vmin=-top, vmax=top, alpha=strength, interpolation=smooth, **place)
+    left.imshow(part.values)
+    _scale(band, _heat(middle, part, k, palette), middle)
+    _overlay(right, part, k, palette, opacity)
     for axes, title in ((left, "input"), (middle, "relevance"), (right, "both")):
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
+
+
+def _heat(axes: Axes, part: Part, k: int, palette: Any, **how: Any) -> Any:
+    """Draw a map as large as its picture; returns the image."""
+    height, width = part.values.shape[:2]
+    top = top_of(part.relevance[k])
+    how = {"interpolation": "nearest", **how}
+    return axes.imshow(part.relevance[k], cmap=palette, vmin=-top, vmax=top, extent=(0, width, height, 0), **how)
+
+
+def _overlay(axes: Axes, part: Part, k: int, palette: Any, opacity: float) -> None:
+    """Draw a map over its picture in grey, the stronger the less it lets through."""
+    heat, (height, width) = part.relevance[k], part.values.shape[:2]
+    grey = part.values.mean(2) * 0.6 + 0.35
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
+    strength = np.clip(np.abs(heat) / top_of(heat), 0, 1) ** 0.6 * opacity
+    smooth = "bilinear" if heat.shape != (height, width) else "nearest"
+    _heat(axes, part, k, palette, alpha=strength, interpolation=smooth)
 
 
 def _curves(band: Any, part: Part, k: int, palette: Any, opacity: float) -> None:

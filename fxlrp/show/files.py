@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fxlrp import __version__
 from fxlrp.errors import FxlrpError
-from fxlrp.show.figure import plot
+from fxlrp.show.figure import compare, plot
 from fxlrp.show.page import page, page_of
 from fxlrp.show.parts import parts_of, samples_of
 from fxlrp.show.words import against, classes_of, headline, likeliest, name_of
@@ -42,7 +42,7 @@ def save(a: Attribution, path: str | Path, *, index: int = 0, dpi: float = 100, 
     if suffix not in SUFFIXES:
         raise FxlrpError(f"{path} has no extension that is written; give a name that ends in {', '.join(SUFFIXES)}.")
     if suffix in FIGURES:
-        content: bytes | str = _figure(a, suffix.removeprefix("."), index, dpi, how)
+        content: bytes | str = _drawn(plot(a, index=index, **how), suffix, dpi, summary(a))
     else:
         writers: dict[str, Callable[[], bytes | str]] = {
             ".html": lambda: page([a], index=index, **how),
@@ -65,12 +65,39 @@ def write(path: Path, content: bytes | str) -> Path:
     return path
 
 
-def write_pages(path: str | Path, calls: Sequence[Sequence[Attribution]]) -> Path:
-    """Writes one page with every sample of several calls, each with the answers to it, and returns its path.
+def write_pages(path: str | Path, calls: Sequence[Sequence[Attribution]], most: int = 64) -> Path:
+    """Writes one page with every sample of several calls, at most so many of each, with the answers to it, and returns
+    its path.
 
     Raises FxlrpError if the path can't be written.
     """
-    return write(Path(path), page_of([(answers, i) for answers in calls for i in range(samples_of(answers[0]))]))
+    shown = [(answers, i) for answers in calls for i in range(min(most, samples_of(answers[0])))]
+    return write(Path(path), page_of(shown))
+
+
+def save_comparison(maps: Mapping[str, Attribution], path: str | Path, *, dpi: float = 100, **how: Any) -> Path:
+    """Writes one question, answered in several ways, to a file, and returns its path.
+
+    .png, .svg, .pdf, .jpg, .webp: `fxlrp.show.figure.compare`, which takes `how`.  .html: a page with a button for
+    each.  .json: what was found.  .npz: the maps of each, as NAME.relevance.INPUT.
+
+    Raises FxlrpError for another extension, and a path that can't be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        return write_pages(path, [list(maps.values())])
+    if suffix == ".json":
+        return write(path, json.dumps({name: summary(a) for name, a in maps.items()}, indent=1, ensure_ascii=False))
+    if suffix == ".npz":
+        out = io.BytesIO()
+        every = {f"{n}.{key}": v for n, a in maps.items() for key, v in _arrays(a).items()}
+        np.savez_compressed(out, **every)  # type: ignore[arg-type]
+        return write(path, out.getvalue())
+    if suffix not in FIGURES:
+        known = ", ".join((*FIGURES, ".html", ".json", ".npz"))
+        raise FxlrpError(f"{path} has no extension that a comparison is written as; give one of {known}.")
+    return write(path, _drawn(compare(maps, **how), suffix, dpi, {name: summary(a) for name, a in maps.items()}))
 
 
 def summary(a: Attribution, most: int = 5) -> dict[str, Any]:
@@ -99,13 +126,14 @@ def _sums(r: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _figure(a: Attribution, kind: str, index: int, dpi: float, how: dict[str, Any]) -> bytes:
-    kind = {"jpg": "jpeg", "tif": "tiff"}.get(kind, kind)
-    about = json.dumps(summary(a), ensure_ascii=False)
+def _drawn(figure: Any, suffix: str, dpi: float, found: dict[str, Any]) -> bytes:
+    """A figure as a file, which carries what was asked and found in its metadata."""
+    kind = {".jpg": "jpeg", ".tif": "tiff"}.get(suffix, suffix.removeprefix("."))
+    about = json.dumps(found, ensure_ascii=False)
     keys = {"png": {"Software": f"fxlrp {__version__}", "fxlrp": about}, "svg": {"Description": about}}
     metadata: Any = keys.get(kind, {"Keywords": about} if kind == "pdf" else None)
     written = io.BytesIO()
-    plot(a, index=index, **how).savefig(written, format=kind, dpi=dpi, metadata=metadata)
+    figure.savefig(written, format=kind, dpi=dpi, metadata=metadata)
     return written.getvalue()
 
 
@@ -126,15 +154,19 @@ def _csv(a: Attribution) -> str:
     return out.getvalue()
 
 
-def _npz(a: Attribution) -> bytes:
+def _arrays(a: Attribution) -> dict[str, np.ndarray]:
     """The relevance of each input under its name, and the logits and classes."""
     arrays = {f"relevance.{name}": r.detach().float().cpu().numpy() for name, r in a.named.items()}
     arrays |= {f"latent.{name}": r.detach().float().cpu().numpy() for name, r in a.latent.items()}
     arrays["logits"] = a.logits.detach().float().cpu().numpy()
     if a.target is not None:
         arrays["target"] = a.target.cpu().numpy()
+    return arrays
+
+
+def _npz(a: Attribution) -> bytes:
     out = io.BytesIO()
-    np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(out, **_arrays(a))  # type: ignore[arg-type]
     return out.getvalue()
 
 

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from fxlrp.capture.axes import argument
 from fxlrp.errors import FxlrpError
+from fxlrp.show.colours import diverging
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
 
 Kind = Literal["picture", "curves", "features", "graph"]
+MOST_NUMBERS = 128
+"""Numbers without names that are shown as features; more are a curve."""
 MOST_NODES = 300
 """The nodes of a graph that are drawn: those with the most relevance."""
 
@@ -55,10 +58,10 @@ def parts_of(a: Attribution, index: int = 0, picture: Any = None, features: Sequ
     parts: list[Part] = []
     for i, (x, r) in enumerate(zip(a.inputs, a.each, strict=True)):
         name = names[i] if i < len(names) else str(i)
-        if _has_nodes(x, a.edges):
-            maps = (_double(r) if several else _double(r)[None]).sum(2).numpy()
+        if a.edges is not None and _has_nodes(x, a.edges):
+            sums = (_double(r) if several else _double(r)[None]).sum(2).numpy()
             labels = tuple(f"node {node}" for node in range(len(x)))
-            parts.append(Part("graph", name, _double(x).numpy(), maps, labels, a.edges.cpu().numpy()))
+            parts.append(Part("graph", name, _double(x).numpy(), sums, labels, a.edges.cpu().numpy()))
             continue
         axis = _axis(x, count)
         if axis is not None:  # before anything is converted: a batch is shown sample by sample
@@ -84,9 +87,9 @@ def _axis(x: Tensor, count: int) -> int | None:
     return sizes.index(count) if count in sizes[:2] and x.ndim > 1 else None
 
 
-def _has_nodes(x: Tensor, edges: Any) -> bool:
+def _has_nodes(x: Tensor, edges: Tensor) -> bool:
     """Whether an input has a row for each node of the graph."""
-    return edges is not None and edges.numel() > 0 and x.ndim == 2 and len(x) > int(edges.max())
+    return edges.numel() > 0 and x.ndim == 2 and len(x) > int(edges.max())
 
 
 def laid_out(part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,6 +125,8 @@ def _part(name: str, x: Tensor, maps: Tensor, picture: Any, features: Sequence[s
     if maps.ndim == 4:
         shown = stretch(values) if picture is None else unit(picture)
         return Part("picture", name, shown, maps.sum(1).numpy())
+    if maps.ndim == 2 and x.is_floating_point() and maps.shape[1] > MOST_NUMBERS and len(features) != maps.shape[1]:
+        maps, values = maps[:, None], values[None]  # sound, or a series of one
     if maps.ndim == 3 and min(maps.shape[1:]) > 0:
         turned = maps.shape[1] > maps.shape[2]  # the longer axis is time
         maps, values = (maps.transpose(1, 2), values.transpose(0, 1)) if turned else (maps, values)
@@ -171,3 +176,8 @@ def top_of(relevance: np.ndarray) -> float:
     sizes = np.abs(relevance).ravel()
     at = max(0, int(sizes.size * 0.995) - 1)
     return float(np.partition(sizes, at)[at]) or float(sizes.max(initial=0.0)) or 1.0
+
+
+def heat_of(relevance: np.ndarray) -> np.ndarray:
+    """A map [H, W] as a picture [H, W, 3] in 0…1: red for, blue against."""
+    return diverging(np.clip(relevance / top_of(relevance), -1, 1))

@@ -70,7 +70,7 @@ def subject(a: Attribution, index: int = 0, k: int = 0) -> str:
     if a.position is None:
         return name
     at = torch.as_tensor(a.position).tolist()
-    at = at[index] if isinstance(at, list) and len(at) == len(a.target or ()) > 1 else at
+    at = at[index] if isinstance(at, list) and a.target is not None and len(at) == len(a.target) > 1 else at
     return f"{name} at {tuple(at) if isinstance(at, list) else at}"
 
 

@@ -23,6 +23,7 @@ from fxlrp import Attribution, FxlrpError
 from fxlrp.inputs import Preprocess, find_pictures, open_picture, output_files
 from fxlrp.inputs.limits import MOST_INPUT, MOST_PIXELS
 from fxlrp.inputs.pictures import FORMATS, channels_of, described, from_processor, from_torchvision
+from fxlrp.show.parts import parts_of
 
 
 def noise(height: int, width: int) -> Image.Image:
@@ -441,12 +442,12 @@ def test_attribution_with_a_picture(tmp_path: Path) -> None:
     a = Attribution(x, x, x, None, inputs=(x,))
     given = noise(8, 8)
     for same in (np.asarray(given) / 255, np.asarray(given), given, torch.from_numpy(np.array(given))):
-        np.testing.assert_allclose(a.panels(same, side=8)[0] * 255, np.asarray(given))
+        np.testing.assert_allclose(parts_of(a, picture=same)[0].values * 255, np.asarray(given))
     for wrong in (np.zeros((8, 8)), "a.png", Path("a.png"), np.asarray(given) * 1.0, torch.rand(3, 8, 8)):
         with pytest.raises(FxlrpError, match=r"give an array \[H, W, 3\]"):
-            a.panels(wrong)
+            a.plot(picture=wrong)
     with pytest.raises(FxlrpError, match="index=2 is out of range; give one of the 2 samples"):
-        a.panels(index=2)
+        a.plot(index=2)
     (tmp_path / "file").touch()
     for path, said in (("none", "ends in .png"), ("file/a.png", "cannot be written"), ("a.psd", "ends in .png")):
         with pytest.raises(FxlrpError, match=said):

@@ -1,0 +1,262 @@
+"""Explains the files that a command was given, one after the other: asks, prints, writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from fxlrp import __version__
+from fxlrp.attribution import Attribution
+from fxlrp.cli.loading import parse_contrast, parse_position, print_counts
+from fxlrp.cli.terminal import err, out, print_json
+from fxlrp.engine.seeds import Contrast
+from fxlrp.errors import FxlrpError
+from fxlrp.explainer import Explainer, convert
+from fxlrp.explaining import every_side
+from fxlrp.export.artifact import ExportedExplainer
+from fxlrp.inputs import LoadedModel, find_class
+from fxlrp.methods import DEFAULT
+from fxlrp.rules.registry import Rulebook
+from fxlrp.show.files import FIGURES, save, save_comparison, summary, write_pages
+from fxlrp.show.parts import Part, parts_of, samples_of
+from fxlrp.show.words import against, classes_of, headline, likeliest
+
+SHOWN = 20
+"""Samples of one file that the terminal and a page show."""
+
+AnyExplainer = Explainer | ExportedExplainer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are taken.
+
+    kind: what they are called, "picture" or "call".  read: what a file holds.
+    explain: by an explainer, what was read and a question, the attribution and the call (args, kwargs) that it is of.
+    """
+
+    kind: str
+    read: Callable[[Path], Any]
+    explain: Callable[[AnyExplainer, Any, dict[str, Any]], tuple[Attribution, tuple[tuple, dict]]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked, as it was typed; at: the modules whose maps a page shows."""
+
+    targets: Sequence[str] = ()
+    contrast: str = "default"
+    position: str | None = None
+    rules: str = DEFAULT
+    strict: bool = False
+    shifts: int = 1
+    at: Sequence[str] = ()
+
+    def question(self, loaded: LoadedModel, default: Contrast) -> dict[str, Any]:
+        """The question as an explainer takes it; default: the contrast if none was typed.
+
+        Raises FxlrpError for a class that the model does not have.
+        """
+        classes = [find_class(name, loaded.labels) for name in self.targets]
+        question: dict[str, Any] = {"target": classes if len(classes) > 1 else classes[0] if classes else None}
+        question["contrast"] = parse_contrast(self.contrast, loaded, default)
+        question |= {"position": parse_position(self.position)} if self.position is not None else {}
+        return question | ({"at": tuple(self.at)} if self.at else {})
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is written and printed: a page, JSON in the place of tables, figures in these colours."""
+
+    html: Path | None = None
+    as_json: bool = False
+    colours: str = "red-blue"
+
+
+def explainer_and_question(loaded: LoadedModel, asked: Asked) -> tuple[AnyExplainer, dict[str, Any]]:
+    """The explainer of a model, and the question as it takes it.
+
+    Raises FxlrpError for a class that the model does not have, and what an exported explainer can't be asked.
+    """
+    if not isinstance(loaded.module, ExportedExplainer):
+        explainer = convert(loaded.module, rules=asked.rules, strict=asked.strict, shifts=asked.shifts)
+        return explainer, asked.question(loaded, explainer.rulebook.default_contrast)
+    about = loaded.module.about
+    if asked.rules not in (DEFAULT, about.get("rulebook")) or asked.strict or asked.shifts > 1:
+        raise FxlrpError(
+            f"{loaded.name} was exported by {about.get('rulebook')}, which can't be changed: leave out --rules, "
+            "--strict and --shifts, or export another."
+        )
+    return loaded.module, asked.question(loaded, about["contrast"])
+
+
+def answer_files(
+    loaded: LoadedModel, reading: Reading, inputs: Sequence[Path], files: Sequence[Path], asked: Asked, written: Written
+) -> None:
+    """Explain what each of the files `inputs` holds, and write the explanation to the file beside it in `files`.
+
+    Raises FxlrpError for a file that can't be read, of many after the others are explained, and as `fxlrp.convert` and
+    its explainer do.
+    """
+    explainer, question = explainer_and_question(loaded, asked)
+    pages: list[list[Attribution]] = []
+    found: list[dict[str, Any]] = []
+    several = len(inputs) > 1
+    shown = track(inputs, "explaining", console=err, transient=True) if several else inputs
+    for given, file in zip(shown, files, strict=True):
+        try:
+            read = reading.read(given)
+        except FxlrpError as error:
+            if not several:
+                raise
+            found.append({reading.kind: str(given), "error": str(error)})
+            continue
+        a, call = reading.explain(explainer, read, question)
+        how: dict[str, Any] = {"colours": written.colours} if file.suffix.lower() in FIGURES else {}
+        wrote = str(save(a, file, **how))
+        found += [{reading.kind: str(given), "wrote": wrote, **sample} for sample in summary(a)["samples"]]
+        if not several and not written.as_json:
+            print_answer(a, given)
+            out.print(f"  wrote [bold]{escape(wrote)}[/]{_of_the_first(a, file)}", soft_wrap=True)
+        if written.html is not None:
+            pages.append(every_side(explainer, a, call, asked.at) if isinstance(explainer, Explainer) else [a])
+    if written.html is not None:
+        write_pages(written.html, pages, SHOWN)
+    page = None if written.html is None else str(written.html)
+    if written.as_json:
+        print_json({"fxlrp": __version__, "rules": asked.rules, f"{reading.kind}s": found, "page": page})
+    else:
+        if several:
+            print_table(reading.kind, found)
+        if page is not None:
+            out.print(f"  wrote [bold]{escape(page)}[/]", soft_wrap=True)
+        if isinstance(explainer, Explainer) and any("wrote" in row for row in found):
+            print_counts(explainer.report())
+    if failed := [row["error"] for row in found if "error" in row]:
+        raise FxlrpError(f"{len(failed)} of {len(inputs)} {reading.kind}s were left out: {failed[0]}")
+
+
+def compare_rulebooks(
+    loaded: LoadedModel,
+    reading: Reading,
+    given: Path,
+    books: Sequence[Rulebook],
+    output: Path,
+    asked: Asked,
+    written: Written,
+) -> None:
+    """Explain what one file holds by several rulebooks, and write all maps beside each other to `output`; those that
+    are another's are left out.
+
+    Raises FxlrpError as `answer_files` does.
+    """
+    if isinstance(loaded.module, ExportedExplainer):
+        raise FxlrpError(f"{loaded.name} was exported by one rulebook; compare a model.")
+    read = reading.read(given)
+    explainer = convert(loaded.module, rules=books[0], strict=asked.strict, shifts=asked.shifts)
+    maps: dict[str, Attribution] = {}
+    for book in track(books, "explaining", console=err, transient=True):
+        maps[book.name], _ = reading.explain(explainer.by(book), read, asked.question(loaded, book.default_contrast))
+    kept: dict[str, Attribution] = {}
+    for name, a in maps.items():
+        if not any(_are_alike(a, other) for other in kept.values()):
+            kept[name] = a
+    how: dict[str, Any] = {"colours": written.colours} if output.suffix.lower() in FIGURES else {}
+    wrote = [str(save_comparison(kept, output, **how))]
+    if written.html is not None:
+        wrote.append(str(write_pages(written.html, [list(kept.values())])))
+    if written.as_json:
+        print_json({"fxlrp": __version__, "wrote": wrote, "rules": {name: summary(a) for name, a in maps.items()}})
+        return
+    print_answer(next(iter(maps.values())), given)
+    if same := [name for name in maps if name not in kept]:
+        out.print(f"  left out, being equal to one before: {', '.join(same)}")
+    for file in wrote:
+        out.print(f"  wrote [bold]{escape(file)}[/]", soft_wrap=True)
+
+
+def _are_alike(a: Attribution, b: Attribution) -> bool:
+    """Whether two answers are the same but for their scale and rounding."""
+    return all(
+        bool((r / r.abs().max().clamp(min=1e-30) - s / s.abs().max().clamp(min=1e-30)).abs().max() < 1e-4)
+        for r, s in zip(a.each, b.each, strict=True)
+    )
+
+
+def _of_the_first(a: Attribution, file: Path) -> str:
+    """What is missing in a figure of several samples, in words."""
+    count = samples_of(a)
+    return f", of the first of {count}" if count > 1 and file.suffix.lower() in FIGURES else ""
+
+
+def print_answer(a: Attribution, given: Path) -> None:
+    """Print what was explained of a file, against what, and the likeliest classes; of several samples a row each."""
+    out.print(f"[bold]{escape(str(given))}[/]", soft_wrap=True)
+    if samples_of(a) > 1:
+        print_samples(a)
+        return
+    explained = classes_of(a, 0)
+    if best := likeliest(a):
+        table = Table(box=None)
+        for column in ("class", "name", "probability"):
+            table.add_column(column, justify="left" if column == "name" else "right")
+        for k, name, chance in best:
+            table.add_row(str(k), escape(name), f"{chance:.1%}", style="bold" if k in explained else "")
+        out.print(table)
+    for k in range(max(1, len(explained))):
+        said = f"{headline(a, 0, k)}; {against(a) or 'no contrast'}"
+        out.print(f"  explained [bold]{escape(said)}[/]", soft_wrap=True)
+    for part in parts_of(a):
+        if part.kind != "picture":
+            out.print(f"  {part.name}: {escape(strongest(part, 0))}", soft_wrap=True)
+
+
+def print_samples(a: Attribution) -> None:
+    """Print a row for each sample of a call, as far as they fit a screen: what was explained, and what counted most."""
+    table = Table(box=None)
+    for column in ("sample", "explained", "counted most"):
+        table.add_column(column, overflow="fold")
+    count = samples_of(a)
+    for i in range(min(count, SHOWN)):
+        most = "; ".join(strongest(part, 0) for part in parts_of(a, i))
+        table.add_row(str(i), escape(headline(a, i)), escape(most))
+    out.print(table)
+    if count > SHOWN:
+        out.print(f"  and {count - SHOWN} more; --json and -o FILE.csv have all")
+
+
+def strongest(part: Part, k: int, most: int = 3) -> str:
+    """The places of an input with the most relevance for the k-th class asked about, and how much: `age (+0.31)`."""
+    r = part.relevance[k]
+    order = np.argsort(-np.abs(r), axis=None, kind="stable")[:most]
+    names = []
+    for place in (np.unravel_index(int(o), r.shape) for o in order):
+        at = part.labels[place[0]] if part.labels else f"[{', '.join(map(str, place))}]"
+        names.append(f"{at} ({r[place]:+.3g})")
+    return ", ".join(names)
+
+
+def print_table(kind: str, found: Sequence[Mapping[str, Any]]) -> None:
+    """Print a row for each of many samples: what was explained, what else was likely, and where the map is."""
+    table = Table(box=None)
+    for column in (kind, "explained", "likeliest", "wrote"):
+        table.add_column(column, overflow="fold")  # a path that is cut is no path
+    for row in found:
+        if "error" in row:
+            table.add_row(escape(row[kind]), "[red]can't be read[/]", "", "")
+            continue
+        best = row["classes"][0] if "classes" in row else None
+        explained = row["explained"][0]["target"]
+        likeliest = f"{best['name']}, {100 * best['probability']:.1f} %" if best else ""
+        other = "" if explained == likeliest else likeliest
+        table.add_row(*map(escape, (row[kind], explained, other, row["wrote"])))
+    out.print(table)
+    against = next((row["against"] for row in found if "against" in row), "")
+    out.print(f"explained {against or 'without a contrast'}; red spoke for the class, blue against it")
