@@ -323,3 +323,79 @@ def test_doctor(files: Path) -> None:
 
 def test_completion_is_offered() -> None:
     assert "--install-completion" in run("--help").output
+
+
+@pytest.fixture
+def table() -> tuple[Path, torch.Tensor, nn.Module]:
+    """A model of two numbers and three classes, and a table with a column of words."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    torch.save(net, "tab.pt")
+    Path("t.csv").write_text("name,age,size\nAnn,3,1\nBob,1,2\n")
+    return Path("t.csv"), torch.tensor([[3.0, 1], [1, 2]]), net
+
+
+def test_a_table(table: tuple[Path, torch.Tensor, nn.Module]) -> None:
+    file, x, net = table
+    assert "'Ann' is no number; name the columns" in run("explain", "tab.pt", file, code=2).stderr
+    run("explain", "tab.pt", file, "--columns", "age,size", "-o", "t.npz", "--html", "t.html")
+    expected = convert(net)(x)
+    np.testing.assert_allclose(np.load("t.npz")["relevance.0"], expected.relevance.detach(), rtol=1e-5)
+    assert Path("t.html").read_text().count("age = ") >= 2
+    one = run("explain", "tab.pt", file, "--columns", "age,size", "--row", 1, "--json", "-o", "u.csv").stdout
+    found = json.loads(one)["calls"]
+    assert len(found) == 1
+    top = int(expected.relevance[1].abs().argmax())
+    assert found[0]["explained"][0]["inputs"]["0"]["strongest"]["at"] == [top]
+    said = run("explain", "tab.pt", file, "--columns", "age,size").output
+    assert re.search(rf"1 +class \d, [\d.]+ % +{['age', 'size'][top]} \([+-]", said)
+    assert "of the first of 2" in said
+
+
+def test_arrays_and_their_mistakes(table: tuple[Path, torch.Tensor, nn.Module], files: Path) -> None:
+    np.save("x.npy", table[1].numpy())
+    run("explain", "tab.pt", "x.npy", "-o", "x.json", "--target", 0, "--target", 2)
+    targets = [e["target"] for e in json.loads(Path("x.json").read_text())["samples"][0]["explained"]]
+    assert [t.partition(",")[0] for t in targets] == ["class 0", "class 2"]
+    for more, said in (
+        (["--size", 8], "--size goes with models that read pictures"),
+        (["--row", 1], "--columns and --row go with a table"),
+        ([files / "a.png"], "explain pictures by themselves"),
+    ):
+        assert said in run("explain", "tab.pt", "x.npy", *more, code=2).stderr
+    assert (
+        "--row goes with models that read tables"
+        in run("explain", "tab.pt", files / "a.png", "--row", 1, code=2).stderr
+    )
+
+
+def test_a_point_of_a_map(files: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)), "seg.pt")
+    asked = ("explain", "seg.pt", files / "a.png", "--size", 16)
+    assert "by --position 0,0 (a point of the map)" in run(*asked, code=2).stderr
+    said = run(*asked, "--position", "2,5", "-o", "p.npz").output
+    assert re.search(r"explained class \d at \(2, 5\), [\d.]+ %", said)
+    assert np.abs(np.load("p.npz")["relevance.0"]).sum((0, 1)).nonzero()[0].tolist() == [1] * 3 + [2] * 3 + [3] * 3
+    assert "row and column, as 40,50" in run(*asked, "--position", "here", code=2).stderr
+
+
+def test_compare_takes_what_explain_takes(table: tuple[Path, torch.Tensor, nn.Module], files: Path) -> None:
+    file, x, net = table
+    asked = ("compare", "tab.pt", file, "--columns", "age,size", "--row", 0, "--rules", "abslrp,gradient-input,abslrp:")
+    run(*asked, "-o", "c.npz", "--target", 1, "--contrast", "none", "--html", "c.html")
+    expected = convert(net, rules="gradient-input")(x[:1], target=1, contrast=None).relevance
+    np.testing.assert_allclose(np.load("c.npz")["gradient-input.relevance.0"], expected.detach(), rtol=1e-5)
+    found = json.loads(run(*asked, "--json").stdout)
+    assert set(found["rules"]) == {"abslrp", "gradient-input"}
+    said = run("compare", files / "net.pt", files / "a.png", "--rules", "abslrp,gamma", "-o", "c.svg").output
+    assert "wrote c.svg" in said
+
+
+def test_json_of_what_examines_a_model(files: Path) -> None:
+    report = json.loads(run("inspect", files / "net.pt", files / "a.png", "--mass", "--json").stdout)
+    assert report["counts"]["rule"] == sum(n["kind"] == "rule" for n in report["nodes"])
+    assert any("arrives" in n for n in report["nodes"])
+    found = json.loads(run("doctor", files / "net.pt", "--json").stdout)
+    assert set(found["seconds"]) == {"a forward pass", "a gradient", "a map"}
+    assert found["advice"]

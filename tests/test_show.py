@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp import Attribution, FxlrpError, convert
-from fxlrp.show.files import SUFFIXES, write_pages
-from fxlrp.show.parts import parts_of
+from fxlrp.show.figure import compare
+from fxlrp.show.files import SUFFIXES, save_comparison, write_pages
+from fxlrp.show.parts import laid_out, parts_of
 
 CLASSES = ("cat", "dog, hound", "<owl>")
 
@@ -318,3 +319,110 @@ def test_a_large_picture_makes_a_small_page() -> None:
     x = torch.rand(1, 3, 1200, 900)
     a = Attribution(torch.randn_like(x), x, torch.rand(1, 3), torch.tensor([1]), inputs=(x,), labels=CLASSES)
     assert len(a._repr_html_()) < 1_500_000
+
+
+class Nodes(nn.Module):
+    """Each node's classes by its neighbours' mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        return self.head(x + torch.zeros_like(x).index_add(0, edges[1], x[edges[0]]))
+
+
+def graph() -> tuple[Attribution, Tensor]:
+    torch.manual_seed(0)
+    edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
+    model, x = randomize(Nodes()), torch.randn(6, 2).double()
+    a = fxlrp.explain(model, x, edges, position=2, target=[1, 0], contrast=None)
+    assert isinstance(a, Attribution)
+    return a, edges
+
+
+def test_a_graph_has_nodes_and_edges(open_page, tmp_path: Path) -> None:
+    a, edges = graph()
+    assert torch.equal(a.edges, edges)  # found among the arguments
+    (part,) = parts_of(a)
+    np.testing.assert_allclose(part.relevance, a.relevance.detach().sum(2))
+    page = open_page(a.to_html(tmp_path / "graph.html"))
+    assert page.locator("svg.graph line").count() == 4
+    titles = page.locator("svg.graph circle title").all_text_contents()
+    said = [float(t.rpartition(": ")[2].replace("−", "-")) for t in titles]
+    np.testing.assert_allclose(said, part.relevance[0], rtol=0.01, atol=1e-9)
+    page.locator("button", has_text="class 0").click()
+    titles = page.locator("svg.graph circle title").all_text_contents()
+    said = [float(t.rpartition(": ")[2].replace("−", "-")) for t in titles]
+    np.testing.assert_allclose(said, part.relevance[1], rtol=0.01, atol=1e-9)
+    assert page.locator("h1").inner_text().startswith("why class 0 at 2, ")
+    a.save(tmp_path / "g.csv")
+    assert len((tmp_path / "g.csv").read_text().splitlines()) == 1 + 2 * 6
+
+
+def test_a_large_graph_shows_the_nodes_that_count() -> None:
+    x = torch.zeros(1000, 1)
+    x[500:700] = torch.rand(200, 1) + 0.1
+    edges = torch.stack([torch.arange(999), torch.arange(1, 1000)])
+    a = Attribution(x, x, torch.zeros(1, 2), torch.tensor([0]), ("0",), (x,), edges=edges)
+    nodes, places, joined = laid_out(parts_of(a)[0])
+    assert len(nodes) == len(places) == 300
+    assert set(range(500, 700)) <= set(nodes.tolist())
+    assert {(int(nodes[u]), int(nodes[v])) for u, v in joined} >= {(i, i + 1) for i in range(500, 699)}
+    assert a.plot() is not None
+
+
+def test_a_place_in_a_map_is_named_with_its_probability() -> None:
+    torch.manual_seed(0)
+    net = randomize(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)))
+    x = torch.rand(1, 3, 8, 8).double()
+    a = fxlrp.explain(net, x, position=(2, 5), labels=CLASSES)
+    chance = net(x)[0, :, 2, 5].softmax(0)
+    assert f"{CLASSES[int(chance.argmax())]} at (2, 5), {100 * chance.max():.1f} %" in str(a)
+
+
+def test_one_score_is_no_class() -> None:
+    net = randomize(nn.Linear(3, 1))
+    x = torch.ones(2, 3).double()
+    a = fxlrp.explain(net, x)
+    assert f"Attribution of the score, {float(net(x)[0, 0]):.4g}; " in str(a)
+    assert "against" not in str(a)
+
+
+def test_a_long_series_of_one_is_a_curve() -> None:
+    x = torch.rand(1, 200)
+    a = Attribution(x, x, torch.zeros(1, 2), torch.tensor([0]), ("0",), (x,))
+    assert parts_of(a)[0].kind == "curves"
+    assert parts_of(a, features=[str(i) for i in range(200)])[0].kind == "features"
+
+
+def test_a_comparison_in_every_kind_of_file(open_page, tmp_path: Path) -> None:
+    maps = {"one": picture(contrast=None), "two": picture(contrast="others")}
+    for name in ("c.png", "c.svg"):
+        assert save_comparison(maps, tmp_path / name).stat().st_size > 5000
+    image = Image.open(tmp_path / "c.png")
+    assert json.loads(image.text["fxlrp"])["two"]["samples"][0]["against"]
+    arrays = np.load(save_comparison(maps, tmp_path / "c.npz"))
+    np.testing.assert_allclose(arrays["two.relevance.0"], maps["two"].relevance.detach().float())
+    assert set(json.loads(save_comparison(maps, tmp_path / "c.json").read_text())) == {"one", "two"}
+    shown = open_page(save_comparison(maps, tmp_path / "c.html"))
+    assert shown.locator(".fxa").first.locator("button").all_inner_texts() == ["no contrast", "against the others"]
+    for name in ("c.docx", "c.csv"):
+        with pytest.raises(FxlrpError, match="no extension that a comparison is written as"):
+            save_comparison(maps, tmp_path / name)
+    figure = compare({"one": two(), "two": two()})
+    assert len(figure.subfigs) == 4
+
+
+def test_style_and_script_once_for_many(tmp_path: Path) -> None:
+    page = write_pages(tmp_path / "many.html", [[picture()], [two()]]).read_text()
+    assert page.count("<style>") == page.count("<script>") == 1
+    assert page.count('class="fxa"') == 4
+
+
+def test_what_was_asked_is_read_again(tmp_path: Path) -> None:
+    a = replace(graph()[0], asked="node 2", features=("age", "size"))
+    b = fxlrp.load(a.save(tmp_path / "a.safetensors"))
+    assert isinstance(b, Attribution)
+    assert (b.asked, b.features, b.position) == ("node 2", ("age", "size"), 2)
+    assert torch.equal(b.edges, a.edges)

@@ -11,8 +11,9 @@ from typing import Any
 import typer
 from rich.markup import escape
 
+from fxlrp import __version__
 from fxlrp.cli import options
-from fxlrp.cli.terminal import err, errors_in_one_sentence, out, print_rulebooks
+from fxlrp.cli.terminal import err, errors_in_one_sentence, out, print_json, print_rulebooks
 from fxlrp.errors import FxlrpError
 from fxlrp.methods import DEFAULT
 
@@ -203,6 +204,7 @@ def inspect(
     nodes: options.AllNodes = False,
     mass: options.Mass = False,
     depth: options.Depth = 99,
+    as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
     """Show which rule explains each op of a model; with a picture, where its relevance goes.
@@ -227,7 +229,10 @@ def inspect(
         loaded = take_pictures(loaded, size, mean, std, None)
         seen = None if picture is None else loaded.like(loaded.preprocess(open_picture(picture))[0][None])
         report = explainer.report(*(example_call(loaded)[0] if seen is None else (seen,)))
-    out.print(report.tree(depth) if mass else report.table(nodes=nodes))
+    if as_json:
+        print_json({"fxlrp": __version__, "model": loaded.name, **report.to_dict()})
+    else:
+        out.print(report.tree(depth) if mass else report.table(nodes=nodes))
     warn_of_generic_ops(report)
 
 

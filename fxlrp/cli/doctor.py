@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from fxlrp.cli.loading import example_call
-from fxlrp.cli.terminal import out
+from fxlrp.cli.terminal import out, print_json
 from fxlrp.explainer import Explainer
 from fxlrp.inputs import LoadedModel
 from fxlrp.reports.report import Report
@@ -19,27 +20,31 @@ from fxlrp.reports.report import Report
 ROUNDS = 3
 
 
-def examine(loaded: LoadedModel, explainer: Explainer) -> None:
-    """Print the examination of a model by an example call of it."""
+def examine(loaded: LoadedModel, explainer: Explainer, as_json: bool = False) -> None:
+    """Print the examination of a model by an example call of it, as a table or JSON."""
     args, kwargs = example_call(loaded)
     began = time.perf_counter()
     explainer(*args, **kwargs)
     captured = time.perf_counter() - began
     report = explainer.report()
-    table = Table(box=None, show_header=False)
     weights = list(loaded.module.parameters())
-    table.add_row("model", f"{loaded.name}, {sum(p.numel() for p in weights) / 1e6:.1f} M weights")
+    rows = [("model", f"{loaded.name}, {sum(p.numel() for p in weights) / 1e6:.1f} M weights")]
     if weights:
-        table.add_row("runs", f"on {weights[0].device}, in {str(weights[0].dtype).removeprefix('torch.')}")
-    table.add_row("captured", f"by {report.mode}, in {captured:.1f} s with the first map")
+        rows.append(("runs", f"on {weights[0].device}, in {str(weights[0].dtype).removeprefix('torch.')}"))
+    rows.append(("captured", f"by {report.mode}, in {captured:.1f} s with the first map"))
     counts = ", ".join(f"{n} {kind}" for kind, n in report.counts.items() if n)
-    table.add_row("ops", f"{len(report.nodes)}: {counts}")
-    for name, why in report.left_out.items():
-        table.add_row("left out", f"{name}: {why}")
-    for what, seconds, more in _costs(loaded, explainer, args, kwargs):
-        table.add_row(what, f"{1000 * seconds:.0f} ms{more}")
-    for advice in _advice(explainer, report):
-        table.add_row("try", advice)
+    rows.append(("ops", f"{len(report.nodes)}: {counts}"))
+    rows += [("left out", f"{name}: {why}") for name, why in report.left_out.items()]
+    costs = list(_costs(loaded, explainer, args, kwargs))
+    rows += [(what, f"{1000 * seconds:.0f} ms{more}") for what, seconds, more in costs]
+    advice = list(_advice(explainer, report))
+    if as_json:
+        about = {"model": loaded.name, **report.to_dict(), "capture_seconds": captured}
+        print_json({**about, "seconds": {what: seconds for what, seconds, _ in costs}, "advice": advice})
+        return
+    table = Table(box=None, show_header=False)
+    for row in rows + [("try", said) for said in advice]:
+        table.add_row(*map(escape, row))
     out.print(table)
 
 

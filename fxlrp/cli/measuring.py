@@ -21,6 +21,7 @@ def evaluate(
     definition: options.Definition = "fixed",
     batch_size: options.BatchSize = 16,
     seed: options.Seed = 0,
+    as_json: options.AsJson = False,
     device: options.Device = None,
     arch: options.Arch = None,
     weights: options.Weights = None,
@@ -43,7 +44,7 @@ def evaluate(
     how = {"limit": limit, "steps": steps, "definition": definition, "batch_size": batch_size, "seed": seed}
     names = split_names(methods)
     report = gae_command.run(loaded, data, names, masks, output, err, **how)
-    gae_command.say(report, output, out)
+    gae_command.say(report, output, out, as_json)
 
 
 @app.command()
@@ -57,6 +58,7 @@ def tune(
     steps: options.Steps = 10,
     batch_size: options.BatchSize = 16,
     seed: options.Seed = 0,
+    as_json: options.AsJson = False,
     device: options.Device = None,
     arch: options.Arch = None,
     weights: options.Weights = None,
@@ -76,7 +78,7 @@ def tune(
 
     loaded = take_pictures(load(model, arch, weights, trust, random_weights, device), size, mean, std, None)
     how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
-    gae_command.say_tuned(gae_command.tune_rules(loaded, data, masks, output, err, **how), out)
+    gae_command.say_tuned(gae_command.tune_rules(loaded, data, masks, output, err, **how), out, as_json)
 
 
 @app.command()
@@ -88,6 +90,7 @@ def doctor(
     arch: options.Arch = None,
     weights: options.Weights = None,
     size: options.Size = None,
+    as_json: options.AsJson = False,
     trust: options.Trust = False,
     random_weights: options.RandomWeights = False,
     debug: options.Debug = False,
@@ -102,7 +105,7 @@ def doctor(
 
     loaded = load(model, arch, weights, trust, random_weights, device)
     loaded = loaded if loaded.reads_text else take_pictures(loaded, size, None, None, None)
-    examine(loaded, convert(loaded.module, rules=rules))
+    examine(loaded, convert(loaded.module, rules=rules), as_json)
 
 
 @app.command(name="app")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +83,11 @@ def tune_rules(loaded: Any, data: str, masks: Path | None, out: Path | None, con
         return tune(loaded.module, dataset, out=out, progress=tell, **options)
 
 
-def say_tuned(tuned: Tuned, console: Console) -> None:
-    """Print what was tried, what was found, and how it does on the pictures that were held out."""
+def say_tuned(tuned: Tuned, console: Console, as_json: bool = False) -> None:
+    """Print what was tried, what was found, and how it does on the pictures that were held out; or all as JSON."""
+    if as_json:
+        print(json.dumps({**asdict(tuned), "is_better": tuned.is_better}, indent=1))
+        return
     measures = [m for m in ("abpc", "pointing", "relevance_mass") if m in tuned.tried[tuned.default]]
     for title, rows in (("searched on", tuned.tried), ("held out", tuned.held_out)):
         columns = (Column(measure.replace("_", " "), no_wrap=True) for measure in measures)
@@ -110,9 +115,15 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.mean(known):.3f} ± {error:.3f}"
 
 
-def say(report: Report, out: Path | None, console: Console) -> None:
-    """Print the table, what could not be evaluated, and where the files are; of several processes the first does."""
+def say(report: Report, out: Path | None, console: Console, as_json: bool = False) -> None:
+    """Print the table, what could not be evaluated, and where the files are; of several processes the first does.
+
+    as_json: print report.json in the place of it.
+    """
     if int(os.environ.get("RANK", 0)):
+        return
+    if as_json:
+        print(json.dumps(report.summary(), indent=1))
         return
     console.print(report.table())
     for method, error in report.errors.items():

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
@@ -161,6 +162,16 @@ class Report:
         read = sum((m for (_, at), m in self.edges.items() if at.startswith("readout")), Mass())
         passed = [n for n in reversed(self.nodes) if n.arrives is not None]
         return Conservation(seeded.sum, read.sum, passed, self.rulebook)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON; relevance that arrives and leaves as its sum, if it was weighed."""
+        rows = []
+        for n in self.nodes:
+            row: dict[str, Any] = {f: getattr(n, f) for f in ("name", "op", "kind", "rule", "module", "source")}
+            row |= {f: mass.sum for f in ("arrives", "leaves") if (mass := getattr(n, f)) is not None}
+            rows.append(row)
+        about = {"rulebook": self.rulebook, "captured": self.mode, "left_out": self.left_out, "counts": self.counts}
+        return {**about, "nodes": rows}
 
     def tree(self, depth: int = 99) -> Printed:
         """A tree of the relevance that arrives at each module from outside and leaves it, with nodes below modules.

@@ -22,6 +22,7 @@ from fxlrp.show.words import against, classes_of, headline, likeliest, name_of
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
+    from fxlrp.text.attribution import TextAttribution
 
 FIGURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 SUFFIXES = (*FIGURES, ".html", ".json", ".csv", ".npz", ".safetensors")
@@ -179,18 +180,20 @@ def _safetensors(a: Attribution) -> bytes:
     tensors |= {f"latent.{name}": r for name, r in a.latent.items()}
     tensors |= {f"picture.{i}": torch.from_numpy(np.array(p)) for i, p in enumerate(a.pictures)}
     tensors["logits"] = a.logits
-    if a.target is not None:
-        tensors["target"] = a.target
+    tensors |= {name: t for name, t in (("target", a.target), ("edges", a.edges)) if t is not None}
     about = {
         "format": FORMAT, "fxlrp": __version__, "names": a.names, "rules": a.rules, "labels": a.labels,
         "contrast": a.contrast, "several": isinstance(a.relevance, tuple), "latent": list(a.latent),
+        "asked": a.asked, "features": a.features,
+        "position": None if a.position is None else torch.as_tensor(a.position).tolist(),
     }  # fmt: skip
     held = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     return as_bytes({key: t.clone() for key, t in held.items()}, {"fxlrp": json.dumps(about, ensure_ascii=False)})
 
 
-def load(path: str | Path) -> Attribution:
-    """Reads an attribution that `Attribution.save` wrote as .safetensors.  Its `output` is the logits.
+def load(path: str | Path) -> Attribution | TextAttribution:
+    """Reads an attribution that `Attribution.save` wrote as .safetensors, whose `output` is the logits then, or
+    `TextAttribution.save` as .json.
 
     Raises FxlrpError for a file that is not there or holds something else.
     """
@@ -201,6 +204,8 @@ def load(path: str | Path) -> Attribution:
     path = Path(path)
     if not path.is_file():
         raise FxlrpError(f"There is no file {path}.")
+    if path.suffix.lower() == ".json":
+        return _text(path)
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("fxlrp", "{}"))
@@ -224,6 +229,23 @@ def load(path: str | Path) -> Attribution:
             contrast=about["contrast"],
             labels=tuple(about["labels"]),
             pictures=tuple(p.numpy() for p in numbered("picture")),
+            position=about.get("position"),
+            asked=about.get("asked", ""),
+            features=tuple(about.get("features", ())),
+            edges=tensors.get("edges"),
         )
     except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise FxlrpError(f"{path} holds no attribution that can be read: {error}.") from error
+
+
+def _text(path: Path) -> TextAttribution:
+    from fxlrp.text.attribution import FORMAT as TEXT
+    from fxlrp.text.attribution import TextAttribution
+
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise FxlrpError(f"{path} is not JSON in UTF-8 ({error}).") from error
+    if not isinstance(held, dict) or held.get("format") != TEXT:
+        raise FxlrpError(f"{path} holds no attribution of a text; TextAttribution.save(….json) writes one.")
+    return TextAttribution.from_dict(held)

@@ -227,4 +227,4 @@
   });
   find('select').addEventListener('change', function (e) { now.palette = e.target.value; show(); });
   show();
-})(document.getElementById('ID'));
+})

@@ -40,8 +40,9 @@ def page(answers: Sequence[Attribution], *, index: int = 0, **how: Any) -> str:
 
 def page_of(shown: Sequence[tuple[Sequence[Attribution], int]], **how: Any) -> str:
     """A whole HTML file of the answers to calls, each about a sample."""
-    body = "".join(fragment(answers, index=index, **how) for answers, index in shown)
-    return document(body, POLICY)
+    body = "".join(_shown(answers, index=index, **how) for answers, index in shown)
+    script = f"document.querySelectorAll('.fxa').forEach({_code('js')})"
+    return document(f"<style>{_code('css')}</style>{body}<script>{script}</script>", POLICY)
 
 
 def document(body: str, policy: str) -> str:
@@ -54,19 +55,32 @@ def document(body: str, policy: str) -> str:
 def fragment(
     answers: Sequence[Attribution], *, index: int = 0, picture: Any = None, features: Sequence[str] = ()
 ) -> str:
-    """HTML of the answers to one call about sample `index`, with buttons for each class, contrast and rulebook asked.
+    """HTML of the answers to one call about sample `index`, with buttons for each class, contrast and rulebook asked,
+    for a cell of a notebook: it brings its style and script.
 
     A picture has its map over it, with sliders, values on hover and a scale; curves and features as in
     `fxlrp.show.figure.plot`; then the maps of layers inside, and where relevance goes if an answer was traced.
 
     picture, features: as in `parts_of`, whose errors it raises.
     """
+    name = f"fxa-{next(_ids)}"
+    body = _shown(answers, index=index, picture=picture, features=features, name=name)
+    script = f"{_code('js')}(document.getElementById('{name}'))"
+    return f"<style>{_code('css')}</style>{body}<script>{script}</script>"
+
+
+def _code(kind: str) -> str:
+    return Path(__file__).with_name(f"page.{kind}").read_text("utf-8").strip()
+
+
+def _shown(
+    answers: Sequence[Attribution], *, index: int, picture: Any = None, features: Sequence[str] = (), name: str = ""
+) -> str:
+    """The markup and data of `fragment`, without style and script."""
     parts = parts_of(answers[0], index, picture, features)
     views = [view for a in answers for view in _views(a, index, features)]
     data = {"inputs": [_input(p) for p in parts], "views": views, "lightness": LIGHTNESS}
     trace = next((a.trace for a in answers if a.trace is not None), None)
-    name = f"fxa-{next(_ids)}"
-    css, script = (Path(__file__).with_name(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     rows = "".join(
         f'<span class="soft">{label}</span><span data-row="{row}"></span>'
         for row, label in (("name", "class"), ("against", "contrast"), ("rules", "rulebook"))
@@ -80,7 +94,7 @@ def fragment(
     )
     encoded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return (
-        f'<style>{css}</style><div class="fxa" id="{name}"><h1></h1><div class="soft asked"></div>'
+        f'<div class="fxa" id="{name}"><h1></h1><div class="soft asked"></div>'
         f'<div class="rows">{rows}</div><div class="inputs">{"<figure></figure>" * len(parts)}</div>'
         f'<div class="tools">{tools}<label>colours <select><option value="red-blue">red for, blue against</option>'
         '<option value="lightness">light for, dark against</option></select></label></div>'
@@ -91,7 +105,7 @@ def fragment(
         f"<table>{likely}</table></details>"
         '<details class="layers" open><summary>inside the network</summary><div class="inside"></div></details>'
         f'{_flow(trace)}<p class="soft">fxlrp {__version__}</p>'
-        f'<script type="application/json">{encoded}</script><script>{script.replace("ID", name)}</script></div>'
+        f'<script type="application/json">{encoded}</script></div>'
     )
 
 

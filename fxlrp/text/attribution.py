@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +44,7 @@ class Asked:
 
 
 WAYS = ("others", "softmax")
+FORMAT = "fxlrp text attribution 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +154,7 @@ class TextAttribution:
         """Return everything as plain data, ready for JSON."""
         names, columns = self._words()
         return {
+            "format": FORMAT,
             "segments": list(self.segments),
             "tokens": self.tokens,
             "spans": [[p.segment, p.start, p.end] for p in self.pieces],
@@ -184,6 +189,38 @@ class TextAttribution:
             "tokens": [a.token for a in self.asked],
             "note": f"The last {self.dropped} tokens are left out: the model takes no more." if self.dropped else "",
         }
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file and return its path: all of it (.json), which `fxlrp.load` reads; a row for each question
+        and token (.csv); or a page (.html).
+
+        Raises FxlrpError for another extension, and a path that can't be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".html":
+            return self.to_html(path)
+        if path.suffix.lower() == ".json":
+            return write(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        if path.suffix.lower() != ".csv":
+            raise FxlrpError(f"{path} has no extension that is written; give a name that ends in .json, .csv or .html.")
+        file = io.StringIO()
+        rows = csv.writer(file)
+        rows.writerow(["target", "contrast", "token", "segment", "start", "end", "relevance"])
+        for asked, scores in zip(self.asked, self.matrix.tolist(), strict=True):
+            for p, r in zip(self.pieces, scores, strict=True):
+                rows.writerow([asked.target, asked.contrast or "", p.token, p.segment, p.start, p.end, f"{r:.6g}"])
+        return write(path, file.getvalue())
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> TextAttribution:
+        """Make it of what `to_dict` returned.  Raises FxlrpError for anything else."""
+        try:
+            pieces = [Piece(token, *span) for token, span in zip(held["tokens"], held["spans"], strict=True)]
+            matrix = torch.tensor([q["scores"] for q in held["questions"]]).reshape(-1, len(pieces))
+            asked = [Asked(*(q[f] for f in ("target", "contrast", "probability", "token"))) for q in held["questions"]]
+            return cls(list(held["segments"]), pieces, matrix, asked, int(held["dropped"]))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise FxlrpError(f"This is no attribution of a text: {error!r}.") from error
 
     def to_html(self, path: str | Path) -> Path:
         """Write one HTML file that needs nothing else, and return its path.

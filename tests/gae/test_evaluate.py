@@ -271,6 +271,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert len(table) == 2 * 6
     assert {"method", "sample", "name", "gae", "lc", "morf", "abpc", "rank_accuracy"} <= table[0].keys()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["means"]["abslrp"]["gae"]["n"] == 6
+    args = [
+        "evaluate",
+        *map(str, (EXAMPLES / "model.pt", EXAMPLES / "pictures", "--methods", "abslrp,random", *options)),
+    ]
+    again = CliRunner().invoke(app, [*args, "--json"])
+    assert json.loads(again.stdout) == json.loads((tmp_path / "out" / "report.json").read_text())
     page = (tmp_path / "out" / "report.html").read_text()
     assert not re.search(r"(src|href)=['\"]?(?!data:)[a-z]*:?//", page)
     assert page.count("data:image/png") == 2 * 2 * 5

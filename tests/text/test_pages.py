@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
 
+import fxlrp
+from fxlrp import FxlrpError
 from fxlrp.text import Asked, TextAttribution
 from fxlrp.text.words import Piece
 
@@ -77,3 +80,23 @@ def test_one_question_and_markup(visit) -> None:
     assert page.locator("b").inner_text() == "<b>, not '\"&"
     assert_shown(page, torch.tensor([-1.0]))
     assert page.locator("button, table").count() == 0
+
+
+def test_a_text_attribution_is_kept_and_read_again(tmp_path: Path) -> None:
+    a = fxlrp.explain(Path(fxlrp.__file__).parent / "examples" / "text", "the film was not funny", target="negative")
+    b = fxlrp.load(a.save(tmp_path / "a.json"))
+    assert torch.equal(b.matrix, a.matrix)
+    assert (b.words, b.asked, b.segments, b.pieces) == (a.words, a.asked, a.segments, a.pieces)
+    rows = list(csv.DictReader(a.save(tmp_path / "a.csv").open()))
+    assert [r["token"] for r in rows] == a.tokens
+    assert max(abs(float(r["relevance"]) - s) for r, s in zip(rows, a.scores.tolist(), strict=True)) < 1e-5
+    assert 'class="text"' in a.save(tmp_path / "a.html").read_text()
+    with pytest.raises(FxlrpError, match="no extension that is written"):
+        a.save(tmp_path / "a.png")
+    for content, said in (("{", "is not JSON"), ("{}", "holds no attribution of a text")):
+        (tmp_path / "b.json").write_text(content)
+        with pytest.raises(FxlrpError, match=said):
+            fxlrp.load(tmp_path / "b.json")
+    held = {**a.to_dict(), "spans": []}
+    with pytest.raises(FxlrpError, match="no attribution of a text"):
+        TextAttribution.from_dict(held)
