@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: install demo test docs situations random fuzz gpu lint format clean
+.PHONY: install demo test docs notebooks situations random fuzz gpu lint format clean
 
 install: $(VENV)/installed
 
@@ -26,6 +26,9 @@ test: install  # first what the formulas alone explain, without fxlrp/fast
 
 docs: install  # the site, in out/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+notebooks: install  # run them, and keep what they show
+	PYTHONWARNINGS=ignore $(BIN)/python -m nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
 
 random: install
 	EXAMPLES=$${EXAMPLES:-10000} $(BIN)/python -m pytest tests/test_random_graphs.py --hypothesis-seed=$${SEED:-1}

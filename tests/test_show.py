@@ -396,6 +396,17 @@ def test_a_long_series_of_one_is_a_curve() -> None:
     assert parts_of(a, features=[str(i) for i in range(200)])[0].kind == "features"
 
 
+def test_many_series_are_a_picture_and_ids_are_ids() -> None:
+    x = torch.rand(1, 20, 100)
+    a = Attribution(x, x, torch.zeros(1, 2), torch.tensor([0]), ("0",), (x,))
+    (part,) = parts_of(a)
+    assert (part.kind, part.values.shape, part.relevance.shape) == ("picture", (20, 100, 3), (1, 20, 100))
+    ids = torch.tensor([[3, 4], [5, 6]])
+    a = Attribution(torch.rand(2, 2), ids, torch.zeros(1, 2), torch.tensor([0]), ("0",), (ids,))
+    (part,) = parts_of(a)
+    assert (part.kind, part.labels) == ("features", ("id 3", "id 4", "id 5", "id 6"))
+
+
 def test_a_comparison_in_every_kind_of_file(open_page, tmp_path: Path) -> None:
     maps = {"one": picture(contrast=None), "two": picture(contrast="others")}
     for name in ("c.png", "c.svg"):

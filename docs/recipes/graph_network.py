@@ -30,8 +30,8 @@ torch.manual_seed(0)
 path = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]])
 edges = torch.cat([path, path.flip(0)], 1)
 explainer = fxlrp.convert(Graph().eval())
-a = explainer(torch.randn(8, 4), edges, position=3, target=1)  # node 3
+a = fxlrp.explain(explainer, torch.randn(8, 4), edges, position=3, target=1)  # node 3
 by_node = a.relevance.sum(1)
 print({f"node {i}": round(float(r), 3) for i, r in enumerate(by_node)})
 assert not by_node[[0, 6, 7]].any()  # three edges away and more
-a.plot().savefig("out/recipes/graph_network.png")
+a.save("out/recipes/graph_network.png")  # the edges are found among the arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +42,12 @@ def plot(
 
     Raises FxlrpError for an index, a picture or colours that can't be.
     """
-    from matplotlib.figure import Figure
-
     parts = parts_of(a, index, picture, features)
     palette = colour_map(colours)
     rows = [(part, k) for k in range(max(1, len(classes_of(a, index)))) for part in parts]
     heights = [_height(part) for part, _ in rows]
     wide = 3 * SIDE + 1
-    figure = Figure(figsize=(wide, sum(heights) + 0.35), layout="constrained", dpi=100)
+    figure = _figure(figsize=(wide, sum(heights) + 0.35), layout="constrained", dpi=100)
     bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for band, (part, k) in zip(bands, rows, strict=True):
         of = f"  ({part.name})" if len(parts) > 1 else ""
@@ -64,14 +63,12 @@ def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opaci
 
     Of several samples, the first is shown.  colours, opacity: as in `plot`, whose errors it raises.
     """
-    from matplotlib.figure import Figure
-
     palette = colour_map(colours)
     every = {name: parts_of(a) for name, a in maps.items()}
     titles = {name: "\n".join(filter(None, (name, against(a)))) for name, a in maps.items()}
     title = headline(next(iter(maps.values())))
     if all(len(parts) == 1 and parts[0].kind == "picture" for parts in every.values()):
-        figure = Figure(figsize=(SIDE * (len(maps) + 1), 2 * SIDE + 1), layout="constrained", dpi=100)
+        figure = _figure(figsize=(SIDE * (len(maps) + 1), 2 * SIDE + 1), layout="constrained", dpi=100)
         columns = figure.subplots(2, len(maps) + 1).T
         first = next(iter(every.values()))[0]
         columns[0][0].imshow(first.values)
@@ -85,13 +82,26 @@ def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opaci
     else:
         rows = [(name, part) for name, parts in every.items() for part in parts]
         heights = [_height(part) for _, part in rows]
-        figure = Figure(figsize=(3 * SIDE + 1, sum(heights) + 0.8), layout="constrained", dpi=100)
+        figure = _figure(figsize=(3 * SIDE + 1, sum(heights) + 0.8), layout="constrained", dpi=100)
         bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
         for band, (name, part) in zip(bands, rows, strict=True):
             band.suptitle(titles[name].replace("\n", " · "), fontsize=10)
             _DRAWN[part.kind](band, part, 0, palette, opacity)
     figure.suptitle(title, fontsize=12)
     return figure
+
+
+def _figure(**how: Any) -> Figure:
+    """A figure that a notebook shows, without pyplot, which would keep it."""
+    from matplotlib.figure import Figure
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            out = io.BytesIO()
+            self.savefig(out, format="png", dpi=72)
+            return out.getvalue()
+
+    return Shown(**how)
 
 
 def _height(part: Part) -> float:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
 
 Kind = Literal["picture", "curves", "features", "graph"]
+MOST_ROWS = 12
+"""Series side by side that are shown as curves; more are a picture."""
 MOST_NUMBERS = 128
 """Numbers without names that are shown as features; more are a curve."""
 MOST_NODES = 300
@@ -127,12 +129,15 @@ def _part(name: str, x: Tensor, maps: Tensor, picture: Any, features: Sequence[s
         return Part("picture", name, shown, maps.sum(1).numpy())
     if maps.ndim == 2 and x.is_floating_point() and maps.shape[1] > MOST_NUMBERS and len(features) != maps.shape[1]:
         maps, values = maps[:, None], values[None]  # sound, or a series of one
-    if maps.ndim == 3 and min(maps.shape[1:]) > 0:
+    is_number = x.is_floating_point() or x.is_complex()
+    if maps.ndim == 3 and min(maps.shape[1:]) > 0 and is_number:
         turned = maps.shape[1] > maps.shape[2]  # the longer axis is time
         maps, values = (maps.transpose(1, 2), values.transpose(0, 1)) if turned else (maps, values)
+        if len(values) > MOST_ROWS:  # a spectrogram, or hidden states
+            return Part("picture", name, stretch(values[None]), maps.numpy())
         return Part("curves", name, values.numpy(), maps.numpy())
     values, maps = values.reshape(-1), maps.reshape(len(maps), -1)
-    ids = () if x.is_floating_point() or x.is_complex() else tuple(f"id {int(v)}" for v in values)
+    ids = () if is_number else tuple(f"id {int(v)}" for v in values)
     labels = tuple(features) if len(features) == len(values) else ids or tuple(f"[{i}]" for i in range(len(values)))
     return Part("features", name, values.numpy(), maps.numpy(), labels)
 
