@@ -19,7 +19,10 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
         text = ast.get_docstring(ast.parse(source)) or ""
         code = source.split('"""', 2)[2].strip()
         run = f"Run it: `python docs/recipes/{path.name}`; what it writes is in `out/recipes/`."
-        drawn = f"![what it ends in](../images/recipes/{path.stem}.png)\n\n" * (HERE / f"images/recipes/{path.stem}.png").exists()
+        drawn = (
+            f"![what it ends in](../images/recipes/{path.stem}.png)\n\n"
+            * (HERE / f"images/recipes/{path.stem}.png").exists()
+        )
         page = f"{text}\n\n{drawn}```python\n{code}\n```\n\n{run}\n"
         files.append(File.generated(config, f"recipes/{path.stem}.md", content=page))
         title, _, rest = text.partition("\n")

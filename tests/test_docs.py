@@ -17,7 +17,7 @@ pytest.importorskip("timm")
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MADE_BY_THE_SITE = ("recipes/index.md", "changes.md")
+MADE_BY_THE_SITE = ("recipes/index.md", "changes.md", *(f"recipes/{p.stem}.md" for p in ROOT.glob("docs/recipes/*.py")))
 EXAMPLE = ROOT / "examples" / "pictures" / "ring_star.png"
 
 

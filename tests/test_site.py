@@ -24,6 +24,18 @@ def test_recipes_run(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list((tmp_path / "out" / "recipes").iterdir()), "it ends in nothing to look at"
 
 
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_run(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    held = nbformat.read(notebook, 4)
+    shown = sum(len(cell.get("outputs", ())) for cell in held.cells)
+    assert shown, "it is kept with what it shows: make notebooks"
+    client.NotebookClient(held, timeout=300, kernel_name="python3").execute()
+    assert sum(len(cell.get("outputs", ())) for cell in held.cells) >= shown
+
+
 def test_the_site_builds_and_opens_offline(tmp_path: Path, browser) -> None:
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
