@@ -123,6 +123,15 @@ SAME: dict[str, tuple[Body, Body]] = {
         lambda m, x: F.linear(F.linear(x, m.b.weight), m.b.weight.T, m.c),
     ),
     "attention": (lambda m, x: eager_attention(x), lambda m, x: fused_attention(x)),
+    "lerp": (lambda m, x: torch.lerp(x, x.flip(1), 0.3), lambda m, x: x * 0.7 + x.flip(1) * 0.3),
+    "lerp, strides": (
+        lambda m, x: torch.lerp(x.mT.contiguous().mT, x.flip(1), 0.3),
+        lambda m, x: x * 0.7 + x.flip(1) * 0.3,
+    ),
+    "lerp, gated": (
+        lambda m, x: torch.lerp(x, x.flip(1), x.sigmoid()),
+        lambda m, x: x * (1 - x.sigmoid()) + x.flip(1) * x.sigmoid(),
+    ),
 }
 
 
@@ -161,7 +170,6 @@ CARRIED: dict[str, Body] = {
     "unfold and fold": lambda m, x: F.fold(F.unfold(x[:, None], (2, 2)), (5, 6), (2, 2))[:, 0],
     "vmap": lambda m, x: torch.vmap(lambda t: F.layer_norm(t @ t.T @ t, (6,)))(x),
     "weight standardization": lambda m, x: x @ ((m.w[:, None] * m.c) - (m.w[:, None] * m.c).mean(0)),
-    "lerp": lambda m, x: torch.lerp(x, x.flip(1), 0.3),
 }
 
 
