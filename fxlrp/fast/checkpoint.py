@@ -20,6 +20,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions, validate_parti
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from fxlrp.capture.symbols import hint
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.nodes import copied
 from fxlrp.ops import about
@@ -149,9 +150,9 @@ def _parts(gm: fx.GraphModule, leaves: list[fx.Node]) -> dict[fx.Node, int]:
 
 
 def _bytes(node: fx.Node) -> float:
-    """The memory of a node's value in bytes; symbolic sizes count as those of the example."""
+    """The memory of a node's value in bytes; symbolic sizes count as those of the example, or 1 if values decide."""
     return sum(
-        math.prod(s if isinstance(s, int) else s.node.hint for s in t.shape) * t.dtype.itemsize
+        math.prod(hint(size) or 1 for size in t.shape) * t.dtype.itemsize
         for t in pytree.tree_leaves(node.meta.get("val"))
         if isinstance(t, Tensor)
     )
