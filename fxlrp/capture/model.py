@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.caches import caches_cleaned
-from fxlrp.capture.calls import answer, lengths_of, names_of, split_tensors
+from fxlrp.capture.calls import answer, lengths_of, names_of, refused, split_tensors
 from fxlrp.capture.derivatives import transforming
 from fxlrp.capture.flat import Flat, OfModel, Returned, close_output
 from fxlrp.capture.functionalize import plain_ops
@@ -259,10 +259,7 @@ def _two(t: Tensor, axis: int) -> Tensor:
 def _check_that_it_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:
     """Raises FxlrpError if the model itself refuses its inputs, as opposed to a model that can't be traced."""
     if error := _refuses(model, args, kwargs):
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FxlrpError(
-            f"The model itself refuses these inputs ({reason}); check their number, shape and type."
-        ) from error
+        raise refused(error) from error
 
 
 def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
