@@ -27,6 +27,7 @@ from fxlrp.capture.functionalize import plain_ops
 from fxlrp.capture.functions import hide_layers, settle
 from fxlrp.capture.objects import close_objects
 from fxlrp.capture.quantised import hide_packed
+from fxlrp.capture.state import draws_kept
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.capture.trace import trace_flat
 from fxlrp.capture.twin import twin
@@ -141,7 +142,7 @@ def capture(
         if branches and attempt.mode is not CaptureMode.THIS_INPUT:
             continue
         try:
-            with caches_cleaned(model):
+            with caches_cleaned(model), draws_kept():
                 graph = trace_flat(flat, attempt.inputs, attempt.dims)
             settle(graph, attempt.inputs, plain_ops)
         except FxlrpError:
