@@ -3,6 +3,7 @@
 What is public is imported when it is first asked for, so that `import fxlrp` and `fxlrp --help` start at once.
 """
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,9 @@ def __getattr__(name: str) -> Any:
         return import_module(f"fxlrp.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'fxlrp' has no attribute {name!r}")
+    drawn = random.getstate()  # importing rich draws a number
     value = globals()[name] = getattr(import_module(f"fxlrp.{_PLACES[name]}"), name)
+    random.setstate(drawn)
     return value
 
 

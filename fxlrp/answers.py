@@ -55,8 +55,12 @@ def run_forward(
     graph, latent = plan.form(one_sided and not at, at, small=again, checkpoint=again and checkpoint)
     given = [t.clone() if t.is_inference() else t.detach() for t in widened(tensors)]
     casts = casts_made_again() if plan.capture.narrow else nullcontext()
-    with plan.in_its_types(), drawing, casts:
-        out = (run or graph)(*given)
+    try:
+        with plan.in_its_types(), drawing, casts:
+            out = (run or graph)(*given)
+    except Exception:
+        own()  # which says so, if the model itself refuses the call
+        raise
     said = out
     if plan.capture.answers_apart:
         answers = own()

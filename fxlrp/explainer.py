@@ -182,7 +182,7 @@ class Explainer(nn.Module):
         by_rows = [run is None and asks_every_row(plan, q) for q in questions]
         if any(by_rows):
             return [
-                row_by_row(self.explain, plan, args, kwargs, q, at) if rows else self.explain(args, kwargs, [q], at)[0]
+                row_by_row(self, plan, args, kwargs, q, at) if rows else self.explain(args, kwargs, [q], at)[0]
                 for q, rows in zip(questions, by_rows, strict=True)
             ]
         questions = [at_the_end(plan, tensors, q) for q in questions]

@@ -196,7 +196,7 @@ describe(
 )
 describe("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", kind="convolution")
 describe("matmul mm bmm", kind="matmul")
-describe("addmm addbmm baddbmm addmv addcmul addcdiv glu mv dot lerp logsumexp", decomposes=True)
+describe("addmm addbmm baddbmm addmv addcmul addcdiv glu mv dot logsumexp", decomposes=True)
 describe(
     "round floor ceil trunc fix sign div.Tensor_mode div.Scalar_mode fake_quantize_per_tensor_affine",
     "fake_quantize_per_channel_affine",

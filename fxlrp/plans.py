@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import ROUNDINGS, is_noise, moved_by_rounding, no_fast_attention, rounding, share_apart
 from fxlrp.capture.axes import Axes, Batch
-from fxlrp.capture.calls import answer, equal, names_of, signature, split_tensors
+from fxlrp.capture.calls import answer, equal, names_of, refused, signature, split_tensors
 from fxlrp.capture.confine import alone
 from fxlrp.capture.flat import open_output
 from fxlrp.capture.model import Capture, CaptureMode, capture, parameters_of
@@ -271,10 +271,15 @@ class Plans:
         return [t.detach() for t in tensors_of(self.returned(args, kwargs, seed))]
 
     def returned(self, args: tuple, kwargs: dict, seed: int = 0) -> Any:
-        """Calls the model itself on copies of the tensors, which it may write into, and restores its state."""
+        """Calls the model itself on copies of the tensors, which it may write into, and restores its state.
+
+        Raises FxlrpError if the model refuses the call."""
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
         with undisturbed(self.model, self.settings.seed + seed) as changed:
-            returned = answer(self.model, args, kwargs)
+            try:
+                returned = answer(self.model, args, kwargs)
+            except Exception as error:
+                raise refused(error) from error
         self.found.restless.update(changed)
         return returned
 

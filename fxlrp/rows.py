@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import names_of, split_tensors
+from fxlrp.capture.symbols import hint
 from fxlrp.engine.seeds import Question, by_classes
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
@@ -20,8 +21,6 @@ from fxlrp.targets import is_about_all, of_sample
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
-
-Explain = Callable[[tuple, dict, Sequence[Question], Sequence[str]], list[Attribution]]
 
 
 def sample_of(axes: Axes, call: tuple, questions: Sequence[Question], i: int, batch: int) -> tuple:
@@ -59,16 +58,18 @@ def asks_every_row(plan: Plan, question: Question) -> bool:
 
 
 def row_by_row(
-    explain: Explain, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]
+    explainer: Explainer, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]
 ) -> Attribution:
     """Explains every row of the output of a call that is one sample, such as a list of pictures or packed texts.
 
     Raises FxlrpError if two rows give relevance to one entry of an input.
     """
-    count = int(plan.scores_shape[1])
+    count = hint(plan.scores_shape[1])
+    if count is None:  # as many as values say
+        count = plan.axes.rows(explainer.plans.outputs(args, kwargs)[plan.explained]).shape[1]
     targets = [of_sample(question.target, i, count) for i in range(count)]
     rows = [replace(question, target=target, position=i) for i, target in enumerate(targets)]
-    answers = explain(args, kwargs, rows, at)
+    answers = explainer.explain(args, kwargs, rows, at)
     several = [torch.stack(parts) for parts in zip(*(a.each for a in answers), strict=True)]
     if any(bool(((r != 0).sum(0) > 1).any()) for r in several):
         raise FxlrpError(

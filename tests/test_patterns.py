@@ -123,6 +123,17 @@ SAME: dict[str, tuple[Body, Body]] = {
         lambda m, x: F.linear(F.linear(x, m.b.weight), m.b.weight.T, m.c),
     ),
     "attention": (lambda m, x: eager_attention(x), lambda m, x: fused_attention(x)),
+    "log-softmax": (lambda m, x: -(x - x.logsumexp(-1, keepdim=True)), lambda m, x: -x.log_softmax(-1)),
+    "softmax by logarithms": (lambda m, x: (x - x.logsumexp(-1)[..., None]).exp(), lambda m, x: x.softmax(-1)),
+    "lerp": (lambda m, x: torch.lerp(x, x.flip(1), 0.3), lambda m, x: x * 0.7 + x.flip(1) * 0.3),
+    "lerp, strides": (
+        lambda m, x: torch.lerp(x.mT.contiguous().mT, x.flip(1), 0.3),
+        lambda m, x: x * 0.7 + x.flip(1) * 0.3,
+    ),
+    "lerp, gated": (
+        lambda m, x: torch.lerp(x, x.flip(1), x.sigmoid()),
+        lambda m, x: x * (1 - x.sigmoid()) + x.flip(1) * x.sigmoid(),
+    ),
 }
 
 
@@ -161,7 +172,6 @@ CARRIED: dict[str, Body] = {
     "unfold and fold": lambda m, x: F.fold(F.unfold(x[:, None], (2, 2)), (5, 6), (2, 2))[:, 0],
     "vmap": lambda m, x: torch.vmap(lambda t: F.layer_norm(t @ t.T @ t, (6,)))(x),
     "weight standardization": lambda m, x: x @ ((m.w[:, None] * m.c) - (m.w[:, None] * m.c).mean(0)),
-    "lerp": lambda m, x: torch.lerp(x, x.flip(1), 0.3),
 }
 
 
@@ -201,6 +211,20 @@ def test_masked_entries_carry_nothing() -> None:
     r = fxlrp.convert(first)(torch.randn(2, 5, 4).double(), contrast=None).relevance
     assert r[:, 0].any()
     assert not r[:, 1:].any()
+
+
+@pytest.mark.parametrize("rules", ["abslrp", "abslrp-hybrid", "epsilon", "gradient-input"])
+def test_a_chance_that_is_none_carries_nothing(rules: str) -> None:
+    """Choices made one after the other, each from what is left: log-probabilities of −∞ beside the one picked."""
+
+    def body(m: Written, x: Tensor) -> Tensor:
+        left = x.masked_fill(torch.arange(x.shape[-1]) % 3 == 0, float("-inf")).log_softmax(-1)
+        return x + left.gather(-1, left.argmax(-1, keepdim=True))
+
+    def written(m: Written, x: Tensor) -> Tensor:
+        return x + x[..., torch.arange(x.shape[-1]) % 3 != 0].log_softmax(-1).amax(-1, keepdim=True)
+
+    torch.testing.assert_close(explain(body, rules), explain(written, rules), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("boolean", [True, False])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -34,6 +34,11 @@ settings.register_profile(
     "many", settings.get_profile("suite"), max_examples=int(os.environ.get("EXAMPLES", "300")), derandomize=False
 )
 
+SIGNED = (
+    *("epsilon", "zplus", "alpha-beta", "gamma", "epsilon-plus-flat", "attnlrp", "cp-lrp", "reslrp"),
+    *("epsilon-alpha2-beta1", "epsilon-gamma-box"),
+)
+"""The rulebook that a program is explained by besides, by its seed."""
 MANY = core.global_force_seed is not None  # `pytest --hypothesis-seed=…`
 
 C, L = 4, 6  # every value is [B, C, L]
@@ -82,6 +87,7 @@ RARER = (  # likewise
     "x + (x.round() - x).detach()", "F.dropout(x, 0.5, False)", "F.hardsigmoid(x) * y", "x * (y > 0)", "x.triu()",
     "torch.special.expit(x) - torch.erf(y)", "x.std(-1, keepdim=True) - y", "x.amax(-1, keepdim=True) - x",
     "x.masked_fill(y < y.mean(-1, keepdim=True), float('-inf')).softmax(-1)", "x.median(-1, keepdim=True).values + y",
+    "x.log_softmax(-1)", "x.masked_fill(mask, float('-inf')).log_softmax(-1)[..., (~mask).int().argmax(), None] + y",
 )
 WRITES = (  # statements that leave their result in x; likewise
     "x[..., 0] = y[..., 1]", "x[..., mask] = 0", "x += y; x *= 0.5", "z = x.clone(); z += y; x = z - x",
@@ -235,7 +241,44 @@ def explain(explainer: Explainer, inputs: Iterable[Tensor]) -> Tensor:
 
 
 def far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-300))
+
+
+def derivative(program: Program, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+    """Each input times autograd's own gradient of the logits of class 1; None where torch refuses to go back."""
+    model = randomize(Composed(replace(program, returns="tensor")))
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    try:
+        logits = model(*(x.clone() for x in leaves))
+        grads = torch.autograd.grad(logits[:, 1].sum(), leaves, allow_unused=True)
+    except RuntimeError:  # a value that the derivative needs is written over, or nothing leads back
+        return None
+    return [torch.zeros_like(x) if g is None else x.detach() * g for x, g in zip(leaves, grads, strict=True)]
+
+
+def check_signed(explainer: Explainer, program: Program, inputs: Sequence[Tensor]) -> None:
+    """By rulebooks that do not rescale: the derivative is autograd's, samples keep apart, and kernels give what the
+    formulas give."""
+    wanted = derivative(program, inputs)
+    found = explainer.by("gradient-input")(*inputs, target=1, contrast=None).named
+    if wanted is not None and all(w.isfinite().all() for w in wanted):
+        event("the derivative is known")
+        size = max(float(w.abs().max()) for w in wanted)
+        for i, w in enumerate(wanted):  # what the score does not depend on is not explained
+            off = float((found.get(str(i), torch.zeros_like(w)) - w).abs().max())
+            assert off <= 1e-8 * size + 1e-12, f"x · gradient of input {i} is {off} off"
+    for name in ("abslrp-hybrid", SIGNED[program.seed]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fxlrp.acceleration.FAST", False)
+            whole = explain(explainer.by(name), inputs)
+        assert whole.isfinite().all(), f"relevance by {name} is not finite"
+        if far(explain(explainer.by(name), [x * (1 + 1e-10 * torch.randn_like(x)) for x in inputs]), whole) > 1e-6:
+            event(f"relevance by {name} is not continuous here: rounding decides")
+            continue
+        fast = explainer.by(name)
+        assert far(explain(fast, inputs), whole) < 1e-6, f"kernels and the rules they stand for differ by {name}"
+        alone = torch.cat([explain(fast, (x[i : i + 1] for x in inputs)) for i in range(3)])
+        assert far(alone, whole) < 1e-6, f"a sample depends on the others by {name}"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -273,6 +316,8 @@ def test_random_programs(program: Program) -> None:
         assert all(r.isfinite().all() for r in relevances), "relevance against the others is not finite"
         logits.append(a.logits)
 
+    if torch.allclose(torch.cat(logits[2:]), logits[1], rtol=1e-10, atol=1e-10):
+        check_signed(explainer, program, inputs)
     ledger.clear()
     whole = explain(explainer, inputs)
     mass = whole.abs().flatten(1).sum(1)

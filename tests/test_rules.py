@@ -233,6 +233,10 @@ ROWS = [
         for at in ((0,), (0, 1))
     ),
     *(Row(offset, (x3, x3.amax(-1, keepdim=True)), at, h=lambda x, m: x - m.detach()) for at in ((0,), (0, 1))),
+    *(
+        Row(op, (x3, -1, *rest), h=lambda x, *_: x - x.logsumexp(-1, keepdim=True).detach())
+        for op, rest in ((aten.log_softmax.int, ()), (aten._log_softmax.default, (False,)))
+    ),
     Row(aten.exp.default, (x3,), h=torch.exp, h_abs=lambda x: x.sign().detach() * x.exp() * 2 - x.exp()),
     Row(
         aten.logsumexp.default,

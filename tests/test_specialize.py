@@ -189,6 +189,49 @@ def test_weights_made_from_weights_are_one_segment(rules: str, monkeypatch: pyte
     torch.testing.assert_close(a, convert(model, x, rules=rules)(x, target=[0, 1]).relevance, rtol=0, atol=0)
 
 
+class Woven(nn.Module):
+    """Two attentions of other sizes, each scaled by what the other's weights are like, in each order of the two."""
+
+    def __init__(self, swapped: bool) -> None:
+        super().__init__()
+        self.swapped = swapped
+        self.a, self.b, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = (x[:, ::2], x) if self.swapped else (x, x[:, ::2])
+        a, b = (self.a(x) @ x.mT).softmax(-1), (self.b(y) @ y.mT).softmax(-1)
+        first = (a + b.amax((-1, -2), keepdim=True)) @ x
+        second = (b * a.amax((-1, -2), keepdim=True)) @ y
+        return self.head(torch.cat([first.mean(1), second.mean(1)], -1))
+
+
+class Chained(nn.Module):
+    """Attention over what another attention looks along: a product that both have a part in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x[:, :14]
+        a, b = (self.a(x) @ y.mT).softmax(-1), (self.b(y) @ x.mT).softmax(-1)
+        return self.head((a @ (b * a.mT.relu()) @ x + a @ y * b.mT.sum(-1, keepdim=True)).mean(1))
+
+
+@pytest.mark.parametrize("model", [Woven(False), Woven(True), Chained()], ids=["woven", "swapped", "chained"])
+@pytest.mark.parametrize("rules", ["abslrp", "epsilon"])
+def test_attentions_that_need_each_other_are_segments(
+    model: nn.Module, rules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = model.double().eval(), torch.randn(2, 20, 8, dtype=torch.float64)
+    explainer = convert(model, x, rules=rules)
+    assert any(isinstance(m, Segment) for m in without_squares(explainer.latest.form().graph).children())
+    a = explainer(x, target=[0, 1]).relevance
+    monkeypatch.setattr("fxlrp.fast.checkpoint.without_squares", lambda graph: graph)
+    torch.testing.assert_close(a, convert(model, x, rules=rules)(x, target=[0, 1]).relevance, rtol=0, atol=0)
+
+
 def kept_by(graph: nn.Module, x: Tensor) -> list[Tensor]:
     """What the relevance pass of a graph would find kept."""
     kept: list[Tensor] = []

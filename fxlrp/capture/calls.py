@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.objects import PLAIN, close_objects
 from fxlrp.capture.precision import autocast_types
+from fxlrp.errors import FxlrpError
 
 aten = torch.ops.aten
 
@@ -48,6 +49,12 @@ def answer(model: nn.Module, args: tuple, kwargs: dict) -> Any:
             raise
     with torch.enable_grad():
         return call(model, args, kwargs)
+
+
+def refused(error: Exception) -> FxlrpError:
+    """The error that says that the model itself refuses a call, for the exception that it raised."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return FxlrpError(f"The model itself refuses these inputs ({reason}); check their number, shape, type and values.")
 
 
 def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]]]:

@@ -20,13 +20,14 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.caches import caches_cleaned
-from fxlrp.capture.calls import answer, lengths_of, names_of, split_tensors
+from fxlrp.capture.calls import answer, lengths_of, names_of, refused, split_tensors
 from fxlrp.capture.derivatives import transforming
 from fxlrp.capture.flat import Flat, OfModel, Returned, close_output
 from fxlrp.capture.functionalize import plain_ops
 from fxlrp.capture.functions import hide_layers, settle
 from fxlrp.capture.objects import close_objects
 from fxlrp.capture.quantised import hide_packed
+from fxlrp.capture.state import draws_kept
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.capture.trace import trace_flat
 from fxlrp.capture.twin import twin
@@ -141,7 +142,7 @@ def capture(
         if branches and attempt.mode is not CaptureMode.THIS_INPUT:
             continue
         try:
-            with caches_cleaned(model):
+            with caches_cleaned(model), draws_kept():
                 graph = trace_flat(flat, attempt.inputs, attempt.dims)
             settle(graph, attempt.inputs, plain_ops)
         except FxlrpError:
@@ -259,10 +260,7 @@ def _two(t: Tensor, axis: int) -> Tensor:
 def _check_that_it_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:
     """Raises FxlrpError if the model itself refuses its inputs, as opposed to a model that can't be traced."""
     if error := _refuses(model, args, kwargs):
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FxlrpError(
-            f"The model itself refuses these inputs ({reason}); check their number, shape and type."
-        ) from error
+        raise refused(error) from error
 
 
 def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:

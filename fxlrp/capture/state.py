@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from operator import is_
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,7 +140,21 @@ def gradients_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def drawing(seed: int, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Draws random numbers by a seed, and restores torch's random state afterwards."""
-    with torch.random.fork_rng(sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})):
+    """Draws random numbers by a seed, torch's, Python's and NumPy's, and restores their states afterwards."""
+    devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices), draws_kept():
         torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         yield
+
+
+@contextmanager
+def draws_kept() -> Iterator[None]:
+    """Restores the state of Python's and NumPy's random numbers, so that what runs next draws the same again."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -13,8 +13,8 @@ def free_symbols(size: int | torch.SymInt) -> set:
     return size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
 
 
-def hint(size: int | torch.SymInt) -> int:
-    """The size in the example that the graph was captured with."""
+def hint(size: int | torch.SymInt) -> int | None:
+    """The size in the example that the graph was captured with; None if values decide it, as a mask's do."""
     value: Any = size.node.hint if isinstance(size, torch.SymInt) else size
     return value
 

@@ -20,6 +20,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions, validate_parti
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from fxlrp.capture.symbols import hint
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.nodes import copied
 from fxlrp.ops import about
@@ -77,7 +78,7 @@ def without_squares(gm: fx.GraphModule) -> fx.GraphModule:
         part = _around(node) if about(_op(node)).kind == "softmax" else []
         if part and not any(n in other for n in part for other in parts):  # a softmax of a softmax is in its segment
             parts.append(dict.fromkeys(part))
-    fuse_by_partitions(copy, parts, prefix="attention_")
+    fuse_by_partitions(copy, _in_order(copy, parts), prefix="attention_")
     for name, module in list(copy.named_children()):
         if name.startswith("attention_"):
             setattr(copy, name, Segment(module))
@@ -109,6 +110,18 @@ def _around(softmax: fx.Node) -> list[fx.Node]:
     return whole if saved and ours and validate_partition(whole) else []
 
 
+def _in_order(gm: fx.GraphModule, parts: list[dict[fx.Node, int | None]]) -> list[dict[fx.Node, int | None]]:
+    """The parts none of whose nodes depends on a later part, so that no two depend on each other."""
+    place = {n: i for i, part in enumerate(parts) for n in part}
+    latest: dict[fx.Node, int] = {}  # of the parts that a node is in or depends on
+    early = set()
+    for node in gm.graph.nodes:
+        before, own = max((latest[n] for n in node.all_input_nodes), default=-1), place.get(node, -1)
+        latest[node] = max(before, own)
+        early |= {own} if node in place and before > own else set()
+    return [part for i, part in enumerate(parts) if i not in early]
+
+
 CALLS = ("call_function", "call_module")
 
 
@@ -137,9 +150,9 @@ def _parts(gm: fx.GraphModule, leaves: list[fx.Node]) -> dict[fx.Node, int]:
 
 
 def _bytes(node: fx.Node) -> float:
-    """The memory of a node's value in bytes; symbolic sizes count as those of the example."""
+    """The memory of a node's value in bytes; symbolic sizes count as those of the example, or 1 if values decide."""
     return sum(
-        math.prod(s if isinstance(s, int) else s.node.hint for s in t.shape) * t.dtype.itemsize
+        math.prod(hint(size) or 1 for size in t.shape) * t.dtype.itemsize
         for t in pytree.tree_leaves(node.meta.get("val"))
         if isinstance(t, Tensor)
     )

@@ -81,7 +81,7 @@ def _is_nonnegative(value: Any, nonnegative: set[fx.Node]) -> bool:
 
 
 def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
-    """Active nodes that masks may make infinite, up to the op (a softmax) that makes them finite again."""
+    """Active nodes that masks may make infinite, up to the op (a softmax, not its logarithm) that makes them finite."""
     infinite: set[fx.Node] = set()
     for node in gm.graph.nodes:
         if node not in active or node.op != "call_function":
@@ -91,7 +91,10 @@ def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
         mixing = (pointwise and getattr(node.target, "overloadpacket", None) is not aten.mul) or op.fills
         constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
         masked = mixing and any(not _finite(gm, n) for n in constants)
-        inherits = (pointwise or op.moves or op.entrywise) and any(n in infinite for n in node.all_input_nodes)
+        logarithms = op.kind == "softmax" and op.sign != "positive"
+        inherits = (pointwise or op.moves or op.entrywise or logarithms) and any(
+            n in infinite for n in node.all_input_nodes
+        )
         if op.fills == "masks" or masked or inherits:
             infinite.add(node)
     return infinite

@@ -83,6 +83,8 @@ class Plan:
         logits = outputs[self.logits]
         rows = self.axes.rows(logits.meta["val"])
         length = hint(rows.shape[1])
+        if length is None:
+            return False
         starts: dict[fx.Node, int] = {}
         for place, ends in self.readouts.items():
             samples = 0 if isinstance(place, str) else self.axes.inputs[place]

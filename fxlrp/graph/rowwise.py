@@ -92,7 +92,8 @@ def _keeps_rows(gm: fx.GraphModule, node: fx.Node, between: Collection[fx.Node],
 
 
 def _value(gm: fx.GraphModule, n: fx.Node, has_rows: bool, generator: torch.Generator) -> Any:
-    """A value for a node: a weight's own, else random numbers; raises ValueError for integers that rows share."""
+    """A value for a node: a weight's own, else random numbers; raises ValueError for integers that rows share, and for
+    a size that depends on values."""
     val = n.meta["val"]
     if n.op == "get_attr":
         return attrgetter(str(n.target))(gm)
@@ -100,7 +101,10 @@ def _value(gm: fx.GraphModule, n: fx.Node, has_rows: bool, generator: torch.Gene
         return hint(val)
     if not has_rows and not val.is_floating_point() and val.dtype != torch.bool:
         raise ValueError("which rows these are the indices of is not known")
-    return _random_like(torch.empty(list(map(hint, val.shape)), dtype=val.dtype, device=val.device), generator)
+    shape = [length for size in val.shape if (length := hint(size)) is not None]
+    if len(shape) < val.ndim:
+        raise ValueError("how large this is depends on values")
+    return _random_like(torch.empty(shape, dtype=val.dtype, device=val.device), generator)
 
 
 def _random_like(like: Tensor, generator: torch.Generator) -> Tensor:

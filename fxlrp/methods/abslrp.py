@@ -54,6 +54,7 @@ ABSLRP = publish(
                 (absolute.instance_norm, aten.instance_norm.default),
                 *((Rule(absolute.centred, argnums=(0,)), at, centred) for at in ((0,), (0, 1))),
                 *((Rule(passing.offset, argnums=(0,)), at, offset) for at in ((0,), (0, 1))),
+                (passing.offset, aten.log_softmax.int, aten._log_softmax.default),
                 (passing.rms_norm, aten.rms_norm.default),
                 (Rule(passing.div, argnums=(0,)), (0, 1), aten.div.Tensor, aten.divide.Tensor),
                 (Rule(passing.normaliser, argnums=()), aten.rsqrt.default, aten.reciprocal.default),

@@ -95,7 +95,7 @@ def _rows(ids: fx.Node, offsets: fx.Node) -> fx.Node | None:
     """The ids [B, L] if `ids` is a flattened version of them with one bag per row; else None."""
     if ids.target is not aten.reshape.default or offsets.target is not aten.arange.start_step:
         return None
-    rows, step = args_of(ids)[0], args_of(offsets)[2]
+    rows, step = args_of(ids)[0], (*args_of(offsets), 1)[2]  # bags of one id leave the step out
     value = rows.meta["val"]
     length = step.meta["val"] if isinstance(step, fx.Node) else step
     return rows if value.ndim == 2 and str(value.shape[1]) == str(length) else None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 MEANS = (aten.mean.dim, aten.mean.default)
-OFFSETS = (aten.amax.default, aten.max.dim, aten.logsumexp.default)
+OFFSETS = (aten.amax.default, aten.max.dim)
 RESHAPES = (operator.getitem, aten.detach, aten.unsqueeze, aten.expand, aten.expand_as, aten.view)
 
 
@@ -35,16 +35,23 @@ describe(offset, entrywise=True)
 
 
 def mark_centring(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Rewrites sub(x, mean(x)) as centred(x, mean(x)), and sub(x, amax(x)) as offset(x, amax(x))."""
+    """Rewrites sub(x, mean(x)) as centred(x, mean(x)), sub(x, amax(x)) as offset(x, amax(x)), and
+    sub(x, logsumexp(x)) as log_softmax(x)."""
     changed = False
     for node in list(gm.graph.nodes):
         if node.target is not aten.sub.Tensor or node.kwargs or not isinstance(node.args[1], fx.Node):
             continue
         x, statistic = args_of(node)
         source = _origin(statistic)
-        if source.target not in (*MEANS, *OFFSETS) or _origin(args_of(source)[0]) is not _origin(x):
+        known = (*MEANS, *OFFSETS, aten.logsumexp.default)
+        if source.target not in known or _origin(args_of(source)[0]) is not _origin(x):
             continue
-        if x.meta["val"].ndim == node.meta["val"].ndim:
+        if source.target is aten.logsumexp.default:
+            dims, shape = args_of(source)[1], statistic.meta["val"].shape
+            if len(dims) == 1 and len(shape) == x.meta["val"].ndim and shape[dims[0]] == 1:
+                facts.replace(node, lambda call, x, _, dim=dims[0]: call(aten.log_softmax.int, x, dim))
+                changed = True
+        elif x.meta["val"].ndim == node.meta["val"].ndim:
             op = centred if source.target in MEANS else offset
             facts.replace(node, lambda call, x, m, op=op: call(op, x, m))
             changed = True
@@ -52,9 +59,13 @@ def mark_centring(gm: fx.GraphModule, facts: Facts) -> bool:
 
 
 def join_softmax(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Rewrites exp(x) / sum(exp(x), dim) as softmax(x, dim), with or without the maximum subtracted first."""
+    """Rewrites exp(x) / sum(exp(x), dim) as softmax(x, dim), with or without the maximum subtracted first, and
+    exp(log_softmax(x)), too."""
     changed = False
     for node in list(gm.graph.nodes):
+        if node.target is aten.exp.default and node.args[0].target is aten.log_softmax.int:
+            facts.replace(node, lambda call, log: call(aten.softmax.int, *log.args))
+            changed = True
         if node.target is not aten.div.Tensor or not all(isinstance(a, fx.Node) for a in node.args):
             continue
         e, total = node.args

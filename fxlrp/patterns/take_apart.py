@@ -32,14 +32,20 @@ def _with_tensor(op: torch._ops.OpOverload) -> Callable:
     )
 
 
+def _mixed(start: Any, end: Any, weight: Any) -> Any:
+    """A lerp as the mean it is; torch's own way, start + weight · (end − start), gives relevance to a difference."""
+    return start * (1 - weight) + end * weight
+
+
+LERPS: dict[Any, Callable] = dict.fromkeys((aten.lerp.Scalar, aten.lerp.Tensor), _mixed)
+"""The decompositions of lerp, which is part of others (quantile's) and is decomposed with them."""
 OWN: dict[Any, Callable] = {
+    **LERPS,
     aten.rrelu.default: lambda x, lower=1 / 8, upper=1 / 3, *_: aten.leaky_relu.default(x, (lower + upper) / 2),
     aten.quantile.scalar: _with_tensor(aten.quantile.default),
     aten.nanquantile.scalar: _with_tensor(aten.nanquantile.default),
 }
-"""Decompositions, for a model in eval mode, of ops for which torch has none that can be traced."""
-LERPS = {op: decomposition_table[op] for op in (aten.lerp.Scalar, aten.lerp.Tensor)}
-"""The decompositions of lerp, which is part of others (quantile's) and is decomposed with them."""
+"""Decompositions, for a model in eval mode, of ops for which torch has none that can be traced, or a worse one."""
 
 
 def take_apart(gm: fx.GraphModule, facts: Facts) -> bool:

@@ -37,8 +37,8 @@ def rms_norm(
     return g if w is None else g * w
 
 
-def offset(g: Tensor, z: Tensor, x: Tensor, top: Tensor) -> Tensor:
-    """x − max(x): what shifts the logits of a softmax cancels from it, R_x = x g."""
+def offset(g: Tensor, z: Tensor, x: Tensor, *_: Any) -> Tensor:
+    """x − max(x), and x − log Σ exp(x), a log-softmax: what shifts logits cancels from their softmax, R_x = x g."""
     return g
 
 

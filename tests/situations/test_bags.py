@@ -42,17 +42,18 @@ def pair(mode: str, padding: int | None) -> tuple[nn.Module, nn.Module]:
     return bag.double().eval(), written.double().eval()
 
 
+@pytest.mark.parametrize("ids", [IDS, IDS[:, 2:3]], ids=["several", "one"])
 @pytest.mark.parametrize("rules", BOOKS)
 @pytest.mark.parametrize(("mode", "padding"), MODES)
-def test_rows_of_ids(mode: str, padding: int | None, rules: str) -> None:
+def test_rows_of_ids(mode: str, padding: int | None, rules: str, ids: Tensor) -> None:
     bag, written = pair(mode, padding)
     explainer = convert(bag, rules=rules)
-    a = explainer(IDS)
-    torch.testing.assert_close(a.output, bag(IDS).detach())
-    torch.testing.assert_close(a.relevance, convert(written, rules=rules)(IDS).relevance)
-    torch.testing.assert_close(explainer(IDS[1:2], target=a.target[1:2]).relevance, a.relevance[1:2])
+    a = explainer(ids)
+    torch.testing.assert_close(a.output, bag(ids).detach())
+    torch.testing.assert_close(a.relevance, convert(written, rules=rules)(ids).relevance)
+    torch.testing.assert_close(explainer(ids[1:2], target=a.target[1:2]).relevance, a.relevance[1:2])
     assert a.relevance.any(1).all()
-    assert not a.relevance[padding == IDS].any()
+    assert not a.relevance[padding == ids].any()
     assert explainer.report().mode.endswith("any size")
     assert not explainer.report().counts["generic"]
 

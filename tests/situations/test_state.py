@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,13 +95,13 @@ def test_a_run_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> No
     model = Counts().double().eval()
     model(X)
     kept = {k: v.clone() for k, v in model.state_dict().items()}
-    attributes, random = dict(vars(model)), torch.get_rng_state()
+    attributes, drawn = dict(vars(model)), torch.get_rng_state()
     explainer = convert(model)
     explainer(X)
     assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
     assert all(vars(model)[k] is v for k, v in attributes.items())
     assert vars(model).keys() == attributes.keys()
-    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.get_rng_state(), drawn)
     model(X)  # what running it changes is no reason to capture it again
     monkeypatch.setattr("fxlrp.plans.capture", lambda *a, **k: pytest.fail("captured again"))
     explainer(X)
@@ -157,22 +161,37 @@ class Draws(nn.Module):
             h = nn.functional.gumbel_softmax(h, dim=-1)
         if self.how == "latent":
             h = h + (0.5 * h).exp() * torch.randn(h.shape, dtype=h.dtype)
+        if self.how == "python":
+            h = h * (1 + random.random())
+        if self.how == "numpy":
+            h = h + torch.from_numpy(np.random.rand(*h.shape[1:]))  # noqa: NPY002
         return self.head(h)
 
 
-@pytest.mark.parametrize("how", ["noise", "dropout", "gumbel", "latent"])
+def states() -> tuple:
+    """The state of all random numbers."""
+    return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("how", ["noise", "dropout", "gumbel", "latent", "python", "numpy"])
 def test_a_random_model_is_explained_for_one_draw(how: str) -> None:
     model = Draws(how).double().eval()
-    before = torch.get_rng_state()
+    before = states()
     explainer = convert(model, rules="gradient-input", seed=3)
     a, b = explainer(X, target=1, contrast=None), explainer(X, target=1, contrast=None)
-    assert torch.equal(torch.get_rng_state(), before)
+    alone = explainer(X[:1], target=1, contrast=None)
+    assert states() == before
     assert torch.equal(a.relevance, b.relevance)
-    assert "one draw" in explainer.report().mode
+    if how in ("python", "numpy"):
+        torch.testing.assert_close(alone.relevance, a.relevance[:1])
+    else:
+        assert "one draw" in explainer.report().mode
     other = convert(model, rules="gradient-input", seed=4)(X, target=1, contrast=None)
     assert not torch.allclose(a.output, other.output)
     x = X.clone().requires_grad_()
     torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
     out = model(x)
     torch.testing.assert_close(a.output, out.detach())
     torch.testing.assert_close(a.relevance, (x * torch.autograd.grad(out[:, 1].sum(), x)[0]).detach())
@@ -181,6 +200,12 @@ def test_a_random_model_is_explained_for_one_draw(how: str) -> None:
         torch.testing.assert_close(a.output, out.detach())
         assert a.relevance.isfinite().all()
         assert a.relevance.any(1).all()
+
+
+def test_the_first_use_draws_nothing() -> None:
+    """Whatever is imported for it."""
+    code = "import random, fxlrp; before = random.getstate(); fxlrp.convert; assert random.getstate() == before"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_is_written_unseen_is_put_back() -> None:

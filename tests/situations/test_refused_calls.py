@@ -1,0 +1,91 @@
+"""A call that the model itself refuses is an error of ours that says so, at the first call and at any later one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from fxlrp import FxlrpError, convert
+from fxlrp.engine.seeds import Question
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(10, 6), nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embed(ids).mean(1))
+
+
+class Views(Words):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.view(x.shape[0], -1))
+
+
+class Packed(Words):
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True)
+        return self.head(torch.stack([row.mean(0) for row in nn.utils.rnn.unpack_sequence(packed)]))
+
+
+class Asserts(Words):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.abs().max() > 10:
+            raise ValueError("these are no normed pictures")
+        return self.head(x.relu())
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).double()
+
+
+IDS, X = torch.tensor([[1, 2], [3, 4], [5, 6]]), numbers(2, 3, 6)
+CALLS: dict[str, tuple[type[Words], tuple, list[tuple]]] = {
+    "ids": (Words, (IDS,), [(IDS + 8,), (IDS[:1] + 9,), (IDS[:, :1] + 9,), (-IDS,)]),
+    "strides": (Views, (numbers(2, 2, 3),), [(numbers(3, 2, 2).mT.transpose(0, 2).mT,), (numbers(2, 3, 2).mT,)]),
+    "lengths": (Packed, (X, torch.tensor([3, 2])), [(X, torch.tensor([2, 3])), (X, torch.tensor([3, 0]))]),
+    "values": (Asserts, (numbers(2, 6),), [(numbers(2, 6) * 100,), (numbers(1, 6) * 100,)]),
+}
+
+
+# a graph is not as strict about strides as the model, once there is one
+@pytest.mark.parametrize(
+    ("name", "first"), [(name, first) for name in CALLS for first in (True, False) if first or name != "strides"]
+)
+def test_what_the_model_refuses(name: str, first: bool) -> None:
+    kind, call, bad = CALLS[name]
+    torch.manual_seed(0)
+    model = kind().double().eval()
+    explainer = convert(model, rules="epsilon")
+    if not first:
+        explainer(*call)
+    before = torch.get_rng_state()
+    for wrong in bad:
+        with pytest.raises(Exception, match=r".") as own:
+            model(*wrong)
+        with pytest.raises(FxlrpError, match="itself refuses") as ours:
+            explainer(*wrong)
+        assert str(own.value).splitlines()[0] in str(ours.value)
+        assert ours.value.__cause__ is not None
+    assert torch.equal(torch.get_rng_state(), before)
+    a = explainer(*call)  # and nothing is left of it
+    torch.testing.assert_close(a.output, model(*call).detach())
+    torch.testing.assert_close(a.each, convert(model, rules="epsilon")(*call).each)
+
+
+@pytest.mark.parametrize("how", ["ask", "report", "at", "trace"])
+def test_in_whatever_way_it_is_asked(how: str) -> None:
+    explainer: Any = convert(Words().double().eval(), IDS)
+    ways: dict[str, Any] = {
+        "ask": lambda: explainer.ask([Question(1, None, None)], IDS + 8),
+        "report": lambda: explainer.report(IDS + 8),
+        "at": lambda: explainer(IDS + 8, at=["embed"]),
+        "trace": lambda: explainer(IDS + 8, trace=True),
+    }
+    with pytest.raises(FxlrpError, match="itself refuses"):
+        ways[how]()
