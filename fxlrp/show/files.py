@@ -115,9 +115,9 @@ def _csv(a: Attribution) -> str:
     rows = csv.writer(out)
     rows.writerow(["sample", "class", "input", "place", "name", "value", "relevance"])
     for i in range(samples_of(a)):
-        classes: Sequence[Any] = [name_of(a.labels, k) for k in classes_of(a, i)] or [""]
+        asked = a.given if isinstance(a.given, tuple) else [name_of(a.labels, k) for k in classes_of(a, i)] or [""]
         for part in parts_of(a, i):
-            for name, r in zip(classes, part.relevance, strict=True):
+            for name, r in zip(asked, part.relevance, strict=True):
                 for place in np.ndindex(*r.shape):
                     at = " ".join(map(str, place))
                     value = "" if part.kind == "picture" else f"{part.values[place]:.6g}"
@@ -151,7 +151,7 @@ def _safetensors(a: Attribution) -> bytes:
         tensors["target"] = a.target
     about = {
         "format": FORMAT, "fxlrp": __version__, "names": a.names, "rules": a.rules, "labels": a.labels,
-        "contrast": a.contrast, "several": isinstance(a.relevance, tuple), "latent": list(a.latent),
+        "contrast": a.contrast, "given": a.given, "several": isinstance(a.relevance, tuple), "latent": list(a.latent),
     }  # fmt: skip
     held = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     return as_bytes({key: t.clone() for key, t in held.items()}, {"fxlrp": json.dumps(about, ensure_ascii=False)})
@@ -190,6 +190,7 @@ def load(path: str | Path) -> Attribution:
             {name: tensors[f"latent.{name}"] for name in about["latent"]},
             rules=about["rules"],
             contrast=about["contrast"],
+            given=tuple(given) if isinstance(given := about.get("given", ""), list) else given,
             labels=tuple(about["labels"]),
             pictures=tuple(p.numpy() for p in numbered("picture")),
         )

@@ -97,11 +97,11 @@ def _views(a: Attribution, index: int, features: Sequence[str]) -> list[dict[str
     """What a page shows of an answer: a view for each class that was asked about."""
     parts = parts_of(a, index, features=features)
     out = []
-    for k in range(max(1, len(classes_of(a, index)))):
+    for k in range(len(a.given) if isinstance(a.given, tuple) else max(1, len(classes_of(a, index)))):
         title = headline(a, index, k)
         out.append({
             "title": title,
-            "name": title.rpartition(", ")[0] or title,
+            "name": title if a.given else title.rpartition(", ")[0] or title,
             "against": against(a),
             "rules": a.rules,
             "maps": [_map(p, k) for p in parts],
@@ -140,7 +140,7 @@ def _map(part: Part, k: int) -> dict[str, Any]:
 def _inside(name: str, relevance: Tensor, index: int, k: int, a: Attribution) -> dict[str, Any]:
     """The relevance at a layer as a small map: channels summed, or tokens × channels."""
     r = relevance[index if len(relevance) > 1 else 0]
-    r = (r[k] if a.target is not None and a.target.ndim == 2 else r).detach().double().cpu()
+    r = (r[k] if a.several else r).detach().double().cpu()
     flat = r.sum(0) if r.ndim == 3 else r.reshape(-1, r.shape[-1]) if r.ndim > 1 else r.reshape(1, -1)
     small = _reduced(flat.numpy())
     return _grey(small) | {"name": name, "w": small.shape[1], "h": small.shape[0], "top": top_of(small)}

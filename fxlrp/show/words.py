@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -41,6 +42,9 @@ def classes_of(a: Attribution, index: int) -> list[int]:
 
 def headline(a: Attribution, index: int = 0, k: int = 0) -> str:
     """The class and its probability: `ring, 97.5 %`, or `the score` of a target that is no class."""
+    if a.given:
+        through = a.given[k] if isinstance(a.given, tuple) else a.given
+        return f"{headline(replace(a, given=''), index)}, through {through}"
     classes = classes_of(a, index)
     if not classes:
         return "the score"
