@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fxlrp.engine.seeds import Question
     from fxlrp.explainer import Explainer, convert
     from fxlrp.explaining import explain
+    from fxlrp.inside.patching import patching
     from fxlrp.reports.report import Report
     from fxlrp.rules import Rulebook, rule, rulebook, rulebooks, unregister
     from fxlrp.show.files import load
@@ -31,6 +32,7 @@ __all__ = [
     "convert",
     "explain",
     "load",
+    "patching",
     "rule",
     "rulebook",
     "rulebooks",
@@ -44,9 +46,10 @@ _PLACES = {
     "convert": "explainer",
     "explain": "explaining",
     "load": "show.files",
+    "patching": "inside.patching",
     **dict.fromkeys(("Rulebook", "rule", "rulebook", "rulebooks", "unregister"), "rules"),
 }
-_PACKAGES = ("adapters", "cli", "gae", "inputs", "methods", "rules", "text")
+_PACKAGES = ("adapters", "cli", "gae", "inputs", "inside", "methods", "rules", "text")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,9 +14,11 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Item, Plan
 from fxlrp.nodes import args_of
 from fxlrp.ops import about, carriers, is_pointwise
+from fxlrp.patterns.normed import Normed
 from fxlrp.reports.report import describe
 from fxlrp.rules.folded import product_of
 from fxlrp.rules.per_sample import WHOLE, SampleAxis
+from fxlrp.rules.weighted import FirstLayer
 
 FAR = 64
 """How many nodes back the axis of channels is looked for."""
@@ -64,8 +66,7 @@ def place(plan: Plan, name: str, heads: bool = False, axis: int | None = None) -
     Raises FxlrpError for a name of nothing active, and for heads where there is no softmax.
     """
     node = _weighted_values(plan, name) if heads else plan.named(name)
-    traced = node.meta["val"]
-    samples = plan.samples.get(node.name) or _guessed(plan, traced)
+    traced, samples = node.meta["val"], samples_at(plan, node)
     if heads:
         folded = traced.ndim == 3 and samples != WHOLE
         parts = None if folded else 0 if traced.ndim == 3 else traced.ndim - 3
@@ -80,8 +81,12 @@ def place(plan: Plan, name: str, heads: bool = False, axis: int | None = None) -
     return Place(name, node.name, samples, None if parts == samples.axis else parts)
 
 
-def _guessed(plan: Plan, traced: Tensor) -> SampleAxis:
-    """Where the samples are of a node whose place is not known: in its first axis, if that can be."""
+def samples_at(plan: Plan, node: fx.Node) -> SampleAxis:
+    """Where the samples are in a node's value; where that is not known, in its first axis, if that can be."""
+    traced = node.meta["val"]
+    for known in (node, *node.all_input_nodes[:1]):  # a readout is an alias
+        if known.name in plan.samples and (known is node or getattr(node.target, "__name__", "") == "readout"):
+            return plan.samples[known.name]
     if plan.axes.whole or plan.is_for_one or not traced.ndim:
         return WHOLE
     count, first = hint(plan.axes.count(plan.capture.inputs)), hint(traced.shape[0])
@@ -91,7 +96,7 @@ def _guessed(plan: Plan, traced: Tensor) -> SampleAxis:
 def op_of(node: fx.Node) -> Any:
     """The op that a node of a rewritten graph computes: of a product with a norm folded in, the product."""
     op: Any = node.target
-    while isinstance(op, ReplacedOp | Item):
+    while isinstance(op, ReplacedOp | Item | Normed | FirstLayer):
         op = op.op
     return product_of(op)
 

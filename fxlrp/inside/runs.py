@@ -15,7 +15,7 @@ from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.inside.opened import Opened, shares_of
-from fxlrp.relevance_pass import at_end, pull, seeds_of
+from fxlrp.relevance_pass import Direction, at_end, pull, seeds_of
 from fxlrp.rows import sample_of
 from fxlrp.rules.quantities import relevance
 from fxlrp.rules.registry import Rulebook
@@ -39,15 +39,20 @@ class Call(NamedTuple):
 class Run(NamedTuple):
     """A call that has run.
 
-    seeds: the cotangents of the graph's end that relevance starts from: one, or one for each side of a contrast.
+    direction: what is explained of the output.
     classes: those that were explained [batch], if the target was one.
     """
 
     call: Call
     opened: Opened
     forward: Forward
-    seeds: list[Tensor]
+    direction: Direction
     classes: Tensor | None
+
+    @property
+    def seeds(self) -> list[Tensor]:
+        """The cotangents of the graph's end that relevance starts from: one, or one for each side of a contrast."""
+        return at_end(self.end, seeds_of(self.direction, self.call.explainer.rulebook))
 
     @property
     def end(self) -> Tensor:
@@ -94,8 +99,7 @@ def run(call: Call, kept: Collection[str], *, cut: bool = False, instead: Any = 
     several, classes = asked_directions(plan, forward.out, forward.said, question, plan.axes.count(tensors))
     if len(several) != 1:
         raise FxlrpError(f"This is about one class of each sample, not {len(several)}: ask for one after the other.")
-    seeds = at_end(forward.out[plan.logits], seeds_of(several[0], explainer.rulebook))
-    return Run(call, opened, forward, seeds, classes)
+    return Run(call, opened, forward, several[0], classes)
 
 
 def each_run(
