@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fxlrp.engine.seeds import Question
     from fxlrp.explainer import Explainer, convert
     from fxlrp.explaining import explain
+    from fxlrp.inside.concepts import concepts
     from fxlrp.inside.patching import patching
     from fxlrp.reports.report import Report
     from fxlrp.rules import Rulebook, rule, rulebook, rulebooks, unregister
@@ -29,6 +30,7 @@ __all__ = [
     "Question",
     "Report",
     "Rulebook",
+    "concepts",
     "convert",
     "explain",
     "load",
@@ -43,6 +45,7 @@ _PLACES = {
     "Explainer": "explainer",
     "Question": "engine.seeds",
     "Report": "reports.report",
+    "concepts": "inside.concepts",
     "convert": "explainer",
     "explain": "explaining",
     "load": "show.files",

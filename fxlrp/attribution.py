@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from fxlrp.capture.axes import argument
 from fxlrp.errors import FxlrpError
@@ -85,7 +84,8 @@ class Attribution:
         """The attribution for the k-th of several classes, or of several conditions."""
         if not self.several:
             raise FxlrpError("One class of each sample was explained; there are no others to pick.")
-        relevance = tree_map(lambda r: r[:, k], self.relevance)
+        maps = tuple(_column(r, x, k) for r, x in zip(self.each, self.inputs, strict=True))
+        relevance = maps if isinstance(self.relevance, tuple) else maps[0]
         latent = {name: r[:, k] for name, r in self.latent.items()}
         if isinstance(self.given, tuple):
             return replace(self, relevance=relevance, given=self.given[k], latent=latent)
@@ -175,6 +175,11 @@ class Attribution:
         grey = original.mean(2, keepdims=True) * 0.6 + 0.35
         strength = np.abs(heat)[..., None] ** 0.6
         return original, diverging(heat), grey * (1 - strength) + colour(heat) * strength
+
+
+def _column(r: Tensor, x: Tensor, k: int) -> Tensor:
+    """The k-th of several maps of an input, which lie behind its samples, or before it all if it is of one sample."""
+    return r[k] if r.shape[1:] == x.shape and (r.ndim < 2 or r.shape[:1] + r.shape[2:] != x.shape) else r[:, k]
 
 
 def save_comparison(maps: Mapping[str, Attribution], path: str | Path, picture: Any = None) -> Path:

@@ -83,18 +83,36 @@ def parts_at(
     classes = []
     for run in each_run(explainer, args, kwargs, question, lambda plan: [place(plan, at, by == HEADS, axis).node]):
         here = place(run.call.plan, at, by == HEADS, axis)
-        found.append(_parts(run, here, by))
+        found.append(parts_of_run(run, here, by))
         classes.append(run.classes)
     relevance, activation = (torch.cat(several) for several in zip(*found, strict=True))
     target = None if any(c is None for c in classes) else torch.cat([c for c in classes if c is not None])
     return Parts(at, by, relevance, activation, target)
 
 
-def _parts(run: Run, here: Place, by: str) -> tuple[Tensor, Tensor]:
-    """The relevance and the largest activation of each part [B, N]."""
+def parts_of_run(
+    run: Run, here: Place, by: str, directions: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The relevance and the largest activation of each part [B, N].
+
+    directions: rows d and e [N, C]: the parts are then a ↦ (a · e) d, of relevance (a · e)(d · g), activation a · e.
+    """
     (g,) = run.cotangents([here.node])
     a = run.opened.values[here.node].detach()
+    if directions is not None:
+        a, g = here.arranged(a), here.arranged(g)
+        if directions[0].shape[1] != a.shape[-1]:
+            width, count = directions[0].shape[1], a.shape[-1]
+            raise FxlrpError(f"directions have {width} entries; {here.name!r} has {count} channels.")
+        d, e = (rows.to(a) for rows in directions)
+        a = a @ e.T
+        return _over_positions(a * (g @ d.T)).sum(1), _over_positions(a).amax(1)
     r, a = (here.arranged(t) for t in (relevance_of(run.call.explainer.rulebook, a, g), a))
     if by == "tokens":
         return r.sum(-1).flatten(1), a.amax(-1).flatten(1)
-    return r.flatten(1, -2).sum(1) if r.ndim > 2 else r, a.flatten(1, -2).amax(1) if a.ndim > 2 else a
+    return _over_positions(r).sum(1), _over_positions(a).amax(1)
+
+
+def _over_positions(t: Tensor) -> Tensor:
+    """A tensor [B, …, parts] as [B, positions, parts]."""
+    return t.flatten(1, -2) if t.ndim > 2 else t[:, None]

@@ -152,7 +152,7 @@ def _grey(r: np.ndarray) -> dict[str, Any]:
 
     most = float(np.abs(r).max(initial=0)) or 1.0
     scaled = np.sign(r) * np.sqrt(np.abs(r) / most)
-    return {"png": _encoded(Image.fromarray((128 + 127 * scaled).round().astype(np.uint8)), "png"), "most": most}
+    return {"png": encoded(Image.fromarray((128 + 127 * scaled).round().astype(np.uint8)), "png"), "most": most}
 
 
 def _photograph(picture: np.ndarray) -> str:
@@ -160,10 +160,10 @@ def _photograph(picture: np.ndarray) -> str:
 
     image = Image.fromarray((picture * 255).round().astype(np.uint8))
     image.thumbnail((MOST_PIXELS, MOST_PIXELS))
-    return _encoded(image, "png" if max(image.size) <= 128 else "jpeg")
+    return encoded(image, "png" if max(image.size) <= 128 else "jpeg")
 
 
-def _encoded(image: Any, kind: str) -> str:
+def encoded(image: Any, kind: str) -> str:
     out = io.BytesIO()
     image.save(out, kind, **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
