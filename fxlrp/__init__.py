@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fxlrp.engine.seeds import Question
     from fxlrp.explainer import Explainer, convert
     from fxlrp.explaining import explain
+    from fxlrp.inside.concepts import concepts
+    from fxlrp.inside.patching import patching
     from fxlrp.reports.report import Report
     from fxlrp.rules import Rulebook, rule, rulebook, rulebooks, unregister
     from fxlrp.show.files import load
@@ -29,9 +31,11 @@ __all__ = [
     "Question",
     "Report",
     "Rulebook",
+    "concepts",
     "convert",
     "explain",
     "load",
+    "patching",
     "rule",
     "rulebook",
     "rulebooks",
@@ -42,12 +46,14 @@ _PLACES = {
     "Explainer": "explainer",
     "Question": "engine.seeds",
     "Report": "reports.report",
+    "concepts": "inside.concepts",
     "convert": "explainer",
     "explain": "explaining",
     "load": "show.files",
+    "patching": "inside.patching",
     **dict.fromkeys(("Rulebook", "rule", "rulebook", "rulebooks", "unregister"), "rules"),
 }
-_PACKAGES = ("adapters", "cli", "gae", "inputs", "methods", "rules", "text")
+_PACKAGES = ("adapters", "cli", "gae", "inputs", "inside", "methods", "rules", "text")
 
 
 def __getattr__(name: str) -> Any:

@@ -95,21 +95,36 @@ def answer(
             "it by spawn (multiprocessing.get_context('spawn')), or fork before the first explanation."
         ) from error
     return [
-        _attribution(plan, forward, tensors, question, [next(reads) for _ in several], classes)
+        attribution_from(
+            plan,
+            forward,
+            tensors,
+            question,
+            [next(reads) for _ in several],
+            classes,
+            _in_columns(classes),
+        )
         for question, (several, classes) in zip(questions, asked, strict=True)
     ]
 
 
-def _attribution(
+def _in_columns(classes: Tensor | None) -> bool:
+    """Whether several classes of each sample are explained."""
+    return classes is not None and classes.ndim == 2
+
+
+def attribution_from(
     plan: Plan,
     forward: Forward,
     tensors: Sequence[Tensor],
     question: Question,
     reads: Sequence[Read],
     classes: Tensor | None,
+    columns: bool,
+    given: str | tuple[str, ...] = "",
 ) -> Attribution:
-    """The answer to one question, whose relevance was read once, or once for each column of `classes` [B, K]."""
-    columns = classes is not None and classes.ndim == 2
+    """The answer to one question, whose relevance was read once, or once for each of several `columns`: of classes
+    [B, K], or of conditions."""
 
     def joined(several: Sequence[Sequence[Tensor]], axes: Sequence[int]) -> list[Tensor]:
         parts = zip(zip(*several, strict=True), axes, strict=True)
@@ -119,7 +134,7 @@ def _attribution(
     latent = joined([r.latent for r in reads], [1] * len(forward.latent))
     logits = at_position(plan.axes.rows(forward.said[plan.logits]), question.position).detach()
     inside = dict(zip(forward.latent, latent, strict=True))
-    return attribution_of(plan, tensors, forward.said, logits, relevance, classes, inside)
+    return replace(attribution_of(plan, tensors, forward.said, logits, relevance, classes, inside), given=given)
 
 
 def with_questions(

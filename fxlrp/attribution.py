@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from fxlrp.capture.axes import argument
 from fxlrp.errors import FxlrpError
@@ -35,6 +34,7 @@ class Attribution:
     trace: how much relevance passed every node, if the call asked for it.
     ended: of samples whose map is zero though their score is not, where relevance ended and why; else None.
     rules, contrast: the rulebook's name, and what the target was set against.
+    given: what relevance had to pass, in words; of K conditions a tuple, relevance is [B, K, …] then, too.
     labels: the names of the classes, if they are known.
     pictures: what is seen in each sample [H, W, 3], uint8 or in 0…1, where the input came from a picture.
     position: which of a sequence or map of logits was explained, as it was asked.
@@ -53,6 +53,7 @@ class Attribution:
     ended: Ended | None = None
     rules: str = ""
     contrast: int | str | None = None
+    given: str | tuple[str, ...] = ""
     labels: tuple[str, ...] = ()
     pictures: tuple[np.ndarray, ...] = ()
     position: Any = None
@@ -79,12 +80,21 @@ class Attribution:
             raise FxlrpError("Nothing was traced: call explainer(…, trace=True), then .conservation().")
         return self.trace.conservation()
 
+    @property
+    def several(self) -> bool:
+        """Whether relevance is [B, K, …]: of K classes, or of K conditions."""
+        return isinstance(self.given, tuple) or (self.target is not None and self.target.ndim == 2)
+
     def of(self, k: int) -> Attribution:
-        """The attribution for the k-th of several classes."""
-        if self.target is None or self.target.ndim != 2:
+        """The attribution for the k-th of several classes, or of several conditions."""
+        if not self.several:
             raise FxlrpError("One class of each sample was explained; there are no others to pick.")
-        relevance = tree_map(lambda r: r[:, k], self.relevance)
+        maps = tuple(_column(r, x, k) for r, x in zip(self.each, self.inputs, strict=True))
+        relevance = maps if isinstance(self.relevance, tuple) else maps[0]
         latent = {name: r[:, k] for name, r in self.latent.items()}
+        if isinstance(self.given, tuple):
+            return replace(self, relevance=relevance, given=self.given[k], latent=latent)
+        assert self.target is not None
         return replace(self, relevance=relevance, target=self.target[:, k], latent=latent)
 
     def heatmap(self) -> Tensor:
@@ -154,3 +164,8 @@ class Attribution:
         from fxlrp.show.page import fragment
 
         return fragment([self])
+
+
+def _column(r: Tensor, x: Tensor, k: int) -> Tensor:
+    """The k-th of several maps of an input, which lie behind its samples, or before it all if it is of one sample."""
+    return r[k] if r.shape[1:] == x.shape and (r.ndim < 2 or r.shape[:1] + r.shape[2:] != x.shape) else r[:, k]

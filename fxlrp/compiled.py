@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,15 +16,60 @@ from fxlrp.agreement import check_compiled
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import Same
 from fxlrp.capture.confine import alone
+from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Contrast, Question, Target, by_classes, directions
-from fxlrp.export.joint import trace_joint
+from fxlrp.errors import FxlrpError
+from fxlrp.export.joint import Joint, classes_asked, trace_joint
 from fxlrp.graph.plan import Plan
-from fxlrp.plans import CHECKED
+from fxlrp.plans import CHECKED, PLANS
 from fxlrp.recent import Recent
 from fxlrp.targets import attribution_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
+
+
+class AsOneGraph:
+    """The part of an explainer that makes forward and relevance pass one graph."""
+
+    compiling: dict[str, Any] | None
+
+    def compile(self: Any, mode: str | None = None, **options: Any) -> Explainer:
+        """Run forward and relevance pass as one graph by torch.compile from now on; compiled at the next call.
+
+        mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Compiled is
+        what is asked by classes; a target of weights or a callable, `at` and `trace` run as before.  Returns itself.
+
+        A graph that torch.compile would break into pieces is an error, unless fullgraph=False.  Whenever something was
+        compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
+        """
+        self.compiling = {"mode": mode, "fullgraph": True, **options}
+        self.plans.found = replace(self.plans.found, joints=Recent(PLANS))
+        return self
+
+    def joint(
+        self: Any, *args: Any, target: Target = None, contrast: Contrast = "default", fold: bool = True, **kwargs: Any
+    ) -> Joint:
+        """Forward and relevance pass of a call as one flat ATen graph: (*inputs, target) → (logits, *relevance).
+
+        Without a call, of the latest one (or the example inputs).  fold: see `fxlrp.export.joint.trace_joint`.
+
+        Raises FxlrpError if the samples of a batch have to be explained one by one, or target is none of classes.
+        """
+        if args or kwargs:
+            with torch.inference_mode(False), torch.enable_grad():
+                self.plan(*open_objects((args, kwargs)))
+        plan = self.latest
+        if self.settings.shifts > 1:
+            raise FxlrpError("A joint graph is of one picture: convert without shifts, and take the mean of its maps.")
+        several = classes_asked(plan, target)
+        return trace_joint(plan, self.rulebook, self.rulebook.resolve(contrast), several=several, fold=fold)
+
+    def export(self: Any, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
+        """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.export.artifact`."""
+        from fxlrp.export.artifact import export
+
+        return export(self, path, contrast=contrast, aoti=aoti)
 
 
 def can_be_compiled(plan: Plan, questions: Sequence[Question]) -> bool:

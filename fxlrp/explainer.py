@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +17,13 @@ from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import split_tensors
 from fxlrp.capture.confine import LOCK
 from fxlrp.capture.objects import open_objects
-from fxlrp.compiled import by_compiled_graph, can_be_compiled
-from fxlrp.engine.seeds import Contrast, Position, Question, Target
+from fxlrp.compiled import AsOneGraph, by_compiled_graph, can_be_compiled
+from fxlrp.engine.seeds import Contrast, Given, Position, Question, Target
 from fxlrp.errors import FxlrpError
-from fxlrp.export.joint import Joint, classes_asked, trace_joint
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
+from fxlrp.inside.conditions import answer_given
+from fxlrp.inside.methods import Inside
 from fxlrp.methods import DEFAULT
 from fxlrp.plans import PLANS, Plans, Settings, has_no_modes
 from fxlrp.recent import Recent
@@ -45,7 +45,7 @@ class _Latest(threading.local):
         return _Latest, ()
 
 
-class Explainer(nn.Module):
+class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
     """A model that also says what it looked at. Made by `fxlrp.convert`; shares the model's weights.
 
     Keeps one graph per signature of a call, for the `PLANS` = 32 signatures used last. A signature is the shapes
@@ -106,6 +106,8 @@ class Explainer(nn.Module):
         position: Position = None,
         at: Sequence[str] = (),
         trace: bool = False,
+        given: Given = None,
+        at_once: int | None = None,
         **kwargs: Any,
     ) -> Attribution:
         """Explain a call of the model.
@@ -121,14 +123,27 @@ class Explainer(nn.Module):
         None: the last one of a causal model.
         at: modules or graph nodes, as "layer3" or "blocks.5.attn", whose output's relevance is returned in `latent`.
         trace: also weigh the relevance at every node: see `Attribution.trace` and `Attribution.conservation`.
+        given: what relevance has to pass inside, as {"layer3": [17, 42]}; a list of K such conditions gives [B, K, …]
+        over one forward pass, at_once of them in a pass: see `fxlrp.inside.selection.selections`.
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
-        question = {"target": target, "contrast": contrast, "position": position, "at": at, "trace": trace}
+        question: dict[str, Any] = {
+            "target": target,
+            "contrast": contrast,
+            "position": position,
+            "at": at,
+            "trace": trace,
+        }
+        question |= {"given": given, "at_once": at_once}
         refuse_ambiguous(self.model, args, question)
-        questions = [Question(target, contrast, position)]
+        questions = [Question(target, contrast, position, given, at_once)]
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
+            if given is not None:
+                if trace or self.settings.shifts > 1:
+                    raise FxlrpError("given= is of one map as it is: leave out trace=True, and convert without shifts.")
+                return with_questions(self.rulebook, self.explain(args, kwargs, questions, at), questions)[0]
             if not trace:
                 answers = mean_over_shifts(self, self.explain(args, kwargs, questions, at), args, kwargs, questions)
                 answers = say_where_it_ended(self, answers, questions, args, kwargs)
@@ -187,6 +202,13 @@ class Explainer(nn.Module):
             ]
         questions = [at_the_end(plan, tensors, q) for q in questions]
         questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
+        if any(q.given is not None for q in questions):
+            return [
+                self.explain(args, kwargs, [q], at, run)[0]
+                if q.given is None
+                else answer_given(self, plan, tensors, args, kwargs, q, at)
+                for q in questions
+            ]
         if compiled and self.compiling is not None and run is None and not at and can_be_compiled(plan, questions):
             own = self.plans.outputs(args, kwargs) if plan.capture.answers_apart else []
             return [by_compiled_graph(self, plan, tensors, own, args, kwargs, q) for q in questions]
@@ -228,43 +250,6 @@ class Explainer(nn.Module):
         if not places or places in ((plan.explained,), plan.together):
             return self
         return self.of(places if len(places) > 1 else places[0])
-
-    def compile(self, mode: str | None = None, **options: Any) -> Explainer:  # type: ignore[override]
-        """Run forward and relevance pass as one graph by torch.compile from now on; compiled at the next call.
-
-        mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Compiled is
-        what is asked by classes; a target of weights or a callable, `at` and `trace` run as before.  Returns itself.
-
-        A graph that torch.compile would break into pieces is an error, unless fullgraph=False.  Whenever something was
-        compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
-        """
-        self.compiling = {"mode": mode, "fullgraph": True, **options}
-        self.plans.found = replace(self.plans.found, joints=Recent(PLANS))
-        return self
-
-    def joint(
-        self, *args: Any, target: Target = None, contrast: Contrast = "default", fold: bool = True, **kwargs: Any
-    ) -> Joint:
-        """Forward and relevance pass of a call as one flat ATen graph: (*inputs, target) → (logits, *relevance).
-
-        Without a call, of the latest one (or the example inputs).  fold: see `fxlrp.export.joint.trace_joint`.
-
-        Raises FxlrpError if the samples of a batch have to be explained one by one, or target is none of classes.
-        """
-        if args or kwargs:
-            with torch.inference_mode(False), torch.enable_grad():
-                self.plan(*open_objects((args, kwargs)))
-        plan = self.latest
-        if self.settings.shifts > 1:
-            raise FxlrpError("A joint graph is of one picture: convert without shifts, and take the mean of its maps.")
-        several = classes_asked(plan, target)
-        return trace_joint(plan, self.rulebook, self.rulebook.resolve(contrast), several=several, fold=fold)
-
-    def export(self, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
-        """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.export.artifact`."""
-        from fxlrp.export.artifact import export
-
-        return export(self, path, contrast=contrast, aoti=aoti)
 
     @property
     def graph(self) -> fx.GraphModule:

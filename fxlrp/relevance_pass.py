@@ -57,47 +57,70 @@ def propagate(
     places = [at for several in plan.readouts.values() for at in several]
     values = [*(out[at] for at in places), *latent]
     apart = book.contrast_passes == 2
-    seeds = [s for direction in asked for s in _seeds(direction, book)]
+    seeds = [s for direction in asked for s in seeds_of(direction, book)]
 
-    def pull(batch: Sequence[Seed], keep: bool) -> list[list[Tensor]]:
-        """The cotangents of `values` for each seed."""
-        end = out[plan.logits]
-        at_end = [
-            g if logits is end else torch.autograd.grad(logits, end, g, retain_graph=True)[0] for logits, g in batch
-        ]
-
-        def cotangents(g: Tensor, keep: bool) -> list[Tensor]:
-            gs = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
-            return [torch.zeros_like(a) if d is None else d for a, d in zip(values, gs, strict=True)]
-
-        if len(batch) > 1:
-            # vmap loops over ops that it can't batch; if that fails too, each seed gets its own pass
-            with suppress(RuntimeError), without_warnings("There is a performance drop"):
-                batched = torch.vmap(partial(cotangents, keep=True))(torch.stack(at_end))
-                return [list(gs) for gs in zip(*batched, strict=True)]
-        return [cotangents(g, keep or g is not at_end[-1]) for g in at_end]
-
+    end = out[plan.logits]
     starts = range(0, len(seeds), at_once)
-    with acceleration.scratch(out[plan.logits]):
-        grads = [g for i in starts for g in pull(seeds[i : i + at_once], keep=i + at_once < len(seeds))]
+    with acceleration.scratch(end):
+        grads = [
+            g
+            for i in starts
+            for g in pull(end, values, at_end(end, seeds[i : i + at_once]), keep=i + at_once < len(seeds))
+        ]
     reads = []
     for direction in asked:
         gs = grads.pop(0)
         if apart and direction.against is not None:
             gs = [p - n for p, n in zip(gs, grads.pop(0), strict=True)]
-        whole = book.reads == "relevance"
-        # an input may be infinite, such as a mask
-        masked = partial(relevance, masked=True)
-        read = [by_parts(masked, a.detach(), g) if whole else g for a, g in zip(values, gs, strict=True)]
-        reads.append(Read(_by_input(plan, out, tensors, dict(zip(places, read, strict=False))), read[len(places) :]))
+        reads.append(read_at(plan, book, out, tensors, values, gs))
     return reads
+
+
+def pull(end: Tensor, values: Sequence[Tensor], gs: Sequence[Tensor], keep: bool = True) -> list[list[Tensor]]:
+    """The cotangents of `values` for each of the cotangents `gs` of `end`, by one batched pass if there are several.
+
+    keep: whether another pass through the same graph follows.
+    """
+
+    def cotangents(g: Tensor, keep: bool) -> list[Tensor]:
+        found = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
+        return [torch.zeros_like(a) if d is None else d for a, d in zip(values, found, strict=True)]
+
+    if len(gs) > 1:
+        # vmap loops over ops that it can't batch; if that fails too, each seed gets its own pass
+        with suppress(RuntimeError), without_warnings("There is a performance drop"):
+            batched = torch.vmap(partial(cotangents, keep=True))(torch.stack(list(gs)))
+            return [list(of_one) for of_one in zip(*batched, strict=True)]
+    return [cotangents(g, keep or g is not gs[-1]) for g in gs]
+
+
+def at_end(end: Tensor, seeds: Sequence[Seed]) -> list[Tensor]:
+    """The cotangent of the graph's own end for each seed, which may be at a row of it."""
+    return [g if logits is end else torch.autograd.grad(logits, end, g, retain_graph=True)[0] for logits, g in seeds]
+
+
+def read_at(
+    plan: Plan,
+    book: Rulebook,
+    out: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    values: Sequence[Tensor],
+    gs: Sequence[Tensor],
+) -> Read:
+    """What is read where the values of a plan's readouts, and others after them, have the cotangents `gs`."""
+    places = [at for several in plan.readouts.values() for at in several]
+    whole = book.reads == "relevance"
+    # an input may be infinite, such as a mask
+    masked = partial(relevance, masked=True)
+    read = [by_parts(masked, a.detach(), g) if whole else g for a, g in zip(values, gs, strict=True)]
+    return Read(_by_input(plan, out, tensors, dict(zip(places, read, strict=False))), read[len(places) :])
 
 
 Seed = tuple[Tensor, Tensor]
 """Logits, and their cotangent."""
 
 
-def _seeds(direction: Direction, book: Rulebook) -> list[Seed]:
+def seeds_of(direction: Direction, book: Rulebook) -> list[Seed]:
     """One seed of both signs, or one per side."""
     logits, v, against = direction
     sides = [v] if against is None else [v, against] if book.contrast_passes == 2 else [v - against]

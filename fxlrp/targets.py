@@ -17,7 +17,15 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.relevance_pass import Direction
 
-ASKED = {"target": None, "contrast": "default", "position": None, "at": (), "trace": False}
+ASKED = {
+    "target": None,
+    "contrast": "default",
+    "position": None,
+    "at": (),
+    "trace": False,
+    "given": None,
+    "at_once": None,
+}
 """The keywords of a question, and their defaults."""
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     "answers rows shifts",
     "export zero_maps",
     "compiled",
+    "inside",
     "explainer",
     "inputs adapters text gae examples",
     "explaining",

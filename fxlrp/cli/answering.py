@@ -26,7 +26,7 @@ from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 from fxlrp.show.files import FIGURES, save, save_comparison, summary, write_pages
 from fxlrp.show.parts import Part, parts_of, samples_of
-from fxlrp.show.words import against, classes_of, headline, likeliest
+from fxlrp.show.words import against, classes_of, headline, likeliest, maps_of
 
 SHOWN = 20
 """Samples of one file that the terminal and a page show."""
@@ -210,7 +210,7 @@ def print_answer(a: Attribution, given: Path) -> None:
         for k, name, chance in best:
             table.add_row(str(k), escape(name), f"{chance:.1%}", style="bold" if k in explained else "")
         out.print(table)
-    for k in range(max(1, len(explained))):
+    for k in range(maps_of(a)):
         said = f"{headline(a, 0, k)}; {against(a) or 'no contrast'}"
         out.print(f"  explained [bold]{escape(said)}[/]", soft_wrap=True)
     for part in parts_of(a):

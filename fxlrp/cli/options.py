@@ -142,6 +142,29 @@ Definition = Annotated[str, typer.Option(help="Of GAE: fixed, or 2024-12 as publ
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Inputs in one call of the model.", min=1)]
 Seed = Annotated[int, typer.Option(help="Of mosaics and noise.")]
 
+# Of `fxlrp concepts` and `fxlrp circuit`.
+ConceptData = Annotated[
+    str, typer.Argument(help="Pictures: a folder or glob. For a model of text: a file, one a line.", metavar="DATA")
+]
+Place = Annotated[str, typer.Option("--at", help="The module or node whose parts are looked at, as layer3.")]
+ConceptFolder = Annotated[Path, typer.Option("-o", "--output", help="Folder for what is found; a rerun goes on.")]
+Explained = Annotated[str | None, typer.Option(help="A picture (or text) that the page explains.", metavar="INPUT")]
+ConceptParts = Annotated[str, typer.Option("--by", help="channels, or heads of an attention.")]
+Directions = Annotated[
+    Path | None, typer.Option(help="A matrix [K, C] of directions in the place of channels: .npy or .safetensors.")
+]
+MostConcepts = Annotated[int, typer.Option("--most", help="How many concepts are shown.", min=1)]
+References = Annotated[int, typer.Option("--top", help="How many samples are kept for each.", min=1)]
+CircuitInput = Annotated[str, typer.Argument(help="A picture, or a text for a model that reads it.", metavar="INPUT")]
+CircuitFile = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Page (.html), drawing (.svg) or all of it (.json).")
+]
+TopEdges = Annotated[int, typer.Option("--top", help="How many edges are shown.", min=1)]
+CircuitNodes = Annotated[
+    str | None, typer.Option("--nodes", help="Modules; every attention and pair of layers.", metavar="A,B,…")
+]
+CircuitDepth = Annotated[int | None, typer.Option("--depth", help="Or every module of this depth.", min=1)]
+
 Port = Annotated[int, typer.Option(help="Where the app is served.", min=1, max=65535)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 Version = Annotated[bool, typer.Option("--version", help="Show the version.")]

@@ -88,10 +88,28 @@ class ByRule(ReplacedOp):
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
     ) -> Sequence[Tensor | None]:
         """The cotangents of xs, the tensors of `argnums`, for g at the output z."""
+        call, join, g, z, xs = self.in_real_numbers(g, z, xs, args, kwargs)
+        return join(self.normalise.scale(call, g, z, xs, self.where))
+
+    def in_real_numbers(
+        self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Call, Callable[[list[Tensor]], list[Tensor]], Tensor, Tensor, Sequence[Tensor]]:
+        """The rule as it is rescaled: it, what its cotangents become, g, z and xs; of complex numbers the real and the
+        imaginary parts, which each have relevance."""
         call = Call(lambda g: self.call_rule(g, z, xs, args, kwargs), getattr(self.rule.fn, "keeps_relevance", False))
-        if any(t.is_complex() for t in (z, *xs)):  # real and imaginary parts each have relevance
-            return self._scale_pairs(call, g, z, xs)
-        return self.normalise.scale(call, g, z, xs, self.where)
+        if not any(t.is_complex() for t in (z, *xs)):
+            return call, list, g, z, xs
+
+        def like(t: Tensor, a: Tensor) -> Tensor:
+            return torch.view_as_complex(t.contiguous()) if a.is_complex() else t
+
+        def pairs(part: Tensor) -> list[Tensor]:
+            return [as_pair(c.resolve_conj()) for c in call(like(part, z))]
+
+        def join(cs: list[Tensor]) -> list[Tensor]:
+            return [like(c, x) for c, x in zip(cs, xs, strict=True)]
+
+        return Call(pairs), join, as_pair(g.resolve_conj()), as_pair(z), [*map(as_pair, xs)]
 
     def call_rule(
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
@@ -130,17 +148,6 @@ class ByRule(ReplacedOp):
         if len(cotangents) != len(xs):
             return cotangents
         return tuple(torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, xs, strict=True))
-
-    def _scale_pairs(self, call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
-        def like(t: Tensor, a: Tensor) -> Tensor:
-            return torch.view_as_complex(t.contiguous()) if a.is_complex() else t
-
-        def pairs(part: Tensor) -> list[Tensor]:
-            return [as_pair(c.resolve_conj()) for c in call(like(part, z))]
-
-        g, z_pair, x_pairs = as_pair(g.resolve_conj()), as_pair(z), [*map(as_pair, xs)]
-        scaled = self.normalise.scale(Call(pairs), g, z_pair, x_pairs, self.where)
-        return [like(c, x) for c, x in zip(scaled, xs, strict=True)]
 
 
 class _ByRule(torch.autograd.Function):

@@ -6,7 +6,7 @@ the weights of the classes it is set against on the other.  The rulebook's `seed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from fxlrp.rules.quantities import ratio
 Target = None | int | Sequence[int] | Tensor | Callable[[Any], Tensor]
 Contrast = None | int | str
 Position = None | int | Sequence[int] | Tensor
+Given = None | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,15 @@ class Question:
     """A question about the output: why `target` and not `contrast`?
 
     position: the position in a sequence of logits [B, T, K] (one for all or one per sample [B], from the end if
-    negative), or (y, x) in a map of logits [B, K, H, W].  A contrast of "default" is the rulebook's."""
+    negative), or (y, x) in a map of logits [B, K, H, W].  A contrast of "default" is the rulebook's.
+    given: what relevance has to pass inside: a condition, or a list of K of them, which are asked apart; of these,
+    at_once: how many go through one pass, which bounds its memory."""
 
     target: Target = None
     contrast: Contrast = "default"
     position: Position = None
+    given: Given = None
+    at_once: int | None = None
 
 
 def at_position(rows: Tensor, position: Position) -> Tensor:

@@ -24,6 +24,7 @@ from fxlrp.graph.reads import Place
 from fxlrp.nodes import copied, outputs_of
 from fxlrp.recent import Recent
 from fxlrp.reports.report import Report, describe
+from fxlrp.rules.per_sample import SampleAxis
 
 FORMS = 16
 """The number of forms of a graph that are kept."""
@@ -52,6 +53,7 @@ class Plan:
     active: frozenset[str]  # the names of the nodes that relevance goes through
     samples_separable: bool  # whether every node keeps the samples of a batch apart
     any_length: bool  # whether it holds for sequences of any length
+    samples: dict[str, SampleAxis]  # where the samples are in the values of active nodes, by name, where that is known
     key: Any = None  # the key under which an explainer keeps it
     _forms: Recent = field(default_factory=lambda: Recent(FORMS), repr=False)
 
@@ -137,11 +139,11 @@ class Plan:
             return Form(acceleration.specialized(self.graph, self.logits, self.active, one_sided), [])
         copy, nodes = copied(self.graph)
         outputs = outputs_of(copy)
-        copy.graph.output_node().args = ((*outputs, *(nodes[self._named(name)] for name in at)),)
+        copy.graph.output_node().args = ((*outputs, *(nodes[self.named(name)] for name in at)),)
         copy.recompile()
         return Form(copy, list(range(len(outputs), len(outputs) + len(at))))
 
-    def _named(self, name: str) -> fx.Node:
+    def named(self, name: str) -> fx.Node:
         """The active node of that name, else the last active node inside the module of that name."""
         active = [n for n in self.graph.graph.nodes if n.op == "call_function" and n.name in self.active]
         paths = {n: describe(n, "", "").module for n in active}

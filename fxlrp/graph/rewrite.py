@@ -104,6 +104,7 @@ def rewrite(
         active=frozenset(n.name for n in facts.active),
         samples_separable=separable,
         any_length=any_length and captured.any_length,  # decomposing ops (a loop over steps) may have fixed a length
+        samples={n.name: axis for n in facts.active if (axis := facts.samples.of(n)) is not None},
     )
 
 

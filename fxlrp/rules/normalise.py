@@ -25,12 +25,21 @@ class Call:
         return self.rule(g)
 
 
+Give = Callable[[Call, Tensor], list[Tensor]]
+"""Shares relevance out by factors that are known: linear in the g that it is given."""
+
+
 @dataclass(frozen=True)
 class Normalise:
-    """How a rulebook rescales what its rules return: `scale(call, g, z, xs, where)` gives one g for each x in xs."""
+    """How a rulebook rescales what its rules return: `scale(call, g, z, xs, where)` gives one g for each x in xs.
+
+    measure: `measure(call, g, z, xs, where)` gives what `scale` does with g, and with any part of it, so that parts add
+        up to the whole; None if `scale` is linear in g anyway.
+    """
 
     name: str
     scale: Callable[[Call, Tensor, Tensor, Sequence[Tensor], Placement], list[Tensor]]
+    measure: Callable[[Call, Tensor, Tensor, Sequence[Tensor], Placement], Give] | None = None
 
 
 def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
@@ -49,29 +58,62 @@ def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placeme
 
 def _one_sign(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     """`_mass` of relevance that is all ≥ 0, or all ≤ 0."""
-    mass = sample_sum(relevance(z, g, where.masked), where.output).abs()
     raw = call(g)
+    factors = _factors(raw, g, z, xs, where)
+    return [c * along_samples(f, c, b) for c, f, b in zip(raw, factors, where.inputs, strict=True)]
+
+
+def _factors(raw: Sequence[Tensor], g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
+    """What each x's raw g is multiplied by, per sample [B], where all relevance is ≥ 0, or ≤ 0."""
+    mass = sample_sum(relevance(z, g, where.masked), where.output).abs()
     rs = [relevance(x, c, where.masked) for x, c in zip(xs, raw, strict=True)]
     sums = [sample_sum(r, b) for r, b in zip(rs, where.inputs, strict=True)]
     sizes = [sample_sum(r.abs(), b) for r, b in zip(rs, where.inputs, strict=True)]
     mass = placeable(mass, sum(sizes[1:], sizes[0]))
     shares = [mass] if len(sums) == 1 else [mass * ratio(a, sum(sums[1:], sums[0])) for a in sums]
-    factors = [ratio(share, size) for share, size in zip(shares, sizes, strict=True)]
-    return [c * along_samples(f, c, b) for c, f, b in zip(raw, factors, where.inputs, strict=True)]
+    return [ratio(share, size) for share, size in zip(shares, sizes, strict=True)]
+
+
+def _measure_mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> Give:
+    """`_mass` by the factors of g: relevance where that of g is positive by one, all other by another."""
+    if call.keeps_relevance:
+        return lambda call, part: list(call(part))
+    positive = relevance(z, g, where.masked) > 0
+    factors = [_factors(call(of_sign), of_sign, z, xs, where) for of_sign in (g * positive, g * ~positive)]
+
+    def give(call: Call, part: Tensor) -> list[Tensor]:
+        sides = [
+            [c * along_samples(f, c, b) for c, f, b in zip(call(of_sign), several, where.inputs, strict=True)]
+            for of_sign, several in zip((part * positive, part * ~positive), factors, strict=True)
+        ]
+        return [p + n for p, n in zip(*sides, strict=True)]
+
+    return give
 
 
 def _unit(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     """Every input of every op gets Σ|R| = 1, with 1e-9 beside |z| and Σ|R| as published (2024-12)."""
+    return _measure_unit(call, g, z, xs, where)(call, g)
+
+
+def _measure_unit(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> Give:
+    """`_unit` by the sizes of what g becomes."""
     size = z.abs().nan_to_num(posinf=1)
-    raw = call(g * (size / (size + 1e-9)))
+    kept = size / (size + 1e-9)
+    raw = call(g * kept)
     sizes = [sample_sum(relevance(x, c, where.masked).abs(), b) for x, c, b in zip(xs, raw, where.inputs, strict=True)]
-    return [c * along_samples(1 / (n + 1e-9), c, b) for c, n, b in zip(raw, sizes, where.inputs, strict=True)]
+
+    def give(call: Call, part: Tensor) -> list[Tensor]:
+        parts = raw if part is g else call(part * kept)
+        return [c * along_samples(1 / (n + 1e-9), c, b) for c, n, b in zip(parts, sizes, where.inputs, strict=True)]
+
+    return give
 
 
 def _as_it_is(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     return list(call(g))
 
 
-MASS = Normalise("mass", _mass)
-UNIT = Normalise("unit", _unit)
+MASS = Normalise("mass", _mass, _measure_mass)
+UNIT = Normalise("unit", _unit, _measure_unit)
 NONE = Normalise("none", _as_it_is)

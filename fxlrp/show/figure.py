@@ -11,7 +11,7 @@ import numpy as np
 from fxlrp import __version__
 from fxlrp.show.colours import colour_map
 from fxlrp.show.parts import Part, laid_out, parts_of, top_of
-from fxlrp.show.words import against, classes_of, headline, small_print
+from fxlrp.show.words import against, headline, maps_of, small_print
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def plot(
     """
     parts = parts_of(a, index, picture, features)
     palette = colour_map(colours)
-    rows = [(part, k) for k in range(max(1, len(classes_of(a, index)))) for part in parts]
+    rows = [(part, k) for k in range(maps_of(a, index)) for part in parts]
     heights = [_height(part) for part, _ in rows]
     wide = 3 * SIDE + 1
     figure = _figure(figsize=(wide, sum(heights) + 0.35), layout="constrained", dpi=100)

@@ -18,7 +18,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.show.figure import compare, plot
 from fxlrp.show.page import page, page_of
 from fxlrp.show.parts import parts_of, samples_of
-from fxlrp.show.words import against, classes_of, headline, likeliest, name_of
+from fxlrp.show.words import against, classes_of, headline, likeliest, maps_of, name_of
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
@@ -109,7 +109,7 @@ def summary(a: Attribution, most: int = 5) -> dict[str, Any]:
         if best := likeliest(a, i, most):
             row["classes"] = [{"class": k, "name": n, "probability": p} for k, n, p in best]
         parts = parts_of(a, i)
-        for k in range(max(1, len(classes_of(a, i)))):
+        for k in range(maps_of(a, i)):
             inputs = {p.name: _sums(p.relevance[k]) for p in parts}
             row["explained"].append({"target": headline(a, i, k), "inputs": inputs})
         samples.append(row)
@@ -144,9 +144,9 @@ def _csv(a: Attribution) -> str:
     rows = csv.writer(out)
     rows.writerow(["sample", "class", "input", "place", "name", "value", "relevance"])
     for i in range(samples_of(a)):
-        classes: Sequence[Any] = [name_of(a.labels, k) for k in classes_of(a, i)] or [""]
+        asked = a.given if isinstance(a.given, tuple) else [name_of(a.labels, k) for k in classes_of(a, i)] or [""]
         for part in parts_of(a, i):
-            for name, r in zip(classes, part.relevance, strict=True):
+            for name, r in zip(asked, part.relevance, strict=True):
                 for place in np.ndindex(*r.shape):
                     at = " ".join(map(str, place))
                     value = "" if part.kind in ("picture", "graph") else f"{part.values[place]:.6g}"
@@ -183,7 +183,7 @@ def _safetensors(a: Attribution) -> bytes:
     tensors |= {name: t for name, t in (("target", a.target), ("edges", a.edges)) if t is not None}
     about = {
         "format": FORMAT, "fxlrp": __version__, "names": a.names, "rules": a.rules, "labels": a.labels,
-        "contrast": a.contrast, "several": isinstance(a.relevance, tuple), "latent": list(a.latent),
+        "contrast": a.contrast, "given": a.given, "several": isinstance(a.relevance, tuple), "latent": list(a.latent),
         "asked": a.asked, "features": a.features,
         "position": None if a.position is None else torch.as_tensor(a.position).tolist(),
     }  # fmt: skip
@@ -227,6 +227,7 @@ def load(path: str | Path) -> Attribution | TextAttribution:
             {name: tensors[f"latent.{name}"] for name in about["latent"]},
             rules=about["rules"],
             contrast=about["contrast"],
+            given=tuple(given) if isinstance(given := about.get("given", ""), list) else given,
             labels=tuple(about["labels"]),
             pictures=tuple(p.numpy() for p in numbered("picture")),
             position=about.get("position"),

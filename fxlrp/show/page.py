@@ -18,7 +18,7 @@ from torch import Tensor
 from fxlrp import __version__
 from fxlrp.show.figure import MOST_CURVES, MOST_FEATURES
 from fxlrp.show.parts import Part, laid_out, parts_of, top_of
-from fxlrp.show.words import against, classes_of, headline, likeliest, subject
+from fxlrp.show.words import against, headline, likeliest, maps_of, subject
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
@@ -113,10 +113,11 @@ def _views(a: Attribution, index: int, features: Sequence[str]) -> list[dict[str
     """What a page shows of an answer: a view for each class that was asked about."""
     parts = parts_of(a, index, features=features)
     out = []
-    for k in range(max(1, len(classes_of(a, index)))):
+    for k in range(maps_of(a, index)):
+        title = headline(a, index, k)
         out.append({
-            "title": headline(a, index, k),
-            "name": subject(a, index, k),
+            "title": title,
+            "name": title if a.given else subject(a, index, k),
             "against": against(a),
             "rules": a.rules,
             "maps": [_map(p, k) for p in parts],
@@ -159,7 +160,7 @@ def _map(part: Part, k: int) -> dict[str, Any]:
 def _inside(name: str, relevance: Tensor, index: int, k: int, a: Attribution) -> dict[str, Any]:
     """The relevance at a layer as a small map: channels summed, or tokens × channels."""
     r = relevance[index if len(relevance) > 1 else 0]
-    r = (r[k] if a.target is not None and a.target.ndim == 2 else r).detach().double().cpu()
+    r = (r[k] if a.several else r).detach().double().cpu()
     flat = r.sum(0) if r.ndim == 3 else r.reshape(-1, r.shape[-1]) if r.ndim > 1 else r.reshape(1, -1)
     small = _reduced(flat.numpy())
     return _grey(small) | {"name": name, "w": small.shape[1], "h": small.shape[0], "top": top_of(small)}
@@ -171,7 +172,7 @@ def _grey(r: np.ndarray) -> dict[str, Any]:
 
     most = float(np.abs(r).max(initial=0)) or 1.0
     scaled = np.sign(r) * np.sqrt(np.abs(r) / most)
-    return {"png": _encoded(Image.fromarray((128 + 127 * scaled).round().astype(np.uint8)), "png"), "most": most}
+    return {"png": encoded(Image.fromarray((128 + 127 * scaled).round().astype(np.uint8)), "png"), "most": most}
 
 
 def _photograph(picture: np.ndarray) -> str:
@@ -179,10 +180,10 @@ def _photograph(picture: np.ndarray) -> str:
 
     image = Image.fromarray((picture * 255).round().astype(np.uint8))
     image.thumbnail((MOST_PIXELS, MOST_PIXELS))
-    return _encoded(image, "png" if max(image.size) <= 128 else "jpeg")
+    return encoded(image, "png" if max(image.size) <= 128 else "jpeg")
 
 
-def _encoded(image: Any, kind: str) -> str:
+def encoded(image: Any, kind: str) -> str:
     out = io.BytesIO()
     image.save(out, kind, **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -55,7 +55,7 @@ def parts_of(a: Attribution, index: int = 0, picture: Any = None, features: Sequ
     if not -count <= index < count:
         raise FxlrpError(f"index={index} is out of range; give one of the {count} samples, 0 to {count - 1}.")
     index %= count
-    several = a.target is not None and a.target.ndim == 2
+    several = a.several
     names = [argument(name) for name in a.names]
     parts: list[Part] = []
     for i, (x, r) in enumerate(zip(a.inputs, a.each, strict=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,6 +61,11 @@ def classes_of(a: Attribution, index: int) -> list[int]:
     return [] if a.target is None else a.target[index].reshape(-1).tolist()
 
 
+def maps_of(a: Attribution, index: int = 0) -> int:
+    """How many maps there are of a sample: one for each class that was asked about, or each condition."""
+    return len(a.given) if isinstance(a.given, tuple) else max(1, len(classes_of(a, index)))
+
+
 def subject(a: Attribution, index: int = 0, k: int = 0) -> str:
     """What was explained: `ring`, `ring at (40, 50)`, or `the score` of a single one or a target that is no class."""
     classes, scores = classes_of(a, index), scores_of(a)
@@ -76,6 +82,9 @@ def subject(a: Attribution, index: int = 0, k: int = 0) -> str:
 
 def headline(a: Attribution, index: int = 0, k: int = 0) -> str:
     """The class and its probability, `ring, 97.5 %`, or a single score and its value, `the score, 3.21`."""
+    if a.given:
+        through = a.given[k] if isinstance(a.given, tuple) else a.given
+        return f"{headline(replace(a, given=''), index)}, through {through}"
     name, scores = subject(a, index, k), scores_of(a)
     if scores is None or index >= len(scores) or name == a.asked:
         return name

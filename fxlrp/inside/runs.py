@@ -1,0 +1,121 @@
+"""Runs a call with its inside at hand, for the batch together or, where its samples can't be told apart, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxlrp.answers import Forward, run_forward
+from fxlrp.engine.seeds import Question
+from fxlrp.errors import FxlrpError
+from fxlrp.graph.plan import Plan
+from fxlrp.inside.opened import Opened, shares_of
+from fxlrp.relevance_pass import Direction, at_end, pull, seeds_of
+from fxlrp.rows import sample_of
+from fxlrp.rules.quantities import relevance
+from fxlrp.rules.registry import Rulebook
+from fxlrp.targets import asked_directions, at_the_end
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
+
+
+class Call(NamedTuple):
+    """A call to be run: by which explainer and plan, its tensors, its arguments and what is asked."""
+
+    explainer: Explainer
+    plan: Plan
+    tensors: list[Tensor]
+    args: tuple
+    kwargs: dict[str, Any]
+    question: Question
+
+
+class Run(NamedTuple):
+    """A call that has run.
+
+    direction: what is explained of the output.
+    classes: those that were explained [batch], if the target was one.
+    """
+
+    call: Call
+    opened: Opened
+    forward: Forward
+    direction: Direction
+    classes: Tensor | None
+
+    @property
+    def seeds(self) -> list[Tensor]:
+        """The cotangents of the graph's end that relevance starts from: one, or one for each side of a contrast."""
+        return at_end(self.end, seeds_of(self.direction, self.call.explainer.rulebook))
+
+    @property
+    def end(self) -> Tensor:
+        """What the explained output is of the graph."""
+        return self.forward.out[self.call.plan.logits]
+
+    def cotangents(self, nodes: Sequence[str]) -> list[Tensor]:
+        """The cotangents of the values at some nodes, of both sides of a contrast together."""
+        return self.summed([pull(self.end, [self.opened.values[n] for n in nodes], [s])[0] for s in self.seeds])
+
+    def summed(self, sides: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """What is read of one side, or of one less the other."""
+        return list(sides[0]) if len(sides) == 1 else [p - n for p, n in zip(*sides, strict=True)]
+
+
+def calls(explainer: Explainer, args: tuple, kwargs: dict[str, Any], question: Question) -> Iterator[Call]:
+    """The call itself, or one for each of its samples, each by the explainer of the output that its target is about."""
+    plan, tensors = explainer.plan(args, kwargs)
+    if callable(question.target):
+        about = explainer.about(plan, explainer.plans.outputs(args, kwargs), question.target)
+        if about is not explainer:
+            yield from calls(about, args, kwargs, question)
+            return
+    batch = plan.axes.count(tensors)
+    if plan.is_for_one and batch > 1:
+        for i in range(batch):
+            args_of_one, kwargs_of_one, asked = sample_of(plan.axes, (args, kwargs), [question], i, batch)
+            yield from calls(explainer, args_of_one, kwargs_of_one, asked)
+        return
+    question = at_the_end(plan, tensors, question)
+    question = replace(question, contrast=explainer.rulebook.resolve(question.contrast))
+    yield Call(explainer, plan, tensors, args, kwargs, question)
+
+
+def run(call: Call, kept: Collection[str], *, cut: bool = False, instead: Any = None) -> Run:
+    """Run a call and keep the values at some nodes.
+
+    Raises FxlrpError for a question about several classes.
+    """
+    explainer, plan, tensors, args, kwargs, question = call
+    opened = Opened(plan, kept, cut=cut, instead=instead, shares=shares_of(explainer.rulebook))
+    own = partial(explainer.plans.outputs, args, kwargs)
+    forward = run_forward(plan, tensors, [question], (), drawing=explainer.plans.draw(plan), own=own, run=opened.run)
+    several, classes = asked_directions(plan, forward.out, forward.said, question, plan.axes.count(tensors))
+    if len(several) != 1:
+        raise FxlrpError(f"This is about one class of each sample, not {len(several)}: ask for one after the other.")
+    return Run(call, opened, forward, several[0], classes)
+
+
+def each_run(
+    explainer: Explainer,
+    args: tuple,
+    kwargs: dict[str, Any],
+    question: Question,
+    kept: Callable[[Plan], Collection[str]],
+) -> Iterator[Run]:
+    """The runs of a call, with the values that `kept` names of a plan."""
+    with torch.inference_mode(False), torch.enable_grad():
+        for call in calls(explainer, args, kwargs, question):
+            with call.plan.in_its_types():
+                yield run(call, kept(call.plan))
+
+
+def relevance_of(book: Rulebook, a: Tensor, g: Tensor) -> Tensor:
+    """Relevance at a value with cotangent g; of a rulebook that reads gradients these."""
+    return relevance(a.detach(), g, masked=True) if book.reads == "relevance" else g
