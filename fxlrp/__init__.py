@@ -46,7 +46,7 @@ _PLACES = {
     "load": "show.files",
     **dict.fromkeys(("Rulebook", "rule", "rulebook", "rulebooks", "unregister"), "rules"),
 }
-_PACKAGES = ("adapters", "cli", "gae", "inputs", "methods", "rules", "text")
+_PACKAGES = ("adapters", "cli", "data", "gae", "inputs", "methods", "rules", "text")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,7 @@
+"""Data sets at any scale: a row for each sample, in Parquet or zarr, by one process or by Ray; nothing is lost."""
+
+from fxlrp.data.reading import Maps, read
+from fxlrp.data.run import explain
+from fxlrp.data.sources import Columns, open_source
+
+__all__ = ["Columns", "Maps", "explain", "open_source", "read"]
