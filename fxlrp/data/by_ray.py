@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -71,15 +73,32 @@ def run_by_ray(
             num_cpus=job.settings.threads,
             num_gpus=gpus,
         )
-        for row in rows.iter_rows():
-            if row["failed"]:
-                raise FxlrpError(row["failed"])
-            tell(int(row["samples"]), int(row["errors"]))
+        try:
+            for row in rows.iter_rows():
+                if row["failed"]:
+                    raise FxlrpError(row["failed"])
+                tell(int(row["samples"]), int(row["errors"]))
+        except ray.exceptions.RayError as error:
+            lines = [line.strip() for line in str(error).splitlines() if "Error: " in line]
+            raise FxlrpError(f"Ray stopped ({(lines or [str(error)])[-1]}); what is written is whole.") from error
+
+
+def _check_address(address: str | None) -> None:
+    """Raise FxlrpError if nobody answers at an address, which Ray would wait minutes for."""
+    host, colon, port = (address or "").rpartition("/")[2].rpartition(":")
+    if colon:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise FxlrpError(
+                f"Nobody answers at {address} ({error}); give the address that `ray start` said."
+            ) from error
 
 
 @contextmanager
 def _ray(cpus: int, address: str | None, device: str) -> Iterator[Any]:
     """Yield Ray, connected to an address or started here, and quiet; one that was there before is left as it is."""
+    _check_address(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -92,6 +111,7 @@ def _ray(cpus: int, address: str | None, device: str) -> Iterator[Any]:
     ours = not ray.is_initialized()
     if ours:
         here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
+        here["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}  # what is imported here, is there
         try:
             ray.init(
                 address=address or "local",

@@ -7,6 +7,7 @@ neither on who computes it nor on what is broken beside it.
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,7 +33,8 @@ CLASSES = 5
 """How many of the likeliest classes are kept."""
 THUMBNAIL = 128
 """The longest side of the small picture in a row, in pixels."""
-Call = tuple[Tensor, ...] | dict[str, Tensor]
+READERS = 1, 8
+"""The threads that read samples: for a CPU, which is busy itself, and for a GPU."""
 
 
 class Worker:
@@ -48,13 +50,13 @@ class Worker:
         self.question |= {"at": (latent,)} if latent else {}
 
     def shard(self, number: int, tell: Callable[[int], None] = lambda count: None) -> list[Row]:
-        """Return the rows of a shard; the next batch is read while one is explained.
+        """Return the rows of a shard; the next batches are read while one is explained.
 
         tell: called with the number of rows after each batch.
         """
         rows: list[Row] = []
-        with ThreadPoolExecutor(1) as reader:
-            for batch in _ahead(reader, self._read, self._batches(number)):
+        with ThreadPoolExecutor(READERS[self.s.device != "cpu"]) as readers:
+            for batch in _ahead(readers, self._read, self._batches(number), 2 * READERS[self.s.device != "cpu"]):
                 rows += self._explained(batch)
                 tell(len(batch))
         return rows
@@ -233,14 +235,13 @@ def kept(a: Attribution, keep: str) -> Tensor:
     return r if keep == "full" or r.ndim != 4 else r.sum(1)
 
 
-def _ahead(reader: ThreadPoolExecutor, read: Callable, batches: Sequence[range]) -> Iterator[Any]:
-    """Yield what is read of each batch, while the next one is being read."""
-    coming = reader.submit(read, batches[0])
-    for following in [*batches[1:], None]:
-        now = coming.result()
+def _ahead(readers: ThreadPoolExecutor, read: Callable, batches: Sequence[range], most: int) -> Iterator[Any]:
+    """Yield what is read of each batch, while at most so many of the next ones are being read."""
+    coming = deque(readers.submit(read, batch) for batch in batches[:most])
+    for following in [*batches[most:], *[None] * len(coming)]:
+        yield coming.popleft().result()
         if following is not None:
-            coming = reader.submit(read, following)
-        yield now
+            coming.append(readers.submit(read, following))
 
 
 def _positive(heat: np.ndarray) -> float:

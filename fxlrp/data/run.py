@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,24 +121,17 @@ def check(asked: Asked, out: Path, data: Any, uses_ray: bool) -> None:
             raise FxlrpError(f"--{name} is a number from 1, not {value}.")
     if asked.workers < 0:
         raise FxlrpError(f"--workers is a number from 0, not {asked.workers}.")
-    if is_zarr(out):
-        if kind == "top":
-            raise FxlrpError("A .zarr keeps whole maps; give a folder for --keep top.")
-        try:
-            import zarr  # noqa: F401
-        except ImportError as error:
-            raise FxlrpError("A .zarr needs zarr: pip install 'fxlrp[data]'; or give a folder, for Parquet.") from error
-    if uses_ray:
-        try:
-            import ray  # noqa: F401
-        except ImportError as error:
-            raise FxlrpError(
-                "Workers need Ray: pip install 'fxlrp[data]'; or leave out --workers and --ray."
-            ) from error
+    if is_zarr(out) and kind == "top":
+        raise FxlrpError("A .zarr keeps whole maps; give a folder for --keep top.")
+    missing = [
+        name for name, used in {"zarr": is_zarr(out), "ray": uses_ray}.items() if used and find_spec(name) is None
+    ]
+    if missing:
+        raise FxlrpError(f"{' and '.join(missing)} must be installed for this: pip install 'fxlrp[data]'.")
     find_rulebook(asked.rules)
-    check_writable([out / NAME])
     if out.is_file():
         raise FxlrpError(f"{out} is a file; maps are kept in a folder, give another.")
+    check_writable([out / NAME])
     if out.is_dir() and not (out / NAME).exists() and any(p.name[0] != "." for p in out.iterdir()):
         raise FxlrpError(f"The folder {out} holds other things; give a new one for the maps.")
     if isinstance(data, str | Path) and str(data) == str(out):

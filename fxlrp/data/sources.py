@@ -10,6 +10,7 @@ import glob
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,23 @@ class Columns:
     sample: str | None = None
     label: str | None = None
     key: str | None = None
+
+
+class Latest(threading.local):
+    """The item that a thread read last: its key and its value are asked one after the other."""
+
+    index, item = -1, None
+
+    def of(self, index: int, read: Callable[[int], Any]) -> Any:
+        """Return an item, read if it is another than the last."""
+        if self.index != index:
+            self.index, self.item = -1, None
+            self.item = read(index)
+            self.index = index
+        return self.item
+
+    def __reduce__(self) -> tuple:
+        return Latest, ()
 
 
 class Source(Protocol):
@@ -137,7 +155,7 @@ def _open(spec: Any, columns: Columns, texts: bool) -> Source:
     if not found:
         module, colon, factory = text.rpartition(":")
         if colon and not glob.has_magic(text):
-            return Items(call_factory(module, factory), [Path(module)] if module.endswith(".py") else [])
+            return Made(module, factory)
         raise FxlrpError(
             f"There is no {text}; DATA is a folder, a glob, a .tar, .parquet, .csv or .jsonl, or module:factory."
         )
@@ -175,8 +193,9 @@ class Files:
         return len(self.files)
 
     def key(self, index: int) -> tuple[str, str | None]:
-        parts = Path(os.path.relpath(self.files[index], self.root)).parts
-        return "/".join(parts), parts[0] if len(parts) > 1 else None
+        key = os.path.relpath(self.files[index], self.root).replace(os.sep, "/")
+        folder, slash, _ = key.partition("/")
+        return key, folder if slash else None
 
     def value(self, index: int) -> Any:
         return decoded(self.files[index], self.files[index].suffix)
@@ -193,7 +212,7 @@ class Items:
     def __init__(self, dataset: Any, files: Sequence[Path] = ()) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise FxlrpError(f"The data set is a {type(dataset).__name__}; give one with a length and items by number.")
-        self.dataset, self.files, self.latest = dataset, files, (-1, {})
+        self.dataset, self.files, self.latest = dataset, files, Latest()
         self.kind: Kind = "tensors"
         for i in range(min(len(dataset), 16)):  # what the first that can be read is, all are
             try:
@@ -204,20 +223,14 @@ class Items:
             self.kind = next((kind for cls, kind in kinds.items() if isinstance(value, cls)), "tensors")
             return
 
-    latest: tuple[int, dict[str, Any]]
-
     def __len__(self) -> int:
         return len(self.dataset)
 
     def _item(self, index: int) -> dict[str, Any]:
-        if self.latest[0] != index:  # key and value ask one after the other, in one thread
-            item = self.dataset[index]
-            if isinstance(item, Mapping) and "x" in item:
-                self.latest = index, dict(item)
-            else:
-                parts = item if isinstance(item, tuple | list) else (item,)
-                self.latest = index, dict(zip(("x", "label"), parts, strict=False))
-        return self.latest[1]
+        item = self.latest.of(index, self.dataset.__getitem__)
+        if isinstance(item, Mapping) and "x" in item:
+            return dict(item)
+        return dict(zip(("x", "label"), item if isinstance(item, tuple | list) else (item,), strict=False))
 
     def key(self, index: int) -> tuple[str, str | int | None]:
         item = self._item(index)
@@ -233,6 +246,17 @@ class Items:
         if isinstance(x, Mapping):
             return {str(name): torch.as_tensor(t) for name, t in x.items()}
         return x if isinstance(x, str | Image.Image) else torch.as_tensor(x)
+
+
+class Made(Items):
+    """The data set that a function returns; another process calls it anew, and may have none of its classes."""
+
+    def __init__(self, module: str, factory: str) -> None:
+        self.made_by = module, factory
+        super().__init__(call_factory(module, factory), [Path(module)] if module.endswith(".py") else [])
+
+    def __reduce__(self) -> tuple:
+        return Made, self.made_by
 
 
 def decoded(content: Path | bytes, suffix: str, name: str = "") -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxlrp.data.sources import Columns, Kind, decoded
+from fxlrp.data.sources import Columns, Kind, Latest, decoded
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs.limits import MOST_JSON, read_json
 
@@ -51,6 +51,7 @@ class _Rows:
     def _choose(self, present: Sequence[str], columns: Columns, texts: bool) -> None:
         """Choose the columns.  Raises FxlrpError for one that is not there."""
         self.kind: Kind = "texts" if texts else "pictures"
+        self.latest = Latest()
         asked = {"sample": columns.sample, "label": columns.label, "key": columns.key}
         for what, name in asked.items():
             if name is not None and name not in present:
@@ -68,9 +69,12 @@ class _Rows:
     def _row(self, index: int) -> Mapping[str, Any]:
         raise NotImplementedError
 
+    def _latest(self, index: int) -> Mapping[str, Any]:
+        return self.latest.of(index, self._row)
+
     def key(self, index: int) -> tuple[str, str | int | None]:
         """Return the key, the row's number without a column for it, and the label."""
-        row = self._row(index)
+        row = self._latest(index)
         label = row.get(self.columns.get("label", ""))
         if isinstance(label, str) and label.isdigit():
             label = int(label)
@@ -78,7 +82,7 @@ class _Rows:
 
     def value(self, index: int) -> Any:
         """Return the picture, text or tensor of a row."""
-        value = self._row(index)[self.columns["sample"]]
+        value = self._latest(index)[self.columns["sample"]]
         if self.kind == "texts":
             if not isinstance(value, str):
                 raise FxlrpError(f"Row {index} holds {'nothing' if value is None else type(value).__name__}, no text.")
