@@ -126,8 +126,8 @@ def cost(count: int) -> None:
                 ours.append(time.process_time() - here)
         each = 1000 / s.samples
         print(
-            f"{name}: {each * sum(bare):.2f} ms of a CPU for each in the bare loop, {each * sum(reading):.2f} to read and "
-            f"prepare it; a run takes {sum(ours) / (sum(bare) + sum(reading)):.3f} of both, "
+            f"{name}: {each * sum(bare):.2f} ms of a CPU each in the bare loop, {each * sum(reading):.2f} to read and "
+            f"prepare; a run takes {sum(ours) / (sum(bare) + sum(reading)):.3f} of both, "
             f"{sum(ours) / sum(bare):.3f} of the first",
             flush=True,
         )

@@ -132,10 +132,10 @@ def check(asked: Asked, out: Path, data: Any, uses_ray: bool) -> None:
     if out.is_file():
         raise FxlrpError(f"{out} is a file; maps are kept in a folder, give another.")
     check_writable([out / NAME])
-    if out.is_dir() and not (out / NAME).exists() and any(p.name[0] != "." for p in out.iterdir()):
-        raise FxlrpError(f"The folder {out} holds other things; give a new one for the maps.")
     if isinstance(data, str | Path) and str(data) == str(out):
         raise FxlrpError(f"{out} is the data set itself; give another folder for its maps.")
+    if out.is_dir() and not (out / NAME).exists() and any(p.name[0] != "." for p in out.iterdir()):
+        raise FxlrpError(f"The folder {out} holds other things; give a new one for the maps.")
 
 
 def _loader(model: Any, labels: Any, preprocess: Any, tokenizer: Any, *how: Any) -> Loader:
