@@ -83,6 +83,51 @@ def map_data(
     out.print(f"  [dim]fxlrp view {escape(str(output))}[/]", soft_wrap=True)
 
 
+@app.command()
+@errors_in_one_sentence
+def view(
+    maps: options.Maps,
+    output: options.ViewFile = None,
+    limit: options.ShownLimit = None,
+    name: options.OneClass = None,
+    debug: options.Debug = False,
+) -> None:
+    """Browse the maps of a data set in a page: sort, filter, and click for the large map.
+
+    [dim]fxlrp view maps/[/]
+    [dim]fxlrp view maps/ -o browse/ --limit 20000 --class tabby[/]
+    """
+    from fxlrp.data.view import view as write_view
+
+    written = write_view(maps, output or maps.with_name(f"{maps.stem}.html"), limit=limit, name=name)
+    out.print(f"wrote [bold]{escape(str(written))}[/], {written.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
+
+
+@app.command()
+@errors_in_one_sentence
+def cluster(
+    maps: options.Maps,
+    output: options.ClusterFile = None,
+    limit: options.ClusterLimit = 5000,
+    name: options.OneClass = None,
+    debug: options.Debug = False,
+) -> None:
+    """Find groups of maps that look alike, and mark those that look where no others do: Clever Hans.
+
+    [dim]fxlrp cluster maps/ -o strategies.html[/]
+    """
+    from fxlrp.data.cluster import cluster as find_clusters
+    from fxlrp.data.cluster import write_page
+
+    with err.status("clustering"):
+        found = find_clusters(maps, limit=limit, name=name)
+        page = write_page(maps, found, output or maps.with_name(f"{maps.stem}-clusters.html"))
+    for group in found:
+        mark = "[bold red]marked[/] " if group.marked else ""
+        out.print(f"  {mark}{escape(str(group))}", soft_wrap=True)
+    out.print(f"wrote [bold]{escape(str(page))}[/]", soft_wrap=True)
+
+
 def _load(
     model: str,
     arch: str | None,

@@ -170,7 +170,11 @@ NoThumbnails = Annotated[bool, typer.Option("--no-thumbnails", help="Keep no sma
 ViewFile = Annotated[
     Path | None, typer.Option("-o", "--output", help="An .html file, or a folder for large sets; OUT.html.")
 ]
-ViewLimit = Annotated[int, typer.Option("--limit", help="At most so many samples, taken evenly.", min=1)]
+ShownLimit = Annotated[
+    int | None, typer.Option("--limit", help="At most so many rows, taken evenly; 500, of a folder 20,000.", min=1)
+]
+ClusterFile = Annotated[Path | None, typer.Option("-o", "--output", help="The page; OUT-clusters.html.")]
+ClusterLimit = Annotated[int, typer.Option("--limit", help="At most so many samples, taken evenly.", min=8)]
 OneClass = Annotated[str | None, typer.Option("--class", help="Only this class, by the name that was explained.")]
 
 Port = Annotated[int, typer.Option(help="Where the app is served.", min=1, max=65535)]

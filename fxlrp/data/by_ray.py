@@ -113,12 +113,13 @@ def _ray(cpus: int, address: str | None, device: str) -> Iterator[Any]:
         here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False}
         here["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}  # what is imported here, is there
         try:
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else here),
-            )
+            with _hushed():
+                ray.init(
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **({} if address else here),
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             said = str(error).partition("\n")[0]
             raise FxlrpError(
@@ -129,3 +130,16 @@ def _ray(cpus: int, address: str | None, device: str) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Within it nothing comes to standard error, where Ray's C++ says which level of talking it was told."""
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)

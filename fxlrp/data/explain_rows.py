@@ -167,17 +167,15 @@ class Worker:
         """Return what the model says of each sample, and what of it was explained."""
         names, logits = tuple(self.loaded.labels or a.labels), a.logits.detach().float().cpu()
         contrast = name_of(names, a.contrast) if isinstance(a.contrast, int) else a.contrast
-        found: list[Row] = []
-        for i in range(len(logits)):
-            row: Row = {"contrast": contrast, "name": "the score"}
-            if a.target is not None and a.target.ndim == 1:
-                row |= {"target": int(a.target[i]), "name": name_of(names, int(a.target[i]))}
-            if logits.ndim == 2:
-                chances = probabilities(logits[i])
-                best = chances.topk(min(CLASSES, len(chances)))
-                row |= {"classes": best.indices.tolist(), "scores": best.values.tolist()}
-            found.append(row)
-        return found
+        rows: list[Row] = [{"contrast": contrast, "name": "the score"} for _ in logits]
+        if a.target is not None and a.target.ndim == 1:
+            for row, k in zip(rows, a.target.tolist(), strict=True):
+                row |= {"target": k, "name": name_of(names, k)}
+        if logits.ndim == 2:
+            best = torch.stack([probabilities(each) for each in logits]).topk(min(CLASSES, logits.shape[1]), 1)
+            for row, classes, scores in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
+                row |= {"classes": classes, "scores": scores}
+        return rows
 
     def _of_texts(self, texts: Sequence[Encoded]) -> list[Row]:
         if not self.s.together:

@@ -16,7 +16,7 @@ from torch import nn
 from fxlrp.data.explain_rows import Worker
 from fxlrp.data.prepare import Asked, Job, Loader, prepare
 from fxlrp.data.settings import NAME, agree, locked, part, read_settings
-from fxlrp.data.sources import Columns, changed_since
+from fxlrp.data.sources import Columns, changed_since, check_there
 from fxlrp.data.tables import arrow
 from fxlrp.data.writing import is_zarr, open_zarr, whole_shards, write_shard
 from fxlrp.errors import FxlrpError
@@ -129,6 +129,7 @@ def check(asked: Asked, out: Path, data: Any, uses_ray: bool) -> None:
     if missing:
         raise FxlrpError(f"{' and '.join(missing)} must be installed for this: pip install 'fxlrp[data]'.")
     find_rulebook(asked.rules)
+    check_there(data)
     if out.is_file():
         raise FxlrpError(f"{out} is a file; maps are kept in a folder, give another.")
     check_writable([out / NAME])

@@ -142,10 +142,21 @@ def open_source(spec: Any, columns: Columns = Columns(), texts: bool = False) ->
     return source
 
 
+def check_there(spec: Any) -> None:
+    """Raise FxlrpError if a data set is named that is not there, as far as that is known without a model."""
+    text = str(spec)
+    there = not isinstance(spec, str | Path) or Path(spec).exists() or bool(glob.glob(text, recursive=True))
+    if not there and (glob.has_magic(text) or ":" not in text):
+        raise FxlrpError(
+            f"There is no {text}; DATA is a folder, a glob, a .tar, .parquet, .csv or .jsonl, or module:factory."
+        )
+
+
 def _open(spec: Any, columns: Columns, texts: bool) -> Source:
     from fxlrp.data.tables import ArrowFolder, Lines, Table, is_saved_by_datasets
     from fxlrp.data.tars import Tars
 
+    check_there(spec)
     if not isinstance(spec, str | Path):
         return Items(spec)
     text, path = str(spec), Path(spec)
@@ -153,12 +164,8 @@ def _open(spec: Any, columns: Columns, texts: bool) -> Source:
         return ArrowFolder(path, columns, texts) if is_saved_by_datasets(path) else Files(_within(path), path, texts)
     found = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
     if not found:
-        module, colon, factory = text.rpartition(":")
-        if colon and not glob.has_magic(text):
-            return Made(module, factory)
-        raise FxlrpError(
-            f"There is no {text}; DATA is a folder, a glob, a .tar, .parquet, .csv or .jsonl, or module:factory."
-        )
+        module, _, factory = text.rpartition(":")
+        return Made(module, factory)
     suffixes = {"".join(f.suffixes[-2:]) if f.suffix == ".gz" else f.suffix.lower() for f in found}
     kinds: dict[str, Callable[[], Source]] = {
         ".tar": lambda: Tars(found, texts),
