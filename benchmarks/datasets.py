@@ -158,7 +158,10 @@ def killed(count: int, times: int = 10) -> None:
                 [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
             if kills < times:
-                time.sleep(rng.uniform(4, 14) if workers == 0 else rng.uniform(15, 60))
+                enough = seen + rng.randint(0, 7)
+                while process.poll() is None and len(list(out.glob("part-*.parquet"))) < enough:
+                    time.sleep(0.01)
+                time.sleep(rng.uniform(0, 2) + 10 * (enough == seen))
                 victims = [p for p in below(process.pid) if is_actor(p)] if workers and kills % 2 else [process.pid]
                 for victim in rng.sample(victims, min(1, len(victims))):
                     if process.poll() is None:

@@ -1,7 +1,7 @@
 """# A whole data set, and a strategy that should not be
 
-Every picture of a folder is a row, a broken one too. The network has one more filter, which takes a yellow tag in the corner
-for a star; `fxlrp.data.cluster` finds it without being told.
+Every picture of a folder is a row, a broken one too. The network has one more filter, which takes a yellow tag in the
+corner for a star; `fxlrp.data.cluster` finds it without being told.
 """
 
 from pathlib import Path

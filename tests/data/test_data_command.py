@@ -125,3 +125,11 @@ def test_a_class_or_module_that_is_not_there(data: Path, tmp_path: Path) -> None
     assert "nowhere" in said(latent)
     assert not (tmp_path / "out").exists()
     assert torch.is_grad_enabled()
+
+
+def test_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(code, "docs/datasets.md", "exec"), {})
+    assert (tmp_path / "out" / "maps" / "_settings.json").exists()
