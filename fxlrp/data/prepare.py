@@ -32,7 +32,7 @@ from fxlrp.text.tasks import Task, find_label, labels_of, probe
 
 SHARD, MOST_SHARD_BYTES = 256, 2**26
 """Samples in a file, and the most bytes of relevance."""
-MOST_AT_ONCE = {"cpu": 16, "cuda": 64}
+MOST_AT_ONCE = {"cpu": 16, "cuda": 256}
 """Samples in one call, if memory allows: more are not faster."""
 TRIED = 64
 """How many of the first samples are tried, to find one that can be read."""

@@ -72,7 +72,7 @@ def explain(
     target, contrast, rules: as in `fxlrp.explain`.
     keep: heat (of a picture [H, W], the channels' sum), full (as the input), top or top:N (the N strongest places of
       the heat, 100), or latent:NAME (relevance at a module inside).  dtype: float16 or float32.
-    batch: samples in one call; without it as many as memory allows, 16 at most on a CPU and 64 on a GPU.
+    batch: samples in one call; without it as many as memory allows, 16 at most on a CPU and 256 on a GPU.
     shard: samples in one file, the unit in which work is shared and lost; 256, less of large maps.
     threads: of each worker, with which bits may change.
     workers: Ray's actors; 0 for this process alone.  ray: the address of a cluster, `auto` for the one that is there.
