@@ -10,7 +10,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	@echo "making $(VENV): three to five minutes, 7 GB"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[vision,text,eval,export,bench,app,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[vision,text,eval,export,bench,app,data,dev]'
 	touch $@
 
 demo: install

@@ -53,7 +53,7 @@ _PLACES = {
     "patching": "inside.patching",
     **dict.fromkeys(("Rulebook", "rule", "rulebook", "rulebooks", "unregister"), "rules"),
 }
-_PACKAGES = ("adapters", "cli", "gae", "inputs", "inside", "methods", "rules", "text")
+_PACKAGES = ("adapters", "cli", "data", "gae", "inputs", "inside", "methods", "rules", "text")
 
 
 def __getattr__(name: str) -> Any:

@@ -94,7 +94,8 @@ def explain(
     explainer: Any = model if isinstance(model, Explainer) else loaded.module
     if not isinstance(explainer, Explainer | ExportedExplainer):
         explainer = convert(explainer, rules=rules, shifts=shifts)
-    question: dict[str, Any] = {"target": _classes(target, names), "contrast": _classes(contrast, names)}
+    target, contrast = (classes_by_number(asked, names) for asked in (target, contrast))
+    question: dict[str, Any] = {"target": target, "contrast": contrast}
     question |= {name: given for name, given in (("at", tuple(at)), ("position", position)) if given not in (None, ())}
     if len(inputs) != 1 or not _are_pictures(inputs[0]):
         if box is not None:
@@ -260,10 +261,10 @@ def _open(given: Any) -> Image.Image:
     return Image.fromarray(given)
 
 
-def _classes(asked: Any, labels: Sequence[str]) -> Any:
+def classes_by_number(asked: Any, labels: Sequence[str]) -> Any:
     """A target or contrast with class numbers in the place of names.  Raises FxlrpError for a name that is none."""
     if isinstance(asked, str) and asked not in ("default", "others", "softmax"):
         return find_class(asked, list(labels))
     if isinstance(asked, list | tuple):
-        return [_classes(one, labels) for one in asked]
+        return [classes_by_number(one, labels) for one in asked]
     return asked

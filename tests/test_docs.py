@@ -55,7 +55,7 @@ def test_python_of_the_pages_runs(page: str, place: Path) -> None:
 
 @pytest.mark.parametrize("line", [
     line for page in PAGES for block in blocks(page, "") for line in block.splitlines()
-    if re.match(r"fxlrp (explain|compare|export|inspect|evaluate|demo|rules)\b", line) and "examples/" in line
+    if re.match(r"fxlrp (explain|compare|export|inspect|evaluate|demo|rules|map)\b", line) and "examples/" in line
     and "--masks" not in line
 ])  # fmt: skip
 def test_commands_of_the_pages_run(line: str, place: Path) -> None:

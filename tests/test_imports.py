@@ -29,6 +29,7 @@ LAYERS = (
     "explainer",
     "inputs adapters text gae examples",
     "explaining",
+    "data",
     "cli",
 )
 """From the bottom to the top: each imports from those above it in this list, and from its own line."""

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture.confine import alone, quiet
 from fxlrp.capture.derivatives import as_symbols, trace_below_autograd, transforming
+from fxlrp.capture.files import files_outside
 from fxlrp.capture.flat import Flat
 from fxlrp.capture.functionalize import (
     functionalize_simple,
@@ -36,6 +37,7 @@ def tensors_at(node: fx.Node) -> Iterator[Tensor]:
     yield from (v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor))
 
 
+@files_outside()
 def trace_flat(flat: Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
     """Traces the model on these tensors, with any size along the axes in `dims`; without `dims`, for these values."""
     if not flat.known.derives:

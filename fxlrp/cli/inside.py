@@ -26,8 +26,8 @@ def concepts(
     directions: options.Directions = None,
     most: options.MostConcepts = 5,
     top: options.References = 8,
-    target: options.Target = None,
-    contrast: options.ContrastAsForExplain = "default",
+    target: options.OneTarget = None,
+    contrast: options.Contrast = "default",
     rules: options.Rules = DEFAULT,
     limit: options.Limit = None,
     batch_size: options.BatchSize = 16,
@@ -70,7 +70,8 @@ def concepts(
     one = None if explain is None else sample_of(model, loaded, explain)
     explainer = convert(loaded.module, rules=rules)
     cls = None if target is None else find_class(target, loaded.labels)
-    how: dict[str, Any] = {"target": cls, "contrast": parse_contrast(contrast, loaded, explainer.rulebook)}
+    against = parse_contrast(contrast, loaded, explainer.rulebook.default_contrast)
+    how: dict[str, Any] = {"target": cls, "contrast": against}
     found = find_concepts(
         explainer, samples, at, by=by, directions=rows, top=top, batch_size=batch_size, out=output, **how
     )
@@ -92,8 +93,8 @@ def circuit(
     nodes: options.CircuitNodes = None,
     depth: options.CircuitDepth = None,
     as_json: options.AsJson = False,
-    target: options.Target = None,
-    contrast: options.ContrastAsForExplain = "default",
+    target: options.OneTarget = None,
+    contrast: options.Contrast = "default",
     rules: options.Rules = DEFAULT,
     device: options.Device = None,
     arch: options.Arch = None,
@@ -126,7 +127,7 @@ def circuit(
     explainer = convert(loaded.module, rules=rules)
     question: dict[str, Any] = {
         "target": None if target is None else find_class(target, loaded.labels),
-        "contrast": parse_contrast(contrast, loaded, explainer.rulebook),
+        "contrast": parse_contrast(contrast, loaded, explainer.rulebook.default_contrast),
         "nodes": None if nodes is None else split_names(nodes),
         "depth": depth,
     }

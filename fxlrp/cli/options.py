@@ -47,6 +47,7 @@ Target = Annotated[
         help="Class to explain, number or name; the top one. Several: --target A --target B.", metavar="CLASS"
     ),
 ]
+OneTarget = Annotated[str | None, typer.Option("--target", help="Class to explain, number or name; the top one.")]
 Contrast = Annotated[
     str,
     typer.Option(
@@ -164,6 +165,41 @@ CircuitNodes = Annotated[
     str | None, typer.Option("--nodes", help="Modules; every attention and pair of layers.", metavar="A,B,…")
 ]
 CircuitDepth = Annotated[int | None, typer.Option("--depth", help="Or every module of this depth.", min=1)]
+
+# Of `fxlrp map`, `view` and `cluster`.
+DataSet = Annotated[
+    str,
+    typer.Argument(
+        help="A folder, a glob, a .tar of WebDataset, .parquet, .csv, .jsonl, a data set saved by Hugging Face's "
+        "datasets, or module:factory.",
+        metavar="DATA",
+    ),
+]
+MapsFolder = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder for Parquet, or NAME.zarr; the same command goes on.")
+]
+Maps = Annotated[Path, typer.Argument(help="What `fxlrp map` wrote.", metavar="OUT")]
+Keep = Annotated[str, typer.Option(help="heat, full, top:N (its N strongest places) or latent:MODULE.", metavar="KEEP")]
+Dtype = Annotated[str, typer.Option(help="float16 or float32.")]
+Column = Annotated[str | None, typer.Option(help="Of a table, the column of pictures or texts.")]
+LabelColumn = Annotated[str | None, typer.Option("--label", help="Of a table, the column of labels.")]
+KeyColumn = Annotated[str | None, typer.Option("--key", help="Of a table, the column of keys.")]
+Batch = Annotated[int | None, typer.Option(help="Samples in one call; what memory allows.", min=1)]
+Shard = Annotated[int | None, typer.Option(help="Samples in one file, the unit of work; 256.", min=1)]
+Threads = Annotated[int, typer.Option(help="Of each worker; bits may depend on it.", min=1)]
+Workers = Annotated[int, typer.Option(help="Processes of Ray, or its actors on a cluster; 0 for none.", min=0)]
+RayAddress = Annotated[str | None, typer.Option("--ray", help="A cluster's address, or auto.", metavar="ADDRESS")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first sample that fails.")]
+NoThumbnails = Annotated[bool, typer.Option("--no-thumbnails", help="Keep no small picture of what was seen.")]
+ViewFile = Annotated[
+    Path | None, typer.Option("-o", "--output", help="An .html file, or a folder for large sets; OUT.html.")
+]
+ShownLimit = Annotated[
+    int | None, typer.Option("--limit", help="At most so many rows, taken evenly; 500, of a folder 20,000.", min=1)
+]
+ClusterFile = Annotated[Path | None, typer.Option("-o", "--output", help="The page; OUT-clusters.html.")]
+ClusterLimit = Annotated[int, typer.Option("--limit", help="At most so many samples, taken evenly.", min=8)]
+OneClass = Annotated[str | None, typer.Option("--class", help="Only this class, by the name that was explained.")]
 
 Port = Annotated[int, typer.Option(help="Where the app is served.", min=1, max=65535)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]

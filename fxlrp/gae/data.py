@@ -189,10 +189,10 @@ def open_data(spec: str, preprocess: Any, masks: Path | None = None) -> Any:
         raise FxlrpError(
             f"There is no folder {spec}; DATA is a folder of pictures, a data set on disk or module:factory."
         )
-    return _call(module, factory)
+    return call_factory(module, factory)
 
 
-def _call(module: str, factory: str) -> Any:
+def call_factory(module: str, factory: str) -> Any:
     """Import a module or Python file and call a function of it.  Raises FxlrpError if there is none such."""
     before = list(sys.path)
     try:

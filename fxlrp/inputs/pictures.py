@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -244,8 +244,10 @@ def channels_of(module: nn.Module) -> int:
     raise FxlrpError(f"The model's first convolution takes {taken[0]} channels; pictures have 3, or 1 in grey.")
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(path: Path | BinaryIO, name: str = "") -> Image.Image:
     """Open the picture in a file, upright, in 8 bits a colour; of several frames or pages, the first.
+
+    name: what errors call a file that is no path.
 
     Raises FxlrpError if there is none of a known format, or it is huge, which its first bytes say.
     """
@@ -253,18 +255,18 @@ def open_picture(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what PIL holds for a bomb; what we do, is refused below
             with Image.open(path, formats=FORMATS) as image:
-                _check_pixels(*image.size, str(path))
+                _check_pixels(*image.size, name or str(path))
                 ImageOps.exif_transpose(image, in_place=True)
                 picture = _eight_bits(image) if image.mode.startswith(("I", "F")) else image.convert("RGB")
     except FxlrpError:
         raise
     except Image.DecompressionBombError as error:
         raise FxlrpError(
-            f"{path} has more than the {MOST_PIXELS:,} pixels that are read; give a smaller one."
+            f"{name or path} has more than the {MOST_PIXELS:,} pixels that are read; give a smaller one."
         ) from error
     except Exception as error:  # PIL's readers raise more than OSError for files that are damaged
         raise FxlrpError(
-            f"{path} is not a picture that can be read; give a {', '.join(FORMATS)} that other programs show."
+            f"{name or path} is not a picture that can be read; give a {', '.join(FORMATS)} that other programs show."
         ) from error
     picture.info = {}  # PIL would read damaged metadata again, and warn, wherever the picture is turned
     return picture

@@ -90,7 +90,7 @@ def samples_at(plan: Plan, node: fx.Node) -> SampleAxis:
     if plan.axes.whole or plan.is_for_one or not traced.ndim:
         return WHOLE
     count, first = hint(plan.axes.count(plan.capture.inputs)), hint(traced.shape[0])
-    return SampleAxis(0, 1, first // count) if first and first % count == 0 else WHOLE
+    return SampleAxis(0, 1, first // count) if first and count and first % count == 0 else WHOLE
 
 
 def op_of(node: fx.Node) -> Any:

@@ -33,7 +33,12 @@ def colour_map(name: str) -> Colormap:
         raise FxlrpError(f"There are no colours {name!r}; give red-blue, lightness or a map of matplotlib's.") from None
 
 
+def colour(heat: np.ndarray) -> np.ndarray:
+    """Red for positive, blue for negative relevance, [H, W] → [H, W, 3] in 0…1."""
+    return np.where(heat[..., None] >= 0, np.array(RED) / 255, np.array(BLUE) / 255)
+
+
 def diverging(heat: np.ndarray) -> np.ndarray:
     """White at zero, red above, blue below: heat in −1…1, [H, W] → [H, W, 3] in 0…1."""
     strength = np.abs(heat)[..., None]
-    return 1 - strength + np.where(heat[..., None] >= 0, np.array(RED) / 255, np.array(BLUE) / 255) * strength
+    return 1 - strength + colour(heat) * strength

@@ -67,12 +67,12 @@ def explain(
         if "attention_mask" not in encoded[0].fields:  # nothing would tell the padding from the text
             count = next((i for i, e in enumerate(encoded) if len(e.ids) != len(encoded[0].ids)), count)
         count = min(count, BATCH)
-        attributions += _explain_batch(explainer, tokenizer, encoded[:count], target, contrast, position)
+        attributions += explain_encoded(explainer, tokenizer, encoded[:count], target, contrast, position)
         encoded = encoded[count:]
     return attributions[0] if isinstance(text, str) else attributions
 
 
-def _explain_batch(
+def explain_encoded(
     explainer: Explainer,
     tokenizer: Any,
     texts: list[Encoded],
@@ -83,11 +83,11 @@ def _explain_batch(
     """Explain texts together if each is answered as it would be alone, else one by one."""
 
     def one_by_one() -> list[TextAttribution]:
-        return [a for t in texts for a in _explain_batch(explainer, tokenizer, [t], target, contrast, position)]
+        return [a for t in texts for a in explain_encoded(explainer, tokenizer, [t], target, contrast, position)]
 
     model = explainer.model
     task, inputs, outputs = probe(model, tokenizer, batched(model, tokenizer, texts), explainer.settings.output)
-    if not _padding_is_ignored(explainer, tokenizer, texts, outputs):
+    if not padding_is_ignored(explainer, tokenizer, texts, outputs):
         return one_by_one()
     rows = [
         rows_of(task, model, tokenizer, text, {n: t[i] for n, t in outputs.items()}, target, contrast, position)
@@ -101,7 +101,7 @@ def _explain_batch(
     return answers(explainer, inputs, texts, rows)
 
 
-def _padding_is_ignored(
+def padding_is_ignored(
     explainer: Explainer, tokenizer: Any, texts: Sequence[Encoded], outputs: Mapping[str, Tensor]
 ) -> bool:
     """Tell whether the model says the same of the shortest text alone as among the others, where it is padded."""

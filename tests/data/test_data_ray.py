@@ -1,0 +1,75 @@
+"""Ray's actors write the same bytes as the one process, also when one of them is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from data_cases import Tensors, files, load
+from torch import Tensor
+
+from fxlrp import FxlrpError
+from fxlrp.data import explain
+from fxlrp.data.by_ray import Actor
+from fxlrp.data.prepare import Asked, prepare
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("ray", reason="Ray is not installed (pip install 'fxlrp[data]')")
+
+
+class Deadly(Tensors):
+    """Kills whoever reads its tenth sample, the first time."""
+
+    def __init__(self, count: int, mark: Path) -> None:
+        super().__init__(count)
+        self.mark = mark
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        if i == 9 and not self.mark.exists():
+            self.mark.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(i)
+
+
+def test_actors_write_the_same_bytes_whoever_is_killed(tmp_path: Path) -> None:
+    alone, mark = tmp_path / "alone", tmp_path / "mark"
+    mark.write_text("nobody")
+    explain(load, Deadly(14, mark), alone, batch=4, shard=4)
+    assert mark.read_text() == "nobody"
+    mark.unlink()
+    told: list[tuple[int, int, int]] = []
+    explain(
+        load, Deadly(14, mark), tmp_path / "out", batch=4, shard=4, workers=2, progress=lambda *now: told.append(now)
+    )
+    assert mark.read_text() not in ("nobody", str(os.getpid()))
+    assert files(tmp_path / "out") == files(alone)
+    assert told[-1] == (14, 14, 0)
+    (tmp_path / "out" / "part-00000002.parquet").unlink()  # and one process goes on with it
+    explain(load, Deadly(14, mark), tmp_path / "out", batch=4, shard=4)
+    assert files(tmp_path / "out") == files(alone)
+
+
+class Broken(Tensors):
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        if i == 5:
+            raise OSError("no such thing")
+        return super().__getitem__(i)
+
+
+def test_what_stops_an_actor_is_told(tmp_path: Path) -> None:
+    asked = Asked(batch=4, shard=4)
+    job, _ = prepare(load, Broken(8), asked, tmp_path, None, fail_fast=True)
+    assert Actor(job)({"id": [1]})["failed"] == ["Sample 5 (5) failed: OSError: no such thing"]
+    actor = Actor(replace(job, settings=replace(job.settings, weights="others")))
+    assert actor({"id": [0]})["failed"] == ["small is another model here than where the run began."]
+    whole = replace(job, fail_fast=False)
+    assert Actor(whole)({"id": [1]}) == {"samples": [4], "errors": [1], "failed": [""]}
+    assert Actor(whole)({"id": [1]}) == {"samples": [4], "errors": [0], "failed": [""]}  # it is there
+
+
+def test_an_address_where_no_ray_is(tmp_path: Path) -> None:
+    with pytest.raises(FxlrpError, match=r"Nobody answers at 127\.0\.0\.1:1 "):
+        explain(load, Tensors(8), tmp_path / "out", batch=4, ray="127.0.0.1:1")
