@@ -83,6 +83,17 @@ def test_target_and_contrast(files: Path) -> None:
         assert not np.array_equal(pictures["hound", "none"], pictures[other])
 
 
+def test_how_a_figure_looks(files: Path) -> None:
+    shown = {}
+    for more in ((), ("--dpi", 50), ("--opacity", 0), ("--colours", "lightness")):
+        run("explain", files / "net.pt", files / "a.png", "-o", "x.png", *more)
+        shown[more] = Image.open("x.png").copy()
+    assert shown["--dpi", 50].width == shown[()].width // 2
+    pictures = [np.array(shown[more]) for more in ((), ("--opacity", 0), ("--colours", "lightness"))]
+    assert not any(np.array_equal(a, b) for a, b in zip(pictures, pictures[1:], strict=False))
+    run("explain", files / "net.pt", files / "a.png", "--opacity", 2, code=2)
+
+
 def test_several_pictures(files: Path) -> None:
     said = run("explain", files / "net.pt", f"{files}/*.png", "-o", "maps").output
     assert said.count("maps/") == 2

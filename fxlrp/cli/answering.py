@@ -73,11 +73,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Written:
-    """What is written and printed: a page, JSON in the place of tables, figures in these colours."""
+    """What is written and printed: a page, JSON in the place of tables, and how figures look."""
 
     html: Path | None = None
     as_json: bool = False
     colours: str = "red-blue"
+    opacity: float = 0.85
+    dpi: float = 100
+
+    def how(self, file: Path) -> dict[str, Any]:
+        """What a file is written with: how it looks, if it is a figure."""
+        is_figure = file.suffix.lower() in FIGURES
+        return {"colours": self.colours, "opacity": self.opacity, "dpi": self.dpi} if is_figure else {}
 
 
 def explainer_and_question(loaded: LoadedModel, asked: Asked) -> tuple[AnyExplainer, dict[str, Any]]:
@@ -119,8 +126,7 @@ def answer_files(
             found.append({reading.kind: str(given), "error": str(error)})
             continue
         a, call = reading.explain(explainer, read, question)
-        how: dict[str, Any] = {"colours": written.colours} if file.suffix.lower() in FIGURES else {}
-        wrote = str(save(a, file, **how))
+        wrote = str(save(a, file, **written.how(file)))
         found += [{reading.kind: str(given), "wrote": wrote, **sample} for sample in summary(a)["samples"]]
         if not several and not written.as_json:
             print_answer(a, given)
@@ -168,8 +174,7 @@ def compare_rulebooks(
     for name, a in maps.items():
         if not any(_are_alike(a, other) for other in kept.values()):
             kept[name] = a
-    how: dict[str, Any] = {"colours": written.colours} if output.suffix.lower() in FIGURES else {}
-    wrote = [str(save_comparison(kept, output, **how))]
+    wrote = [str(save_comparison(kept, output, **written.how(output)))]
     if written.html is not None:
         wrote.append(str(write_pages(written.html, [list(kept.values())])))
     if written.as_json:

@@ -47,6 +47,8 @@ def explain(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     colours: options.Colours = "red-blue",
+    opacity: options.Opacity = 0.85,
+    dpi: options.Dpi = 100,
     at: options.Inside = None,
     truncate: options.Truncate = False,
     shifts: options.Shifts = None,
@@ -91,7 +93,7 @@ def explain(
         return None if as_json else print_counts(explainer.report())
     refuse_options(of_texts, "text")
     asked = Asked(target or (), contrast, position, rules, strict, shifts or 1, split_names(at or ""))
-    written = Written(html, as_json, colours)
+    written = Written(html, as_json, colours, opacity, dpi)
     as_calls = are_calls(inputs or [])
     refuse_options(of_pictures if as_calls else of_calls, "pictures" if as_calls else "tables")
     files = [Path(name) for name in inputs or []] if as_calls else find_pictures(inputs or [])
@@ -256,6 +258,8 @@ def compare(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     colours: options.Colours = "red-blue",
+    opacity: options.Opacity = 0.85,
+    dpi: options.Dpi = 100,
     shifts: options.Shifts = None,
     size: options.Size = None,
     mean: options.Mean = None,
@@ -281,7 +285,7 @@ def compare(
     books = [find_rulebook(name) for name in split_names(rules)]
     asked, written = (
         Asked(target or (), contrast, position, strict=strict, shifts=shifts or 1),
-        Written(html, as_json, colours),
+        Written(html, as_json, colours, opacity, dpi),
     )
     as_calls = are_calls([given])
     of_pictures: dict[str, Any] = {"box": box, "size": size, "mean": mean, "std": std}

@@ -122,6 +122,11 @@ Colours = Annotated[
     str, typer.Option(help="red-blue, lightness (for who can't tell red from blue), or a map of matplotlib's.")
 ]
 
+Opacity = Annotated[float, typer.Option(help="Of the map over the picture, in figures.", min=0, max=1)]
+Dpi = Annotated[
+    float, typer.Option(help="Pixels per inch of figures, a panel of which is 3.2 inches.", min=20, max=1200)
+]
+
 # Of one command each.
 CompileAoti = Annotated[bool, typer.Option("--aoti", help="Compile for this machine, by AOTInductor.")]
 AllNodes = Annotated[bool, typer.Option("--nodes", help="A row for every node.")]

@@ -62,8 +62,8 @@ def at_position(rows: Tensor, position: Position) -> Tensor:
     if ((index < -sizes) | (index >= sizes)).any():
         available = f"{places[0]} positions" if len(places) == 1 else f"positions {tuple(places)}"
         raise FxlrpError(f"position={position} is out of range: the explained output has {available}.")
-    indices = index.long().expand(batch, -1).unbind(1)
-    return (rows if rows.ndim == 3 else rows.movedim(1, -1))[(torch.arange(batch, device=rows.device), *indices)]
+    indices = (torch.arange(batch, device=rows.device), *index.long().expand(batch, -1).unbind(1))
+    return (rows if rows.ndim == 3 else rows.movedim(1, -1))[indices]
 
 
 def directions(
