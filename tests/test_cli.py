@@ -1,6 +1,7 @@
 """The command line, run as a user runs it: what is printed, what is written, and one sentence for each mistake."""
 
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -90,7 +91,7 @@ def test_how_a_figure_looks(files: Path) -> None:
         shown[more] = Image.open("x.png").copy()
     assert shown["--dpi", 50].width == shown[()].width // 2
     pictures = [np.array(shown[more]) for more in ((), ("--opacity", 0), ("--colours", "lightness"))]
-    assert not any(np.array_equal(a, b) for a, b in zip(pictures, pictures[1:], strict=False))
+    assert not any(np.array_equal(a, b) for a, b in itertools.pairwise(pictures))
     run("explain", files / "net.pt", files / "a.png", "--opacity", 2, code=2)
 
 
