@@ -324,8 +324,8 @@ def convert(
         raise FxlrpError("This is an explainer already; convert the model it was made from.")
     if getattr(model, "training", False) and not has_no_modes(model):
         raise FxlrpError("The model is in training mode; call model.eval() first (dropout and batch norm change).")
-    if type(shifts) is not int or shifts < 1:
-        raise FxlrpError(f"shifts={shifts!r} is not a number of maps; give 1 for none, or 4.")
+    if type(shifts) is not int or shifts < 1 or type(seed) is not int:
+        raise FxlrpError(f"shifts={shifts!r}, seed={seed!r}: give a number of maps, 1 for none, and a whole number.")
     names = (read,) if isinstance(read, str) else tuple(read)
     explainer = Explainer(model, Settings(find_rulebook(rules), strict, output, checkpoint, batch, names, seed, shifts))
     if example_inputs is not None:

@@ -91,6 +91,8 @@ class Plans:
         tensors, _ = split_tensors(args, kwargs)
         if not tensors:
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
+        if any(t.is_meta for t in tensors):
+            raise FxlrpError("The call has tensors on the meta device, with no values to explain; pass real ones.")
         if getattr(self.model, "training", False) and not has_no_modes(self.model):
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
         state = self.found.state

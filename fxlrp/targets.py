@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxlrp.agreement import share_apart
 from fxlrp.attribution import Attribution
-from fxlrp.engine.seeds import Question, Target, at_position, by_classes, directions
+from fxlrp.engine.seeds import Question, Target, at_position, by_classes, class_numbers, directions
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.relevance_pass import Direction
@@ -77,7 +77,7 @@ def asked_directions(
     if isinstance(target, Tensor) and target.is_floating_point() and target.shape == out[plan.logits].shape:
         target = plan.axes.rows(target)  # weights of the output as the model gives it
     logits = at_position(rows, question.position)
-    default_class = target is None or (by_classes(target) and not torch.as_tensor(target).any())
+    default_class = target is None or (by_classes(target) and not class_numbers(target).any())
     if logits.ndim == 1 and len(logits) == batch and default_class:  # each sample's score is its only class
         first = torch.zeros_like(logits, dtype=torch.long)
         return [Direction(logits, torch.ones_like(logits), None)], first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from rich.console import Console
@@ -45,6 +47,32 @@ def test_a_leak_is_seen() -> None:
     console = Console(record=True, width=120)
     console.print(report.tree())
     assert "(0%)" in console.export_text()
+
+
+@pytest.mark.parametrize("op", [torch.atan2, torch.fmod, torch.hypot, torch.logaddexp, torch.copysign])
+def test_inputs_of_opposite_shares_keep_the_mass(op: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Of ops without a rule: an angle does not change with the length, so what its two sides give cancels."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.head = nn.Linear(6, 12), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.first(x).chunk(2, -1)
+            return self.head(op(a, b))
+
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(4)).double()
+    explainer = convert(Pair().double().eval(), rules="abslrp")
+    a = explainer(x, target=1, contrast=None)
+    assert (a.relevance.abs().sum(1) <= 1 + 1e-9).all()
+    assert a.relevance.any()
+    alone = [explainer(row, target=1, contrast=None).relevance for row in x.split(1)]
+    torch.testing.assert_close(torch.cat(alone), a.relevance, rtol=1e-7, atol=1e-9)
+    for n in explainer.report(x, target=1, contrast=None).nodes:
+        if n.kind == "generic":
+            assert n.leaves.size == pytest.approx(n.arrives.size)
 
 
 def test_modules_of_the_tree_add_up(cnn: nn.Module) -> None:

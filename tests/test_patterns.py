@@ -123,6 +123,18 @@ SAME: dict[str, tuple[Body, Body]] = {
         lambda m, x: F.linear(F.linear(x, m.b.weight), m.b.weight.T, m.c),
     ),
     "attention": (lambda m, x: eager_attention(x), lambda m, x: fused_attention(x)),
+    "std and mean": (
+        lambda m, x: torch.add(*torch.std_mean(x, (1, 2), keepdim=True)) * x,
+        lambda m, x: (x.std((1, 2), keepdim=True) + x.mean((1, 2), keepdim=True)) * x,
+    ),
+    "var and mean": (
+        lambda m, x: x * torch.mul(*torch.var_mean(x, -1, correction=0))[..., None],
+        lambda m, x: x * (x.var(-1, correction=0) * x.mean(-1))[..., None],
+    ),
+    "var and mean of one sample": (
+        lambda m, x: torch.stack([t * torch.var_mean(t)[0] + torch.var_mean(t, False)[1] for t in x]),
+        lambda m, x: torch.stack([t * t.var() + t.mean() for t in x]),
+    ),
     "log-softmax": (lambda m, x: -(x - x.logsumexp(-1, keepdim=True)), lambda m, x: -x.log_softmax(-1)),
     "softmax by logarithms": (lambda m, x: (x - x.logsumexp(-1)[..., None]).exp(), lambda m, x: x.softmax(-1)),
     "lerp": (lambda m, x: torch.lerp(x, x.flip(1), 0.3), lambda m, x: x * 0.7 + x.flip(1) * 0.3),

@@ -87,7 +87,8 @@ RARER = (  # likewise
     "x + (x.round() - x).detach()", "F.dropout(x, 0.5, False)", "F.hardsigmoid(x) * y", "x * (y > 0)", "x.triu()",
     "torch.special.expit(x) - torch.erf(y)", "x.std(-1, keepdim=True) - y", "x.amax(-1, keepdim=True) - x",
     "x.masked_fill(y < y.mean(-1, keepdim=True), float('-inf')).softmax(-1)", "x.median(-1, keepdim=True).values + y",
-    "x.log_softmax(-1)", "x.masked_fill(mask, float('-inf')).log_softmax(-1)[..., (~mask).int().argmax(), None] + y",
+    "x.masked_fill(y < y.mean(-1, keepdim=True), float('-inf')).log_softmax(-1).amax(-1, True) + y",
+    "x.log_softmax(-1)",
 )
 WRITES = (  # statements that leave their result in x; likewise
     "x[..., 0] = y[..., 1]", "x[..., mask] = 0", "x += y; x *= 0.5", "z = x.clone(); z += y; x = z - x",

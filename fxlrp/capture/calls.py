@@ -111,7 +111,7 @@ class Same:
 
 def finite(t: Tensor) -> bool:
     """Whether a tensor has no infinite entries; masks often have some, and rules treat them specially."""
-    dense = t.is_floating_point() and t.layout is torch.strided
+    dense = t.is_floating_point() and t.layout is torch.strided and not t.is_meta
     return not dense or not bool(t.isinf().any())
 
 

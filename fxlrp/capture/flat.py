@@ -18,6 +18,7 @@ from fxlrp.capture.derivatives import derivatives_noticed
 from fxlrp.capture.flex import flex_attention_spelled
 from fxlrp.capture.objects import PLAIN, open_objects
 from fxlrp.capture.quantised import in_float
+from fxlrp.capture.straight_through import DataDetached
 from fxlrp.capture.symbols import let_go
 
 aten = torch.ops.aten
@@ -57,6 +58,7 @@ class Flat(nn.Module):
                 in_float() if self.quantised else nullcontext(),
                 derivatives_noticed(self._notice_below),
                 flex_attention_spelled(self._notice_below),
+                DataDetached(),
             ):
                 returned = call(self.model, args, kwargs)
         except Exception as error:

@@ -139,4 +139,5 @@ def no_autocast(tensors: Iterable[Tensor]) -> Iterator[None]:
 def autocast_types(tensors: Iterable[Tensor]) -> tuple[torch.dtype | None, ...]:
     """The dtype that torch.autocast now casts to on the device of each of `tensors`; None where it is off."""
     kinds = [t.device.type for t in tensors]
-    return tuple(torch.get_autocast_dtype(k) if torch.is_autocast_enabled(k) else None for k in kinds)
+    on = {k: k != "meta" and torch.is_autocast_enabled(k) for k in kinds}
+    return tuple(torch.get_autocast_dtype(k) if on[k] else None for k in kinds)

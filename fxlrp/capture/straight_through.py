@@ -7,9 +7,11 @@ cancels, and with it the path for relevance.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import fx
+from torch.overrides import TorchFunctionMode
 
 from fxlrp.emit import emit
 from fxlrp.nodes import args_of
@@ -89,3 +91,15 @@ def _depends_smoothly(node: fx.Node) -> bool:
         seen.add(n)
         front += carriers(n)
     return False
+
+
+READ_DATA: Any = vars(torch._C.TensorBase)["data"].__get__
+
+
+class DataDetached(TorchFunctionMode):
+    """Within it, `x.data` is `x.detach()`, which tracing sees; of x.data it would make a constant."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == READ_DATA:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))

@@ -92,6 +92,16 @@ def by_classes(target: Target) -> bool:
     return not (callable(target) or (isinstance(target, Tensor) and target.is_floating_point()))
 
 
+def class_numbers(target: Any) -> Tensor:
+    """A target of classes as a tensor.  Raises FxlrpError for names."""
+    try:
+        return torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FxlrpError(
+            f"target={target!r} is no number of a class, nor several; give the class as a number."
+        ) from error
+
+
 def sides(logits: Tensor, index: Tensor, contrast: Contrast) -> tuple[Tensor, Tensor | None]:
     """One-hot(index) [B, K], and the weights of the classes it is set against."""
     classes = torch.arange(logits.shape[1], device=index.device)
@@ -116,11 +126,14 @@ def _index(logits: Tensor, target: int | Sequence[int] | Tensor | None) -> Tenso
             f"{where.get(logits.ndim, '')}a callable target that returns a score per sample, as "
             "lambda out: out[:, 0].flatten(1).mean(1) does."
         )
+    if logits.is_complex():
+        raise FxlrpError(
+            "The explained output is complex, and of complex numbers none is the largest: convert a module that calls "
+            "this one and returns real numbers, as its output's .abs(), .real or .angle()."
+        )
     if target is None:
         return logits.argmax(1)
-    if isinstance(target, str):
-        raise FxlrpError(f"target={target!r} is a name; give the class as a number.")
-    index = torch.as_tensor(target, device=logits.device)
+    index = class_numbers(target).to(logits.device)
     if index.dtype.is_floating_point or index.dtype in (torch.bool, torch.complex64) or index.ndim > 2:
         raise FxlrpError(
             "target must be None, a class index, a list of them, a tensor of one index per sample [B] or several "

@@ -37,10 +37,23 @@ def _mixed(start: Any, end: Any, weight: Any) -> Any:
     return start * (1 - weight) + end * weight
 
 
+def _beside_mean(op: torch._ops.OpOverload) -> Callable:
+    """A variance or deviation and the mean, as two ops."""
+    names = [a.name for a in op._schema.arguments][1:]
+
+    def both(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return op(x, *args, **kwargs), aten.mean.dim(x, given.get("dim"), given.get("keepdim", False))
+
+    return both
+
+
 LERPS: dict[Any, Callable] = dict.fromkeys((aten.lerp.Scalar, aten.lerp.Tensor), _mixed)
 """The decompositions of lerp, which is part of others (quantile's) and is decomposed with them."""
 OWN: dict[Any, Callable] = {
     **LERPS,
+    **{getattr(aten.var_mean, o): _beside_mean(getattr(aten.var, o)) for o in ("default", "dim", "correction")},
+    **{getattr(aten.std_mean, o): _beside_mean(getattr(aten.std, o)) for o in ("default", "dim", "correction")},
     aten.rrelu.default: lambda x, lower=1 / 8, upper=1 / 3, *_: aten.leaky_relu.default(x, (lower + upper) / 2),
     aten.quantile.scalar: _with_tensor(aten.quantile.default),
     aten.nanquantile.scalar: _with_tensor(aten.nanquantile.default),

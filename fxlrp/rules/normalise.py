@@ -45,8 +45,8 @@ class Normalise:
 def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     """Positive and negative relevance apart, each keeping its mass P = Σ|R|, inputs sharing it in proportion.
 
-    R_i = P (A_i / Σ_k A_k) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i,
-    as in the authors' code of April 2024.
+    R_i = P (|A_i| / Σ_k |A_k|) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i,
+    as in the authors' code of April 2024, where all A_i are ≥ 0: of other signs, they might cancel.
     """
     if call.keeps_relevance:
         return list(call(g))
@@ -67,7 +67,7 @@ def _factors(raw: Sequence[Tensor], g: Tensor, z: Tensor, xs: Sequence[Tensor], 
     """What each x's raw g is multiplied by, per sample [B], where all relevance is ≥ 0, or ≤ 0."""
     mass = sample_sum(relevance(z, g, where.masked), where.output).abs()
     rs = [relevance(x, c, where.masked) for x, c in zip(xs, raw, strict=True)]
-    sums = [sample_sum(r, b) for r, b in zip(rs, where.inputs, strict=True)]
+    sums = [sample_sum(r, b).abs() for r, b in zip(rs, where.inputs, strict=True)]
     sizes = [sample_sum(r.abs(), b) for r, b in zip(rs, where.inputs, strict=True)]
     mass = placeable(mass, sum(sizes[1:], sizes[0]))
     shares = [mass] if len(sums) == 1 else [mass * ratio(a, sum(sums[1:], sums[0])) for a in sums]

@@ -290,7 +290,7 @@ def parameters_of(name: str) -> dict[str, Any]:
 def rulebook(name: str, **parameters: Any) -> Rulebook:
     """The rulebook of that name with these parameters: fxlrp.rulebook("gamma", gamma=0.1).
 
-    Raises FxlrpError for an unknown name or parameter.
+    Raises FxlrpError for an unknown name or parameter, and for a parameter that is no number but should be.
     """
     if name not in _books():
         raise FxlrpError(f"There is no rulebook {name!r}; there are {', '.join(sorted(_BOOKS))}.")
@@ -298,6 +298,9 @@ def rulebook(name: str, **parameters: Any) -> Rulebook:
     for unknown in parameters.keys() - defaults.keys():
         has = ", ".join(f"{k}={v}" for k, v in defaults.items()) or "no parameters"
         raise FxlrpError(f"Rulebook {name!r} has no parameter {unknown!r}; it has {has}.")
+    for key, value in parameters.items():
+        if isinstance(defaults[key], float) and not isinstance(value, int | float):
+            raise FxlrpError(f"{key}={value!r} of rulebook {name!r} is no number; by default it is {defaults[key]}.")
     return _BOOKS[name](**parameters)
 
 

@@ -89,3 +89,38 @@ def test_in_whatever_way_it_is_asked(how: str) -> None:
     }
     with pytest.raises(FxlrpError, match="itself refuses"):
         ways[how]()
+
+
+class Spectrum(Words):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(self.head(x))
+
+
+SENSELESS: dict[str, tuple[str, Any]] = {
+    "a class by name": ("is no number of a class", lambda m: convert(m)(X[:, 0], target="cat")),
+    "classes by name": ("is no number of a class", lambda m: convert(m)(X[:, 0], target=["cat", "dog"])),
+    "a word for a number": ("gamma='much' .* is no number", lambda m: convert(m, rules="gamma:gamma=much")),
+    "a word for a seed": ("a whole number", lambda m: convert(m, seed="a")),
+    "tensors without values": ("no values to explain", lambda m: convert(m)(X[:, 0].to("meta"))),
+    "a complex score": ("returns real numbers", lambda m: convert(m)(X[:, 0])),
+}
+
+
+@pytest.mark.parametrize("name", SENSELESS)
+def test_what_makes_no_sense(name: str) -> None:
+    said, ask = SENSELESS[name]
+    model = Spectrum() if "complex" in name else nn.Linear(6, 3)
+    with pytest.raises(FxlrpError, match=said):
+        ask(model.double().eval())
+
+
+def test_the_way_out_of_a_complex_score() -> None:
+    class Sizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Spectrum()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x).abs()
+
+    assert convert(Sizes().double().eval(), rules="epsilon")(X[:, 0]).relevance.any(1).all()
