@@ -171,7 +171,9 @@ class Worker:
         if a.target is not None and a.target.ndim == 1:
             for row, k in zip(rows, a.target.tolist(), strict=True):
                 row |= {"target": k, "name": name_of(names, k)}
-        if logits.ndim == 2:
+        if logits.ndim == 2 and logits.shape[1] == 1:
+            rows = [{"contrast": None, "name": "the score", "classes": [0], "scores": each.tolist()} for each in logits]
+        elif logits.ndim == 2:
             best = torch.stack([probabilities(each) for each in logits]).topk(min(CLASSES, logits.shape[1]), 1)
             for row, classes, scores in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
                 row |= {"classes": classes, "scores": scores}

@@ -115,6 +115,9 @@ def check(asked: Asked, out: Path, data: Any, uses_ray: bool) -> None:
         raise FxlrpError(f"--keep is heat, full, top, top:N or latent:NAME, not {asked.keep}.")
     if asked.dtype not in ("float16", "float32"):
         raise FxlrpError(f"--dtype is float16 or float32, not {asked.dtype}.")
+    for name in ("target", "contrast"):
+        if not isinstance(getattr(asked, name), int | str | None) or isinstance(getattr(asked, name), bool):
+            raise FxlrpError(f"{name} is one class for all samples, by number or name, which is kept with the rows.")
     for name in ("batch", "shard", "threads", "limit"):
         value = getattr(asked, name)
         if value is not None and (type(value) is not int or value < 1):
