@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,3 @@ def _errors(about: Any) -> int:
     last = about.num_columns - 1  # the error
     groups = (about.row_group(g) for g in range(about.num_row_groups))
     return sum(g.num_rows - g.column(last).statistics.null_count for g in groups)
-
-
-def fits(row: Mapping[str, Any], dtype: str) -> bool:
-    """Tell whether a row's relevance can be kept in that type."""
-    return bool(np.abs(row["relevance"]).max(initial=0) <= LARGEST[dtype])
