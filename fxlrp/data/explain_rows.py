@@ -108,7 +108,7 @@ class Worker:
         except Exception as error:
             if _is_out_of_memory(error) and len(batch) > 1:
                 half = len(batch) // 2
-                _free()
+                free()
                 return self._explained(batch[:half]) + self._explained(batch[half:])
             if len(batch) == 1:
                 rows[0]["error"] = one_line(error)
@@ -273,7 +273,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _free() -> None:
+def free() -> None:
+    """Give back the GPU's memory that nothing uses."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

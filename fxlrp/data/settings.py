@@ -103,9 +103,12 @@ def read_settings(out: Path) -> Settings:
     if not isinstance(said, dict) or said.get("format") != FORMAT:
         raise FxlrpError(f"{out / NAME} is of another version of fxlrp; make the maps again, in another folder.")
     try:
-        return Settings(**{f.name: said[f.name] for f in fields(Settings)})
-    except KeyError as error:
-        raise FxlrpError(f"{out / NAME} is damaged: it lacks {error}; make the maps again.") from error
+        settings = Settings(**{f.name: said[f.name] for f in fields(Settings)})
+        if min(settings.samples, settings.shard, settings.batch, *settings.shape, 1) < 1:
+            raise ValueError("numbers below 1")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FxlrpError(f"{out / NAME} is damaged ({type(error).__name__}: {error}); make the maps again.") from error
+    return settings
 
 
 def agree(out: Path, here: Settings, changed: Path | None) -> None:
