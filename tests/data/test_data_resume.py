@@ -157,7 +157,7 @@ def test_two_runs_at_once_are_refused(half: Path, data: Path, monkeypatch: pytes
     def meanwhile(*args: Any) -> int:
         if not said:
             said.append("")
-            with pytest.raises(FxlrpError, match="Another run is writing to") as error:
+            with pytest.raises(FxlrpError, match="Another process is writing") as error:
                 run(half, data)
             said[0] = str(error.value)
         return shard(*args)
@@ -190,7 +190,7 @@ def test_a_full_disk_is_a_sentence_and_what_is_there_stays_whole(
     half: Path, whole: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full_disk(monkeypatch)
-    with pytest.raises(FxlrpError, match=r"No space left on device.*make room .* run the same command again"):
+    with pytest.raises(FxlrpError, match=r"No space left on device.*make room .* run again: what is finished is kept"):
         run(half, data)
     assert sorted(p.name for p in half.iterdir()) == [NAME, "part-00000000.parquet", "part-00000002.parquet"]
     assert len(read(half)) == 8
