@@ -172,7 +172,6 @@ CircuitNodes = Annotated[
 CircuitDepth = Annotated[int | None, typer.Option("--depth", help="Or every module of this depth.", min=1)]
 
 # Of `fxlrp map`, `view` and `cluster`.
-OneTarget = Annotated[str | None, typer.Option("--target", help="Class to explain, number or name; the top one.")]
 DataSet = Annotated[
     str,
     typer.Argument(
