@@ -24,6 +24,8 @@ from fxlrp.data import explain, read
 from fxlrp.data.settings import NAME
 
 pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq
+
 HERE = Path(__file__).parent
 
 
@@ -197,6 +199,17 @@ def test_a_full_disk_is_a_sentence_and_what_is_there_stays_whole(
     monkeypatch.undo()
     run(half, data)
     assert files(half) == files(whole)
+
+
+def test_a_shard_comes_to_be_by_one_rename(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(self: Path, to: Path) -> None:
+        assert pq.read_table(self).num_rows == 4  # it is whole, and on the disk, before it has its name
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(FxlrpError, match="Input/output error"):
+        run(tmp_path / "out", data)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [NAME]
 
 
 SCRIPT = """
