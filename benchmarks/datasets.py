@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import io
 import os
 import random
@@ -33,7 +32,6 @@ from PIL import Image
 import fxlrp
 from examples import sentences, shapes
 from fxlrp.data import explain, read
-from fxlrp.data.by_ray import run_by_ray
 from fxlrp.data.prepare import Asked, prepare
 from fxlrp.data.run import _loader, one_shard
 from fxlrp.data.settings import locked
@@ -131,51 +129,56 @@ def cost(count: int) -> None:
             f"{sum(ours) / sum(bare):.3f} of the first",
             flush=True,
         )
-        shutil.rmtree(out)
-        out.mkdir()
-        marks: list[tuple[float, int]] = []
-        tell = functools.partial(lambda marks, n, e: marks.append((time.perf_counter(), n)), marks)
-        run_by_ray(job, list(range(s.shards)), 1, None, tell)
-        began = time.perf_counter()
-        for shard in range(s.shards):
-            one_shard(job, worker, shard)
-        alone = (time.perf_counter() - began) / s.samples
-        rest = (marks[-1][0] - marks[0][0]) / sum(n for _, n in marks[1:])
-        print(f"{name}: one actor takes {rest / alone:.3f} of the one process after its first shard", flush=True)
+        rates = []
+        for workers in (0, 1, 0, 1):
+            shutil.rmtree(out, ignore_errors=True)
+            explain(model, data, out, workers=workers)
+            written = sorted(p.stat().st_mtime for p in out.glob("part-*.parquet"))
+            rates.append(written[-2] - written[0])  # the last is a part
+        alone, one = min(rates[::2]), min(rates[1::2])
+        print(f"{name}: one actor takes {one / alone:.3f} of the one process, after its first shard", flush=True)
 
 
 def killed(count: int, times: int = 10) -> None:
     """Kill the process, or one of its actors, at random moments until the run ends."""
     model, data = CNN, pictures(count)
     alone = new("killed-alone")
-    explain(model, data, alone, shard=32)
+    explain(model, data, alone, shard=16)
     rng = random.Random(0)
     for workers in (0, 2):
-        out, kills, seen = new(f"killed-{workers}"), 0, 0
-        command = [sys.executable, "-m", "fxlrp.cli", "map", str(model), str(data), "-o", str(out), "--shard", "32"]
+        out, kills, seen = new(f"killed-{workers}"), [0, 0], 0
+        command = [sys.executable, "-m", "fxlrp.cli", "map", str(model), str(data), "-o", str(out), "--shard", "16"]
         while True:
-            process = subprocess.Popen(
-                [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-            if kills < times:
-                enough = seen + rng.randint(0, 7)
-                while process.poll() is None and len(list(out.glob("part-*.parquet"))) < enough:
+            pipe = subprocess.PIPE
+            process = subprocess.Popen([*command, "--workers", str(workers)], stdout=pipe, stderr=pipe)
+            while process.poll() is None and sum(kills) < times:
+                enough = count_of(out) + rng.randint(0, 6)
+                while process.poll() is None and count_of(out) < enough:
                     time.sleep(0.01)
-                time.sleep(rng.uniform(0, 2) + 10 * (enough == seen))
-                victims = [p for p in below(process.pid) if is_actor(p)] if workers and kills % 2 else [process.pid]
-                for victim in rng.sample(victims, min(1, len(victims))):
-                    if process.poll() is None:
-                        os.kill(victim, signal.SIGKILL)
-                        kills += 1
+                time.sleep(rng.uniform(0, 2) + 8 * (enough == seen))
+                actors = [p for p in below(process.pid) if is_actor(p)]
+                is_process = not actors or (sum(kills) % 2 == 0)
+                if process.poll() is None:
+                    os.kill(process.pid if is_process else rng.choice(actors), signal.SIGKILL)
+                    kills[not is_process] += 1
+                if is_process:
+                    break
             _, said = process.communicate()
-            there = len(list(out.glob("part-*.parquet")))
-            assert there >= seen, "shards were lost"
-            seen = there
+            assert count_of(out) >= seen, "shards were lost"
+            seen = count_of(out)
             if process.returncode == 0:
                 break
             assert process.returncode == -signal.SIGKILL, said
         assert content(out) == content(alone)
-        print(f"workers {workers}: killed {kills} times, {len(read(out))} rows, bytes equal", flush=True)
+        print(
+            f"workers {workers}: the process killed {kills[0]} times, an actor {kills[1]}; {len(read(out))} rows, "
+            "bytes equal",
+            flush=True,
+        )
+
+
+def count_of(out: Path) -> int:
+    return len(list(out.glob("part-*.parquet")))
 
 
 def below(pid: int) -> list[int]:

@@ -21,7 +21,7 @@ from fxlrp.attribution import Attribution
 from fxlrp.capture.confine import without_warnings
 from fxlrp.data.settings import Settings
 from fxlrp.data.sources import Sample, Source, one_line, take
-from fxlrp.data.writing import Row, fits
+from fxlrp.data.writing import LARGEST, Row
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer
 from fxlrp.inputs import LoadedModel
@@ -90,9 +90,9 @@ class Worker:
         if self.s.kind == "pictures":
             if not isinstance(value, Image.Image):
                 raise FxlrpError(f"It is a {type(value).__name__}, no picture.")
-            x = self.loaded.preprocess(value)[0]
+            x, seen = self.loaded.preprocess(value)
             if self.s.thumbnails:
-                row["picture"] = _jpeg(self.loaded.preprocess.seen(value, THUMBNAIL))
+                row["picture"] = _jpeg(seen)
             return {"": x}
         named = value if isinstance(value, Mapping) else {"": torch.as_tensor(value)}
         return dict(named)
@@ -108,7 +108,7 @@ class Worker:
         except Exception as error:
             if _is_out_of_memory(error) and len(batch) > 1:
                 half = len(batch) // 2
-                _free()
+                free()
                 return self._explained(batch[:half]) + self._explained(batch[half:])
             if len(batch) == 1:
                 rows[0]["error"] = one_line(error)
@@ -160,8 +160,8 @@ class Worker:
 
     def _of_tensors(self, samples: Sequence[Mapping[str, Tensor]]) -> list[Row]:
         a = self.call(samples)
-        heat = kept(a, self.s.keep).detach().float().cpu().numpy()
-        return [{**answer, "heat": h} for answer, h in zip(self._answers(a), heat, strict=True)]
+        found = _measured(kept(a, self.s.keep), self.s)
+        return [{**answer, **row} for answer, row in zip(self._answers(a), found, strict=True)]
 
     def _answers(self, a: Attribution) -> list[Row]:
         """Return what the model says of each sample, and what of it was explained."""
@@ -171,7 +171,9 @@ class Worker:
         if a.target is not None and a.target.ndim == 1:
             for row, k in zip(rows, a.target.tolist(), strict=True):
                 row |= {"target": k, "name": name_of(names, k)}
-        if logits.ndim == 2:
+        if logits.ndim == 2 and logits.shape[1] == 1:
+            rows = [{"contrast": None, "name": "the score", "classes": [0], "scores": each.tolist()} for each in logits]
+        elif logits.ndim == 2:
             best = torch.stack([probabilities(each) for each in logits]).topk(min(CLASSES, logits.shape[1]), 1)
             for row, classes, scores in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
                 row |= {"classes": classes, "scores": scores}
@@ -182,9 +184,9 @@ class Worker:
             return [self._of_text(explain_encoded(self.explainer, self.tokenizer, [t], **self.asked)[0]) for t in texts]
         inputs = batched(self.explainer.model, self.tokenizer, texts)
         a = self.explainer(**inputs, **self.question)
-        relevance = a.named["input_ids"].detach().float().cpu().numpy()
+        relevance = a.named["input_ids"].detach().cpu()
         of_each = zip(self._answers(a), texts, relevance, strict=True)
-        return [{**row, "pieces": t.pieces, "heat": r[: len(t.ids)]} for row, t, r in of_each]
+        return [row | {"pieces": t.pieces} | _measured(r[None, : len(t.ids)], self.s)[0] for row, t, r in of_each]
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -193,31 +195,24 @@ class Worker:
 
     def _of_text(self, a: Any) -> Row:
         asked = a.asked[0]
-        row: Row = {"contrast": asked.contrast, "name": asked.target, "pieces": a.pieces, "heat": a.matrix[0].numpy()}
+        row: Row = {"contrast": asked.contrast, "name": asked.target, "pieces": a.pieces}
+        row |= _measured(a.matrix[:1], self.s)[0]
         return row | ({} if asked.probability is None else {"scores": [asked.probability]})
 
     def _fill(self, row: Row, answer: Row) -> None:
         """Add to a row what was found, or why it can't be kept."""
-        heat = answer.pop("heat")
-        pieces = answer.pop("pieces", None)
+        most, shape, pieces = answer.pop("most"), answer.pop("shape"), answer.pop("pieces", None)
         try:
-            if not np.isfinite(heat).all():
+            if not np.isfinite(most):
                 raise FxlrpError("Its relevance is not finite.")
-            if pieces is None and tuple(heat.shape) != tuple(self.s.shape):
-                raise FxlrpError(
-                    f"Its relevance has shape {list(heat.shape)}, that of the first sample {self.s.shape}."
-                )
-            row |= {**answer, "positive": _positive(heat), "relevance": heat}
+            if pieces is None and shape != self.s.shape:
+                raise FxlrpError(f"Its relevance has shape {shape}, the first's {self.s.shape}.")
+            if most > LARGEST[self.s.dtype]:
+                raise FxlrpError(f"Its relevance is too large for {self.s.dtype}; keep float32 (--dtype).")
+            row |= answer
             if pieces is not None:
                 row |= {"tokens": [p.token for p in pieces], "start": [p.start for p in pieces]}
                 row |= {"end": [p.end for p in pieces]}
-            elif self.s.keep.startswith("top"):
-                most = int(self.s.keep.partition(":")[2])
-                places = np.sort(np.argsort(-np.abs(heat), axis=None, kind="stable")[:most])
-                row |= {"places": places, "relevance": heat.reshape(-1)[places]}
-            if not fits(row, self.s.dtype):
-                raise FxlrpError(f"Its relevance is too large for {self.s.dtype}; keep float32 (--dtype).")
-            row["relevance"] = row["relevance"].astype(self.s.dtype)
         except FxlrpError as error:
             known: Row = {name: row[name] for name in ("index", "key", "label", "text", "picture") if name in row}
             row.clear()
@@ -242,16 +237,35 @@ def _ahead(readers: ThreadPoolExecutor, read: Callable, batches: Sequence[range]
             coming.append(readers.submit(read, following))
 
 
-def _positive(heat: np.ndarray) -> float:
-    """Return the share of relevance that speaks for the target, in 0…1."""
-    sizes = np.abs(heat, dtype=np.float64)
-    total = float(sizes.sum())
-    return float(sizes[heat > 0].sum()) / total if total else 0.0
+def _measured(relevance: Tensor, s: Settings) -> list[Row]:
+    """Return what is kept of relevance [B, …] of each sample: it, in its type and where it is strongest, the share of
+    it that speaks for the target, in 0…1, and for checks its shape and largest value, NaN if any is."""
+    flat = relevance.detach().float().flatten(1)
+    total, positive = flat.abs().double().sum(1), flat.clamp(min=0).double().sum(1)
+    share = torch.where(total > 0, positive / total, 0).tolist()
+    most = torch.where(flat.isfinite().all(1), flat.abs().amax(1), torch.nan).tolist()
+    rows: list[Row] = [
+        {"positive": p, "most": m, "shape": list(relevance.shape[1:])} for p, m in zip(share, most, strict=True)
+    ]
+    number = getattr(torch, s.dtype)
+    if s.keep.startswith("top"):
+        strongest = flat.abs().sort(dim=1, descending=True, stable=True).indices[:, : int(s.keep.partition(":")[2])]
+        places = strongest.sort(1).values
+        values = flat.gather(1, places).to(number).cpu().numpy()
+        for row, where, r in zip(rows, places.cpu().numpy(), values, strict=True):
+            row |= {"places": where, "relevance": r}
+        return rows
+    for row, r in zip(rows, relevance.detach().to(number).cpu().numpy(), strict=True):
+        row["relevance"] = r
+    return rows
 
 
-def _jpeg(picture: np.ndarray) -> bytes:
+def _jpeg(seen: Tensor) -> bytes:
+    """Return what was seen [H, W, 3], in 0…1, as a small JPEG."""
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, "jpeg", quality=85)
+    picture = Image.fromarray((seen * 255).round().byte().numpy())
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+    picture.save(out, "jpeg", quality=85)
     return out.getvalue()
 
 
@@ -259,7 +273,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _free() -> None:
+def free() -> None:
+    """Give back the GPU's memory that nothing uses."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fxlrp.data.explain_rows import Worker
+from fxlrp.data.explain_rows import Worker, free
 from fxlrp.data.prepare import Asked, Job, Loader, prepare
 from fxlrp.data.settings import NAME, agree, locked, part, read_settings
 from fxlrp.data.sources import Columns, changed_since, check_there
@@ -102,7 +102,13 @@ def explain(
         with locked(out, job.settings):
             if is_zarr(out):
                 open_zarr(out, job.settings)
-            _run(job, worker, workers, ray, progress or (lambda done, total, errors: None))
+            tell = progress or (lambda done, total, errors: None)
+            if workers or ray is not None:
+                del worker  # a GPU is the actors'
+                free()
+                _run(job, None, workers, ray, tell)
+            else:
+                _run(job, worker, workers, ray, tell)
     return read(out)
 
 
@@ -115,6 +121,9 @@ def check(asked: Asked, out: Path, data: Any, uses_ray: bool) -> None:
         raise FxlrpError(f"--keep is heat, full, top, top:N or latent:NAME, not {asked.keep}.")
     if asked.dtype not in ("float16", "float32"):
         raise FxlrpError(f"--dtype is float16 or float32, not {asked.dtype}.")
+    for name in ("target", "contrast"):
+        if not isinstance(getattr(asked, name), int | str | None) or isinstance(getattr(asked, name), bool):
+            raise FxlrpError(f"{name} is one class for all samples, by number or name, which is kept with the rows.")
     for name in ("batch", "shard", "threads", "limit"):
         value = getattr(asked, name)
         if value is not None and (type(value) is not int or value < 1):
@@ -180,7 +189,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run(job: Job, worker: Worker, workers: int, ray: str | None, progress: Progress) -> None:
+def _run(job: Job, worker: Worker | None, workers: int, ray: str | None, progress: Progress) -> None:
     """Explain the shards that are missing, and tell how far it is."""
     s = job.settings
     done = whole_shards(job.out, s)
@@ -194,7 +203,7 @@ def _run(job: Job, worker: Worker, workers: int, ray: str | None, progress: Prog
 
     if not missing:
         return
-    if workers or ray is not None:
+    if worker is None:
         from fxlrp.data.by_ray import run_by_ray
 
         run_by_ray(job, missing, max(1, workers), ray, tell)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fxlrp.errors import FxlrpError
+from fxlrp.gae.store import lock, usable
 from fxlrp.inputs.limits import read_json
 
 NAME = "_settings.json"
@@ -103,9 +104,12 @@ def read_settings(out: Path) -> Settings:
     if not isinstance(said, dict) or said.get("format") != FORMAT:
         raise FxlrpError(f"{out / NAME} is of another version of fxlrp; make the maps again, in another folder.")
     try:
-        return Settings(**{f.name: said[f.name] for f in fields(Settings)})
-    except KeyError as error:
-        raise FxlrpError(f"{out / NAME} is damaged: it lacks {error}; make the maps again.") from error
+        settings = Settings(**{f.name: said[f.name] for f in fields(Settings)})
+        if min(settings.samples, settings.shard, settings.batch, *settings.shape, 1) < 1:
+            raise ValueError("numbers below 1")
+    except (KeyError, TypeError, ValueError) as error:
+        raise FxlrpError(f"{out / NAME} is damaged ({type(error).__name__}: {error}); make the maps again.") from error
+    return settings
 
 
 def agree(out: Path, here: Settings, changed: Path | None) -> None:
@@ -148,7 +152,7 @@ def locked(out: Path, settings: Settings) -> Iterator[None]:
     Raises FxlrpError if another run writes to it now, or it can't be written to.
     """
     file = out / NAME
-    with room(out):
+    with usable(out, "Maps"):
         rows_folder(out).mkdir(parents=True, exist_ok=True)
         draft = out / f".{NAME}.{os.getpid()}"
         try:
@@ -161,38 +165,13 @@ def locked(out: Path, settings: Settings) -> Iterator[None]:
             draft.unlink(missing_ok=True)
         opened = file.open("rb")
     try:
-        _lock(opened, out)
+        lock(opened)
         for left in (*out.glob(".*"), *rows_folder(out).glob(".*")):  # by runs that were killed
             if left.is_file():
                 left.unlink(missing_ok=True)
         yield
     finally:
         opened.close()
-
-
-def _lock(opened: Any, out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, nothing else changes
-        return
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise FxlrpError(f"Another run is writing to {out}; wait for it, or give another folder.") from error
-
-
-@contextmanager
-def room(out: Path) -> Iterator[None]:
-    """Turn an OSError within it into FxlrpError, which says why maps can't be kept in a folder."""
-    try:
-        yield
-    except OSError as error:
-        if out.exists() and not out.is_dir():
-            raise FxlrpError(f"{out} is a file; maps are kept in a folder, give another.") from error
-        raise FxlrpError(
-            f"Maps cannot be kept in {out} ({error.strerror or error}); make room there or make it writable, and run "
-            "the same command again: what is written is whole, and kept."
-        ) from error
 
 
 @functools.cache

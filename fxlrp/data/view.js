@@ -50,6 +50,7 @@
   function about(row, parent) {
     if (row.error !== null) { make('p', parent, 'error', row.error); return; }
     var said = row.name + (row.score === undefined ? '' : ', ' + percent(row.score));
+    if (row.value !== undefined) said = row.name + ', ' + row.value.toPrecision(4);
     make('p', parent, wrong(row) ? 'wrong' : '', said + (wrong(row) ? ' (label ' + row.label + ')' : ''));
   }
   function add(at) {

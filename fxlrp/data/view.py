@@ -77,7 +77,7 @@ def card(maps: Maps, row: Row, keep: Image_) -> dict[str, Any]:
     about |= {"name": row["name"], "positive": round(row["positive"], 4), "against": _against(row["contrast"])}
     if row["scores"]:
         sure = dict(zip(row["classes"] or (), row["scores"], strict=False)).get(row["target"], row["scores"][0])
-        about["score"] = round(float(sure), 5)
+        about["value" if row["name"] == "the score" else "score"] = round(float(sure), 5)
     if row.get("tokens") is not None:
         return about | {"tokens": pieces(row)}
     heat = flat(maps.map(row))

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fxlrp.data.settings import Settings, part, room
+from fxlrp.data.settings import Settings, part
 from fxlrp.data.tables import arrow
 from fxlrp.errors import FxlrpError
+from fxlrp.gae.store import usable
 
 LARGEST = {"float16": 65504.0, "float32": 3.4e38}
 Row = dict[str, Any]
@@ -64,7 +65,7 @@ def write_shard(out: Path, settings: Settings, shard: int, rows: Sequence[Row]) 
     pa = arrow()
     schema = schema_of(settings, zarr=is_zarr(out))
     if is_zarr(out):
-        with room(out):
+        with usable(out, "Maps"):
             maps = _dense(rows, settings, np.nan)
             open_zarr(out, settings)[shard * settings.shard : shard * settings.shard + len(rows)] = maps
     columns = []
@@ -81,7 +82,7 @@ def write_shard(out: Path, settings: Settings, shard: int, rows: Sequence[Row]) 
     table = pa.Table.from_arrays(columns, schema=schema)
     file = part(out, shard)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with room(out):
+    with usable(out, "Maps"):
         try:
             with draft.open("wb") as opened:
                 pa.parquet.write_table(table, opened, compression="zstd", use_dictionary=["label", "name", "contrast"])
@@ -151,8 +152,3 @@ def _errors(about: Any) -> int:
     last = about.num_columns - 1  # the error
     groups = (about.row_group(g) for g in range(about.num_row_groups))
     return sum(g.num_rows - g.column(last).statistics.null_count for g in groups)
-
-
-def fits(row: Mapping[str, Any], dtype: str) -> bool:
-    """Tell whether a row's relevance can be kept in that type."""
-    return bool(np.abs(row["relevance"]).max(initial=0) <= LARGEST[dtype])

@@ -47,7 +47,7 @@ class Store:
             _agree(folder / "manifest.json", manifest)
             self._file = path.open("ab", buffering=0)  # a buffer would be written again after a full disk
             try:
-                _lock(self._file)
+                lock(self._file)
                 self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
                 self.read()
             except BaseException:
@@ -124,15 +124,15 @@ class Store:
 
 
 @contextmanager
-def usable(folder: Path) -> Iterator[None]:
-    """Turn an OSError within it into FxlrpError, which says why results can't be kept in the folder."""
+def usable(folder: Path, what: str = "Results") -> Iterator[None]:
+    """Turn an OSError within it into FxlrpError, which says why something can't be kept in the folder."""
     try:
         yield
     except OSError as error:
         if folder.exists() and not folder.is_dir():
-            raise FxlrpError(f"{folder} is a file; results are kept in a folder, give another.") from error
+            raise FxlrpError(f"{folder} is a file; {what.lower()} are kept in a folder, give another.") from error
         raise FxlrpError(
-            f"Results cannot be kept in {folder} ({error.strerror or error}); make room there or make it writable, and "
+            f"{what} cannot be kept in {folder} ({error.strerror or error}); make room there or make it writable, and "
             "run again: what is finished is kept, or give another folder."
         ) from error
 
@@ -177,7 +177,7 @@ def _difference(key: str, there: Any, here: Any) -> str:
     return f"another {key}" if long else f"{key} {there} there, {here} here"
 
 
-def _lock(file: Any) -> None:
+def lock(file: Any) -> None:
     """Lock a file for this process.  Raises FxlrpError if another process has it."""
     try:
         import fcntl

@@ -24,6 +24,8 @@ from fxlrp.data import explain, read
 from fxlrp.data.settings import NAME
 
 pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq
+
 HERE = Path(__file__).parent
 
 
@@ -157,7 +159,7 @@ def test_two_runs_at_once_are_refused(half: Path, data: Path, monkeypatch: pytes
     def meanwhile(*args: Any) -> int:
         if not said:
             said.append("")
-            with pytest.raises(FxlrpError, match="Another run is writing to") as error:
+            with pytest.raises(FxlrpError, match="Another process is writing") as error:
                 run(half, data)
             said[0] = str(error.value)
         return shard(*args)
@@ -190,13 +192,24 @@ def test_a_full_disk_is_a_sentence_and_what_is_there_stays_whole(
     half: Path, whole: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full_disk(monkeypatch)
-    with pytest.raises(FxlrpError, match=r"No space left on device.*make room .* run the same command again"):
+    with pytest.raises(FxlrpError, match=r"No space left on device.*make room .* run again: what is finished is kept"):
         run(half, data)
     assert sorted(p.name for p in half.iterdir()) == [NAME, "part-00000000.parquet", "part-00000002.parquet"]
     assert len(read(half)) == 8
     monkeypatch.undo()
     run(half, data)
     assert files(half) == files(whole)
+
+
+def test_a_shard_comes_to_be_by_one_rename(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(self: Path, to: Path) -> None:
+        assert pq.read_table(self).num_rows == 4  # it is whole, and on the disk, before it has its name
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(FxlrpError, match="Input/output error"):
+        run(tmp_path / "out", data)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [NAME]
 
 
 SCRIPT = """

@@ -278,3 +278,18 @@ def test_nothing_is_written_into_the_model_or_the_data(data: Path, tmp_path: Pat
     assert files(data) == before
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert torch.get_num_threads() == threads
+
+
+def test_a_single_score_is_kept_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 1)).eval()
+    maps = explain(model, Tensors(4), tmp_path / "out")
+    x = torch.stack([Tensors(4)[i][0] for i in range(4)])
+    assert [r["scores"][0] for r in maps] == pytest.approx(model(x)[:, 0].tolist(), rel=1e-5)
+    assert {(r["name"], r["contrast"]) for r in maps} == {("the score", None)}
+
+
+@pytest.mark.parametrize("target", [[0, 1], torch.tensor([0, 1]), lambda out: out[:, 0], True])
+def test_a_target_is_one_class_for_all(target: Any, tmp_path: Path) -> None:
+    with pytest.raises(FxlrpError, match="target is one class for all samples"):
+        explain(load, Tensors(2), tmp_path / "out", target=target)
