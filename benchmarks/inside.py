@@ -117,14 +117,15 @@ def _conditions(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
     place = nodes[len(nodes) // 2].module if nodes else _middle(explainer)
     question: dict[str, Any] = {"target": target, "contrast": None}
     count = explainer.parts(place, *args, **question, **kwargs).relevance.shape[1]
-    given = [{place: list(range(count // 2))}, {place: list(range(count // 2, count))}, {place: list(range(count))}]
+    halves = [{place: list(range(count // 2))}, {place: list(range(count // 2, count))}]
+    given = [*halves, *[{place: list(range(count))}] * 3]  # as many as no picture has colours
     a = explainer(*args, **question, given=given, **kwargs)
     maps = a.each
     if not all(bool(r.isfinite().all()) for r in maps):
         return f"failed: not finite at {place}"
     size = max(float(r.abs().max()) for r in maps) or 1.0
-    halves = zip(a.of(0).each, a.of(1).each, a.of(2).each, strict=True)
-    parts = max(float((first + second - both).abs().max()) for first, second, both in halves) / size
+    sums = zip(a.of(0).each, a.of(1).each, a.of(2).each, strict=True)
+    parts = max(float((first + second - both).abs().max()) for first, second, both in sums) / size
     rows = 0.0
     for i in range(len(alone)):
         asked = target[i : i + 1] if isinstance(target, Tensor) else target
