@@ -11,6 +11,7 @@ python -m benchmarks.inside prune               # half of the shapes network's w
 from __future__ import annotations
 
 import argparse
+import importlib
 import time
 import warnings
 from pathlib import Path
@@ -83,7 +84,7 @@ def zoo(args: argparse.Namespace) -> None:
     """Conditions at a middle module of every n-th model of coverage's sample: do halves add up, are rows apart?"""
     from benchmarks import zoo as models
 
-    entries = models.sample([e for name in models.ZOOS for e in models.entries(name)])
+    entries = models.sample([e for name in args.zoo.split(",") for e in models.entries(name)])
     step = max(1, len(entries) // args.limit) if args.limit else 1
     tried = good = 0
     for entry in entries[args.start :: step]:
@@ -117,14 +118,15 @@ def _conditions(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
     place = nodes[len(nodes) // 2].module if nodes else _middle(explainer)
     question: dict[str, Any] = {"target": target, "contrast": None}
     count = explainer.parts(place, *args, **question, **kwargs).relevance.shape[1]
-    given = [{place: list(range(count // 2))}, {place: list(range(count // 2, count))}, {place: list(range(count))}]
+    halves = [{place: list(range(count // 2))}, {place: list(range(count // 2, count))}]
+    given = [*halves, *[{place: list(range(count))}] * 3]  # as many as no picture has colours
     a = explainer(*args, **question, given=given, **kwargs)
     maps = a.each
     if not all(bool(r.isfinite().all()) for r in maps):
         return f"failed: not finite at {place}"
     size = max(float(r.abs().max()) for r in maps) or 1.0
-    halves = zip(a.of(0).each, a.of(1).each, a.of(2).each, strict=True)
-    parts = max(float((first + second - both).abs().max()) for first, second, both in halves) / size
+    sums = zip(a.of(0).each, a.of(1).each, a.of(2).each, strict=True)
+    parts = max(float((first + second - both).abs().max()) for first, second, both in sums) / size
     rows = 0.0
     for i in range(len(alone)):
         asked = target[i : i + 1] if isinstance(target, Tensor) else target
@@ -141,19 +143,175 @@ def _middle(explainer: fxlrp.Explainer) -> str:
     return nodes[len(nodes) // 2]
 
 
+def cost(args: argparse.Namespace) -> None:
+    """Time of 32 conditions on ResNet-50 over that of the relevance half of a pass; one process, medians of three."""
+    import statistics
+
+    import timm
+
+    model, x = timm.create_model("resnet50").eval(), torch.randn(1, 3, args.size, args.size)
+    explainer = fxlrp.convert(model)
+
+    def timed(**question: Any) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            explainer(x, target=1, **question)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[1:])
+
+    with torch.no_grad():
+        model(x)
+        start = time.perf_counter()
+        for _ in range(3):
+            model(x)
+        forward = (time.perf_counter() - start) / 3
+    half = timed() - forward
+    for layer in ("layer2", "layer3", "layer4"):
+        several = timed(given=[{layer: [c]} for c in range(32)]) - forward
+        print(f"32 conditions at {layer}: {several / half:.1f} times the relevance half of a pass ({half:.2f} s)")
+
+
+def shapes(count: int, start: int) -> tuple[Tensor, Tensor, list[Any]]:
+    """Pictures of examples/shapes.py as the network takes them, which classes are in each, and the pictures."""
+    made = importlib.import_module("examples.shapes")
+    several = [made.picture(i) for i in range(start, start + count)]
+    x = torch.stack([torch.from_numpy(p.image).permute(2, 0, 1).float() / 127.5 - 1 for p in several])
+    present = torch.zeros(count, len(made.CLASSES))
+    for row, p in zip(present, several, strict=True):
+        row[list(p.labels)] = 1
+    return x, present, several
+
+
+def stars(args: argparse.Namespace) -> None:
+    """Of each class, in pictures where the network sees it: how much of the five most relevant concepts' conditional
+    relevance lies on the object, and on it with a margin of half a cell of the network's last map (4 pixels)."""
+    from fxlrp.inputs import load_model
+
+    module = load_model(str(EXAMPLES / "model.pt")).module
+    x, _, pictures = shapes(400, 20000)
+    with torch.no_grad():
+        seen = module(x).argmax(1)
+    captured = fxlrp.convert(module)
+    names = importlib.import_module("examples.shapes").CLASSES
+    for rules in (fxlrp.DEFAULT, "abslrp", "epsilon-plus", "gradient-input"):
+        explainer = captured.by(rules)
+        for layer in ("layer2", "layer3", "layer4"):
+            found: dict[str, list[list[float]]] = {name: [] for name in ("star", *names)}
+            for k, p in enumerate(pictures):
+                cls = int(seen[k])
+                if cls not in p.labels or len(found[names[cls]]) >= (args.limit or 8):
+                    continue
+                top = [i for i, _ in explainer.parts(layer, x[k : k + 1], target=cls).ranked(most=5)]
+                maps = explainer(x[k : k + 1], target=cls, given=[{layer: [c]} for c in top]).relevance[0].sum(1)
+                mask = torch.from_numpy(p.masks[p.labels.index(cls)]).float()
+                wide = nn.functional.max_pool2d(mask[None, None], 9, 1, 4)[0, 0]
+                positive = maps.clamp(min=0)
+                found[names[cls]].append([float((positive * m).sum() / positive.sum()) for m in (mask, wide)])
+            star = torch.tensor(found["star"]).mean(0)
+            every = torch.tensor([pair for several in found.values() for pair in several]).mean(0)
+            print(
+                f"{rules} {layer}: star {star[0]:.2f} on it, {star[1]:.2f} with a margin; "
+                f"every class {every[0]:.2f}, {every[1]:.2f}",
+                flush=True,
+            )
+
+
+def patching(args: argparse.Namespace) -> None:
+    """The correlation of estimates with the exact effect of patching, by rulebook."""
+    from fxlrp.inputs import load_model
+    from fxlrp.text.command import load_tokenizer
+
+    x, _, _ = shapes(2 * (args.limit or 8), 30000)
+    half = len(x) // 2
+    nets: dict[str, tuple[Any, Any, Any]] = {}
+    for name in ("cnn", "vit"):
+        spec = str(EXAMPLES / f"{name}.safetensors")
+        module = load_model(spec, arch=f"{EXAMPLES / 'models.py'}:{name}", trust=True).module
+        nets[f"shapes {name}"] = module, x[:half], x[half:]
+    kit = EXAMPLES.parents[1] / "shared" / "kit" / "models"
+    for path, pairs in ((EXAMPLES / "text", REVIEWS), *((p, TEXTS[key]) for key in TEXTS for p in kit.glob(key))):
+        module = load_model(str(path)).module
+        try:
+            tokenizer = load_tokenizer(str(path))
+        except fxlrp.FxlrpError:  # none of Hugging Face's: ids, with one of them exchanged
+            ids = torch.randint(3, module.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
+            nets[path.name] = module, {"input_ids": ids}, {"input_ids": ids.index_fill(1, torch.tensor([4]), 7)}
+            continue
+        both = [
+            tokenizer(list(side), return_tensors="pt", add_special_tokens=True) for side in zip(*pairs, strict=True)
+        ]
+        if both[0]["input_ids"].shape == both[1]["input_ids"].shape:
+            nets[path.name] = module, *({"input_ids": one["input_ids"]} for one in both)
+    for name, (module, clean, corrupted) in nets.items():
+        captured = fxlrp.convert(module)
+        for by in ("place", "tokens"):
+            row = []
+            for rules in ("gradient-input", "attnlrp", "cp-lrp", fxlrp.DEFAULT, "abslrp"):
+                found = fxlrp.patching(captured.by(rules), clean, corrupted, by=by, exact=True, depth=args.depth)
+                row.append(f"{rules} {found.correlation:.3f}")
+            print(f"{name} by {by}: {', '.join(row)}", flush=True)
+
+
+REVIEWS = [("a good film", "a bad film"), ("the best story", "the dull story")]
+TEXTS = {
+    "minilm*": [("the movie was great .", "the movie was awful ."), ("a warm story", "a cold story")],
+    "stories*": [("Tom has a red ball", "Tom has a big ball")],
+}
+
+
+def prune(args: argparse.Namespace) -> None:
+    """Accuracy of the shapes network with half of its weights taken out, those of least |relevance| or magnitude."""
+    import copy
+
+    from fxlrp.inputs import load_model
+
+    module = load_model(str(EXAMPLES / "model.pt")).module
+    x, present, _ = shapes(64, 40000)
+    tests, there, _ = shapes(args.limit or 400, 50000)
+
+    def accuracy(net: nn.Module) -> float:
+        with torch.no_grad():
+            return float(there.gather(1, net(tests).argmax(1, keepdim=True)).mean())
+
+    print(f"whole: {accuracy(module):.3f}")
+    parameters = dict(module.named_parameters())
+    for part in (0.3, 0.5, 0.7):
+        scores = {"magnitude": {n: p.detach().abs() for n, p in parameters.items() if p.ndim > 1}}
+        for rules in (fxlrp.DEFAULT, "epsilon", "epsilon-plus"):
+            target = (module(x).detach() * present - 1e9 * (1 - present)).argmax(1)
+            pairs = zip(x.split(16), target.split(16), strict=True)
+            found = fxlrp.convert(module, rules=rules).weights(list(pairs), target="label")
+            scores[rules] = {n: r.abs() for n, r in found.weight.items()}
+        row = []
+        for name, score in scores.items():
+            net = copy.deepcopy(module)
+            least = torch.cat([s.flatten() for s in score.values()]).kthvalue(
+                int(part * sum(s.numel() for s in score.values()))
+            )
+            with torch.no_grad():
+                for n, p in net.named_parameters():
+                    if n in score:
+                        p *= score[n] > least.values
+            row.append(f"{name} {accuracy(net):.3f}")
+        print(f"{part:.0%} of the weights out: {', '.join(row)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=sorted(WHAT))
     parser.add_argument("--size", type=int, default=64, help="side of a picture")
+    parser.add_argument("--zoo", default="torchvision,timm,transformers", help="of `zoo`, which, by commas")
     parser.add_argument("--limit", type=int, default=0, help="at most so many models, evenly")
     parser.add_argument("--start", type=int, default=0, help="the first of them")
+    parser.add_argument("--depth", type=int, help="of the modules that are patched")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     WHAT[args.what](args)
 
 
-WHAT = {"crp": crp, "zoo": zoo}
+WHAT = {"crp": crp, "zoo": zoo, "cost": cost, "stars": stars, "patching": patching, "prune": prune}
 
 if __name__ == "__main__":
     main()

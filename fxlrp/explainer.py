@@ -23,6 +23,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
 from fxlrp.inside.conditions import answer_given
+from fxlrp.inside.differentiable import explain_differentiably
 from fxlrp.inside.methods import Inside
 from fxlrp.methods import DEFAULT
 from fxlrp.plans import PLANS, Plans, Settings, has_no_modes
@@ -137,6 +138,8 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         }
         question |= {"given": given, "at_once": at_once}
         refuse_ambiguous(self.model, args, question)
+        if self.settings.differentiable:
+            return explain_differentiably(self, args, kwargs, question)
         questions = [Question(target, contrast, position, given, at_once)]
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
@@ -292,6 +295,7 @@ def convert(
     read: str | Sequence[str] = (),
     seed: int = 0,
     shifts: int = 1,
+    differentiable: bool = False,
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
@@ -312,6 +316,7 @@ def convert(
     seed: which draw is explained of a model that draws random numbers in eval mode, such as noise or a latent code.
     shifts: how many maps the map of a picture is the mean of: its own and those of copies moved by some pixels, which
     removes the grid of a transformer's patches (4 suffice); `at` and `trace` are of the picture itself.
+    differentiable: maps have a gradient by the weights, so that a loss can be put on them; they are of classes alone.
 
     Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook, output or read.
 
@@ -327,7 +332,8 @@ def convert(
     if type(shifts) is not int or shifts < 1 or type(seed) is not int:
         raise FxlrpError(f"shifts={shifts!r}, seed={seed!r}: give a number of maps, 1 for none, and a whole number.")
     names = (read,) if isinstance(read, str) else tuple(read)
-    explainer = Explainer(model, Settings(find_rulebook(rules), strict, output, checkpoint, batch, names, seed, shifts))
+    how = Settings(find_rulebook(rules), strict, output, checkpoint, batch, names, seed, shifts, differentiable)
+    explainer = Explainer(model, how)
     if example_inputs is not None:
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         args = example_inputs if isinstance(example_inputs, tuple | list) else () if named else (example_inputs,)

@@ -50,6 +50,7 @@ class Settings:
     read: tuple[str, ...] = ()
     seed: int = 0
     shifts: int = 1
+    differentiable: bool = False
 
 
 @dataclass(frozen=True)

@@ -60,14 +60,23 @@ def classes_asked(plan: Plan, target: Target) -> int:
 
 
 def trace_joint(
-    plan: Plan, book: Rulebook, contrast: Contrast, *, several: int = 0, whole: bool = False, fold: bool = True
+    plan: Plan,
+    book: Rulebook,
+    contrast: Contrast,
+    *,
+    several: int = 0,
+    whole: bool = False,
+    fold: bool = True,
+    graph: fx.GraphModule | None = None,
 ) -> Joint:
     """Traces the joint graph of a plan, for batches of any size if the plan holds for them.
 
     several: the K of targets [B, K], 0 for targets [B].
     whole: returns all of the model's outputs before the logits, else the logits only.
     fold: computes values that depend only on weights now, which takes memory and saves time.
+    graph: the form of the plan's graph that is traced, if not the fastest one.
     """
+    form = plan.form(one_sided=contrast is None).graph if graph is None else graph
     count = len(plan.capture.output_names) if whole else 0
     narrow = plan.capture.narrow
 
@@ -75,7 +84,7 @@ def trace_joint(
         *args, target = inputs
         tensors = widened(args)
         with torch.enable_grad():
-            out = Tracing(plan.form(one_sided=contrast is None).graph).run(*tensors)
+            out = Tracing(form).run(*tensors)
             rows = plan.axes.rows(out[plan.logits])
             logits = rows.detach()
             columns = target.unbind(1) if several else (target,)
