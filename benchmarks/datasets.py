@@ -36,6 +36,7 @@ from fxlrp.data.prepare import Asked, prepare
 from fxlrp.data.run import _loader, one_shard
 from fxlrp.data.settings import locked
 from fxlrp.data.sources import take
+from fxlrp.data.tables import arrow
 
 ROOT = Path(__file__).resolve().parents[1]
 CNN, TEXT = ROOT / "examples" / "model.pt", ROOT / "examples" / "text"
@@ -99,6 +100,7 @@ def cost(count: int) -> None:
         out = new(f"{name}-cost")
         load = _loader(model, None, None, None, None, True, False, "cpu")
         torch.set_num_threads(1)
+        arrow()  # imported as a run does before it begins
         job, worker = prepare(load, data, Asked(), out, None, False)
         s = job.settings
         bare, ours, reading = [], [], []
