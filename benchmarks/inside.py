@@ -238,14 +238,14 @@ def patching(args: argparse.Namespace) -> None:
             ids = torch.randint(3, module.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
             nets[path.name] = module, {"input_ids": ids}, {"input_ids": ids.index_fill(1, torch.tensor([4]), 7)}
             continue
-        both = [
-            tokenizer(list(side), return_tensors="pt", add_special_tokens=True) for side in zip(*pairs, strict=True)
-        ]
-        if both[0]["input_ids"].shape == both[1]["input_ids"].shape:
-            nets[path.name] = module, *({"input_ids": one["input_ids"]} for one in both)
+        for good, bad in pairs:  # the first that have as many tokens
+            both = [tokenizer(text, return_tensors="pt")["input_ids"] for text in (good, bad)]
+            if both[0].shape == both[1].shape:
+                nets[path.name] = module, *({"input_ids": ids} for ids in both)
+                break
     for name, (module, clean, corrupted) in nets.items():
         captured = fxlrp.convert(module)
-        for by in ("place", "tokens"):
+        for by in args.by.split(","):
             row = []
             for rules in ("gradient-input", "attnlrp", "cp-lrp", fxlrp.DEFAULT, "abslrp"):
                 found = fxlrp.patching(captured.by(rules), clean, corrupted, by=by, exact=True, depth=args.depth)
@@ -253,7 +253,7 @@ def patching(args: argparse.Namespace) -> None:
             print(f"{name} by {by}: {', '.join(row)}", flush=True)
 
 
-REVIEWS = [("a good film", "a bad film"), ("the best story", "the dull story")]
+REVIEWS = [("good", "bad"), ("a good film", "a bad film")]
 TEXTS = {
     "minilm*": [("the movie was great .", "the movie was awful ."), ("a warm story", "a cold story")],
     "stories*": [("Tom has a red ball", "Tom has a big ball")],
@@ -304,6 +304,7 @@ def main() -> None:
     parser.add_argument("--zoo", default="torchvision,timm,transformers", help="of `zoo`, which, by commas")
     parser.add_argument("--limit", type=int, default=0, help="at most so many models, evenly")
     parser.add_argument("--start", type=int, default=0, help="the first of them")
+    parser.add_argument("--by", default="place,tokens", help="what is patched at once")
     parser.add_argument("--depth", type=int, help="of the modules that are patched")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
