@@ -7,8 +7,8 @@ relevance to which.
 from pathlib import Path
 
 import fxlrp
-from fxlrp.cli.samples import Pictures
 from fxlrp.inputs import find_pictures, load_model
+from fxlrp.inputs.samples import Pictures
 from fxlrp.inside.showing import show_concepts
 
 examples = Path(fxlrp.__file__).parent / "examples"

@@ -54,9 +54,9 @@ def concepts(
     if directions is not None and not directions.is_file():
         raise FxlrpError(f"There is no file {directions}; --directions takes a .npy or .safetensors with one matrix.")
     from fxlrp.cli.loading import load, parse_contrast, take_pictures
-    from fxlrp.cli.samples import sample_of, samples_of
     from fxlrp.explainer import convert
     from fxlrp.inputs import find_class
+    from fxlrp.inputs.samples import sample_of, samples_of
     from fxlrp.inside.concepts import concepts as find_concepts
     from fxlrp.inside.matrices import read_matrix
     from fxlrp.inside.showing import show_concepts
@@ -117,9 +117,9 @@ def circuit(
     from dataclasses import replace
 
     from fxlrp.cli.loading import load, parse_contrast, split_names, take_pictures
-    from fxlrp.cli.samples import sample_of
     from fxlrp.explainer import convert
     from fxlrp.inputs import find_class
+    from fxlrp.inputs.samples import sample_of
 
     loaded = load(model, arch, weights, trust, random_weights, device)
     loaded = loaded if loaded.reads_text else take_pictures(loaded, size, mean, std, labels)

@@ -26,7 +26,7 @@ from fxlrp.inside.parts import parts_of_run
 from fxlrp.inside.places import HEADS, place
 from fxlrp.inside.runs import each_run
 from fxlrp.methods import DEFAULT
-from fxlrp.reports.report import as_html, as_text
+from fxlrp.reports.report import Tabled
 from fxlrp.rules.registry import Rulebook
 from fxlrp.show.files import write
 
@@ -39,7 +39,7 @@ DIRECTIONS = "directions"
 
 
 @dataclass(frozen=True, repr=False)
-class Concepts:
+class Concepts(Tabled):
     """The parts of a place, and the samples that show what each stands for.
 
     relevance, activation: the samples [N, top] in which each of N parts has most of these, the first the most, −1 where
@@ -83,17 +83,8 @@ class Concepts:
             out.add_row(str(part), f"{float(self.mean[part]):+.1%}", *listed)
         return out
 
-    def __rich_console__(self, console: Any, options: Any) -> Any:
-        yield self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table())
-
     def __repr__(self) -> str:
         return f"<Concepts of {self.at}: {len(self.mean)} {self.by} over {self.count} samples>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.table())
 
 
 def concepts(

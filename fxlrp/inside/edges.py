@@ -25,7 +25,7 @@ from fxlrp.inside.places import samples_at
 from fxlrp.inside.runs import Call, Run, calls, relevance_of, run
 from fxlrp.nodes import outputs_of
 from fxlrp.relevance_pass import pull
-from fxlrp.reports.report import as_html, as_text
+from fxlrp.reports.report import Tabled
 from fxlrp.rules.per_sample import sample_sum
 from fxlrp.rules.quantities import as_pair
 
@@ -36,7 +36,7 @@ OUTPUT = "output"
 
 
 @dataclass(frozen=True, repr=False)
-class Edges:
+class Edges(Tabled):
     """Relevance between the modules of a network.
 
     nodes: the modules' names from the input to the output: the inputs' first, then the modules, "output" last.
@@ -101,17 +101,8 @@ class Edges:
             raise FxlrpError(f"{path} is none of .html, .svg and .json.")
         return write(path, page(self, index, top) if kind == ".html" else drawing(self, index, top))
 
-    def __rich_console__(self, console: Any, options: Any) -> Any:
-        yield self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table())
-
     def __repr__(self) -> str:
         return f"<Edges between {len(self.nodes)} nodes>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.table())
 
 
 def edges_between(

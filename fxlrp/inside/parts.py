@@ -14,7 +14,7 @@ from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.inside.places import HEADS, Place, place
 from fxlrp.inside.runs import Run, each_run, relevance_of
-from fxlrp.reports.report import as_html, as_text
+from fxlrp.reports.report import Tabled
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -23,7 +23,7 @@ BY = ("channels", "heads", "tokens")
 
 
 @dataclass(frozen=True, repr=False)
-class Parts:
+class Parts(Tabled):
     """The parts of a place and what they are worth.
 
     relevance: of each part [B, N], summed over positions (of tokens, over channels).
@@ -59,17 +59,8 @@ class Parts:
             out.add_row(str(i), f"{share:+.1%}", *(f"{v:.4g}" for v in values))
         return out
 
-    def __rich_console__(self, console: Any, options: Any) -> Any:
-        yield self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table())
-
     def __repr__(self) -> str:
         return f"<Parts of {self.at}: {self.relevance.shape[1]} {self.by}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.table())
 
 
 def parts_at(

@@ -24,7 +24,7 @@ from fxlrp.inside.parts import BY
 from fxlrp.inside.places import HEADS, place
 from fxlrp.inside.runs import Call, Run, calls, run
 from fxlrp.methods import DEFAULT
-from fxlrp.reports.report import as_html, as_text
+from fxlrp.reports.report import Tabled
 from fxlrp.rules.registry import Rulebook
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ WHOLE_PLACE = "place"
 
 
 @dataclass(frozen=True, repr=False)
-class Patching:
+class Patching(Tabled):
     """What patching places from a corrupted call into a clean one does to a score.
 
     by: what was patched at once: the whole "place", or each of its "tokens", "heads" or "channels".
@@ -80,17 +80,8 @@ class Patching:
             out.add_row(name, *part, f"{value:+.4g}", *[f"{float(t[name][index, i]):+.4g}" for t in [self.exact] if t])
         return out
 
-    def __rich_console__(self, console: Any, options: Any) -> Any:
-        yield self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table())
-
     def __repr__(self) -> str:
         return f"<Patching of {len(self.estimated)} places by {self.rules}>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.table())
 
 
 def patching(

@@ -28,7 +28,7 @@ from fxlrp.inside.runs import Run, each_run, relevance_of
 from fxlrp.nodes import leaves
 from fxlrp.ops import about
 from fxlrp.patterns.normed import Normed
-from fxlrp.reports.report import as_html, as_text
+from fxlrp.reports.report import Tabled
 from fxlrp.rules.folded import product_of, unfolded
 from fxlrp.rules.weighted import FirstLayer
 
@@ -39,7 +39,7 @@ LABEL = "label"
 
 
 @dataclass(frozen=True, repr=False)
-class Weights:
+class Weights(Tabled):
     """The mean relevance, over `count` samples, of what is learned.
 
     weight: by the parameter's name, relevance shaped like it.
@@ -63,17 +63,8 @@ class Weights:
             out.add_row(name, str(r.numel()), f"{float(r.sum()):+.4g}", f"{half / r.numel():.1%}")
         return out
 
-    def __rich_console__(self, console: Any, options: Any) -> Any:
-        yield self.table()
-
-    def __str__(self) -> str:
-        return as_text(self.table())
-
     def __repr__(self) -> str:
         return f"<Weights of {len(self.weight)} layers over {self.count} samples>"
-
-    def _repr_html_(self) -> str:
-        return as_html(self.table())
 
 
 class Layer(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -98,6 +99,23 @@ def as_html(*shown: Table | Tree) -> str:
     for each in shown:
         console.print(each)
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+class Tabled(ABC):
+    """What is printed, and shown in a notebook, as its table."""
+
+    @abstractmethod
+    def table(self) -> Table:
+        """A rich table of it."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table()
+
+    def __str__(self) -> str:
+        return as_text(self.table())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.table())
 
 
 @dataclass(frozen=True, repr=False)
