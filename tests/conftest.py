@@ -64,6 +64,11 @@ def _every(items: list[pytest.Item]) -> list[pytest.Item]:
     return left_out
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that fork first: torch's autograd can't be forked once it has run."""
+    items.sort(key=lambda item: "gae/test_evaluate.py" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
