@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "gae/test_evaluate.py" not in item.nodeid)  # forks, before autograd has threads
     if not config.getoption("--whole"):
         left_out = [item for item in items if item.get_closest_marker("whole")] + _every_fourth(items) + _every(items)
         dropped = set(left_out)
@@ -62,11 +63,6 @@ def _every(items: list[pytest.Item]) -> list[pytest.Item]:
                 left_out.append(item)
             count[function] += 1
     return left_out
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests that fork first: torch's autograd can't be forked once it has run."""
-    items.sort(key=lambda item: "gae/test_evaluate.py" not in item.nodeid)
 
 
 @pytest.fixture(autouse=True)

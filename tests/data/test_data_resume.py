@@ -257,7 +257,7 @@ def test_a_tmpfs_that_fills_is_a_sentence(data: Path, whole: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("shards", [0, 1, 3])
 def test_killed_it_goes_on_and_ends_with_the_same_bytes(shards: int, data: Path, whole: Path, tmp_path: Path) -> None:
-    """SIGKILL as soon as so many shards are there; benchmarks/datasets.py does it at ten random moments."""
+    """SIGKILL as soon as so many shards are there; benchmarks/data_sets.py does it at ten random moments."""
     out = tmp_path / "out"
     process = started(data, out)
     while process.poll() is None and (len(list(out.glob("part-*"))) < shards or not (out / NAME).exists()):

@@ -1,4 +1,4 @@
-"""Whole data sets: `python -m benchmarks.datasets equal` and the others, each a claim that is checked and measured.
+"""Whole data sets: `python -m benchmarks.data_sets equal` and the others, each a claim that is checked and measured.
 
 equal     2,000 pictures and 2,000 sentences: the same bytes by one process and by 1, 2 and 4 actors of Ray
 cost      the time of a run over that of a bare loop of explainer(x), in one process and by one actor
@@ -243,7 +243,7 @@ def full(count: int) -> None:
 def memory(count: int) -> None:
     """In a process each, the most memory that it held."""
     for n in (1000, 10_000):
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.datasets", "--count", str(n), "tiny"]
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.data_sets", "--count", str(n), "tiny"]
         print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True)
 
 
