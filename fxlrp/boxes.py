@@ -37,12 +37,17 @@ def boxes_in(output: Any, size: tuple[int, int], labels: Sequence[str] = ()) -> 
 
     size: height and width of the picture in pixels, as the network takes it.
     """
-    if isinstance(output, list | tuple) and output and isinstance(output[0], Mapping):
-        found = output[0]
-        return _by_scores(found, size) if {"boxes", "scores", "labels"} <= set(found) else None
-    if isinstance(output, Mapping) and isinstance(output.get("pred_boxes"), Tensor) and "logits" in output:
-        return _by_queries(output, labels)
-    return None
+    if not returns_boxes(output):
+        return None
+    return _by_queries(output, labels) if isinstance(output, Mapping) else _by_scores(output[0], size)
+
+
+def returns_boxes(output: Any) -> bool:
+    """Whether a model's output is one that `boxes_in` understands."""
+    if isinstance(output, Mapping):
+        return isinstance(output.get("pred_boxes"), Tensor) and "logits" in output
+    is_list = isinstance(output, list | tuple) and len(output) > 0 and isinstance(output[0], Mapping)
+    return is_list and {"boxes", "scores", "labels"} <= set(output[0])
 
 
 def _by_scores(found: Mapping[str, Tensor], size: tuple[int, int]) -> list[Box]:

@@ -115,9 +115,8 @@ def explain(
     if len(images) > BATCH:
         raise FxlrpError(f"Give at most {BATCH} pictures in one call; more make one call after the other.")
     loaded = replace(loaded, preprocess=prepare, labels=list(names))
-    if box is None and target is None and position is None and not isinstance(model, Explainer):
-        box = surest_box(loaded, images[0])
-    a, x = explain_images(explainer, loaded, images, box=box, **question, **kwargs)
+    surest = box is None and target is None and position is None and not kwargs and not isinstance(model, Explainer)
+    a, x = explain_images(explainer, loaded, images, box=box, surest=surest, **question, **kwargs)
     return _shown(explainer, a, ((x,), kwargs), question, html)
 
 
@@ -127,31 +126,30 @@ def explain_images(
     images: Sequence[Image.Image],
     *,
     box: int | None = None,
+    surest: bool = False,
     **question: Any,
 ) -> tuple[Attribution, Tensor]:
     """Explain pictures as the loaded model takes them; returns the attribution, which knows its classes and the
     pictures, and the model's input.
 
-    box: of a detector and one picture, whose score is explained.  Raises FxlrpError if there is none."""
+    box: of a detector and one picture, whose score is explained.  Raises FxlrpError if there is none.
+    surest: take the surest box, if the model is a detector that finds one.
+    """
     tensors = [loaded.preprocess(image)[0] for image in images]
     x = loaded.like(torch.stack(tensors) if len(tensors) > 1 else tensors[0][None])
     seen, asked, labels = [loaded.preprocess.seen(image) for image in images], "", tuple(loaded.labels or ())
+    found: list[Box] | None = None
+    if box is not None or (surest and isinstance(explainer, Explainer) and not explainer.model.training):
+        found = _boxes(explainer, x[:1], labels)
+        box = 0 if box is None and found else box
     if box is not None:
         if len(images) > 1:
             raise FxlrpError("A box is one picture's: explain one picture in a call.")
-        chosen = box_at(_boxes(explainer, x, labels), box)
+        chosen = box_at(found, box)
         question |= {"contrast": None, **chosen.question}
         asked, seen = f"box {box}: {chosen.named(labels)}", [framed(seen[0], chosen.corners)]
     a = explainer(x, **question)
     return replace(a, labels=labels, pictures=tuple(seen), asked=asked), x
-
-
-def surest_box(loaded: LoadedModel, image: Image.Image) -> int | None:
-    """0, the surest box, if the model is a detector and finds something in a picture; else None."""
-    if not isinstance(loaded.module, ExportedExplainer) and loaded.module.training is False:
-        found = _boxes(loaded.module, loaded.like(loaded.preprocess(image)[0][None]), tuple(loaded.labels or ()))
-        return 0 if found else None
-    return None
 
 
 def _boxes(model: nn.Module, x: Tensor, labels: Sequence[str]) -> list[Box] | None:

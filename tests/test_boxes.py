@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import fxlrp
 from fxlrp import FxlrpError, convert
 from fxlrp.boxes import boxes_in
+from fxlrp.cli.answering import Asked
+from fxlrp.cli.pictures import pictures
 from fxlrp.inputs import LoadedModel, Preprocess
 
 CLASSES = ["cat", "dog", "owl"]
@@ -122,3 +124,34 @@ def test_what_has_no_boxes() -> None:
         fxlrp.explain(net, torch.rand(1, 3, *SIZE).double(), box=0)
     with pytest.raises(FxlrpError, match="one picture's"):
         fxlrp.explain(loaded(ByScores()), [photograph()] * 2, box=0)
+
+
+@pytest.mark.parametrize("kind", [ByScores, ByQueries])
+def test_boxes_are_looked_for_once(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Tensor] = []
+    monkeypatch.setattr("fxlrp.explaining.boxes_in", lambda out, *how: looked.append(out) or boxes_in(out, *how))
+    fxlrp.explain(loaded(kind()), photograph())
+    assert len(looked) == 1
+
+
+def test_a_model_without_boxes_is_asked_once_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Tensor] = []
+    monkeypatch.setattr("fxlrp.explaining.boxes_in", lambda out, *how: looked.append(out))
+    net = loaded(nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    explainer, reading = convert(net.module), pictures(net, Asked())
+    for _ in range(3):
+        reading.explain(explainer, photograph(), {})
+    assert len(looked) == 1
+
+
+def test_a_model_with_arguments_beside_the_picture() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3)
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return self.conv(x).mean((2, 3)) * scale
+
+    a = fxlrp.explain(loaded(Scaled()), photograph(), scale=torch.full((1, 1), 2.0).double())
+    assert a.each[0].shape == (1, 3, *SIZE)

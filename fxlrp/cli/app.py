@@ -71,9 +71,9 @@ def explain(
     [dim]fxlrp explain hf:DIR "It isn't a gripping film." --target positive --html why.html[/]
     """
     from fxlrp.cli.answering import Asked, Written, answer_files
-    from fxlrp.cli.calls import are_calls, calls
-    from fxlrp.cli.loading import load, named, print_counts, refuse_options, split_names, take_pictures
-    from fxlrp.cli.pictures import pictures
+    from fxlrp.cli.calls import are_calls
+    from fxlrp.cli.loading import load, print_counts, refuse_options, split_names
+    from fxlrp.cli.taking import taken
     from fxlrp.inputs import find_pictures, output_files
     from fxlrp.text.command import explain_texts
 
@@ -101,12 +101,7 @@ def explain(
     loaded = loaded or load(model, arch, weights, trust, random_weights, device)
     if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text and came without a tokenizer; give the folder it was saved to.")
-    if as_calls:
-        loaded = named(loaded, labels)
-        reading = calls(loaded, model, split_names(columns or ""), row)
-    else:
-        loaded = take_pictures(loaded, size, mean, std, labels)
-        reading = pictures(loaded, asked, box=box, check_labels=labels is not None)
+    loaded, reading = taken(loaded, model, as_calls, asked, labels, **of_pictures, **of_calls)
     answer_files(loaded, reading, files, wrote, asked, written)
 
 
@@ -275,28 +270,23 @@ def compare(
     [dim]fxlrp compare model.pt cat.png --rules abslrp,gamma:gamma=0.1,attnlrp -o six.png[/]
     """
     from fxlrp.cli.answering import Asked, Written, compare_rulebooks
-    from fxlrp.cli.calls import are_calls, calls
-    from fxlrp.cli.loading import load, named, refuse_options, split_names, take_pictures
-    from fxlrp.cli.pictures import pictures
+    from fxlrp.cli.calls import are_calls
+    from fxlrp.cli.loading import load, refuse_options, split_names
+    from fxlrp.cli.taking import taken
     from fxlrp.inputs import find_pictures
     from fxlrp.rules.registry import find_rulebook
 
     out.quiet = quiet
     books = [find_rulebook(name) for name in split_names(rules)]
-    asked, written = (
-        Asked(target or (), contrast, position, strict=strict, shifts=shifts or 1),
-        Written(html, as_json, colours, opacity, dpi),
-    )
+    asked = Asked(target or (), contrast, position, strict=strict, shifts=shifts or 1)
+    written = Written(html, as_json, colours, opacity, dpi)
     as_calls = are_calls([given])
     of_pictures: dict[str, Any] = {"box": box, "size": size, "mean": mean, "std": std}
-    refuse_options(of_pictures if as_calls else {"columns": columns, "row": row}, "pictures" if as_calls else "tables")
+    of_calls: dict[str, Any] = {"columns": columns, "row": row}
+    refuse_options(of_pictures if as_calls else of_calls, "pictures" if as_calls else "tables")
     file = Path(given) if as_calls else find_pictures([given])[0]
     loaded = load(model, arch, weights, trust, random_weights, device)
-    if as_calls:
-        reading = calls(loaded := named(loaded, labels), model, split_names(columns or ""), row)
-    else:
-        loaded = take_pictures(loaded, size, mean, std, labels)
-        reading = pictures(loaded, asked, box=box, check_labels=labels is not None)
+    loaded, reading = taken(loaded, model, as_calls, asked, labels, **of_pictures, **of_calls)
     compare_rulebooks(loaded, reading, file, books, output, asked, written)
 
 

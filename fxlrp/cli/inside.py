@@ -120,6 +120,7 @@ def circuit(
     from fxlrp.explainer import convert
     from fxlrp.inputs import find_class
     from fxlrp.inputs.samples import sample_of
+    from fxlrp.inside.references import call_of
 
     loaded = load(model, arch, weights, trust, random_weights, device)
     loaded = loaded if loaded.reads_text else take_pictures(loaded, size, mean, std, labels)
@@ -131,8 +132,8 @@ def circuit(
         "nodes": None if nodes is None else split_names(nodes),
         "depth": depth,
     }
-    call: dict[str, Any] = {name: t[None] for name, t in sample.items()} if isinstance(sample, dict) else {}
-    edges = explainer.edges(*([] if call else [sample[None]]), **call, **question)
+    args, kwargs = call_of(sample)
+    edges = explainer.edges(*args, **kwargs, **question)
     edges = replace(edges, labels=tuple(loaded.labels or ()))
     if as_json:
         print_json(edges.as_dict())

@@ -9,12 +9,13 @@ from PIL.Image import Image
 from rich.markup import escape
 
 from fxlrp.attribution import Attribution
+from fxlrp.boxes import returns_boxes
 from fxlrp.cli.answering import AnyExplainer, Asked, Reading, print_answer
 from fxlrp.cli.loading import load, print_counts, take_pictures
 from fxlrp.cli.terminal import out
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import convert
-from fxlrp.explaining import explain_images, surest_box
+from fxlrp.explaining import explain_images
 from fxlrp.inputs import LoadedModel, open_picture
 
 
@@ -24,13 +25,14 @@ def pictures(loaded: LoadedModel, asked: Asked, *, box: int | None = None, check
     box: of a detector; the surest, if nothing is asked.
     check_labels: whether the class names must be as many as the classes.
     """
-    nothing_asked = not asked.targets and asked.position is None
+    may_detect = box is None and not asked.targets and asked.position is None  # until an output has no boxes
 
     def explain(
         explainer: AnyExplainer, image: Image, question: dict[str, Any]
     ) -> tuple[Attribution, tuple[tuple, dict]]:
-        chosen = surest_box(loaded, image) if box is None and nothing_asked else box
-        a, x = explain_images(explainer, loaded, [image], box=chosen, **question)
+        nonlocal may_detect
+        a, x = explain_images(explainer, loaded, [image], box=box, surest=may_detect, **question)
+        may_detect = may_detect and returns_boxes(a.output)
         if check_labels and loaded.labels and a.logits.ndim > 1 and len(loaded.labels) != a.logits.shape[1]:
             raise FxlrpError(f"--labels has {len(loaded.labels)} names, but the model has {a.logits.shape[1]} classes.")
         return a, ((x,), {})

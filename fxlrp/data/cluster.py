@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fxlrp.data.reading import Maps, read
 from fxlrp.data.view import chosen, figures, flat, overlay
@@ -25,6 +24,7 @@ from fxlrp.data.writing import Row
 from fxlrp.errors import FxlrpError
 from fxlrp.show.files import write
 from fxlrp.show.page import POLICY, document
+from fxlrp.show.parts import reduced
 
 SIDE, TOKENS = 16, 512
 """The side that maps are reduced to, and how many tokens, those with most relevance, texts are known by."""
@@ -95,10 +95,7 @@ def _slim(maps: Maps, row: Row) -> Row:
     """Return of a row what groups are found by: its map reduced, or its tokens."""
     if row.get("tokens") is not None:
         return {"index": row["index"], "name": row["name"], "tokens": row["tokens"], "relevance": row["relevance"]}
-    heat = torch.from_numpy(flat(maps.map(row)))[None]
-    size = min(SIDE, heat.shape[1]), min(SIDE, heat.shape[2])
-    small = torch.nn.functional.adaptive_avg_pool2d(heat, size)[0].numpy()
-    return {"index": row["index"], "name": row["name"], "map": small}
+    return {"index": row["index"], "name": row["name"], "map": reduced(flat(maps.map(row)), SIDE)}
 
 
 def _features(rows: Sequence[Row]) -> tuple[np.ndarray, list[str] | None]:

@@ -222,8 +222,7 @@ class Worker:
 def kept(a: Attribution, keep: str) -> Tensor:
     """Return what is kept of an attribution [B, …]: of a picture the channels' sum, of a layer inside likewise."""
     if keep.startswith("latent:"):
-        r = a.latent[keep.partition(":")[2]]
-        return r
+        return a.latent[keep.partition(":")[2]]
     r = a.each[0]
     return r if keep == "full" or r.ndim != 4 else r.sum(1)
 

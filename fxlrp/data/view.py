@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from fxlrp import __version__
@@ -21,7 +20,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.show.colours import BLUE, RED
 from fxlrp.show.files import write
 from fxlrp.show.page import POLICY, document
-from fxlrp.show.parts import top_of
+from fxlrp.show.parts import reduced, top_of
 from fxlrp.show.words import AGAINST
 
 SHOWN = {"page": 500, "folder": 20_000}
@@ -109,9 +108,7 @@ def flat(relevance: np.ndarray) -> np.ndarray:
     r = relevance.astype(np.float32)
     while r.ndim > 2:
         r = r.sum(0)
-    r = np.atleast_2d(r)
-    size = min(r.shape[0], MOST_MAP), min(r.shape[1], MOST_MAP)
-    return r if size == r.shape else torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(r)[None], size)[0].numpy()
+    return reduced(np.atleast_2d(r), MOST_MAP)
 
 
 def overlay(heat: np.ndarray) -> bytes:

@@ -24,6 +24,7 @@ from fxlrp.engine.seeds import Contrast, Question, Target
 from fxlrp.errors import FxlrpError
 from fxlrp.inside.parts import parts_of_run
 from fxlrp.inside.places import HEADS, place
+from fxlrp.inside.references import call_of
 from fxlrp.inside.runs import each_run
 from fxlrp.methods import DEFAULT
 from fxlrp.reports.report import Tabled
@@ -174,7 +175,7 @@ def _batches(data: Any, which: range, target: Any) -> Iterator[tuple[tuple, dict
     for group in groups:
         of_group = asked[at : at + len(group)] if target == "label" else asked
         if isinstance(group[0], Mapping):
-            call: Any = ((), {name: torch.as_tensor(v)[None] for name, v in group[0].items()})
+            call: Any = call_of(group[0])
         else:
             call = ((torch.stack([torch.as_tensor(x) for x in group]),), {})
         yield *open_objects(call), of_group, which[at]

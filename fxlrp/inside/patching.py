@@ -16,13 +16,12 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Contrast, Position, Question, Target
 from fxlrp.errors import FxlrpError
 from fxlrp.inside.blocks import nodes_of
 from fxlrp.inside.parts import BY
 from fxlrp.inside.places import HEADS, place
-from fxlrp.inside.runs import Call, Run, calls, run
+from fxlrp.inside.runs import Call, Run, arguments, calls, run
 from fxlrp.methods import DEFAULT
 from fxlrp.reports.report import Tabled
 from fxlrp.rules.registry import Rulebook
@@ -117,7 +116,7 @@ def patching(
     if by != WHOLE_PLACE and by not in BY:
         raise FxlrpError(f"by={by!r} is none of {', '.join((WHOLE_PLACE, *BY))}.")
     explainer = model if isinstance(model, Explainer) else convert(model, rules=rules)
-    first, second = _call(clean), _call(corrupted)
+    first, second = arguments(clean), arguments(corrupted)
     with torch.inference_mode(False), torch.enable_grad():
         question = Question(metric, contrast, position)
         pairs = zip(calls(explainer, *first, question), calls(explainer, *second, question), strict=True)
@@ -128,12 +127,6 @@ def patching(
 
     estimated, measured, effects = (joined(several) for several in zip(*found, strict=True))
     return Patching(by, estimated, measured, effects, explainer.rulebook.name)
-
-
-def _call(given: Any) -> tuple[tuple, dict[str, Any]]:
-    if isinstance(given, Mapping):
-        return open_objects(((), dict(given)))
-    return open_objects((tuple(given) if isinstance(given, tuple | list) else (given,), {}))
 
 
 Found = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]

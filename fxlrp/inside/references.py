@@ -72,13 +72,18 @@ def conditional_maps(
     explainer: Explainer, found: Concepts, item: Any, parts: Sequence[int], target: Any = None
 ) -> list[np.ndarray]:
     """The conditional map of each part for one sample, [H, W] or [T]; several channels of colours are summed."""
-    x = item[0] if isinstance(item, tuple | list) else item
-    args, kwargs = (
-        ((), {k: torch.as_tensor(v)[None] for k, v in x.items()}) if isinstance(x, Mapping) else ((x[None],), {})
-    )
+    args, kwargs = call_of(item)
     given = [found.condition(part) for part in parts]
     maps = explainer(*args, target=target, given=given, **kwargs).each[0][0].detach().double().cpu()
     return [flat(r) for r in maps]
+
+
+def call_of(item: Any) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call of one sample: a tensor, a dict of them by name, or a pair of either and its class."""
+    x = item[0] if isinstance(item, tuple | list) else item
+    if isinstance(x, Mapping):
+        return (), {name: torch.as_tensor(v)[None] for name, v in x.items()}
+    return (torch.as_tensor(x)[None],), {}
 
 
 def flat(r: Tensor) -> np.ndarray:

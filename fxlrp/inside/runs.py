@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxlrp.answers import Forward, run_forward
+from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
@@ -66,6 +67,13 @@ class Run(NamedTuple):
     def summed(self, sides: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """What is read of one side, or of one less the other."""
         return list(sides[0]) if len(sides) == 1 else [p - n for p, n in zip(*sides, strict=True)]
+
+
+def arguments(given: Any) -> tuple[tuple, dict[str, Any]]:
+    """What a call was given as, one argument, a tuple of them or a dict of them by name, as (args, kwargs)."""
+    if isinstance(given, Mapping):
+        return open_objects(((), dict(given)))
+    return open_objects((tuple(given) if isinstance(given, tuple | list) else (given,), {}))
 
 
 def calls(explainer: Explainer, args: tuple, kwargs: dict[str, Any], question: Question) -> Iterator[Call]:

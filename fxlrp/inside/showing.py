@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from fxlrp.engine.seeds import Contrast, Question, Target
 from fxlrp.inside.concepts import Concepts, parts_of_call
 from fxlrp.inside.concepts_page import Shown, page
-from fxlrp.inside.references import Reference, conditional_maps, flat, reference, references
+from fxlrp.inside.references import Reference, call_of, conditional_maps, flat, reference, references
 from fxlrp.show.files import write
 from fxlrp.show.words import headline as headline_of
 
@@ -54,7 +53,7 @@ def show_concepts(
     explainer = model if isinstance(model, Explainer) else convert(model, rules=found.about["rules"])
     headline, whole, shares = "", None, found.mean
     if explain is not None:
-        args, kwargs = _call(explain)
+        args, kwargs = call_of(explain)
         share, _ = parts_of_call(
             explainer, args, kwargs, Question(target, contrast), found.at, found.by, found.directions
         )
@@ -74,10 +73,3 @@ def show_concepts(
         own = {p: reference(-1, float(shares[p]), r, explain, seen) for p, r in zip(chosen, maps, strict=True)}
     shown = [Shown(p, float(shares[p]), own.get(p), by_relevance[p], by_activation[p]) for p in chosen]
     return write(Path(path), page(found, shown, headline, whole))
-
-
-def _call(item: Any) -> tuple[tuple, dict[str, Any]]:
-    x = item[0] if isinstance(item, tuple | list) else item
-    if isinstance(x, Mapping):
-        return (), {name: torch.as_tensor(v)[None] for name, v in x.items()}
-    return (torch.as_tensor(x)[None],), {}

@@ -7,7 +7,7 @@ Recognition 2021; Hatefi et al., "Pruning by Explaining Revisited", 2024.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,14 +17,13 @@ from rich.table import Table
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.capture.objects import open_objects
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.engine.seeds import Contrast, Question, Target
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Item, Plan
 from fxlrp.inside.blocks import LAYERS
 from fxlrp.inside.places import op_of, place, short_name
-from fxlrp.inside.runs import Run, each_run, relevance_of
+from fxlrp.inside.runs import Run, arguments, each_run, relevance_of
 from fxlrp.nodes import leaves
 from fxlrp.ops import about
 from fxlrp.patterns.normed import Normed
@@ -115,9 +114,7 @@ def _call(batch: Any, target: Any) -> tuple[tuple, dict[str, Any], Any]:
             raise FxlrpError('target="label" takes the class from the data: give batches (inputs, classes).')
         batch, target = batch
         target = torch.as_tensor(target)
-    if isinstance(batch, Mapping):
-        return *open_objects(((), dict(batch))), target
-    return *open_objects((tuple(batch) if isinstance(batch, tuple | list) else (batch,), {})), target
+    return *arguments(batch), target
 
 
 def layers_of(plan: Plan, explainer: Explainer) -> list[Layer]:

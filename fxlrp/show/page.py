@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fxlrp import __version__
 from fxlrp.show.figure import MOST_CURVES, MOST_FEATURES
-from fxlrp.show.parts import Part, laid_out, parts_of, top_of
+from fxlrp.show.parts import Part, laid_out, parts_of, reduced, top_of
 from fxlrp.show.words import against, headline, likeliest, maps_of, subject
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _input(part: Part) -> dict[str, Any]:
     """An input as the page's script takes it."""
     about: dict[str, Any] = {"kind": part.kind, "name": part.name}
     if part.kind == "picture":
-        h, w = _reduced(part.relevance[0]).shape
+        h, w = reduced(part.relevance[0], MOST_MAP).shape
         height, width = part.values.shape[:2]
         return about | {"picture": _photograph(part.values), "width": width, "height": height, "w": w, "h": h}
     if part.kind == "curves":
@@ -147,7 +146,7 @@ def _map(part: Part, k: int) -> dict[str, Any]:
     """The relevance of an input for one class, as the page's script takes it."""
     r = part.relevance[k]
     if part.kind == "picture":
-        small = _reduced(r)
+        small = reduced(r, MOST_MAP)
         return _grey(small) | {"top": top_of(small), "words": _places(r)}
     order = np.argsort(-np.abs(r if r.ndim == 1 else np.abs(r).sum(1)), kind="stable")
     rows = order[: MOST_CURVES if part.kind == "curves" else MOST_FEATURES].tolist()
@@ -162,7 +161,7 @@ def _inside(name: str, relevance: Tensor, index: int, k: int, a: Attribution) ->
     r = relevance[index if len(relevance) > 1 else 0]
     r = (r[k] if a.several else r).detach().double().cpu()
     flat = r.sum(0) if r.ndim == 3 else r.reshape(-1, r.shape[-1]) if r.ndim > 1 else r.reshape(1, -1)
-    small = _reduced(flat.numpy())
+    small = reduced(flat.numpy(), MOST_MAP)
     return _grey(small) | {"name": name, "w": small.shape[1], "h": small.shape[0], "top": top_of(small)}
 
 
@@ -187,14 +186,6 @@ def encoded(image: Any, kind: str) -> str:
     out = io.BytesIO()
     image.save(out, kind, **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def _reduced(r: np.ndarray) -> np.ndarray:
-    """A map of at most `MOST_MAP` a side, means taken where it is larger."""
-    size = min(r.shape[0], MOST_MAP), min(r.shape[1], MOST_MAP)
-    if size == r.shape:
-        return r
-    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(r))[None], size)[0].numpy()
 
 
 def _rounded(values: np.ndarray) -> Any:

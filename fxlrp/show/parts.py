@@ -183,6 +183,15 @@ def top_of(relevance: np.ndarray) -> float:
     return float(np.partition(sizes, at)[at]) or float(sizes.max(initial=0.0)) or 1.0
 
 
+def reduced(relevance: np.ndarray, most: int) -> np.ndarray:
+    """A map [H, W] of at most so many entries a side, means taken where it is larger."""
+    size = min(relevance.shape[0], most), min(relevance.shape[1], most)
+    if size == relevance.shape:
+        return relevance
+    held = torch.from_numpy(np.ascontiguousarray(relevance))[None]
+    return torch.nn.functional.adaptive_avg_pool2d(held, size)[0].numpy()
+
+
 def heat_of(relevance: np.ndarray) -> np.ndarray:
     """A map [H, W] as a picture [H, W, 3] in 0…1: red for, blue against."""
     return diverging(np.clip(relevance / top_of(relevance), -1, 1))
