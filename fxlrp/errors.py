@@ -6,4 +6,4 @@ class FxlrpError(Exception):
 
 
 class NoRelevance(UserWarning):
-    """A map is zero although the score is not."""
+    """A map is zero although the score is not, or is not finite."""

@@ -1,4 +1,5 @@
-"""Zero maps: an attribution that is zero although the score is not says where relevance ended, and why."""
+"""Zero maps: an attribution that is zero although the score is not says where relevance ended, and why; one that is
+not finite says what else is not."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from fxlrp.capture.confine import LOCK
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
-from fxlrp.reports.ended import find_end, warn, zero_maps
+from fxlrp.reports.ended import find_end, not_finite, warn, zero_maps
 from fxlrp.reports.mass import Weighing
 from fxlrp.rows import sample_of
 
@@ -38,6 +39,9 @@ def _with_end(
     """One answer, with its end if it has one."""
     at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
     columns = a.target.shape[1] if a.target is not None and a.target.ndim == 2 else 1
+    if message := not_finite(a):
+        warn(message)
+        return a
     zero = zero_maps(a.each, [at_inputs.get(name, 0) for name in a.names], batch, columns)
     if not zero:
         return a

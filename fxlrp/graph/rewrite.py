@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp import acceleration
+from fxlrp.capture.calls import finite
 from fxlrp.capture.model import Capture
 from fxlrp.capture.precision import look_up_before_cast, stored, widen, widened
 from fxlrp.capture.symbols import free_symbols, hint
@@ -75,6 +76,12 @@ def rewrite(
     outputs, explained, logits, head = explained_output(captured, output)
     facts = Facts(captured, rulebook, output)
     if not facts.readouts:
+        infinite = [n for n, t in zip(captured.parameters, captured.inputs, strict=True) if not finite(t)]
+        if infinite:
+            raise FxlrpError(
+                f"No input can be explained: {', '.join(infinite)} holds infinite values, as masks do, which get no "
+                "relevance; pass finite ones."
+            )
         raise FxlrpError(
             "No input carries relevance to the output: the graph from input to output is not differentiable; "
             "pass a float input, or token ids that the model looks up in an embedding."

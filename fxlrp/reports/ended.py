@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from fxlrp.errors import NoRelevance
 from fxlrp.ops import of_kind
 from fxlrp.reports.report import NodeReport, Report
+
+if TYPE_CHECKING:
+    from fxlrp.attribution import Attribution
 
 NAMES = {str(op).removeprefix("aten.") for op in of_kind("step")}
 
@@ -74,6 +78,20 @@ def find_end(report: Report, samples: Sequence[int]) -> Ended | None:
     return Ended(tuple(dict.fromkeys(samples)), node, why)
 
 
-def warn(ended: Ended) -> None:
-    """Warns that relevance ended, at the line that requested the map."""
-    warnings.warn(NoRelevance(str(ended)), stacklevel=2)
+def not_finite(a: Attribution) -> str | None:
+    """The sentence that says why a map has NaN or infinite entries; None if it has none."""
+    if all(bool(r.isfinite().all()) for r in a.each):
+        return None
+    broken = [name for name, x in zip(a.named, a.inputs, strict=True) if not bool(x.isfinite().all())]
+    if broken:
+        why = f"nor is input {', '.join(broken)}; put a number where one is missing"
+    elif not bool(a.logits.isfinite().all()):
+        why = "nor is the model's own output; look for what it divides by zero, or for weights that are NaN"
+    else:
+        why = "though input and output are; trace=True says at which node it begins"
+    return f"The map is not finite, {why}."
+
+
+def warn(message: object) -> None:
+    """Warns that a map says nothing, at the line that requested it."""
+    warnings.warn(NoRelevance(str(message)), stacklevel=2)

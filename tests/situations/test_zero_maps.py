@@ -69,3 +69,22 @@ def test_a_compiled_explainer_says_it_too() -> None:
     explainer = convert(Net(torch.round).eval(), rules="gradient-input").compile(backend="eager")
     with pytest.warns(fxlrp.NoRelevance, match="round"):
         assert explainer(X, target=1).ended is not None
+
+
+@pytest.mark.parametrize("rules", ["abslrp-hybrid", "abslrp", "gradient-input"])
+@pytest.mark.parametrize("where", ["input", "weight"])
+def test_a_map_that_is_not_finite_says_what_else_is_not(where: str, rules: str) -> None:
+    model, x = Net(torch.relu).eval(), X.clone()
+    with torch.no_grad():
+        (x[1, :1] if where == "input" else model.b.weight[0]).fill_(torch.nan)
+    explainer = convert(model, X, rules=rules)
+    with pytest.warns(fxlrp.NoRelevance, match="not finite, nor is input 0" if where == "input" else "own output"):
+        a = explainer(x, target=0)
+    assert a.relevance[0].isfinite().all() == (where == "input")
+
+
+def test_an_input_that_is_infinite_is_named() -> None:
+    x = X.clone()
+    x[:, 0] = torch.inf
+    with pytest.raises(fxlrp.FxlrpError, match="x holds infinite values, as masks do"):
+        convert(Net(torch.relu).eval())(x)
