@@ -221,3 +221,41 @@ def test_a_small_output_that_differs_is_another_output() -> None:
 
     with pytest.raises(fxlrp.FxlrpError, match="computes something else"):
         fxlrp.convert(Small().eval(), torch.randn(2, 4, 6, dtype=torch.float64))
+
+
+class WritesIntoConstants(nn.Module):
+    """Masks that are filled region by region, as shifted windows are, and numbers that change between two uses."""
+
+    def __init__(self, into: Callable[[Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.a, self.b, self.into = nn.Linear(6, 6), nn.Linear(6, 3), into
+
+    def forward(self, x: Tensor) -> Tensor:
+        regions = x.new_zeros(6, 6)
+        for i, (rows, columns) in enumerate(((slice(0, 2), slice(0, 3)), (slice(2, 4), slice(3, 6)))):
+            regions[rows, columns] = i + 1
+        parts = regions.view(2, 3, 6).transpose(0, 1).reshape(6, 6)
+        mask = torch.zeros_like(parts).masked_fill(parts != 0, -100.0)
+        scale = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], dtype=x.dtype)
+        y = self.a(x) * scale
+        scale[:3].mul_(-1)
+        self.into(scale, x)
+        y = y * scale
+        weights = (y[:, :, None] * y[:, None] + mask).softmax(-1)
+        return self.b((weights @ y[..., None]).squeeze(-1))
+
+
+@pytest.mark.parametrize("input_too", [False, True])
+def test_constants_that_are_written_into(input_too: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are evaluated, unless an input is written into them; either way it is what torch's own way gives."""
+    model = randomize(WritesIntoConstants((lambda scale, x: scale.add_(x[0])) if input_too else lambda scale, x: None))
+    x = torch.randn(1 if input_too else 3, 6, dtype=torch.float64)
+    explainer = fxlrp.convert(model, x)
+    a = explainer(x, target=1)
+    torch.testing.assert_close(a.output, model(x))
+    monkeypatch.setattr("fxlrp.capture.trace.evaluate_written_constants", lambda *args: None)
+    complete = fxlrp.convert(model, x)
+    torch.testing.assert_close(a.relevance, complete(x, target=1).relevance, rtol=1e-10, atol=1e-12)
+    names = [str(n.target) for n in explainer.graph.graph.nodes]
+    assert any("_written" in name for name in names) != input_too
+    assert (len(names) < len(complete.graph.graph.nodes)) != input_too

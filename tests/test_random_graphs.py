@@ -95,6 +95,7 @@ WRITES = (  # statements that leave their result in x; likewise
     "x[..., :2].relu_(); x[..., 2:].copy_(y[..., 2:])",
     "z = x[..., :2]; x.add_(y); x = torch.cat([z, x[..., 2:] * 2], -1)",
     "z = torch.zeros_like(x); z[..., 1:] = x[..., 1:]; z[..., 0] += y[..., 0]; x = z",
+    "z = x.new_zeros(x.shape[-1]); z[:2] = 0.5; y = x * z; z[1:] += 1; x = y - z * x",
 )
 MATRIX = (  # the samples are not among the last two axes
     "x @ y.transpose(-2, -1) @ y", "torch.einsum('...ij,...kj->...ik', x, y) @ x", "m.square(x.mT) @ x",

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.confine import alone, quiet
+from fxlrp.capture.constants import evaluate_written_constants
 from fxlrp.capture.derivatives import as_symbols, trace_below_autograd, transforming
 from fxlrp.capture.files import files_outside
 from fxlrp.capture.flat import Flat
@@ -60,6 +61,9 @@ def _export(flat: Flat, tensors: list[Tensor], dims: tuple) -> fx.GraphModule:
         graph = program.module(check_guards=False)
         has_autocast = turns_on_autocast(graph)
         inline_modes(graph)
+        if not has_autocast:
+            literals = program.graph_signature.inputs_to_lifted_tensor_constants.values()
+            evaluate_written_constants(graph, set(literals))
         if has_autocast or not functionalize_simple(graph):
             graph = program.run_decompositions({}).module(check_guards=False)  # this turns autocast's casts into ops
             inline_modes(graph)
