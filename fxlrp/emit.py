@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 
@@ -17,15 +18,34 @@ KEPT = ("stack_trace", "nn_module_stack")
 """The metadata of a node that is copied to the nodes that replace it."""
 
 
-def emit(graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
-    """Inserts op(*args, **kwargs) at the graph's insertion point, with the metadata of `like`."""
+def emit(
+    graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, known: dict[Hashable, Any] | None = None, **kwargs: Any
+) -> fx.Node:
+    """Inserts op(*args, **kwargs) at the graph's insertion point, with the metadata of `like`.
+
+    known: the values of ops that were inserted before, by their arguments' shapes and types; blocks repeat.
+    """
     node = graph.call_function(op, args, kwargs)
     values = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
     node.meta = {k: v for k, v in like.meta.items() if k in KEPT}
-    mode = next(v.fake_mode for n in graph.nodes if isinstance(v := n.meta.get("val"), FakeTensor))
-    with mode, enable_python_dispatcher():  # without it, matmul in torch 2.11 fixes a symbolic batch
-        node.meta["val"] = op(*values[0], **values[1])
+    leaves, structure = pytree.tree_flatten(values)
+    key = (op, structure, *map(_kind, leaves))
+    own_size = torch.Tag.dynamic_output_shape in getattr(op, "tags", ())  # which each result counts anew
+    known = {} if known is None or own_size else known
+    if key not in known:
+        mode = next(v.fake_mode for n in graph.nodes if isinstance(v := n.meta.get("val"), FakeTensor))
+        with mode, enable_python_dispatcher():  # without it, matmul in torch 2.11 fixes a symbolic batch
+            known[key] = op(*values[0], **values[1])
+    node.meta["val"] = known[key]
     return node
+
+
+def _kind(value: Any) -> Hashable:
+    """What an op's result has from an argument while it is traced: a tensor's shape and type, anything else whole."""
+    if not isinstance(value, Tensor):
+        return type(value), str(value)
+    strides = map(str, value.stride()) if value.layout is torch.strided else ()
+    return value.dtype, value.device, value.layout, value.requires_grad, *map(str, value.shape), "by", *strides
 
 
 def replace(node: fx.Node, write: Callable[..., fx.Node], append: Callable[..., fx.Node] | None = None) -> fx.Node:

@@ -81,6 +81,7 @@ def plain_ops(gm: fx.GraphModule) -> None:
     derivative needs."""
     plain_interface(gm)
     functionalize_simple(gm)
+    gm.recompile()
 
 
 CONVOLUTIONS = {  # by the number of spatial axes, and whether it is transposed
@@ -126,7 +127,6 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
         base = args_of(node)[0]
         node.target = twin
         base.replace_all_uses_with(node, delete_user_cb=lambda u, at=position[node]: position[u] > at)
-    gm.recompile()
     return True
 
 
@@ -185,4 +185,3 @@ def restore_vocabulary(gm: fx.GraphModule) -> None:
             item.replace_all_uses_with(norm)
             gm.graph.erase_node(item)
             gm.graph.erase_node(node)
-    gm.recompile()

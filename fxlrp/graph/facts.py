@@ -5,7 +5,7 @@ A pass is a function (graph, facts) → whether it changed the graph; it writes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ class Facts:
 
     def __init__(self, captured: Capture, rulebook: Rulebook, output: Output) -> None:
         self.captured, self.rulebook = captured, rulebook
+        self._known: dict[Hashable, Any] = {}
         outputs, _, logits, _ = explained_output(captured, output)
         readouts = find_readouts(captured)
         starts = [n for ns in readouts.values() for n in ns]
@@ -74,7 +75,7 @@ class Facts:
     def emit(self, like: fx.Node, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
         """Inserts op(*args, **kwargs) at the graph's insertion point, with the metadata of `like`; the new node is
         active if `like` is."""
-        node = emit.emit(like.graph, like, op, *args, **kwargs)
+        node = emit.emit(like.graph, like, op, *args, known=self._known, **kwargs)
         if like in self.active:
             self.active.add(node)
         return node

@@ -55,7 +55,6 @@ def mark_reads(gm: fx.GraphModule, parameters: Sequence[str], names: Sequence[st
                 alias = gm.graph.call_function(aten.alias.default)
             last.replace_all_uses_with(alias)
             alias.args, alias.meta = (last,), {**last.meta, "read": f"{name}@{k}" if k else name}
-    gm.recompile()
 
 
 def find_readouts(captured: Capture) -> dict[Place, list[fx.Node]]:

@@ -127,7 +127,6 @@ def _run_passes(captured: Capture, rulebook: Rulebook, output: Output) -> None:
             facts = None
     _split_outputs(gm, rulebook)
     gm.graph.eliminate_dead_code()
-    gm.recompile()
 
 
 def _replace_ops(gm: fx.GraphModule, facts: Facts, rulebook: Rulebook) -> tuple[list[NodeReport], bool, bool]:

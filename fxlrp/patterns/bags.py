@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -40,7 +41,7 @@ def _plain_ops(node: fx.Node) -> fx.Node:
     table, ids, offsets, mode = *args_of(node)[:3], arguments["mode"]
     weights, padding = arguments["per_sample_weights"], arguments.get("padding_idx")
 
-    def call(op: Callable, *args: object, **kwargs: object) -> fx.Node:
+    def call(op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
         return emit(node.graph, node, op, *args, **kwargs)
 
     def column(n: fx.Node) -> fx.Node:
