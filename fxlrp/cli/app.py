@@ -69,6 +69,7 @@ def explain(
     [dim]fxlrp explain timm:resnet50 photos/ -o heatmaps/ --target "tabby, tabby cat"[/]
     [dim]fxlrp explain weights.safetensors cat.png --arch torchvision:vit_b_16 --contrast softmax[/]
     [dim]fxlrp explain hf:DIR "It isn't a gripping film." --target positive --html why.html[/]
+    [dim]fxlrp explain hf:DIR --text-file reviews.txt -o reviews/[/]
     """
     from fxlrp.cli.answering import Asked, Written, answer_files
     from fxlrp.cli.calls import are_calls
@@ -84,12 +85,13 @@ def explain(
     may_read_text = Path(model).is_dir() or model.startswith("hf:")
     loaded = load(model, arch, weights, trust, random_weights, device) if may_read_text else None
     if loaded is not None and loaded.reads_text:
-        refuse_options(of_pictures | {"output": output, "at": at, "shifts": shifts, "labels": labels}, "pictures")
+        refuse_options(of_pictures | {"at": at, "shifts": shifts, "labels": labels}, "pictures")
         refuse_options(of_calls, "tables")
         targets = None if not target else target[0] if len(target) == 1 else target
         question = {"target": targets, "contrast": None if contrast == "default" else contrast, "position": position}
-        how = {**question, **of_texts, "rules": rules, "strict": strict, "truncate": truncate, "html": html}
-        explainer = explain_texts(loaded.module, model, inputs or [], console=out, as_json=as_json, **how)
+        how = {**question, **of_texts, "rules": rules, "strict": strict, "truncate": truncate}
+        how |= {"html": html, "output": output, "as_json": as_json}
+        explainer = explain_texts(loaded.module, model, inputs or [], console=out, **how)
         return None if as_json else print_counts(explainer.report())
     refuse_options(of_texts, "text")
     asked = Asked(target or (), contrast, position, rules, strict, shifts or 1, split_names(at or ""))

@@ -106,7 +106,7 @@ Heatmaps = Annotated[
         "-o",
         "--output",
         help="File for one picture (.png .svg .pdf .jpg .webp .html .json .csv .npz .safetensors), folder for several; "
-        "./NAME_fxlrp.png.",
+        "./NAME_fxlrp.png.  Of a text: .json .csv .html, or a folder.",
     ),
 ]
 ExportFile = Annotated[Path, typer.Option("-o", "--output", help="A .pt2 or .onnx file.")]

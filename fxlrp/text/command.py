@@ -16,11 +16,13 @@ from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.inputs.hubs import loading
 from fxlrp.inputs.huggingface import check_tokenizer
+from fxlrp.inputs.pictures import check_writable
 from fxlrp.methods import DEFAULT
 from fxlrp.text.ask import explain
 from fxlrp.text.attribution import TextAttribution, write_html
 from fxlrp.text.continuations import generate
 
+WRITTEN = (".json", ".csv", ".html")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
@@ -77,14 +79,16 @@ def explain_texts(
     strict: bool = False,
     truncate: bool = False,
     html: Path | None = None,
+    output: Path | None = None,
     as_json: bool = False,
     console: Console,
 ) -> Explainer:
-    """Explain texts, print them coloured or as JSON, write a page if asked, and return the explainer for its report.
+    """Explain texts, print them write the files asked for, and return the explainer for a report.
 
-    Raises FxlrpError as `fxlrp.text.explain` does.
+    output: a file for one text, or a folder.  Raises FxlrpError as `fxlrp.text.explain` does.
     """
     every_text = read_texts(texts, text_file)
+    files = output_files(len(every_text), output)
     explainer = convert(model, rules=rules or DEFAULT, strict=strict)
     explained = quietly(
         explain,
@@ -98,7 +102,31 @@ def explain_texts(
         truncate=truncate,
     )
     show(explained, html, console, as_json)
+    for a, file in zip(explained, files, strict=False):
+        a.save(file)
+    if files and not as_json:
+        console.print(f"wrote [bold]{output}[/]", soft_wrap=True)
     return explainer
+
+
+def output_files(texts: int, output: Path | None) -> list[Path]:
+    """Return where each text's attribution goes: `output` for one, 1_fxlrp.json, 2_fxlrp.json … in it for several;
+    nowhere without one.
+
+    Raises FxlrpError for one file for several texts, a kind of file that no text is written as, or a place that can't
+    be written to.
+    """
+    if output is None:
+        return []
+    files = [output]
+    if output.is_dir() or not output.suffix:
+        files = [output / f"{i}_fxlrp.json" for i in range(1, texts + 1)]
+    elif output.suffix.lower() not in WRITTEN:
+        raise FxlrpError(f"-o {output}: an explanation of a text is written as {', '.join(WRITTEN)}.")
+    elif texts > 1:
+        raise FxlrpError(f"-o {output} is one file for {texts} texts; give a folder, or --html for a page of all.")
+    check_writable(files)
+    return files
 
 
 def generate_text(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import fxlrp
 from fxlrp.cli import app
 
 from .models import bert, byte_level, decoder_only, wordpiece
@@ -53,6 +54,15 @@ def test_explain(folder: Path, tmp_path: Path) -> None:
     assert not re.search(r"https?:", page)
 
 
+def test_files(folder: Path, tmp_path: Path) -> None:
+    said = run("explain", folder / "cls", "a gripping film", "--target", "good", "-o", tmp_path / "one.csv")
+    assert "one.csv" in said
+    assert (tmp_path / "one.csv").read_text().count("\ngood,") == 5  # [CLS], three words, [SEP]
+    run("explain", folder / "cls", "a gripping film", "a dull mess", "-o", tmp_path / "all")
+    loaded = [fxlrp.load(file) for file in sorted((tmp_path / "all").iterdir())]
+    assert [a.segments[0] for a in loaded] == ["a gripping film", "a dull mess"]
+
+
 def test_standard_input_and_pair(folder: Path) -> None:
     said = run("explain", f"hf:{folder / 'cls'}", "-", "--pair", "in Paris", "--contrast", "none", input="Ada lives\n")
     assert "Ada lives in Paris" in without_numbers(said)
@@ -81,7 +91,8 @@ def test_generate(folder: Path, tmp_path: Path) -> None:
     [
         (("explain", "{cls}", "a film", "--target", "happy"), "knows bad, good"),
         (("explain", "{cls}"), "There is no text"),
-        (("explain", "{cls}", "a film", "-o", "x.png"), "--output goes with models that read pictures"),
+        (("explain", "{cls}", "a film", "-o", "x.png"), "written as .json, .csv, .html"),
+        (("explain", "{cls}", "a film", "another", "-o", "x.json"), "one file for 2 texts"),
         (("explain", "examples/model.pt", "a.png", "--pair", "x"), "--pair goes with models that read text"),
         (("explain", "{cls}", "--text-file", "nowhere.txt"), "There is no file nowhere.txt"),
         (("generate", "{cls}", "a film"), "writes no text"),
