@@ -261,7 +261,8 @@ TEXTS = {
 
 
 def prune(args: argparse.Namespace) -> None:
-    """Accuracy of the shapes network with half of its weights taken out, those of least |relevance| or magnitude."""
+    """Accuracy of the shapes network with a part of its weights taken out, by magnitude or by relevance: its mean over
+    the samples, or the mean of its size."""
     import copy
 
     from fxlrp.inputs import load_model
@@ -276,13 +277,14 @@ def prune(args: argparse.Namespace) -> None:
 
     print(f"whole: {accuracy(module):.3f}")
     parameters = dict(module.named_parameters())
+    weights = {n: p.detach().abs() for n, p in parameters.items() if p.ndim > 1}
+    scores = {"magnitude": weights, "magnitude by layer": {n: p / p.sum() for n, p in weights.items()}}
+    target = (module(x).detach() * present - 1e9 * (1 - present)).argmax(1)
+    pairs = list(zip(x.split(16), target.split(16), strict=True))
+    for rules in ("epsilon", "epsilon-plus", fxlrp.DEFAULT, "abslrp"):
+        found = fxlrp.convert(module, rules=rules).weights(pairs, target="label", each=True)
+        scores |= {f"{rules} mean": {n: r.abs() for n, r in found.weight.items()}, f"{rules} size": found.weight_size}
     for part in (0.3, 0.5, 0.7):
-        scores = {"magnitude": {n: p.detach().abs() for n, p in parameters.items() if p.ndim > 1}}
-        for rules in (fxlrp.DEFAULT, "epsilon", "epsilon-plus"):
-            target = (module(x).detach() * present - 1e9 * (1 - present)).argmax(1)
-            pairs = zip(x.split(16), target.split(16), strict=True)
-            found = fxlrp.convert(module, rules=rules).weights(list(pairs), target="label")
-            scores[rules] = {n: r.abs() for n, r in found.weight.items()}
         row = []
         for name, score in scores.items():
             net = copy.deepcopy(module)

@@ -66,14 +66,16 @@ class Inside:
         *,
         target: Target | str = None,
         contrast: Contrast = "default",
+        each: bool = False,
     ) -> Weights:
         """The mean relevance of every weight and of every output channel of the linear and convolutional layers, by one
         pass over the data.
 
         data: batches, each a tensor, a tuple of arguments or a dict of them; (inputs, classes) where target is "label".
+        each: weigh samples one by one, for `weight_size`, where those for and against a class do not cancel.
 
         Raises FxlrpError for data without a batch, and as a call of the explainer does.
         """
         from fxlrp.inside.weights import weigh
 
-        return weigh(self, data, target, contrast)
+        return weigh(self, data, target, contrast, each=each)

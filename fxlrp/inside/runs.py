@@ -76,16 +76,21 @@ def arguments(given: Any) -> tuple[tuple, dict[str, Any]]:
     return open_objects((tuple(given) if isinstance(given, tuple | list) else (given,), {}))
 
 
-def calls(explainer: Explainer, args: tuple, kwargs: dict[str, Any], question: Question) -> Iterator[Call]:
-    """The call itself, or one for each of its samples, each by the explainer of the output that its target is about."""
+def calls(
+    explainer: Explainer, args: tuple, kwargs: dict[str, Any], question: Question, *, apart: bool = False
+) -> Iterator[Call]:
+    """The call itself, or one for each of its samples, each by the explainer of the output that its target is about.
+
+    apart: one for each sample in any case, not only where they can't be told apart in a batch.
+    """
     plan, tensors = explainer.plan(args, kwargs)
     if callable(question.target):
         about = explainer.about(plan, explainer.plans.outputs(args, kwargs), question.target)
         if about is not explainer:
-            yield from calls(about, args, kwargs, question)
+            yield from calls(about, args, kwargs, question, apart=apart)
             return
     batch = plan.axes.count(tensors)
-    if plan.is_for_one and batch > 1:
+    if (apart or plan.is_for_one) and batch > 1:
         for i in range(batch):
             args_of_one, kwargs_of_one, asked = sample_of(plan.axes, (args, kwargs), [question], i, batch)
             yield from calls(explainer, args_of_one, kwargs_of_one, asked)
@@ -116,10 +121,12 @@ def each_run(
     kwargs: dict[str, Any],
     question: Question,
     kept: Callable[[Plan], Collection[str]],
+    *,
+    apart: bool = False,
 ) -> Iterator[Run]:
-    """The runs of a call, with the values that `kept` names of a plan."""
+    """The runs of a call, with the values that `kept` names of a plan; apart: see `calls`."""
     with torch.inference_mode(False), torch.enable_grad():
-        for call in calls(explainer, args, kwargs, question):
+        for call in calls(explainer, args, kwargs, question, apart=apart):
             with call.plan.in_its_types():
                 yield run(call, kept(call.plan))
 

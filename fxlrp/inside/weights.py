@@ -8,7 +8,7 @@ Recognition 2021; Hatefi et al., "Pruning by Explaining Revisited", 2024.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,6 +42,7 @@ class Weights(Tabled):
     """The mean relevance, over `count` samples, of what is learned.
 
     weight: by the parameter's name, relevance shaped like it.
+    weight_size: by the same name, the mean of |R| over the samples, if they were weighed one by one; else empty.
     channel: by the same name, the relevance of each output channel of its layer; size: the mean of its |R|.
     """
 
@@ -50,6 +51,7 @@ class Weights(Tabled):
     size: dict[str, Tensor]
     count: int
     rules: str = ""
+    weight_size: dict[str, Tensor] = field(default_factory=dict)
 
     def table(self) -> Table:
         """A rich table of the layers: how many weights carry half of their relevance."""
@@ -74,11 +76,14 @@ class Layer(NamedTuple):
     at: int
 
 
-def weigh(explainer: Explainer, data: Iterable[Any], target: Target | str, contrast: Contrast) -> Weights:
+def weigh(
+    explainer: Explainer, data: Iterable[Any], target: Target | str, contrast: Contrast, *, each: bool = False
+) -> Weights:
     """The relevance of a model's weights over data: see `Explainer.weights`."""
     weight: dict[str, Tensor] = {}
     channel: dict[str, Tensor] = {}
     size: dict[str, Tensor] = {}
+    weight_size: dict[str, Tensor] = {}
     count = 0
 
     def kept(plan: Plan) -> set[str]:
@@ -87,13 +92,16 @@ def weigh(explainer: Explainer, data: Iterable[Any], target: Target | str, contr
 
     for batch in data:
         args, kwargs, asked = _call(batch, target)
-        for run in each_run(explainer, args, kwargs, Question(asked, contrast), kept):
+        for run in each_run(explainer, args, kwargs, Question(asked, contrast), kept, apart=each):
             layers = layers_of(run.call.plan, explainer)
             count += int(run.call.plan.axes.count(run.call.tensors))
             values = run.opened.values
             gs = run.cotangents([layer.node.name for layer in layers])
             for layer, g in zip(layers, gs, strict=True):
-                _add(weight, layer.name, _of_weight(run, layer, g))
+                of_weight = _of_weight(run, layer, g)
+                _add(weight, layer.name, of_weight)
+                if each:
+                    _add(weight_size, layer.name, of_weight.abs())
                 here = place(run.call.plan, layer.node.name)
                 r = here.arranged(relevance_of(explainer.rulebook, values[layer.node.name], g))
                 of_channels = r.flatten(1, -2).sum(1) if r.ndim > 2 else r
@@ -103,8 +111,9 @@ def weigh(explainer: Explainer, data: Iterable[Any], target: Target | str, contr
         raise FxlrpError("The data has no batch: give a list of batches, or a loader.")
     if not weight:
         raise FxlrpError("No linear or convolutional layer with a weight of its own is on the way of relevance.")
-    weight, channel, size = ({name: t / count for name, t in of.items()} for of in (weight, channel, size))
-    return Weights(weight, channel, size, count, explainer.rulebook.name)
+    sums = weight, channel, size, weight_size
+    weight, channel, size, weight_size = ({name: t / count for name, t in of.items()} for of in sums)
+    return Weights(weight, channel, size, count, explainer.rulebook.name, weight_size)
 
 
 def _call(batch: Any, target: Any) -> tuple[tuple, dict[str, Any], Any]:

@@ -83,7 +83,7 @@ def explain_texts(
     as_json: bool = False,
     console: Console,
 ) -> Explainer:
-    """Explain texts, print them write the files asked for, and return the explainer for a report.
+    """Explain texts, print them, write the files asked for, and return the explainer.
 
     output: a file for one text, or a folder.  Raises FxlrpError as `fxlrp.text.explain` does.
     """

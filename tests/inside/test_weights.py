@@ -25,7 +25,12 @@ def test_it_is_each_weights_part_of_what_its_output_has() -> None:
     torch.testing.assert_close(found.weight["0.weight"], expected, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(found.channel["0.weight"], latent.mean(0))
     torch.testing.assert_close(found.size["0.weight"], latent.abs().mean(0))
-    assert found.count == 5
+    assert not found.weight_size
+    each = explainer.weights([x[:2], x[2:]], target=1, each=True)
+    part = x[:, None] * w / z[..., None] * latent[..., None]
+    torch.testing.assert_close(each.weight["0.weight"], expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(each.weight_size["0.weight"], part.abs().mean(0), rtol=1e-5, atol=1e-7)
+    assert found.count == each.count == 5
     assert list(found.weight) == ["0.weight", "2.weight"]
 
 
