@@ -267,7 +267,7 @@ class OfEveryKind(nn.Module):
         return self.head(x.amax(1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.whole)])
 def test_explainers_by_other_rulebooks_share_what_is_captured(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

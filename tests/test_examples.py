@@ -47,7 +47,7 @@ def test_relevance_lands_on_the_object_asked_for(name: str, pictures: Pictures) 
     assert ours.pointing >= baseline.pointing + 0.1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.whole)])
 def test_half_precision_keeps_the_map(dtype: torch.dtype) -> None:
     pictures = two_objects(2)
     for name, rules in (("cnn", "abslrp"), ("cnn", "abslrp-hybrid"), ("vit", "abslrp-hybrid"), ("vit", "attnlrp")):

@@ -108,6 +108,7 @@ def of_type(thing: Any, dtype: torch.dtype) -> Any:
 FEW = ("abslrp", "abslrp-2024-12", "abslrp-hybrid", "attnlrp", "epsilon", "zplus")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("kind", "rules"),
     [*((Deep, b) for b in BOOKS), *((Attention, b) for b in FEW), (Mixed, "abslrp"), (Mixed, "gamma")],

@@ -76,6 +76,7 @@ def test_as_attention(kind: str) -> None:
     check(kind, "gradient-input")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("rules", sorted(rulebooks()))
 def test_by_every_rulebook(rules: str) -> None:
     check("causal", rules, off=1e-3)  # stabilisers of 1e-6 stand before a scale here, and behind it there

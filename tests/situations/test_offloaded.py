@@ -50,7 +50,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("device_map", [{"": "disk"}, {"model": "cpu", "lm_head": "disk"}], ids=["all", "head"])
+EVERY = pytest.param({"": "disk"}, marks=pytest.mark.whole)
+
+
+@pytest.mark.parametrize("device_map", [EVERY, {"model": "cpu", "lm_head": "disk"}], ids=["all", "head"])
 def test_weights_read_from_files_at_each_call(device_map: dict[str, str], saved: Path, tmp_path: Path) -> None:
     load = transformers.AutoModelForCausalLM.from_pretrained
     wanted = fxlrp.convert(load(saved, attn_implementation="eager").eval())(input_ids=IDS)

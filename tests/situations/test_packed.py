@@ -121,6 +121,7 @@ def test_padding_that_depends_on_the_batch() -> None:
         torch.testing.assert_close(a.output, model(x, lengths).detach())
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("rules", BOOKS)
 def test_sequences_in_a_list(rules: str) -> None:
     class Listed(Packed):

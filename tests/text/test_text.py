@@ -81,6 +81,7 @@ def test_any_length_goes_through_one_graph(words, classifier) -> None:
         assert classifier._latest is latest
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("rules", ["abslrp", "attnlrp"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_any_length_gives_what_each_gives(kind: str, rules: str) -> None:
