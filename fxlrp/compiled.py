@@ -44,7 +44,7 @@ class AsOneGraph:
         compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
         """
         self.compiling = {"mode": mode, "fullgraph": True, **options}
-        self.plans.found = replace(self.plans.found, joints=Recent(PLANS))
+        self.plans.found = replace(self.plans.found, compiled=Recent(PLANS))
         return self
 
     def joint(
@@ -118,14 +118,14 @@ def _run_joint(
     classes = plan.axes.rows(own[plan.explained]).argmax(1) if own and target is None else classes
     index = classes.expand(batch, *classes.shape) if classes.ndim == 0 or isinstance(target, Sequence) else classes
     several = index.shape[1] if index.ndim == 2 else 0
-    joints, key = explainer.plans.found.joints, (Same(plan), contrast, several)
-    compiled = joints.get(key)
+    kept, key = explainer.plans.found.compiled, (Same(plan), contrast, several)
+    compiled = kept.get(key)
     if compiled is None:
         with alone():
-            compiled = joints.get(key)
+            compiled = kept.get(key)
             if compiled is None:
                 joint = trace_joint(plan, explainer.rulebook, contrast, several=several, whole=not own)
-                compiled = joints.set(key, (torch.compile(joint.traced, **options), Recent(CHECKED)))
+                compiled = kept.set(key, (torch.compile(joint.traced, **options), Recent(CHECKED)))
     run, seen = compiled
     shapes = tuple(t.shape for t in tensors)
     with nullcontext() if seen.get(shapes) else alone(), torch.no_grad():  # new shapes may trigger a compilation

@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 
+Insert = Callable[..., fx.Node]
+"""insert(op, *args, **kwargs) writes a node into a graph and returns it."""
 KEPT = ("stack_trace", "nn_module_stack")
 """The metadata of a node that is copied to the nodes that replace it."""
 
@@ -74,7 +76,7 @@ def write_in(node: fx.Node, inner: fx.Graph, operands: Sequence[fx.Node]) -> Any
 
 
 def cut_out(
-    top: fx.Node, inside: Sequence[fx.Node], *inputs: fx.Node, instead: Mapping[Any, Callable] | None = None
+    top: fx.Node, inside: Sequence[fx.Node], *inputs: fx.Node, instead: Mapping[Callable | str, Callable] | None = None
 ) -> tuple[fx.Graph, list[fx.Node]]:
     """Copies the nodes `inside`, in order, which compute `top` from `inputs`, into a graph of their own; returns it and
     the further inputs that it takes after `inputs`.  instead: maps ops to their replacements."""

@@ -63,10 +63,10 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         self._latest_here = _Latest()
         self._latest: Plan | None = None  # of any thread
         self.compiling: dict[str, Any] | None = None
-        self._others = Recent(PLANS)
+        self._others: Recent[Explainer] = Recent(PLANS)
 
     def __getstate__(self) -> dict[str, Any]:
-        new = {"_latest_here": _Latest(), "_latest": None, "_others": Recent(PLANS)}
+        new: dict[str, Any] = {"_latest_here": _Latest(), "_latest": None, "_others": Recent(PLANS)}
         return {**self.__dict__, **new}
 
     @property

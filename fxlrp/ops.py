@@ -59,7 +59,7 @@ class Op:
         return self.moves and not self.chooses and not self.entrywise
 
 
-OPS: dict[Any, Op] = {}
+OPS: dict[object, Op] = {}
 """The facts about ops (overloads or packets), and about functions that replace ops in a graph."""
 
 
@@ -74,7 +74,7 @@ def describe(*ops: Callable | str, **facts: Any) -> None:
 NOTHING = Op()
 
 
-def about(op: Any) -> Op:
+def about(op: object) -> Op:
     """The facts about an op, recorded for itself, its packet or its class."""
     return OPS.get(op) or OPS.get(getattr(op, "overloadpacket", None)) or OPS.get(type(op)) or NOTHING
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +27,9 @@ from fxlrp.graph.rewrite import rewrite
 from fxlrp.nodes import copied, outputs_of
 from fxlrp.recent import Recent
 from fxlrp.rules.registry import Rulebook
+
+if TYPE_CHECKING:
+    from fxlrp.export.joint import Joint
 
 PLANS = 32
 """The number of plans, each a graph for calls of one signature, that an explainer keeps."""
@@ -59,14 +62,17 @@ class Known:
 
     state: State | None = None
     restless: set[Place] = field(default_factory=set)  # attributes that a run of the model changes
-    plans: Recent = field(default_factory=lambda: Recent(PLANS))
-    checked: Recent = field(default_factory=lambda: Recent(CHECKED))  # shapes of a call → the key of its plan
-    axes: Recent = field(default_factory=lambda: Recent(PLANS))  # kinds of calls → their sample axes
-    captures: Recent = field(default_factory=lambda: Recent(PLANS))  # calls → their graphs before any rulebook
-    first: Recent = field(default_factory=lambda: Recent(PLANS))  # calls up to their lengths → shapes of the first one
-    joints: Recent = field(default_factory=lambda: Recent(PLANS))
+    plans: Recent[Plan] = field(default_factory=lambda: Recent(PLANS))
+    checked: Recent[Hashable] = field(default_factory=lambda: Recent(CHECKED))  # shapes of a call → the key of its plan
+    axes: Recent[Axes] = field(default_factory=lambda: Recent(PLANS))  # kinds of calls → their sample axes
+    captures: Recent[Capture] = field(default_factory=lambda: Recent(PLANS))  # calls → their graphs before any rulebook
+    first: Recent[tuple | str] = field(
+        default_factory=lambda: Recent(PLANS)
+    )  # calls up to their lengths → shapes of the first one
+    compiled: Recent[tuple[Callable, Recent[bool]]] = field(default_factory=lambda: Recent(PLANS))  # and shapes seen
+    differentiable: Recent[Joint] = field(default_factory=lambda: Recent(PLANS))
 
-    def plan(self, *keys: Any) -> Plan | None:
+    def plan(self, *keys: Hashable) -> Plan | None:
         """The plan of the first of these keys that has one."""
         return next((plan for key in keys if (plan := self.plans.get(key))), None)
 
@@ -127,7 +133,7 @@ class Plans:
         found = self.found
         return Known(found.state, found.restless, axes=found.axes, captures=found.captures)
 
-    def _kind(self, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Any:
+    def _kind(self, args: tuple, kwargs: dict, tensors: list[Tensor]) -> tuple:
         """A key shared by calls whose samples are probably at the same axes."""
         return signature(args, kwargs, Axes.none(tensors)).kind
 

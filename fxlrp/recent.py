@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from itertools import count
 from operator import itemgetter
-from typing import Any
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
 
 
-class Recent:
+class Recent(Generic[V]):
     """A dictionary of the `size` entries that were read or set last; a copy of one is empty.
 
     Threads may share it, and a fork may happen at any time: it has no lock, because each step is one operation of a
@@ -16,21 +19,21 @@ class Recent:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._values: dict[Any, Any] = {}
-        self._used: dict[Any, int] = {}
+        self._values: dict[Hashable, V] = {}
+        self._used: dict[Hashable, int] = {}
         self._clock = count()
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def get(self, key: Any) -> Any:
+    def get(self, key: Hashable) -> V | None:
         """The value of a key, or None."""
         value = self._values.get(key)
         if value is not None:
             self._used[key] = next(self._clock)
         return value
 
-    def set(self, key: Any, value: Any) -> Any:
+    def set(self, key: Hashable, value: V) -> V:
         """Stores a value and returns it; drops the least recently used entry if there are too many."""
         self._used[key] = next(self._clock)
         self._values[key] = value
@@ -40,7 +43,7 @@ class Recent:
             self._used.pop(oldest, None)
         return value
 
-    def drop(self, key: Any) -> None:
+    def drop(self, key: Hashable) -> None:
         """Removes a key, if it is there."""
         self._values.pop(key, None)
         self._used.pop(key, None)

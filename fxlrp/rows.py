@@ -32,7 +32,7 @@ def sample_of(axes: Axes, call: tuple, questions: Sequence[Question], i: int, ba
     return *sample, *(replace(q, target=t, position=p) for q, (t, p) in zip(questions, parts, strict=True))
 
 
-def one_each(value: Any, batch: int) -> bool:
+def one_each(value: object, batch: int) -> bool:
     """Whether a value is a list of one number per sample, such as lengths."""
     return type(value) is list and len(value) == batch and all(type(v) in (int, float) for v in value)
 
@@ -40,7 +40,7 @@ def one_each(value: Any, batch: int) -> bool:
 def each_list(f: Callable[[list], list], call: Any, batch: int) -> Any:
     """The call with every list of one number per sample replaced by f(list)."""
 
-    def is_one(value: Any) -> bool:
+    def is_one(value: object) -> bool:
         return one_each(value, batch)
 
     return pytree.tree_map(lambda v: f(v) if is_one(v) else v, call, is_leaf=is_one)

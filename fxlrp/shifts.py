@@ -6,7 +6,7 @@ Berend et al., "ResLRP", 2026 (ResLRP+: four shifts suffice).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import mul
@@ -81,7 +81,9 @@ def mean_over_shifts(
     ]
 
 
-def _moved(args: tuple, kwargs: dict, axes: dict[str, int | None], pictures: Any, moves: Sequence[Move]) -> Any:
+def _moved(
+    args: tuple, kwargs: dict, axes: dict[str, int | None], pictures: Collection[str], moves: Sequence[Move]
+) -> Any:
     """The call with its pictures moved, once for each move, one after the other along the sample axis."""
     paths = iter(axes.items())
 

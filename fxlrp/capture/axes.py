@@ -94,7 +94,7 @@ class Axes:
         """Whether the call is one sample."""
         return all(axis is None for axis in self.inputs)
 
-    def count(self, tensors: Sequence[Tensor]) -> Any:
+    def count(self, tensors: Sequence[Tensor]) -> int:
         """The number of samples in a call with these tensors."""
         return next((t.shape[a] for t, a in zip(tensors, self.inputs, strict=True) if a is not None), 1)
 

@@ -56,7 +56,7 @@ def _functions(names: Mapping[str, Any]) -> list[Any]:
     return [f for f in unwrapped if type(f) is CACHED]
 
 
-def _clean(held: Any) -> None:
+def _clean(held: object) -> None:
     if type(held) is dict:
         for key in [k for k, v in held.items() if _is_traced(v)]:
             held.pop(key, None)

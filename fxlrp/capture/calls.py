@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
     leaves, spec = pytree.tree_flatten((args, kwargs))
     places = iter(axes.inputs)
 
-    def describe(leaf: Any, axis: int | None, length: Any = None) -> Any:
+    def describe(leaf: object, axis: int | None, length: str | None = None) -> Hashable:
         if not isinstance(leaf, Tensor):
             if isinstance(leaf, np.ndarray):
                 return leaf.dtype, leaf.shape, leaf.tobytes()
@@ -99,7 +99,7 @@ def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
 class Same:
     """An object as a dict key that equals only itself; the key keeps it alive so that its id is not reused."""
 
-    def __init__(self, thing: Any) -> None:
+    def __init__(self, thing: object) -> None:
         self.thing = thing
 
     def __eq__(self, other: object) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
@@ -97,7 +98,7 @@ def _is_half(node: fx.Node) -> bool:
     return any(isinstance(v, Tensor) and v.dtype in WIDER for v in pytree.tree_leaves(node.meta.get("val")))
 
 
-def _wider_type(argument: Any) -> Any:
+def _wider_type(argument: Argument) -> Argument:
     return WIDER.get(argument, argument) if isinstance(argument, torch.dtype) else argument
 
 

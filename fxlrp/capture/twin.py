@@ -139,7 +139,7 @@ def content(cell: types.CellType) -> tuple:
         return ()
 
 
-def _is_module(thing: Any) -> bool:
+def _is_module(thing: object) -> bool:
     """Whether it is a Python module; a scripted one lives in C++ and is shared."""
     return isinstance(thing, nn.Module) and not isinstance(thing, torch.jit.ScriptModule)
 

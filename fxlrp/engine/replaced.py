@@ -27,7 +27,7 @@ from fxlrp.rules.registry import Derivative, Parts, Rule
 class ReplacedOp:
     """Replaces the op `op`.  Equal replacements share a name when printed: `book.name`."""
 
-    def __init__(self, op: Callable, name: str, book: str, *key: Any) -> None:
+    def __init__(self, op: Callable, name: str, book: str, *key: object) -> None:
         self.op = op
         self.__name__ = self.__qualname__ = re.sub(r"\W", "_", name)
         self.__module__ = re.sub(r"\W", "_", book)
@@ -62,7 +62,7 @@ class ByRule(ReplacedOp):
         normalise: Normalise,
         argnums: tuple[int, ...],
         where: Placement,
-        *key: Any,
+        *key: object,
     ) -> None:
         super().__init__(op, name, book, rule, normalise, argnums, where, *key)
         self.rule, self.normalise, self.argnums, self.where = rule, normalise, argnums, where
@@ -75,7 +75,7 @@ class ByRule(ReplacedOp):
         leaves, spec, places, tensors = self.taken_apart(args, kwargs)
         return _ByRule.apply(self, leaves, spec, places, *tensors)
 
-    def taken_apart(self, args: tuple, kwargs: dict) -> tuple[list, Any, list[int], Sequence[Tensor]]:
+    def taken_apart(self, args: tuple, kwargs: dict) -> tuple[list, pytree.TreeSpec, list[int], Sequence[Tensor]]:
         """The leaves of a call and their pytree spec, the indices of the tensors among them, and the tensors."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -152,7 +152,9 @@ class ByRule(ReplacedOp):
 
 class _ByRule(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, replaced: ByRule, leaves: list, spec: Any, places: list[int], *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, replaced: ByRule, leaves: list, spec: pytree.TreeSpec, places: list[int], *tensors: Tensor
+    ) -> Tensor:
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         z = replaced.op(*args, **kwargs)
         ctx.save_for_backward(z, *tensors)
@@ -184,7 +186,7 @@ def as_the_op_was_run(t: Tensor, dtype: torch.dtype | None) -> Tensor:
     return t.to(dtype) if dtype is not None and t.is_floating_point() else t
 
 
-def _fits(cs: Sequence[Any], xs: Sequence[Tensor]) -> bool:
+def _fits(cs: Sequence[Tensor | None], xs: Sequence[Tensor]) -> bool:
     return len(cs) == len(xs) and all(c is None or c.shape == x.shape for c, x in zip(cs, xs, strict=True))
 
 

@@ -46,10 +46,10 @@ def diagonal(x: Tensor, d: Tensor, factor: float = 1) -> Contributions:
     return Contributions(lambda s: (times(s, d),), lambda: times(x.clamp(min=least), d).abs_(), factor)
 
 
-def entrywise(rule: Formula) -> Callable[..., Contributions]:
+def entrywise(rule: Formula[Any]) -> Callable[..., Contributions]:
     """Make contributions of a formula that works entry by entry: what it gives for s = 1 says everything."""
 
-    def of(z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Contributions:
+    def of(z: Tensor, x: Tensor, *args: object, **kwargs: object) -> Contributions:
         cotangents = rule.formula(z.new_ones(()).expand_as(z), z, x, *args, **kwargs)
         d = cotangents if isinstance(cotangents, Tensor) else cotangents[0]
         return diagonal(x, d)

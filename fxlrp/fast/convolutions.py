@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +14,14 @@ from fxlrp.ops import overloads
 
 aten = torch.ops.aten
 
+Sizes = int | Sequence[int]
+"""An argument for every spatial axis, or one for each."""
 Plain = tuple[Tensor, tuple, tuple[slice, ...]]
 """x, padded where torch pads one side more; the arguments (stride, padding, dilation, transposed, output_padding,
 groups) of aten.convolution; and where x stands in what was padded."""
 
 
-def _plain(n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Plain:
+def _plain(n: int, x: Tensor, w: Tensor, stride: Sizes, padding: Sizes | str, dilation: Sizes, groups: int) -> Plain:
     stride, dilation = _tuple(stride, n), _tuple(dilation, n)
     inside: tuple[slice, ...] = ()
     if isinstance(padding, str):
@@ -34,7 +35,7 @@ def _plain(n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: An
 
 
 def _plain_transposed(
-    n: int, x: Tensor, w: Tensor, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
+    n: int, x: Tensor, w: Tensor, stride: Sizes, padding: Sizes, output_padding: Sizes, groups: int, dilation: Sizes
 ) -> Plain:
     shape = [_tuple(v, n) for v in (stride, padding, dilation)]
     return x, (*shape, True, _tuple(output_padding, n), groups), ()
@@ -110,11 +111,11 @@ def _fitted(t: Tensor, x: Tensor, padding: list[int]) -> Tensor:
     return torch.nn.functional.pad(t, sides)
 
 
-def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple) -> Callable[..., Any]:
+def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple) -> Callable[..., Contributions]:
     """Make the rule of a convolution whose further arguments `plain` reads; `defaults` stand for those left out."""
 
     def rule(
-        z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: Any, nonneg: bool = False
+        z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: object, nonneg: bool = False
     ) -> Contributions:
         """A convolution: relevance goes to the positive contributions x_i w_ij > 0."""
         x, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
@@ -133,7 +134,7 @@ def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple
     return rule
 
 
-def transposed_of(op: Any, x: Tensor, w: Tensor, *rest: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+def transposed_of(op: Callable, x: Tensor, w: Tensor, *rest: object) -> Callable[[Tensor, Tensor], Tensor] | None:
     """(s, w) ↦ Jᵀs of a convolution of a batch by x, if op is one; rest: its arguments after the bias."""
     if op not in FORMS or x.ndim != w.ndim:
         return None
@@ -147,7 +148,7 @@ def transposed_of(op: Any, x: Tensor, w: Tensor, *rest: Any) -> Callable[[Tensor
     return transposed
 
 
-def _tuple(v: Any, n: int) -> list[int]:
+def _tuple(v: Sizes, n: int) -> list[int]:
     values = [v] if isinstance(v, int) else list(v)
     return values * n if len(values) == 1 else values
 

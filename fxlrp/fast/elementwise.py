@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +75,7 @@ SLOPES = {aten.gelu.default: aten.gelu_backward.default, aten.silu.default: aten
 """Derivatives of what is dear to compute once more."""
 
 
-def activation(z: Tensor, x: Tensor, *args: Any, op: Callable[..., Tensor], **kwargs: Any) -> Contributions:
+def activation(z: Tensor, x: Tensor, *args: object, op: Callable[..., Tensor], **kwargs: object) -> Contributions:
     """A non-linearity: R_x = 2 x⁺ f'(x) s."""
     if op in SLOPES:
         d = SLOPES[op](x.new_ones(()).expand_as(x), x, *args, **kwargs)
@@ -85,7 +84,7 @@ def activation(z: Tensor, x: Tensor, *args: Any, op: Callable[..., Tensor], **kw
     return diagonal(x, where_positive(d, x), 2)
 
 
-def identity(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+def identity(g: Tensor, z: Tensor, x: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object) -> Tensor:
     """The identity rule of the signed methods, R_x = R (1 − f(0)/f(x)): f(0) is one number if f takes x alone."""
     if not getattr(op, "broadcasts", True) or any(isinstance(a, Tensor) for a in (*rest, *kwargs.values())):
         return signed.identity(g, z, x, *rest, op=op, **kwargs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxlrp.engine.replaced import ByRule
 from fxlrp.fast import convolutions, elementwise, norms, products, weighted
@@ -31,7 +31,7 @@ class Kernel:
     """
 
     contributions: Callable[..., Contributions] | None = None
-    rule: Callable[..., Any] | None = None
+    rule: Callable[..., Tensor] | None = None
     keeps_sign: bool = True
 
     def wants(self, keyword: str) -> bool:
@@ -45,10 +45,10 @@ def _turning(contributions: Callable[..., Contributions]) -> Kernel:
     return Kernel(contributions, keeps_sign=False)
 
 
-Key = tuple[Any, Any, "tuple[int, ...] | None"]
+Key = tuple[Callable, "Callable | None", "tuple[int, ...] | None"]
 
 
-def _for_ops(rule: Callable, argnums: tuple[int, ...], kernel: Kernel, *ops: Any) -> dict[Key, Kernel]:
+def _for_ops(rule: Callable, argnums: tuple[int, ...], kernel: Kernel, *ops: Callable) -> dict[Key, Kernel]:
     return {(rule, op, argnums): kernel for packet in ops for op in overloads(packet)}
 
 

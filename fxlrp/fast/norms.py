@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -31,16 +29,16 @@ def layer_norm(
     x: Tensor,
     shape: list[int],
     w: Tensor | None = None,
-    b: Any = None,
+    b: Tensor | None = None,
     eps: float = 1e-5,
-    *_: Any,
+    *_: object,
 ) -> Contributions:
     """Layer norm with mean and deviation as constants: R_x = x ⊙ (w + sign(u) |w|) s / σ."""
     return standardized(x, *deviation(x, x.ndim - len(shape), eps), w)
 
 
 def group_norm(
-    z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+    z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Tensor | None = None, eps: float = 1e-5, *_: object
 ) -> Contributions:
     """Group norm: as layer norm, over each group of channels."""
     u, by = deviation(x.unflatten(1, (groups, -1)), 2, eps)
@@ -54,13 +52,13 @@ def instance_norm(
     z: Tensor,
     x: Tensor,
     w: Tensor | None,
-    b: Any,
+    b: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
     use_input_stats: bool,
     momentum: float,
     eps: float,
-    *_: Any,
+    *_: object,
 ) -> Contributions:
     """Instance norm: as layer norm, over each channel."""
     if not use_input_stats and var is not None:
@@ -68,7 +66,7 @@ def instance_norm(
     return standardized(x, *deviation(x, 2, eps), per_channel(w, x))
 
 
-def softmax(z: Tensor, x: Tensor, dim: int, dtype: Any = None, *_: Any) -> Contributions:
+def softmax(z: Tensor, x: Tensor, dim: int, dtype: torch.dtype | None = None, *_: object) -> Contributions:
     """Softmax with the denominator as a constant: R_x = 2 x z s, with the sign of the logit."""
     return diagonal(x, z, 2)
 
@@ -79,9 +77,9 @@ def signed_layer_norm(
     x: Tensor,
     shape: list[int],
     w: Tensor | None = None,
-    b: Any = None,
+    b: Tensor | None = None,
     eps: float = 1e-5,
-    *_: Any,
+    *_: object,
 ) -> Tensor:
     """Jᵀg of a layer norm with its deviation as a constant, as the signed methods have it."""
     g = (g if w is None else g * w) * deviation(x, x.ndim - len(shape), eps)[1]

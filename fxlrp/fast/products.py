@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, reduce
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +116,7 @@ def left_weight(z: Tensor, w: Tensor, x: Tensor, *, nonneg: bool = False) -> Con
     return product(z, x, w, lambda x, w: w @ x, after(x), nonneg)
 
 
-def addmm(z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: Any) -> Contributions:
+def addmm(z: Tensor, b: Tensor, x: Tensor, w: Tensor, *, nonneg: bool = False, **_: object) -> Contributions:
     """b + x @ w with constant b, w: as `linear`."""
     return product(z if nonneg else x @ w, x, w, torch.matmul, before(x), nonneg)
 
@@ -138,7 +137,7 @@ def matmul(z: Tensor, x: Tensor, y: Tensor, *, nonneg: bool = False) -> Contribu
 
 
 def grouped_mm(
-    z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
+    z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object
 ) -> Contributions:
     """Rows of x in groups, each with a weight of its own (experts): as `linear` for every group."""
 
@@ -148,7 +147,7 @@ def grouped_mm(
     return product(z, x, w, forward, lambda s, w: forward(s, w.mT))
 
 
-def positive_sum(z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Contributions:
+def positive_sum(z: Tensor, x: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object) -> Contributions:
     """A sum with weights ≥ 0 (a mean, a value read between pixels), R_x = 2 x⁺ ⊙ Jᵀs. Arguments that say where to read
     take nothing."""
 

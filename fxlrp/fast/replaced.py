@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class Fast(ByRule):
         tells: bool = False,
         loose: tuple[int, ...] = (),
         again: bool = False,
-        remade: tuple[tuple[int, Any], ...] = (),
+        remade: tuple[tuple[int, Callable], ...] = (),
     ) -> None:
         self._known = {"one_sided": one_sided, "rectified": rectified, "tells": tells, "loose": loose}
         self._known |= {"again": again, "remade": remade}
@@ -60,9 +60,9 @@ class Fast(ByRule):
         return Fast(self.plain, self.kernel, self.nonnegs, **{**self._known, **known})
 
     @property
-    def contributions(self) -> Any:
+    def contributions(self) -> Callable[..., Contributions] | None:
         """The contributions that the rule shares relevance by, if it does."""
-        return self.kernel and self.kernel.contributions
+        return self.kernel.contributions if self.kernel else None
 
     @property
     def keeps_sign(self) -> bool:
@@ -115,6 +115,7 @@ class Fast(ByRule):
 
     def _contributions(self, z: Tensor, args: tuple, kwargs: dict[str, Any]) -> Contributions:
         args, kwargs = _unfolded(self.op, args, kwargs)
+        assert self.contributions is not None
         return self.contributions(z, *args, **kwargs, **self.kernel_told)
 
 
@@ -122,7 +123,7 @@ def _complex(*ts: Tensor) -> bool:
     return any(t.is_complex() for t in ts)
 
 
-def _unfolded(op: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def _unfolded(op: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """As `unfolded`, with the scaled weight in scratch memory."""
     return unfolded(op, args, kwargs, lambda w: borrow("weight", w))
 
@@ -133,10 +134,10 @@ class _Fast(torch.autograd.Function):
         ctx: Any,
         fast: Fast,
         leaves: list,
-        spec: Any,
+        spec: pytree.TreeSpec,
         places: list[int],
         with_handle: list[bool],
-        made_of: Any,
+        made_of: pytree.TreeSpec,
         count: int,
         *tensors: Any,
     ) -> Any:

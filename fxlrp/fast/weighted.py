@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,7 +121,7 @@ class InPieces:
     rule: Weighted
 
     def __call__(
-        self, g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], nonneg: bool, **kwargs: Any
+        self, g: Tensor, z: Tensor, *args: object, op: Callable[..., Tensor], nonneg: bool, **kwargs: object
     ) -> Tensor:
         product = Known(op, args, kwargs, self.rule.places, nonneg)
         parts = (self.kernel(*part, **dict(self.rule.parameters)) for part in product.pieces(g, z))

@@ -73,7 +73,7 @@ def _values(node: fx.Node) -> list[Any]:
     return tree_leaves(([a for i, a in enumerate(node.args) if i in places], named))
 
 
-def _is_nonnegative(value: Any, nonnegative: set[fx.Node]) -> bool:
+def _is_nonnegative(value: object, nonnegative: set[fx.Node]) -> bool:
     if not isinstance(value, fx.Node):
         return not isinstance(value, int | float) or value >= 0
     t = value.meta.get("val")

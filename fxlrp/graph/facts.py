@@ -59,7 +59,7 @@ class Facts:
         """The sample axis of every node."""
         return Samples(self.captured, self.readouts, self.active)
 
-    def carries(self, value: Any) -> bool:
+    def carries(self, value: object) -> bool:
         """Whether an argument is a node that carries relevance."""
         return isinstance(value, fx.Node) and value in self.active
 

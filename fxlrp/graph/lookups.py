@@ -6,6 +6,7 @@ ids, and so tells each vector's entry, however the model slices, shifts, hashes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from fxlrp.emit import emit
-from fxlrp.nodes import args_of
+from fxlrp.nodes import args_of, target_of
 from fxlrp.ops import about, carriers, is_pointwise
 
 aten = torch.ops.aten
@@ -176,7 +177,7 @@ class Positions:
             return self._beside(node, aten.expand_as.default, self.of(self._source(node)), node)
         values = about(node.target).values
         args = [self._moved(a) if i in values else a for i, a in enumerate(node.args)]
-        return self._beside(node, node.target, *args, **node.kwargs)
+        return self._beside(node, target_of(node), *args, **node.kwargs)
 
     def _source(self, node: fx.Node) -> fx.Node:
         return next(n for n in node.all_input_nodes if n in self.reached)
@@ -184,7 +185,7 @@ class Positions:
     def _moved(self, value: Any) -> Any:
         return NOWHERE if isinstance(value, int | float) else fx.map_arg(value, self.of)
 
-    def _beside(self, node: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    def _beside(self, node: fx.Node, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
         with node.graph.inserting_after(self._latest([node, *(a for a in args if isinstance(a, fx.Node))])):
             return emit(node.graph, node, op, *args, **kwargs)
 

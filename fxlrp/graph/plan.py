@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,8 +54,8 @@ class Plan:
     samples_separable: bool  # whether every node keeps the samples of a batch apart
     any_length: bool  # whether it holds for sequences of any length
     samples: dict[str, SampleAxis]  # where the samples are in the values of active nodes, by name, where that is known
-    key: Any = None  # the key under which an explainer keeps it
-    _forms: Recent = field(default_factory=lambda: Recent(FORMS), repr=False)
+    key: Hashable = None  # the key under which an explainer keeps it
+    _forms: Recent[Form] = field(default_factory=lambda: Recent(FORMS), repr=False)
 
     @property
     def scores_shape(self) -> torch.Size:

@@ -56,10 +56,10 @@ def is_rowwise(
     return True
 
 
-def _call_signature(node: fx.Node, between: Collection[fx.Node], axis: Callable) -> Any:
+def _call_signature(node: fx.Node, between: Collection[fx.Node], axis: Callable) -> tuple:
     """A signature of a node's call; nodes with the same one treat their rows alike."""
 
-    def describe(n: fx.Node) -> Any:
+    def describe(n: fx.Node) -> object:
         val = n.meta["val"]
         if not isinstance(val, Tensor):
             return repr(val)
@@ -119,7 +119,7 @@ def _call(node: fx.Node, values: Mapping[fx.Node, Any]) -> list[Tensor]:
         return _tensors(node.target(*args, **kwargs))  # type: ignore[operator]
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _tensors(value: object) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
 
 

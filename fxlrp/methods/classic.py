@@ -8,9 +8,9 @@ factor of a product.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxlrp.capture.functions import Entrywise, Stepwise
 from fxlrp.errors import FxlrpError
@@ -81,13 +81,13 @@ def by_epsilon(ops: Kind, epsilon: float) -> Iterator[tuple]:
     yield (signed.by_contribution(epsilon), *(op for _, packets in ops for op in packets))
 
 
-def by_rule(ops: Kind, rule: Callable[..., Any], **parameters: float) -> Iterator[tuple]:
+def by_rule(ops: Kind, rule: Callable[..., Tensor], **parameters: float) -> Iterator[tuple]:
     """Rows that give `ops` a rule of fxlrp.rules.weighted."""
     for places, packets in ops:
         yield (Weighted(rule, places, tuple(parameters.items())), (places[0],), *packets)
 
 
-def at_input(rule: Callable[..., Any], **parameters: Any) -> tuple:
+def at_input(rule: Callable[..., Tensor], **parameters: object) -> tuple:
     """The row that gives first layers a rule."""
     return (Rule(AtInput(rule, tuple(parameters.items())), argnums=(0,)), None, FirstLayer)
 
@@ -157,8 +157,8 @@ def epsilon_plus_flat(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Rulebo
 @publish
 def epsilon_gamma_box(
     gamma: float = 0.25,
-    low: Any = IMAGENET_LOW,
-    high: Any = IMAGENET_HIGH,
+    low: weighted.Bound = IMAGENET_LOW,
+    high: weighted.Bound = IMAGENET_HIGH,
     epsilon: float = 1e-6,
     stabilizer: float = 1e-6,
 ) -> Rulebook:

@@ -5,9 +5,8 @@ What their modules do on the side, at reshapes, dropouts and class-token picks, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from fxlrp.rules.registry import ABSOLUTE, Rule, Rulebook, publish, table
 aten = torch.ops.aten
 
 
-def max_pool_april(g: Tensor, z: Tensor, x: Tensor, *args: Any) -> Tensor:
+def max_pool_april(g: Tensor, z: Tensor, x: Tensor, *args: object) -> Tensor:
     """A maximum takes its window's relevance twice if it is positive, and none if it is negative."""
     return vjp(lambda t: aten.max_pool2d.default(t, *args), [x], (1 + z.sign()) * over_abs(g, z))[0]
 
@@ -55,7 +54,7 @@ def by_definition(h: Callable[..., Tensor], h_abs: Callable[..., Tensor]) -> Cal
     What is a constant of the method (a mean, a norm, a denominator) is detached inside h and h_abs.
     """
 
-    def rule(g: Tensor, z: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def rule(g: Tensor, z: Tensor, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         s = over_abs(g, z)
         return vjp(lambda t: h(t, *args, **kwargs), [x], s)[0] + vjp(lambda t: h_abs(t, *args, **kwargs), [x], s)[0]
 
@@ -64,7 +63,7 @@ def by_definition(h: Callable[..., Tensor], h_abs: Callable[..., Tensor]) -> Cal
 
 
 def _layer_norm(
-    x: Tensor, shape: list[int], w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+    x: Tensor, shape: list[int], w: Tensor | None = None, b: Tensor | None = None, eps: float = 1e-5, *_: object
 ) -> Tensor:
     dims = list(range(-len(shape), 0))
     variance, mean = torch.var_mean(x.detach(), dims, correction=0, keepdim=True)
@@ -73,21 +72,25 @@ def _layer_norm(
     return u if b is None else u + b
 
 
-def _layer_norm_abs(x: Tensor, shape: list[int], w: Tensor | None = None, *rest: Any) -> Tensor:
-    return _layer_norm(x.abs(), shape, None if w is None else w.abs(), *rest)
+def _layer_norm_abs(
+    x: Tensor, shape: list[int], w: Tensor | None = None, b: Tensor | None = None, eps: float = 1e-5, *_: object
+) -> Tensor:
+    return _layer_norm(x.abs(), shape, None if w is None else w.abs(), b, eps)
 
 
-def _softmax(x: Tensor, dim: int, *_: Any) -> Tensor:
+def _softmax(x: Tensor, dim: int, *_: object) -> Tensor:
     top = x.detach().amax(dim, keepdim=True)
     e = (x - top).exp()
     return e / e.detach().sum(dim, keepdim=True)
 
 
-def _softmax_abs(x: Tensor, dim: int, *_: Any) -> Tensor:
+def _softmax_abs(x: Tensor, dim: int, *_: object) -> Tensor:
     return _softmax(torch.where(x == -torch.inf, x, x.abs()), dim)  # what a mask shuts stays shut
 
 
-def max_pool_december(g: Tensor, z: Tensor, x: Tensor, kernel: list[int], stride: Any = (), *rest: Any) -> Tensor:
+def max_pool_december(
+    g: Tensor, z: Tensor, x: Tensor, kernel: list[int], stride: Sequence[int] = (), *rest: object
+) -> Tensor:
     """The winners of x and of |x| take the window's s; where windows do not overlap, its R, not divided by |z|."""
     apart = list(stride or kernel) == list(kernel)
     s = z * g if apart else over_abs(g, z)
@@ -98,7 +101,9 @@ def max_pool_december(g: Tensor, z: Tensor, x: Tensor, kernel: list[int], stride
     return vjp(pool, [x], s)[0] + x.sign() * vjp(pool, [x.abs()], s)[0]
 
 
-def residual_december(g: Tensor, z: Tensor, x: Tensor, y: Tensor, *given: Any, op: Any) -> tuple[Tensor, Tensor]:
+def residual_december(
+    g: Tensor, z: Tensor, x: Tensor, y: Tensor, *given: object, op: Residual
+) -> tuple[Tensor, Tensor]:
     """A sum x + y whose share for y leaks: x = f(y) hangs together with y in autograd, so y also gets, through the
     ordinary Jacobian of f, what is meant for x."""
     s = over_abs(g, z)

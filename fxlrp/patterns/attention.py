@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
+
+from fxlrp.emit import Insert
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
@@ -34,7 +36,7 @@ def _expand(gm: fx.GraphModule, facts: Facts, chosen: Callable[[fx.Node], bool])
 
 
 def _attention(
-    call: Any,
+    call: Insert,
     q: fx.Node,
     k: fx.Node,
     v: fx.Node,
@@ -59,7 +61,7 @@ def _attention(
     return call(aten.matmul.default, call(aten.dropout.default, weights, dropout_p, False), v)
 
 
-def _softmax(call: Any, scores: fx.Node, mask: fx.Node | None, *, fixed: bool) -> fx.Node:
+def _softmax(call: Insert, scores: fx.Node, mask: fx.Node | None, *, fixed: bool) -> fx.Node:
     """softmax(scores + mask), or 0 where a mask shuts out every key, as in a window of padding only; a `fixed` mask,
     such as the causal one, never does."""
     if mask is None:

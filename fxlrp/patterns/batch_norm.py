@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from fxlrp.emit import KEPT
+from fxlrp.emit import KEPT, Insert
 from fxlrp.nodes import target_of
 from fxlrp.ops import of_kind
 from fxlrp.rules.folded import FoldedProduct
@@ -44,7 +44,7 @@ def fold_batch_norm(gm: fx.GraphModule, facts: Facts) -> bool:
 
 
 def _folded(
-    call: Any,
+    call: Insert,
     z: fx.Node,
     product: fx.Node,
     w: fx.Node | None,
@@ -76,8 +76,8 @@ def split_batch_norm(gm: fx.GraphModule, facts: Facts) -> bool:
 
 
 def _standardize_then_scale(
-    call: Any, x: fx.Node, w: fx.Node, b: fx.Node, mean: fx.Node, var: fx.Node, *rest: Any
-) -> Any:
+    call: Insert, x: fx.Node, w: fx.Node, b: fx.Node, mean: fx.Node, var: fx.Node, *rest: Any
+) -> fx.Node:
     u = call(aten.batch_norm.default, x, None, None, mean, var, *rest)
     zero, one = call(aten.zeros_like.default, mean), call(aten.ones_like.default, var)
     training, momentum, _, cudnn = rest

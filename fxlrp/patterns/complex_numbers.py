@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from fxlrp.emit import Insert
 from fxlrp.ops import about, of_kind
 from fxlrp.rules import passing
 from fxlrp.rules.absolute import absolute
@@ -82,19 +83,19 @@ def write_apart(gm: fx.GraphModule, facts: Facts) -> bool:
     return bool(writes)
 
 
-def _complex(node: Any) -> bool:
+def _complex(node: object) -> bool:
     value = node.meta.get("val") if isinstance(node, fx.Node) else node
     return value.is_complex() if isinstance(value, Tensor) else isinstance(value, complex)
 
 
-def _parts(call: Any, t: Any) -> tuple[Any, Any]:
+def _parts(call: Insert, t: Any) -> tuple[Any, Any]:
     """The real part, and the imaginary part or None if t is real."""
     if not _complex(t):
         return t, None
     return (call(aten.real.default, t), call(aten.imag.default, t)) if isinstance(t, fx.Node) else (t.real, t.imag)
 
 
-def _product(call: Any, op: Any, x: fx.Node, y: fx.Node, bias: fx.Node | None = None, *rest: Any) -> fx.Node:
+def _product(call: Insert, op: Callable, x: fx.Node, y: fx.Node, bias: fx.Node | None = None, *rest: Any) -> fx.Node:
     (a, b), (c, d), (e, f) = _parts(call, x), _parts(call, y), _parts(call, bias)
     with_real, with_imaginary = (() if t is None and not rest else (t, *rest) for t in (e, f))
     plain = (None, *rest) if rest else ()
@@ -107,11 +108,7 @@ def _product(call: Any, op: Any, x: fx.Node, y: fx.Node, bias: fx.Node | None = 
     return call(aten.complex.default, real, imaginary)
 
 
-def _size(call: Any, x: fx.Node) -> fx.Node:
-    return call(aten.linalg_vector_norm.default, call(aten.view_as_real.default, x), 2, [-1])
-
-
-def _sum(call: Any, op: Any, x: Any, y: Any, alpha: Any = 1) -> fx.Node:
+def _sum(call: Insert, op: Callable, x: Any, y: Any, alpha: complex = 1) -> fx.Node:
     (a, b), (c, d) = _parts(call, x), _parts(call, y)
     more = {} if alpha == 1 else {"alpha": alpha}
     real = call(op, a, c, **more)
@@ -122,7 +119,7 @@ def _sum(call: Any, op: Any, x: Any, y: Any, alpha: Any = 1) -> fx.Node:
     return call(aten.complex.default, real, imaginary)
 
 
-def _apart(call: Any, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+def _apart(call: Insert, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:
     """Applies an op without parameters to the real parts and to the imaginary parts."""
 
     def of(part: int) -> fx.Node:

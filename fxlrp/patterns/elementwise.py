@@ -5,7 +5,7 @@ Finds tanh-GELU, quick-GELU, Swish, Mish, hard-Swish and any other such function
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
@@ -27,7 +27,7 @@ class Elementwise:
         self.__name__ = self.__qualname__ = type(self).__name__.lower()
         self.__module__ = __name__
 
-    def __call__(self, x: Tensor, *constants: Any) -> Tensor:
+    def __call__(self, x: Tensor, *constants: object) -> Tensor:
         return self.body(x, *constants)
 
 

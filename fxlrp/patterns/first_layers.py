@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
@@ -30,7 +30,7 @@ PLACES = {
 def mark_first_layers(gm: fx.GraphModule, facts: Facts) -> bool:
     """Replaces weighted products of an input, which may be moved or normalized with constants before, by `FirstLayer`s
     that also take ones moved likewise."""
-    ones_of: dict[fx.Node, Any] = {}
+    ones_of: dict[fx.Node, fx.Node | None] = {}
     changed = False
     for node in list(gm.graph.nodes):
         places = PLACES.get(node.target.product if isinstance(node.target, FoldedProduct) else node.target)
@@ -47,14 +47,14 @@ def mark_first_layers(gm: fx.GraphModule, facts: Facts) -> bool:
     return changed
 
 
-def _ones(node: Any, ones_of: dict[fx.Node, Any], facts: Facts) -> Any:
+def _ones(node: fx.Node, ones_of: dict[fx.Node, fx.Node | None], facts: Facts) -> fx.Node | None:
     """The ones in place of an active node, moved like it from the ones of the inputs; None if that is impossible."""
     if node not in ones_of:
         ones_of[node] = _make_ones(node, ones_of, facts)
     return ones_of[node]
 
 
-def _make_ones(node: fx.Node, ones_of: dict[fx.Node, Any], facts: Facts) -> Any:
+def _make_ones(node: fx.Node, ones_of: dict[fx.Node, fx.Node | None], facts: Facts) -> fx.Node | None:
     graph = node.graph
     if node.op == "placeholder":
         with graph.inserting_after(max(graph.find_nodes(op="placeholder"))):

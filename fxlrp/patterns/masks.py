@@ -44,7 +44,7 @@ def mark_masks(gm: fx.GraphModule, facts: Facts) -> bool:
     return changed
 
 
-def _is_mask(value: Any) -> bool:
+def _is_mask(value: object) -> bool:
     if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.ndim == 0:
         return False
     return bool(((value == 0) | (value < SHUT)).all())

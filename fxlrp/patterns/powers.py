@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
+
+from fxlrp.emit import Insert
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
@@ -23,7 +25,7 @@ def name_powers(gm: fx.GraphModule, facts: Facts) -> bool:
     return bool(renamed)
 
 
-def _named(call: Any, x: fx.Node, p: float) -> fx.Node:
+def _named(call: Insert, x: fx.Node, p: float) -> fx.Node:
     if p in NAMES:
         return call(NAMES[p], x)
     return call(aten.reciprocal.default, call(aten.pow.Tensor_Scalar, x, -p))

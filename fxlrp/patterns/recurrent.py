@@ -24,7 +24,9 @@ from fxlrp.nodes import args_of, target_of
 aten = torch.ops.aten
 
 
-def lstm(x: Tensor, h: Tensor, c: Tensor, u: Tensor, b: Any = None, projection: Any = None) -> tuple[Tensor, ...]:
+def lstm(
+    x: Tensor, h: Tensor, c: Tensor, u: Tensor, b: Tensor | None = None, projection: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """One step; x is W x_t + b."""
     i, f, g, o = (torch.nn.functional.linear(h, u, b) + x).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -32,7 +34,7 @@ def lstm(x: Tensor, h: Tensor, c: Tensor, u: Tensor, b: Any = None, projection: 
     return (h if projection is None else torch.nn.functional.linear(h, projection)), c
 
 
-def gru(x: Tensor, h: Tensor, u: Tensor, b: Any = None) -> tuple[Tensor]:
+def gru(x: Tensor, h: Tensor, u: Tensor, b: Tensor | None = None) -> tuple[Tensor]:
     """One step; x is W x_t + b."""
     (r, z, n), (hr, hz, hn) = x.chunk(3, -1), torch.nn.functional.linear(h, u, b).chunk(3, -1)
     n = (n + hn * (hr + r).sigmoid()).tanh()
@@ -44,7 +46,7 @@ def rnn(f: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor]]:
     return lambda x, h, u, b=None: (f(torch.nn.functional.linear(h, u, b) + x),)
 
 
-CELLS: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
+CELLS: dict[torch._ops.OpOverload, Callable[..., tuple[Tensor, ...]]] = {
     getattr(packet, kind): cell
     for packet, cell in (
         (aten.lstm, lstm),
@@ -63,12 +65,12 @@ class _Steps:
 
     node: fx.Node
     sizes: Sequence[int] | None  # the number of sequences at each step, if they are packed
-    traced: dict[Any, fx.Graph] = field(default_factory=dict)
+    traced: dict[tuple, fx.Graph] = field(default_factory=dict)
 
-    def write(self, op: Any, *args: Any) -> fx.Node:
+    def write(self, op: Callable, *args: Any) -> fx.Node:
         return emit(self.node.graph, self.node, op, *args)
 
-    def split(self, x: fx.Node, op: Any, *args: Any) -> list[fx.Node]:
+    def split(self, x: fx.Node, op: Callable, *args: Any) -> list[fx.Node]:
         """The tensors that an op splits x into."""
         several = self.write(op, x, *args)
         return [self.write(operator.getitem, several, i) for i in range(len(several.meta["val"]))]

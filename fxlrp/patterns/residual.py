@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
@@ -24,11 +24,11 @@ class Residual:
         self.__name__ = self.__qualname__ = "residual"
         self.__module__ = __name__
 
-    def __call__(self, branch: Tensor, shortcut: Tensor, *operands: Any) -> Tensor:
+    def __call__(self, branch: Tensor, shortcut: Tensor, *operands: object) -> Tensor:
         return branch + shortcut
 
 
-def join_branches(gm: fx.GraphModule, facts: Facts, instead: Mapping[Any, Callable]) -> bool:
+def join_branches(gm: fx.GraphModule, facts: Facts, instead: Mapping[Callable | str, Callable]) -> bool:
     """Rewrites f(x) + x as one op of f(x), x and f's other operands; `instead`: replacements for ops in f that get
     another derivative."""
     changed = False

@@ -32,7 +32,7 @@ def _with_tensor(op: torch._ops.OpOverload) -> Callable:
     )
 
 
-def _mixed(start: Any, end: Any, weight: Any) -> Any:
+def _mixed(start: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
     """A lerp as the mean it is; torch's own way, start + weight · (end − start), gives relevance to a difference."""
     return start * (1 - weight) + end * weight
 
@@ -48,9 +48,9 @@ def _beside_mean(op: torch._ops.OpOverload) -> Callable:
     return both
 
 
-LERPS: dict[Any, Callable] = dict.fromkeys((aten.lerp.Scalar, aten.lerp.Tensor), _mixed)
+LERPS: dict[torch._ops.OpOverload, Callable] = dict.fromkeys((aten.lerp.Scalar, aten.lerp.Tensor), _mixed)
 """The decompositions of lerp, which is part of others (quantile's) and is decomposed with them."""
-OWN: dict[Any, Callable] = {
+OWN: dict[torch._ops.OpOverload, Callable] = {
     **LERPS,
     **{getattr(aten.var_mean, o): _beside_mean(getattr(aten.var, o)) for o in ("default", "dim", "correction")},
     **{getattr(aten.std_mean, o): _beside_mean(getattr(aten.std, o)) for o in ("default", "dim", "correction")},
@@ -63,7 +63,7 @@ OWN: dict[Any, Callable] = {
 
 def take_apart(gm: fx.GraphModule, facts: Facts) -> bool:
     """Decomposes every active node that would get the generic rule, if torch knows what it is composed of."""
-    traced: dict[Any, fx.GraphModule] = {}  # nodes of one kind share a decomposition
+    traced: dict[tuple, fx.GraphModule] = {}  # nodes of one kind share a decomposition
     changed = False
     for node in [n for n in gm.graph.nodes if facts.carries(n) and facts.entry(n) is None]:
         decomposition = _decomposition(node.target)
@@ -81,7 +81,7 @@ def take_apart(gm: fx.GraphModule, facts: Facts) -> bool:
     return changed
 
 
-def _decomposition(op: Any) -> Callable | None:
+def _decomposition(op: object) -> Callable | None:
     """The decomposition of `op` as a function of the op's arguments; None if there is none."""
     if not isinstance(op, torch._ops.OpOverload):
         return None
@@ -96,7 +96,7 @@ def _composite(op: torch._ops.OpOverload) -> bool:
     return op.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
-def _kind(node: fx.Node) -> Any:
+def _kind(node: fx.Node) -> tuple:
     """A key of what a node's decomposition depends on: its op, constants, and the shapes and types of its operands."""
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     values = [leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]

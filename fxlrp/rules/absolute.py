@@ -15,7 +15,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from fxlrp.rules.quantities import by_parts, over_abs, where_positive
 
 
 def absolute(
-    g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], argnums: tuple[int, ...], **kwargs: Any
+    g: Tensor, z: Tensor, *args: object, op: Callable[..., Tensor], argnums: tuple[int, ...], **kwargs: object
 ) -> list[Tensor]:
     """The rule itself, for any op:  g_a = J_f(a; θ)ᵀ s + sign(a) ⊙ J_f(|a|; |θ|)ᵀ s.
 
@@ -57,10 +57,13 @@ def absolute(
     return [by_parts(both, p, a, x) for p, a, x in zip(signed, absolute, xs, strict=True)]
 
 
-class Formula:
+Formulated = TypeVar("Formulated", bound="Tensor | tuple[Tensor | None, ...]")
+
+
+class Formula(Generic[Formulated]):
     """A formula (s, z, *args) → cotangents of its arguments, as the rule (g, z, *args) → those of `argnums`."""
 
-    def __init__(self, formula: Callable[..., Any]) -> None:
+    def __init__(self, formula: Callable[..., Formulated]) -> None:
         functools.update_wrapper(self, formula)
         self.formula = formula
         signature = inspect.signature(formula)
@@ -69,34 +72,34 @@ class Formula:
         self.__signature__ = signature.replace(parameters=[*keywords, argnums])
 
     def __call__(
-        self, g: Tensor, z: Tensor, *args: Any, argnums: tuple[int, ...] = (0,), **kwargs: Any
+        self, g: Tensor, z: Tensor, *args: object, argnums: tuple[int, ...] = (0,), **kwargs: object
     ) -> list[Tensor | None]:
-        cotangents = self.formula(over_abs(g, z), z, *args, **kwargs)
-        cotangents = (cotangents,) if isinstance(cotangents, Tensor) else cotangents
+        out = self.formula(over_abs(g, z), z, *args, **kwargs)
+        cotangents: tuple[Tensor | None, ...] = (out,) if isinstance(out, Tensor) else out
         return [cotangents[i] for i in argnums]
 
 
 @Formula
-def add(s: Tensor, z: Tensor, x: Any, y: Any, *, alpha: float = 1) -> tuple[Any, Any]:
+def add(s: Tensor, z: Tensor, x: Tensor | float, y: Tensor | float, *, alpha: float = 1) -> tuple[Tensor, Tensor]:
     """x + αy: relevance goes to the positive summands, R_x = 2 x⁺ s and R_y = 2 (αy)⁺ s.  A constant one takes part in
     |z| only, as a bias does."""
     return 2 * (x > 0) * s, 2 * alpha * (alpha * y > 0) * s
 
 
 @Formula
-def sub(s: Tensor, z: Tensor, x: Any, y: Any, *, alpha: float = 1) -> tuple[Any, Any]:
+def sub(s: Tensor, z: Tensor, x: Tensor | float, y: Tensor | float, *, alpha: float = 1) -> tuple[Tensor, Tensor]:
     """x − αy is the sum of x and −αy."""
     return add.formula(s, z, x, y, alpha=-alpha)
 
 
 @Formula
-def rsub(s: Tensor, z: Tensor, x: Any, y: Any, alpha: float = 1) -> tuple[Any, Any]:
+def rsub(s: Tensor, z: Tensor, x: Tensor | float, y: Tensor | float, alpha: float = 1) -> tuple[Tensor, Tensor]:
     """y − αx is the sum of −αx and y."""
     return add.formula(s, z, y, x, alpha=-alpha)[::-1]
 
 
 @Formula
-def positive_sum(s: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+def positive_sum(s: Tensor, z: Tensor, x: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object) -> Tensor:
     """A sum with weights ≥ 0 (a mean, a value read between pixels), R_x = 2 x⁺ ⊙ Jᵀs; what says where takes nothing."""
     (d,) = vjp(lambda t: op(t, *rest, **kwargs), [x], s)
     return 2 * (x > 0) * d
@@ -104,7 +107,7 @@ def positive_sum(s: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., 
 
 @Formula
 def grouped_mm(
-    s: Tensor, z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
+    s: Tensor, z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object
 ) -> Tensor:
     """Rows of x in groups, each with a weight of its own (experts): a product for every group, whose ops have no
     derivative everywhere: Wᵀs + sign(x) ⊙ |W|ᵀs."""
@@ -116,7 +119,7 @@ def grouped_mm(
 
 
 @Formula
-def activation(s: Tensor, z: Tensor, x: Tensor, *args: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+def activation(s: Tensor, z: Tensor, x: Tensor, *args: object, op: Callable[..., Tensor], **kwargs: object) -> Tensor:
     """A non-linearity f, entry by entry: relevance goes to positive inputs, R_x = 2 x⁺ f'(x) s.
 
     It is the absLRP rule with a companion for f(|x|) whose derivative is sign(x) f'(x): |x| · gate(x) for gated units
@@ -138,7 +141,7 @@ def logsumexp(s: Tensor, z: Tensor, x: Tensor, dim: list[int], keepdim: bool = F
 
 
 @Formula
-def softmax(s: Tensor, z: Tensor, x: Tensor, dim: int, dtype: Any = None, *_: Any) -> Tensor:
+def softmax(s: Tensor, z: Tensor, x: Tensor, dim: int, dtype: torch.dtype | None = None, *_: object) -> Tensor:
     """Softmax with the denominator as a constant: R_x = 2 x z s, with the sign of the logit."""
     return 2 * z * s
 
@@ -150,9 +153,9 @@ def layer_norm(
     x: Tensor,
     shape: list[int],
     w: Tensor | None = None,
-    b: Any = None,
+    b: Tensor | None = None,
     eps: float = 1e-5,
-    *_: Any,
+    *_: object,
 ) -> Tensor:
     """z = w u + b, u = (x − mean) / σ with mean and σ as constants: R_x = x ⊙ (w + sign(u) |w|) s / σ  (2024-04)."""
     return _standardized(s, x, x.ndim - len(shape), w, eps)
@@ -160,7 +163,14 @@ def layer_norm(
 
 @Formula
 def group_norm(
-    s: Tensor, z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+    s: Tensor,
+    z: Tensor,
+    x: Tensor,
+    groups: int,
+    w: Tensor | None = None,
+    b: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: object,
 ) -> Tensor:
     """Group norm: as layer norm, over each group of channels."""
     s, x = s.unflatten(1, (groups, -1)), x.unflatten(1, (groups, -1))
@@ -174,13 +184,13 @@ def instance_norm(
     z: Tensor,
     x: Tensor,
     w: Tensor | None,
-    b: Any,
+    b: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
     use_input_stats: bool,
     momentum: float,
     eps: float,
-    *_: Any,
+    *_: object,
 ) -> Tensor:
     """Instance norm: as layer norm, over each channel; as batch norm where it goes by running statistics."""
     if not use_input_stats and var is not None:
@@ -208,13 +218,13 @@ def batch_norm(
     z: Tensor,
     x: Tensor,
     w: Tensor | None,
-    b: Any,
+    b: Tensor | None,
     mean: Tensor | None,
     var: Tensor,
     training: bool,
     momentum: float,
     eps: float,
-    *_: Any,
+    *_: object,
 ) -> Tensor:
     """A batch norm with no product before it to fold into: one affine op, R_x = 2 (γx)⁺ s / √(v + ε)."""
     return _affine(s, x, w, var, eps)

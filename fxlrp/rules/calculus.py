@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ def pullback(f: Callable[..., Tensor], *xs: Tensor) -> tuple[Tensor, Callable[[T
     return value.detach(), pull
 
 
-def differentiable(t: Any) -> bool:
+def differentiable(t: object) -> bool:
     """Whether t is a tensor of real or complex numbers."""
     return isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
 

@@ -24,7 +24,7 @@ class FoldedProduct:
     def __name__(self) -> str:
         return getattr(self.product, "__name__", str(self.product)).replace(".", "_")
 
-    def __call__(self, *args: Any, value: Tensor, scale: Tensor) -> Tensor:
+    def __call__(self, *args: object, value: Tensor, scale: Tensor) -> Tensor:
         return value.view_as(value)
 
 
@@ -32,7 +32,10 @@ describe(FoldedProduct, constants=("value", "scale"))
 
 
 def unfolded(
-    op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], memory: Callable[[Tensor], Tensor | None] = lambda w: None
+    op: Callable,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    memory: Callable[[Tensor], Tensor | None] = lambda w: None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of the product that a call of a folded one stands for; the own arguments of any other call.
 
@@ -45,6 +48,6 @@ def unfolded(
     return (x, torch.mul(w, scale, out=memory(w)), *rest), {}
 
 
-def product_of(op: Any) -> Any:
+def product_of(op: Callable) -> Callable:
     """The product that a folded one stands for; any other op itself."""
     return op.product if isinstance(op, FoldedProduct) else op

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,12 +36,12 @@ def rms_norm(
     return g if w is None else g * w
 
 
-def offset(g: Tensor, z: Tensor, x: Tensor, *_: Any) -> Tensor:
+def offset(g: Tensor, z: Tensor, x: Tensor, *_: object) -> Tensor:
     """x − max(x), and x − log Σ exp(x), a log-softmax: what shifts logits cancels from their softmax, R_x = x g."""
     return g
 
 
 @keeps_relevance
-def rounding(g: Tensor, z: Tensor, x: Tensor, *_: Any, **__: Any) -> Tensor:
+def rounding(g: Tensor, z: Tensor, x: Tensor, *_: object, **__: object) -> Tensor:
     """Rounding, quantising and other steps pass relevance on, R_x = R."""
     return g * (z / x).masked_fill_(x == 0, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, overload
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
 
 Op = Callable[..., Any]
+Cotangents = Tensor | Sequence["Tensor | None"] | None
 Key = tuple["Op | str", "tuple[int, ...] | None"]
 Pass = Callable[[fx.GraphModule, "Facts"], bool]
 
@@ -36,7 +37,7 @@ class Rule:
     op.
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., Cotangents]
     argnums: tuple[int, ...] | None = None
 
     @property
@@ -52,7 +53,7 @@ class Derivative:
     """The op's ordinary vector-Jacobian product, at s = adjust(g, z, **parameters) in the place of g."""
 
     adjust: Callable[..., Tensor]
-    parameters: tuple[tuple[str, Any], ...] = ()
+    parameters: tuple[tuple[str, object], ...] = ()
 
     @property
     def name(self) -> str:
@@ -135,7 +136,7 @@ class Rulebook:
         kept = {(op, args): e for (op, args), e in self.entries.items() if (op, None) not in new}
         return replace(self, **{"name": f"{self.name}+", **changes, "entries": {**kept, **new}})
 
-    def __deepcopy__(self, memo: Any) -> Rulebook:
+    def __deepcopy__(self, memo: object) -> Rulebook:
         return self
 
     def __reduce__(self) -> tuple:
@@ -202,11 +203,13 @@ def _of_user(op: Op, entries: Mapping[tuple[int, ...] | None, Entry], active: tu
 
 
 @functools.cache
-def _some(fn: Callable, places: tuple[int, ...], argnums: tuple[int, ...]) -> Callable:
+def _some(
+    fn: Callable[..., Sequence[Tensor | None] | None], places: tuple[int, ...], argnums: tuple[int, ...]
+) -> Callable:
     """A rule that returns what another gives to some of its arguments; the others are constants here."""
 
     @functools.wraps(fn)
-    def rule(*args: Any, **kwargs: Any) -> Any:
+    def rule(*args: object, **kwargs: object) -> Cotangents:
         cotangents = fn(*args, **kwargs)
         return cotangents if cotangents is None else tuple(cotangents[places.index(i)] for i in argnums)
 
@@ -321,7 +324,7 @@ def find_rulebook(rules: str | Rulebook) -> Rulebook:
     return rulebook(name, **parameters)
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> float | str | None:
     try:
         return None if text == "none" else float(text)
     except ValueError:

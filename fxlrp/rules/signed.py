@@ -7,7 +7,6 @@ Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,13 +50,13 @@ def generic(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
 
 
 def attention_to_values(
-    g: Tensor, z: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any
+    g: Tensor, z: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object
 ) -> Tensor:
     """softmax(q kᵀ) v with constant weights."""
     return vjp(lambda v: op(q, k, v, *rest, **kwargs), [v], g)[0]
 
 
-def identity(g: Tensor, z: Tensor, x: Tensor, *rest: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+def identity(g: Tensor, z: Tensor, x: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object) -> Tensor:
     """A non-linearity passes R on, R_x = R (1 − f(0)/f(x)): what it gives for nothing, f(0), counts as a bias."""
     nothing = torch.zeros_like(x)
     f0 = op(nothing, *rest, **kwargs)
@@ -77,16 +76,23 @@ def layer_norm(
     x: Tensor,
     shape: list[int],
     w: Tensor | None = None,
-    b: Any = None,
+    b: Tensor | None = None,
     eps: float = 1e-5,
-    *_: Any,
+    *_: object,
 ) -> Tensor:
     """Layer norm with its deviation as a constant, R_x = x ⊙ Jᵀ g; the other norms likewise."""
     return standardized(g if w is None else g * w, x, x.ndim - len(shape), eps)
 
 
 def group_norm(
-    g: Tensor, z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Any = None, eps: float = 1e-5, *_: Any
+    g: Tensor,
+    z: Tensor,
+    x: Tensor,
+    groups: int,
+    w: Tensor | None = None,
+    b: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: object,
 ) -> Tensor:
     g, x = ((t.unflatten(1, (groups, -1))) for t in (g if w is None else g * per_channel(w, x), x))
     return standardized(g, x, 2, eps).flatten(1, 2)
@@ -97,13 +103,13 @@ def instance_norm(
     z: Tensor,
     x: Tensor,
     w: Tensor | None,
-    b: Any,
+    b: Tensor | None,
     mean: Tensor | None,
     var: Tensor | None,
     use_input_stats: bool,
     momentum: float,
     eps: float,
-    *_: Any,
+    *_: object,
 ) -> Tensor:
     if not use_input_stats and var is not None:
         return g * per_channel(norm_scale(w, var, eps), x)

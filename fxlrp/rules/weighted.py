@@ -9,9 +9,8 @@ Every rule here is R_i = Σ_j (contribution of i to j) / (sum of contributions t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +33,8 @@ def signs(z: Tensor, size: float = 1) -> Tensor:
     return torch.copysign(z.new_full((), size), z)
 
 
+Bound = float | Sequence[float] | Tensor
+"""A bound of the inputs: one for all, or one for each channel."""
 Places = tuple[int, int, "int | None"]
 """Where x, w and b, if any, stand among an op's arguments."""
 
@@ -52,7 +53,7 @@ class Product:
 
     op: Callable[..., Tensor]
     args: tuple
-    kwargs: dict[str, Any]
+    kwargs: dict[str, object]
     places: Places
 
     def __call__(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -125,7 +126,7 @@ def flat(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, stabilizer: float) -
     return vjp(lambda t: f(t, torch.ones_like(w), none), [ones], ratio(z * g, stabilized(sizes, stabilizer)))[0]
 
 
-def z_box(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, low: Any, high: Any, stabilizer: float) -> Tensor:
+def z_box(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, low: Bound, high: Bound, stabilizer: float) -> Tensor:
     """R_i = Σ_j (x_i w_ij − l_i w⁺_ij − h_i w⁻_ij) / Σ_i (…) R_j, at an input layer with l ≤ x ≤ h; as `flat`.
 
     low, high: numbers, or one for each channel.
@@ -133,7 +134,7 @@ def z_box(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, low: Any, high: Any
     x, w, b = f.operands
     above, below = (None if b is None else clamped(b, sign) for sign in (1, -1))
 
-    def bound(v: Any) -> Tensor:
+    def bound(v: Bound) -> Tensor:
         v = torch.as_tensor(v, dtype=x.dtype, device=x.device)
         return v.view(-1, *[1] * (x.ndim - 2)) if v.ndim else v
 
@@ -149,13 +150,13 @@ class Weighted:
 
     rule: Callable[..., Tensor]
     places: Places
-    parameters: tuple[tuple[str, Any], ...]
+    parameters: tuple[tuple[str, object], ...]
 
     @property
     def __name__(self) -> str:
         return self.rule.__name__
 
-    def __call__(self, g: Tensor, z: Tensor, *args: Any, op: Callable[..., Tensor], **kwargs: Any) -> Tensor:
+    def __call__(self, g: Tensor, z: Tensor, *args: object, op: Callable[..., Tensor], **kwargs: object) -> Tensor:
         return self.rule(g, z, Product(op, args, kwargs, self.places), **dict(self.parameters))
 
 
@@ -178,7 +179,7 @@ class FirstLayer:
     def __name__(self) -> str:
         return "first_" + getattr(self.op, "__name__", str(self.op)).replace(".", "_")
 
-    def __call__(self, ones: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, ones: Tensor, *args: object, **kwargs: object) -> Tensor:
         return self.op(*args, **kwargs)
 
 
@@ -187,12 +188,12 @@ class AtInput:
     """`flat` or `z_box` as the rule of first layers."""
 
     rule: Callable[..., Tensor]
-    parameters: tuple[tuple[str, Any], ...]
+    parameters: tuple[tuple[str, object], ...]
 
     @property
     def __name__(self) -> str:
         return self.rule.__name__
 
-    def __call__(self, g: Tensor, z: Tensor, ones: Tensor, *args: Any, op: FirstLayer, **kwargs: Any) -> Tensor:
+    def __call__(self, g: Tensor, z: Tensor, ones: Tensor, *args: object, op: FirstLayer, **kwargs: object) -> Tensor:
         product, (args, kwargs) = product_of(op.op), unfolded(op.op, args, kwargs)
         return self.rule(g, z, ones, Product(product, args, kwargs, op.places), **dict(self.parameters))
