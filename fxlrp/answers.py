@@ -24,12 +24,12 @@ class Forward(NamedTuple):
     """The forward pass of a call.
 
     out: what the graph returned: the model's outputs, then the values where relevance is read.
-    said: the same, with the model's own answers where these differ from the graph's by more than rounding.
+    model_out: the same, with the model's own outputs where a graph in float32 gives others by more than rounding.
     latent: the values inside the model that were asked for, by name.
     """
 
     out: Sequence[Tensor]
-    said: Sequence[Tensor]
+    model_out: Sequence[Tensor]
     latent: dict[str, Tensor]
 
 
@@ -61,12 +61,12 @@ def run_forward(
     except Exception:
         own()  # which says so, if the model itself refuses the call
         raise
-    said = out
+    model_out = out
     if plan.capture.answers_apart:
         answers = own()
-        said = [*answers, *out[len(answers) :]]
-        said[plan.logits] = said[plan.logits].to(answers[plan.explained].dtype)
-    return Forward(out, said, {name: out[i] for name, i in zip(at, latent, strict=True)})
+        model_out = [*answers, *out[len(answers) :]]
+        model_out[plan.logits] = model_out[plan.logits].to(answers[plan.explained].dtype)
+    return Forward(out, model_out, {name: out[i] for name, i in zip(at, latent, strict=True)})
 
 
 def answer(
@@ -80,7 +80,7 @@ def answer(
 ) -> list[Attribution]:
     """An attribution for each question, by one relevance pass for several directions at once, or for each of them."""
     batch = plan.axes.count(tensors)
-    asked = [asked_directions(plan, forward.out, forward.said, q, batch) for q in questions]
+    asked = [asked_directions(plan, forward.out, forward.model_out, q, batch) for q in questions]
     directions = [d for several, _ in asked for d in several]
     at_once = 1 if one_at_a_time else maps_at_once(plan.axes.rows(forward.out[plan.logits]))
     try:
@@ -132,9 +132,9 @@ def attribution_from(
 
     relevance = joined([r.inputs for r in reads], [plan.axes.column(i) for i in plan.readouts])
     latent = joined([r.latent for r in reads], [1] * len(forward.latent))
-    logits = at_position(plan.axes.rows(forward.said[plan.logits]), question.position).detach()
+    logits = at_position(plan.axes.rows(forward.model_out[plan.logits]), question.position).detach()
     inside = dict(zip(forward.latent, latent, strict=True))
-    return replace(attribution_of(plan, tensors, forward.said, logits, relevance, classes, inside), given=given)
+    return replace(attribution_of(plan, tensors, forward.model_out, logits, relevance, classes, inside), given=given)
 
 
 def with_questions(

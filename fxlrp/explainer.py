@@ -152,9 +152,9 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
                 answers = say_where_it_ended(self, answers, questions, args, kwargs)
                 return with_questions(self.rulebook, answers, questions)[0]
             plan, tensors = self.plan(args, kwargs)
-            about = self.about(plan, self.plans.outputs(args, kwargs), target) if callable(target) else self
-            if about is not self:
-                return about(*args, target=target, position=position, trace=True, **kwargs)
+            other = self.of_target(plan, self.plans.outputs(args, kwargs), target) if callable(target) else self
+            if other is not self:
+                return other(*args, target=target, position=position, trace=True, **kwargs)
             if plan.axes.count(tensors) > 1 and not plan.samples_separable:
                 raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
             weighing = Weighing(plan.graph)
@@ -225,9 +225,11 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
             run=run,
             checkpoint=self.settings.checkpoint,
         )
-        about = [self.about(plan, forward.said, q.target) for q in questions]
-        if any(explainer is not self for explainer in about):
-            return [explainer.explain(args, kwargs, [q], at)[0] for explainer, q in zip(about, questions, strict=True)]
+        of_targets = [self.of_target(plan, forward.model_out, q.target) for q in questions]
+        if any(other is not self for other in of_targets):
+            return [
+                explainer.explain(args, kwargs, [q], at)[0] for explainer, q in zip(of_targets, questions, strict=True)
+            ]
         return answer(
             plan, self.rulebook, forward, tensors, questions, one_at_a_time=run is not None or self.settings.checkpoint
         )
@@ -247,9 +249,9 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         self._latest = self._latest_here.plan = plan
         return plan, tensors
 
-    def about(self, plan: Plan, said: Sequence[Tensor], target: Target) -> Explainer:
+    def of_target(self, plan: Plan, model_out: Sequence[Tensor], target: Target) -> Explainer:
         """The explainer of the outputs that a target depends on, if it is a callable; else this one."""
-        places = depends_on(target, plan, said) if callable(target) else ()
+        places = depends_on(target, plan, model_out) if callable(target) else ()
         if not places or places in ((plan.explained,), plan.together):
             return self
         return self.of(places if len(places) > 1 else places[0])

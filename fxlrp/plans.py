@@ -13,12 +13,12 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import ROUNDINGS, is_noise, moved_by_rounding, no_fast_attention, rounding, share_apart
 from fxlrp.capture.axes import Axes, Batch
-from fxlrp.capture.calls import answer, equal, names_of, refused, signature, split_tensors
+from fxlrp.capture.calls import call_without_gradients, equal, names_of, refused, signature, split_tensors
 from fxlrp.capture.confine import alone
 from fxlrp.capture.flat import open_output
-from fxlrp.capture.model import Capture, CaptureMode, capture, parameters_of
+from fxlrp.capture.model import Capture, CaptureMode, capture, forward_names
 from fxlrp.capture.precision import no_autocast, widened
-from fxlrp.capture.state import Place, State, drawing, undisturbed
+from fxlrp.capture.state import Attribute, State, drawing, undisturbed
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.find_samples import find_samples, spelled
 from fxlrp.graph.outputs import Output
@@ -61,7 +61,7 @@ class Known:
     """An explainer's knowledge about a model in this `state`."""
 
     state: State | None = None
-    restless: set[Place] = field(default_factory=set)  # attributes that a run of the model changes
+    restless: set[Attribute] = field(default_factory=set)  # attributes that a run of the model changes
     plans: Recent[Plan] = field(default_factory=lambda: Recent(PLANS))
     checked: Recent[Hashable] = field(default_factory=lambda: Recent(CHECKED))  # shapes of a call → the key of its plan
     axes: Recent[Axes] = field(default_factory=lambda: Recent(PLANS))  # kinds of calls → their sample axes
@@ -140,7 +140,7 @@ class Plans:
     def axes(self, found: Known, args: tuple, kwargs: dict, tensors: list[Tensor]) -> list[Axes]:
         """The possible sample axes of a call, the likeliest first."""
         if self.settings.batch != "auto":
-            names = names_of(args, kwargs), parameters_of(self.model, args, kwargs)
+            names = names_of(args, kwargs), forward_names(self.model, args, kwargs)
             return [Axes.asked(self.settings.batch, tensors, *names)]
         guess = found.axes.get(self._kind(args, kwargs, tensors))
         first = Axes.first(tensors)
@@ -286,7 +286,7 @@ class Plans:
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
         with undisturbed(self.model, self.settings.seed + seed) as changed:
             try:
-                returned = answer(self.model, args, kwargs)
+                returned = call_without_gradients(self.model, args, kwargs)
             except Exception as error:
                 raise refused(error) from error
         self.found.restless.update(changed)

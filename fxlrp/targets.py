@@ -64,15 +64,15 @@ def of_sample(asked: Any, i: int, batch: int) -> Any:
 
 
 def asked_directions(
-    plan: Plan, out: Sequence[Tensor], said: Sequence[Tensor], question: Question, batch: int
+    plan: Plan, out: Sequence[Tensor], model_out: Sequence[Tensor], question: Question, batch: int
 ) -> tuple[list[Direction], Tensor | None]:
     """The directions over the logits in `out` that a question asks about, and its class indices or None.
 
-    said: the model's own outputs for the call."""
+    model_out: the model's own outputs for the call."""
     target = question.target
     if callable(target):
-        outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
-        target = _gradient_of(target, plan, outputs, said[plan.logits].detach())
+        outputs = [o.detach() for o in model_out[: len(plan.capture.output_names)]]
+        target = _gradient_of(target, plan, outputs, model_out[plan.logits].detach())
     rows = plan.axes.rows(out[plan.logits])
     if isinstance(target, Tensor) and target.is_floating_point() and target.shape == out[plan.logits].shape:
         target = plan.axes.rows(target)  # weights of the output as the model gives it
@@ -81,8 +81,8 @@ def asked_directions(
     if logits.ndim == 1 and len(logits) == batch and default_class:  # each sample's score is its only class
         first = torch.zeros_like(logits, dtype=torch.long)
         return [Direction(logits, torch.ones_like(logits), None)], first
-    if target is None and said is not out and logits.ndim == 2:
-        target = at_position(plan.axes.rows(said[plan.explained]), question.position).argmax(1)
+    if target is None and model_out is not out and logits.ndim == 2:
+        target = at_position(plan.axes.rows(model_out[plan.explained]), question.position).argmax(1)
     weights, index = directions(logits, target, question.contrast)
     return [Direction(logits, *sides) for sides in weights], index
 
@@ -111,9 +111,9 @@ def is_about_all(target: Target, output: Any) -> bool:
     return isinstance(answer, Tensor) and not answer.ndim
 
 
-def depends_on(score: Callable[[Any], Tensor], plan: Plan, said: Sequence[Tensor]) -> tuple[int, ...]:
+def depends_on(score: Callable[[Any], Tensor], plan: Plan, model_out: Sequence[Tensor]) -> tuple[int, ...]:
     """The indices of the float outputs that a callable target has a gradient for."""
-    outputs = [o.detach() for o in said[: len(plan.capture.output_names)]]
+    outputs = [o.detach() for o in model_out[: len(plan.capture.output_names)]]
     floats = [i for i, o in enumerate(outputs) if o.is_floating_point()]
     if len(floats) < 2:
         return ()

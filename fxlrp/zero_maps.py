@@ -46,7 +46,7 @@ def _with_end(
     if not zero:
         return a
     outputs = explainer.plans.outputs(args, kwargs) if callable(question.target) else []
-    about = explainer.about(plan, outputs, question.target)
+    about = explainer.of_target(plan, outputs, question.target)
     if about is not explainer:  # a callable that depends on other outputs
         return say_where_it_ended(about, [a], [question], args, kwargs)[0]
     i, column = zero[0]

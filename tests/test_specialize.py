@@ -36,8 +36,8 @@ def sites(explainer: Explainer, one_sided: bool) -> list[Fast]:
 
 def test_signs_are_known_without_a_contrast(cnn: nn.Module) -> None:
     explainer = convert(cnn, pictures(2), rules="abslrp")
-    assert all(s.one_sided for s in sites(explainer, True))
-    assert not any(s.one_sided for s in sites(explainer, False))
+    assert all(s.here.one_sided for s in sites(explainer, True))
+    assert not any(s.here.one_sided for s in sites(explainer, False))
     x = pictures(3)
     weights = torch.eye(5, dtype=torch.float64)[[1, 2, 3]]  # a target of weights: what is known of its sign is nothing
     a, b = explainer(x, target=torch.tensor([1, 2, 3]), contrast=None), explainer(x, target=weights)
@@ -91,7 +91,7 @@ def test_a_norm_may_turn_the_sign() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
     x = torch.randn(4, 6, dtype=torch.float64)
     explainer = convert(model, x, rules="abslrp")
-    assert [s.one_sided for s in sites(explainer, True)] == [
+    assert [s.here.one_sided for s in sites(explainer, True)] == [
         False,
         False,
         True,
@@ -134,9 +134,9 @@ def test_masses_go_along_with_relevance_of_one_sign() -> None:
     nn.init.uniform_(model.norm.running_mean)
     explainer = convert(model, pictures(2), rules="abslrp")
     known = {s.__name__: s for s in sites(explainer, True)}
-    assert {s.tells for s in known.values()} == {True, False}
-    assert any(s.loose for s in known.values())
-    assert not any(s.tells or s.loose for s in sites(explainer, False))
+    assert {s.here.has_handle for s in known.values()} == {True, False}
+    assert any(s.here.any_scale for s in known.values())
+    assert not any(s.here.has_handle or s.here.any_scale for s in sites(explainer, False))
     a = explainer(x, contrast=None)
     b = explainer(x, contrast=None, at=["stem"])  # what names a module runs the graph in which each rule measures
     torch.testing.assert_close(a.relevance, b.relevance, rtol=1e-9, atol=1e-14)

@@ -39,7 +39,7 @@ def call(model: nn.Module, args: tuple, kwargs: dict) -> Any:
     return model(*args, **kwargs)
 
 
-def answer(model: nn.Module, args: tuple, kwargs: dict) -> Any:
+def call_without_gradients(model: nn.Module, args: tuple, kwargs: dict) -> Any:
     """Calls the model without gradients, or with them if it takes derivatives and does not enable gradients itself."""
     try:
         with torch.no_grad():

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.caches import caches_cleaned
-from fxlrp.capture.calls import answer, lengths_of, names_of, refused, split_tensors
+from fxlrp.capture.calls import call_without_gradients, lengths_of, names_of, refused, split_tensors
 from fxlrp.capture.derivatives import transforming
 from fxlrp.capture.flat import Flat, OfModel, Returned, close_output
 from fxlrp.capture.functionalize import plain_ops
@@ -160,7 +160,7 @@ def capture(
             if axes.count(attempt.inputs) != axes.count(tensors):  # specialised to the pair of samples traced
                 continue
         _mark_identities(graph, seen[-1].untouched)
-        names, called = names_of(args, kwargs), parameters_of(model, args, kwargs)
+        names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
         lengths = [lengths_of(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
         return Capture(
             graph,
@@ -213,7 +213,7 @@ def _any_batch(graph: fx.GraphModule, axes: Axes) -> bool:
     return all(free_symbols(n.meta["val"].shape[axis]) for n, axis in places if axis is not None)
 
 
-def parameters_of(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
+def forward_names(model: nn.Module, args: tuple, kwargs: dict) -> list[str]:
     """The model's forward's name for each tensor in a call, as "input_ids" or "batch.pixels"."""
     try:
         parameters = list(inspect.signature(model.forward).parameters)
@@ -266,7 +266,7 @@ def _check_that_it_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:
 def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
     """The exception that this call of the model raises, if any."""
     try:
-        answer(model, args, kwargs)
+        call_without_gradients(model, args, kwargs)
     except Exception as error:
         return error
     return None

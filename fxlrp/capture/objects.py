@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, Enum)
-WHOLE = (*PLAIN, Tensor, np.ndarray, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
+UNOPENED = (*PLAIN, Tensor, np.ndarray, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
 """The types whose instances are not opened."""
 
 
@@ -64,7 +64,7 @@ pytree.register_pytree_node(
 
 def open_objects(tree: Any) -> Any:
     """Replaces every object that holds tensors by a node that pytree knows."""
-    return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, WHOLE) else _open(leaf), tree)
+    return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, UNOPENED) else _open(leaf), tree)
 
 
 def close_objects(tree: Any) -> Any:
@@ -76,7 +76,7 @@ def _open(thing: Any) -> Any:
     leaves = list(_walk(thing, (), set()))
     if not any(isinstance(v, Tensor) for _, v in leaves):
         return thing
-    listed = [(path, v) for path, v in leaves if isinstance(v, WHOLE) or not _private(path)]
+    listed = [(path, v) for path, v in leaves if isinstance(v, UNOPENED) or not _private(path)]
     places = tuple(_Place() for _ in listed)
     try:  # plain values stay where they are, and are listed since the graph depends on them
         memo = {id(v): p for p, (_, v) in zip(places, listed, strict=True) if isinstance(v, Tensor)}
@@ -102,7 +102,7 @@ def _walk(thing: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[t
     if id(thing) in seen or isinstance(thing, weakref.ref):
         return
     seen.add(id(thing))
-    if isinstance(thing, WHOLE):
+    if isinstance(thing, UNOPENED):
         yield path, thing
         return
     steps = [*_items(thing), *_attributes(thing)]
@@ -121,7 +121,7 @@ def _copy(thing: Any, made: dict[int, Any]) -> Any:
         referent = thing()
         return weakref.ref(made[id(referent)]) if id(referent) in made else thing
     items, attributes = _items(thing), _attributes(thing)
-    if isinstance(thing, WHOLE) or not (items or attributes):
+    if isinstance(thing, UNOPENED) or not (items or attributes):
         return thing
     kind: Any = type(thing)
     if isinstance(thing, tuple | set | frozenset):

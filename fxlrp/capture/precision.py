@@ -50,12 +50,12 @@ def widen(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
 
     Raises FxlrpError where an op does not take float32, and where an op reads a value's bits, which differ in float32.
     """
-    from fxlrp.reports.report import describe  # imported here to avoid a circular import
+    from fxlrp.reports.report import row_of  # imported here to avoid a circular import
 
     half = [n for n in gm.graph.nodes if _is_half(n)]
     for node in half:
         for reader in (n for n in (node, *node.users) if n.target is aten.view.dtype):
-            row = describe(reader, "", "")
+            row = row_of(reader)
             raise FxlrpError(
                 f"{row.op} at {row.source} reads the bits of a value in half precision, and relevance needs that value "
                 "in float32; take that line out of the model."
@@ -82,12 +82,12 @@ class _Trying(fx.Interpreter):
     """Runs a graph; raises FxlrpError with the op and its line where one fails."""
 
     def run_node(self, n: fx.Node) -> Any:
-        from fxlrp.reports.report import describe
+        from fxlrp.reports.report import row_of
 
         try:
             return super().run_node(n)
         except Exception as error:
-            row, reason = describe(n, "", ""), (str(error).strip() or type(error).__name__).splitlines()[0]
+            row, reason = row_of(n), (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FxlrpError(
                 f"{row.op} at {row.source} does not run in float32 ({reason}), which relevance of a model in half "
                 "precision needs; write that line in ops that do."

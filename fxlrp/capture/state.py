@@ -18,7 +18,7 @@ from fxlrp.capture.twin import ATOMS
 CONTAINERS = (dict, OrderedDict, list, set, tuple)
 
 
-class Place(NamedTuple):
+class Attribute(NamedTuple):
     """An attribute of a model's n-th module."""
 
     module: int
@@ -82,12 +82,12 @@ class State:
     def __init__(self, model: nn.Module) -> None:
         self.parts = [_Part(module) for module in model.modules()]
 
-    def changed(self) -> set[Place]:
+    def changed(self) -> set[Attribute]:
         """The attributes that have changed, including the dicts of submodules and weights."""
         changes = ((i, part.changed()) for i, part in enumerate(self.parts) if not part.is_still())
-        return {Place(i, name) for i, names in changes for name in names}
+        return {Attribute(i, name) for i, names in changes for name in names}
 
-    def is_still(self, but: Set[Place] = frozenset()) -> bool:
+    def is_still(self, but: Set[Attribute] = frozenset()) -> bool:
         """Whether the model is unchanged, except perhaps the attributes `but`."""
         return self.changed() <= but
 
@@ -103,12 +103,12 @@ def _same(a: Any, b: Any) -> bool:
 
 
 @contextmanager
-def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Place]]:
+def undisturbed(model: nn.Module, seed: int) -> Iterator[set[Attribute]]:
     """Restores a model's buffers and attributes, and torch's random state, after a run with random numbers by `seed`.
     Yields a set that is filled with the attributes that the run changed."""
     before = State(model)
     buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
-    places: set[Place] = set()
+    places: set[Attribute] = set()
     with drawing(seed, list(model.parameters())), gradients_kept(model):
         try:
             yield places

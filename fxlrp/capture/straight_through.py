@@ -78,13 +78,13 @@ def _terms(node: fx.Node, sums: dict[fx.Node, Counter[Term]]) -> Counter[Term]:
 
 def _depends_smoothly(node: fx.Node) -> bool:
     """Whether a node depends on some input by a path without step functions or detaches."""
-    from fxlrp.graph.analyse import carriers, differentiable  # imported here to avoid a circular import
+    from fxlrp.graph.analyse import can_carry, carriers  # imported here to avoid a circular import
 
     seen: set[fx.Node] = set()
     front = [node]
     while front:
         n = front.pop()
-        if n in seen or not differentiable(n) or n.target in DETACH or about(n.target).kind == "step":
+        if n in seen or not can_carry(n) or n.target in DETACH or about(n.target).kind == "step":
             continue
         if n.op == "placeholder":
             return True

@@ -17,8 +17,6 @@ from fxlrp.fast.memory import times
 from fxlrp.rules.absolute import Formula
 from fxlrp.rules.quantities import over_abs
 
-Give = Callable[[Tensor], Sequence[Tensor]]
-
 
 @dataclass(frozen=True)
 class Contributions:
@@ -30,7 +28,7 @@ class Contributions:
     factor: the constant by which `give` and `total` differ from the rule's own; it cancels where mass is kept.
     """
 
-    give: Give
+    give: Callable[[Tensor], Sequence[Tensor]]
     total: Callable[[], Tensor]
     factor: float = 1
 

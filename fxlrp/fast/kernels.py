@@ -45,14 +45,14 @@ def _turning(contributions: Callable[..., Contributions]) -> Kernel:
     return Kernel(contributions, keeps_sign=False)
 
 
-Key = tuple[Callable, "Callable | None", "tuple[int, ...] | None"]
+KernelKey = tuple[Callable, "Callable | None", "tuple[int, ...] | None"]
 
 
-def _for_ops(rule: Callable, argnums: tuple[int, ...], kernel: Kernel, *ops: Callable) -> dict[Key, Kernel]:
+def _for_ops(rule: Callable, argnums: tuple[int, ...], kernel: Kernel, *ops: Callable) -> dict[KernelKey, Kernel]:
     return {(rule, op, argnums): kernel for packet in ops for op in overloads(packet)}
 
 
-KERNELS: dict[Key, Kernel] = {
+KERNELS: dict[KernelKey, Kernel] = {
     **_for_ops(absolute.absolute, (0,), Kernel(products.linear), aten.linear),
     **_for_ops(absolute.absolute, (0,), Kernel(convolutions.conv1d), aten.conv1d),
     **_for_ops(absolute.absolute, (0,), Kernel(convolutions.conv2d), aten.conv2d),

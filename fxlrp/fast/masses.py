@@ -46,7 +46,7 @@ def _at_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectifie
 
 
 def keep_mass_of_one_side(
-    raw: Sequence[Tensor], mass: Tensor, xs: Sequence[Tensor], where: Placement, loose: Sequence[int]
+    raw: Sequence[Tensor], mass: Tensor, xs: Sequence[Tensor], where: Placement, any_scale: Sequence[int]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """`MASS` of relevance that is ≥ 0 and stays so. Returns g and the mass for each input.
 
@@ -54,13 +54,14 @@ def keep_mass_of_one_side(
 
     raw: what the rule gives to each of xs, of any scale.
     mass: the mass of relevance that comes.
-    loose: the inputs whose g may have any scale, since only their mass is used.
+    any_scale: the inputs whose g may have any scale, since only their mass is used.
     """
-    if len(xs) == len(loose) == 1:
+    if len(xs) == len(any_scale) == 1:
         return list(raw), [mass]
     sums = [sample_dot(x, c, b, where.masked) for x, c, b in zip(xs, raw, where.inputs, strict=True)]
     factor = ratio(mass, sum(sums[1:], sums[0]))
     scaled = [
-        c if i in loose else scale_samples(c, factor, b) for i, (c, b) in enumerate(zip(raw, where.inputs, strict=True))
+        c if i in any_scale else scale_samples(c, factor, b)
+        for i, (c, b) in enumerate(zip(raw, where.inputs, strict=True))
     ]
     return scaled, [total * factor for total in sums]

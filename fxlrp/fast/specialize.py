@@ -11,7 +11,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.fast.replaced import Fast
-from fxlrp.graph.analyse import differentiable
+from fxlrp.graph.analyse import can_carry
 from fxlrp.nodes import copied, outputs_of, target_of
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS
@@ -47,14 +47,14 @@ def mark_one_sided(gm: fx.GraphModule, logits: fx.Node, active: set[fx.Node]) ->
         if users and node not in positive and all(u in positive and _keeps_sign(u) for u in users):
             positive.add(node)
         if node in positive and isinstance(node.target, Fast) and node.target.normalise is MASS and _keeps_sign(node):
-            node.target = node.target.but(one_sided=True)
+            node.target = node.target.knowing(one_sided=True)
 
 
 def _keeps_sign(node: fx.Node) -> bool:
     """Whether relevance ≥ 0 of a node is ≥ 0 at its inputs. An op without a rule moves real numbers as they are."""
     if isinstance(node.target, Fast):
         return node.target.keeps_sign
-    values = [v for n in (node, *node.all_input_nodes) if differentiable(n) for v in [n.meta["val"]]]
+    values = [v for n in (node, *node.all_input_nodes) if can_carry(n) for v in [n.meta["val"]]]
     plain = isinstance(node.target, torch._ops.OpOverload) or node.op == "output"
     return plain and not any(isinstance(v, torch.Tensor) and v.is_complex() for v in values)
 
@@ -65,10 +65,10 @@ def join_relu(gm: fx.GraphModule) -> None:
     Only z⁺ is kept, which has z's sign wherever relevance is non-zero.
     """
     for node in list(gm.graph.nodes):
-        site = node.args[0].target if node.target is aten.relu.default else None
-        if isinstance(site, Fast) and site.contributions and len(node.args[0].users) == 1:
+        fast = node.args[0].target if node.target is aten.relu.default else None
+        if isinstance(fast, Fast) and fast.contributions and len(node.args[0].users) == 1:
             product = node.args[0]
-            product.target = site.but(rectified=True)
+            product.target = fast.knowing(rectified=True)
             node.replace_all_uses_with(product)
             gm.graph.erase_node(node)
 
@@ -82,7 +82,7 @@ def tell_masses(gm: fx.GraphModule, active: set[fx.Node]) -> None:
         users = [u for u in node.users if u in active]
         if not (_measures(node) and users and all(_measures(u) and node in _shared(u) for u in users)):
             continue
-        node.target = node.target.but(tells=True)
+        node.target = node.target.knowing(has_handle=True)
         with gm.graph.inserting_after(node):
             handle = gm.graph.call_function(operator.getitem, (node, 1))
         with gm.graph.inserting_after(node):
@@ -96,7 +96,7 @@ def tell_masses(gm: fx.GraphModule, active: set[fx.Node]) -> None:
             handles = tuple(handle if n is value else h for n, h in zip(shared, before, strict=True))
             user.kwargs = {**user.kwargs, "handles": handles}
             if len(users) == 1 and shared.count(value) == 1:
-                user.target = user.target.but(loose=(*user.target.loose, shared.index(value)))
+                user.target = user.target.knowing(any_scale=(*user.target.here.any_scale, shared.index(value)))
 
 
 def recompute_functions(gm: fx.GraphModule) -> None:
@@ -106,11 +106,11 @@ def recompute_functions(gm: fx.GraphModule) -> None:
         users = list(_users(node)) if _is_function(node) else []
         if not users or not all(_may_remake(user, value) for user, value in users):
             continue
-        node.target = target_of(node).but(again=True)
+        node.target = target_of(node).knowing(recompute=True)
         for user, value in users:
             at = [i for i, leaf in enumerate(_leaves(user)) if leaf is value]
-            site, kwargs = target_of(user), dict[str, Any](user.kwargs)
-            user.target = site.but(remade=(*site.remade, *((i, target_of(node).op) for i in at)))
+            fast, kwargs = target_of(user), dict[str, Any](user.kwargs)
+            user.target = fast.knowing(recomputed=(*fast.here.recomputed, *((i, target_of(node).op) for i in at)))
             kwargs["sources"] = (*kwargs.get("sources", ()), *((node.args, node.kwargs) for _ in at))
             user.kwargs = kwargs
 
@@ -126,24 +126,24 @@ def _users(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 def _is_function(node: fx.Node) -> bool:
     """Whether a node is an entry-wise function of one tensor, which is kept, and has a rule."""
-    site = node.target
-    if not isinstance(site, Fast) or site.rectified or site.remade:
+    fast = node.target
+    if not isinstance(fast, Fast) or fast.here.rectified or fast.here.recomputed:
         return False
-    return site.pointwise and len(site.argnums) == 1 and not {"handles", "sources"} & node.kwargs.keys()
+    return fast.pointwise and len(fast.argnums) == 1 and not {"handles", "sources"} & node.kwargs.keys()
 
 
 def _may_remake(user: fx.Node, node: fx.Node) -> bool:
     """Whether a node's user has a rule that can compute the node's value again."""
-    site = user.target
-    if not isinstance(site, Fast) or isinstance(site.op, FoldedProduct):
+    fast = user.target
+    if not isinstance(fast, Fast) or isinstance(fast.op, FoldedProduct):
         return False
-    return not site.pointwise or user.meta["val"].shape == node.meta["val"].shape
+    return not fast.pointwise or user.meta["val"].shape == node.meta["val"].shape
 
 
 def _measures(node: fx.Node) -> bool:
     """Whether a node has a rule that measures mass to rescale by, of relevance ≥ 0 of real numbers."""
-    site = node.target
-    if not isinstance(site, Fast) or not site.one_sided:
+    fast = node.target
+    if not isinstance(fast, Fast) or not fast.here.one_sided:
         return False
     return not any(n.meta["val"].is_complex() for n in (node, *_shared(node)))
 

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Known(Product):
+class FastProduct(Product):
     """A product with weights of which it is known whether x ≥ 0."""
 
     nonneg: bool = False
@@ -31,7 +31,7 @@ class Known(Product):
         b = self.operands[2]
         return None if b is None else torch.zeros_like(b)
 
-    def pieces(self, g: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor, Known]]:
+    def pieces(self, g: Tensor, z: Tensor) -> Iterator[tuple[Tensor, Tensor, FastProduct]]:
         """The product with g and z of its outputs, cut into pieces of the outputs where a dense layer's weight is
         large."""
         x, w, b = self.operands
@@ -45,7 +45,7 @@ class Known(Product):
             yield g[..., cut], z[..., cut], replace(self, args=args)
 
 
-def transposed(f: Known) -> Callable[[Tensor, Tensor], Tensor]:
+def transposed(f: FastProduct) -> Callable[[Tensor, Tensor], Tensor]:
     """(s, w) ↦ Jᵀs of a product by x, with a weight of the shape of its own."""
     x, w, _ = f.operands
     if f.op is aten.linear.default:
@@ -58,11 +58,11 @@ def transposed(f: Known) -> Callable[[Tensor, Tensor], Tensor]:
     return known or (lambda s, w: vjp(lambda t: f(t, w, f.no_bias), [x], s)[0])
 
 
-Contributions = tuple[Tensor, Callable[[Tensor], Tensor]]
+Sums = tuple[Tensor, Callable[[Tensor], Tensor]]
 """Their sum at each output, and how s = R / sum at the outputs becomes g at x."""
 
 
-def contributions(f: Known, sign: int) -> Contributions:
+def contributions(f: FastProduct, sign: int) -> Sums:
     """The contributions of one sign: f(x⁺; w±, b±) + f(x⁻; w∓, 0)."""
     x, w, b = f.operands
     halves = [(1, x)] if f.nonneg else [(1, x.clamp(min=0)), (-1, x.clamp(max=0))]
@@ -80,7 +80,7 @@ def contributions(f: Known, sign: int) -> Contributions:
     return sum(sums[1:], sums[0]), pull
 
 
-def alpha_beta(g: Tensor, z: Tensor, f: Known, *, alpha: float, beta: float, stabilizer: float) -> Tensor:
+def alpha_beta(g: Tensor, z: Tensor, f: FastProduct, *, alpha: float, beta: float, stabilizer: float) -> Tensor:
     """R_i = Σ_j (α z⁺_ij / Σ_i z⁺_ij − β z⁻_ij / Σ_i z⁻_ij) R_j, with b_j⁺ and b_j⁻ in the sums."""
     r, out = z * g, torch.zeros_like(f.operands[0])
     for factor, sign in ((alpha, 1), (-beta, -1)):
@@ -90,12 +90,12 @@ def alpha_beta(g: Tensor, z: Tensor, f: Known, *, alpha: float, beta: float, sta
     return out
 
 
-def z_plus(g: Tensor, z: Tensor, f: Known, *, stabilizer: float) -> Tensor:
+def z_plus(g: Tensor, z: Tensor, f: FastProduct, *, stabilizer: float) -> Tensor:
     """R_i = Σ_j z⁺_ij / Σ_i z⁺_ij R_j: αβ with α = 1 and β = 0."""
     return alpha_beta(g, z, f, alpha=1, beta=0, stabilizer=stabilizer)
 
 
-def gamma(g: Tensor, z: Tensor, f: Known, *, gamma: float, stabilizer: float) -> Tensor:
+def gamma(g: Tensor, z: Tensor, f: FastProduct, *, gamma: float, stabilizer: float) -> Tensor:
     """R_i = Σ_j (z_ij + γ z±_ij) / Σ_i (z_ij + γ z±_ij) R_j, ± the sign of z_j (generalized to inputs of any sign).
 
     z± = (z ± |z|)/2 makes of it the signed contribution and absLRP's absolute one: with h = γ/2, A = f(|x|; |w|, |b|),
@@ -123,6 +123,6 @@ class InPieces:
     def __call__(
         self, g: Tensor, z: Tensor, *args: object, op: Callable[..., Tensor], nonneg: bool, **kwargs: object
     ) -> Tensor:
-        product = Known(op, args, kwargs, self.rule.places, nonneg)
+        product = FastProduct(op, args, kwargs, self.rule.places, nonneg)
         parts = (self.kernel(*part, **dict(self.rule.parameters)) for part in product.pieces(g, z))
         return reduce(Tensor.add_, parts)

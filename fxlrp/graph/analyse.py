@@ -16,7 +16,7 @@ from fxlrp.ops import about, carriers, is_pointwise
 aten = torch.ops.aten
 
 
-def differentiable(node: fx.Node) -> bool:
+def can_carry(node: fx.Node) -> bool:
     """Whether a node can have relevance: its value is a float or complex tensor, or contains one."""
     values = tree_leaves(node.meta.get("val"))
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
@@ -28,14 +28,14 @@ def find_active(
     output: fx.Node,
     flows: Callable[[fx.Node, set[fx.Node]], Iterable[fx.Node]],
 ) -> set[fx.Node]:
-    """Nodes that depend on a readout and get relevance from `output`, through differentiable nodes only.
+    """Nodes that depend on a readout and get relevance from `output`, through can_carry nodes only.
 
     flows(node, reached): the inputs among `reached` that get relevance from the node (a denominator, say, gets none).
     """
     readouts = set(readouts)
     reached: set[fx.Node] = set()
     for node in gm.graph.nodes:
-        if node in readouts or (differentiable(node) and any(n in reached for n in carriers(node))):
+        if node in readouts or (can_carry(node) and any(n in reached for n in carriers(node))):
             reached.add(node)
     needed = {output} & reached
     for node in reversed(gm.graph.nodes):
@@ -89,7 +89,7 @@ def find_infinite(gm: fx.GraphModule, active: set[fx.Node]) -> set[fx.Node]:
         op = about(node.target)
         pointwise = is_pointwise(node.target)
         mixing = (pointwise and getattr(node.target, "overloadpacket", None) is not aten.mul) or op.fills
-        constants = [n for n in node.all_input_nodes if n not in active and differentiable(n)]
+        constants = [n for n in node.all_input_nodes if n not in active and can_carry(n)]
         masked = mixing and any(not _finite(gm, n) for n in constants)
         logarithms = op.kind == "softmax" and op.sign != "positive"
         inherits = (pointwise or op.moves or op.entrywise or logarithms) and any(

@@ -5,7 +5,7 @@ A pass is a function (graph, facts) → whether it changed the graph; it writes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,15 +25,16 @@ from fxlrp.rules.registry import Derivative, Entry, Rule, Rulebook
 class Facts:
     """Facts about the graph of `captured`, as `rulebook` explains it.
 
+    marked: the readouts that a user asked for, and their names.
     readouts: the nodes where the relevance of each input tensor is read, for inputs that get some.
     active: the nodes that carry relevance between the readouts and the explained output.
     """
 
-    def __init__(self, captured: Capture, rulebook: Rulebook, output: Output) -> None:
+    def __init__(self, captured: Capture, rulebook: Rulebook, output: Output, marked: Mapping[fx.Node, str]) -> None:
         self.captured, self.rulebook = captured, rulebook
         self._known: dict[Hashable, Any] = {}
         outputs, _, logits, _ = explained_output(captured, output)
-        readouts = find_readouts(captured)
+        readouts = find_readouts(captured, marked)
         starts = [n for ns in readouts.values() for n in ns]
         self.active = find_active(captured.graph, starts, outputs[logits], self._flows)
         active_readouts = {i: [n for n in ns if n in self.active] for i, ns in readouts.items()}

@@ -112,7 +112,7 @@ def _explained(captured: Capture, output: Output) -> tuple[fx.Node, dict[Place, 
     """The node whose value is explained, and the readouts of each input."""
     first = output[0] if isinstance(output, tuple) else output  # several outputs have the same samples
     outputs, _, logits, _ = explained_output(captured, first)
-    return outputs[logits], find_readouts(captured)
+    return outputs[logits], find_readouts(captured, {})
 
 
 def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axes | None:

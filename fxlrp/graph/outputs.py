@@ -11,7 +11,7 @@ from torch import fx
 from fxlrp.capture.flat import NotCaptured
 from fxlrp.capture.model import Capture
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.analyse import differentiable
+from fxlrp.graph.analyse import can_carry
 from fxlrp.nodes import args_of, outputs_of
 from fxlrp.ops import about
 
@@ -38,7 +38,7 @@ def _index_of(captured: Capture, outputs: list, output: str | int | None) -> int
     """The index of the requested output tensor; by default of the one named logits, or of the first float output that
     is no box."""
     names = captured.output_names
-    floats = [i for i, n in enumerate(outputs) if isinstance(n, fx.Node) and differentiable(n)]
+    floats = [i for i, n in enumerate(outputs) if isinstance(n, fx.Node) and can_carry(n)]
     if not floats:
         arrays = any(leaf.kind is np.ndarray for leaf in captured.returned.leaves if isinstance(leaf, NotCaptured))
         raise FxlrpError(

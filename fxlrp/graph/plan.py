@@ -23,7 +23,7 @@ from fxlrp.graph.probe import Probe
 from fxlrp.graph.reads import Place
 from fxlrp.nodes import copied, outputs_of
 from fxlrp.recent import Recent
-from fxlrp.reports.report import Report, describe
+from fxlrp.reports.report import Report, row_of
 from fxlrp.rules.per_sample import SampleAxis
 
 FORMS = 16
@@ -146,7 +146,7 @@ class Plan:
     def named(self, name: str) -> fx.Node:
         """The active node of that name, else the last active node inside the module of that name."""
         active = [n for n in self.graph.graph.nodes if n.op == "call_function" and n.name in self.active]
-        paths = {n: describe(n, "", "").module for n in active}
+        paths = {n: row_of(n).module for n in active}
         inside = [n for n in active if f"{paths[n]}.".startswith(f"{name}.")]
         leaving = [n for n in inside if any(u not in inside for u in n.users)]
         matches = [n for n in active if n.name == name] or (leaving or inside)[-1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -23,18 +23,19 @@ ASIDE = re.compile(r"mask|position_?ids|pos_ids")
 """Names of inputs that only locate others; these are explained on request, or if no other input can be."""
 
 
-def mark_reads(gm: fx.GraphModule, parameters: Sequence[str], names: Sequence[str]) -> None:
-    """Marks the requested readouts in the graph: inputs by name, and nodes and outputs of modules, each behind an alias
-    that keeps patterns from fusing it with later nodes.
+def mark_reads(gm: fx.GraphModule, parameters: Sequence[str], names: Sequence[str]) -> dict[fx.Node, str]:
+    """The nodes of the requested readouts, and their names: inputs, and aliases, which it puts behind nodes and outputs
+    of modules to keep patterns from fusing them with later nodes.
 
     Raises FxlrpError for a name of none of these.
     """
     inputs = dict(zip(parameters, gm.graph.find_nodes(op="placeholder"), strict=True))
     given = find_given(gm.graph)
     inside = [n for n in gm.graph.nodes if n.op == "call_function" and n in given and _is_float(n)]
+    marked: dict[fx.Node, str] = {}
     for name in names:
         if name in inputs:
-            inputs[name].meta["read"] = name
+            marked[inputs[name]] = name
             continue
         calls: dict[str, list[fx.Node]] = {}
         for n in inside:
@@ -54,18 +55,19 @@ def mark_reads(gm: fx.GraphModule, parameters: Sequence[str], names: Sequence[st
             with gm.graph.inserting_after(last):
                 alias = gm.graph.call_function(aten.alias.default)
             last.replace_all_uses_with(alias)
-            alias.args, alias.meta = (last,), {**last.meta, "read": f"{name}@{k}" if k else name}
+            alias.args, alias.meta = (last,), dict(last.meta)
+            marked[alias] = f"{name}@{k}" if k else name
+    return marked
 
 
-def find_readouts(captured: Capture) -> dict[Place, list[fx.Node]]:
-    """The nodes where relevance is read: the marked ones, or else those of each input.
+def find_readouts(captured: Capture, marked: Mapping[fx.Node, str]) -> dict[Place, list[fx.Node]]:
+    """The nodes where relevance is read: the ones that `mark_reads` returned, if any, or else those of each input.
 
     A float input is read at itself and at the ones that stand for it in first layers, and any input at the vectors that
     it looks up.  If there are none of these, integer inputs are read where they become numbers, and if need be also
     inputs named as masks or positions, left out until then.  Masks with infinite values are never read.
     """
     gm = captured.graph
-    marked = [n for n in gm.graph.nodes if "read" in n.meta]
     placeholders = enumerate(gm.graph.find_nodes(op="placeholder"))
     inputs = {
         i: n
@@ -82,7 +84,7 @@ def find_readouts(captured: Capture) -> dict[Place, list[fx.Node]]:
         out: dict[Place, list[fx.Node]] = {
             i: readouts_of(n, False, True) or readouts_of(n, True, True) for i, n in inputs.items() if n in marked
         }
-        return out | {n.meta["read"]: [n] for n in marked if n.op != "placeholder"}
+        return out | {marked[n]: [n] for n in gm.graph.nodes if n in marked and n.op != "placeholder"}
     set_aside = {i for i, name in enumerate(captured.parameters) if ASIDE.search(name)}
     for numbers, left_out in ((False, set_aside), (True, set_aside), (True, ())):
         out = {i: readouts_of(n, numbers, not left_out and numbers) for i, n in inputs.items() if i not in left_out}

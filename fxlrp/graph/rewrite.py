@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +16,7 @@ from fxlrp.capture.symbols import free_symbols, hint
 from fxlrp.emit import emit
 from fxlrp.engine.replaced import ByDerivative, ByRule, InParts
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.analyse import differentiable
+from fxlrp.graph.analyse import can_carry
 from fxlrp.graph.facts import Facts
 from fxlrp.graph.lookups import Positions
 from fxlrp.graph.outputs import Output, explained_output
@@ -27,7 +27,7 @@ from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.patterns.complex_numbers import write_apart
 from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.patterns.sparse import refuse_sparse
-from fxlrp.reports.report import NodeReport, Report, describe, op_name
+from fxlrp.reports.report import NodeReport, Report, op_name, row_of
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.per_sample import WHOLE, Placement
 from fxlrp.rules.registry import ABSOLUTE, Derivative, Parts, Rule, Rulebook, Structural
@@ -70,11 +70,11 @@ def rewrite(
         captured.narrow, captured.inputs = narrow, widened(captured.inputs)
     if isinstance(output, tuple):
         _put_together(gm, output)
-    mark_reads(gm, captured.parameters, read)
+    marked = mark_reads(gm, captured.parameters, read)
     _refuse_generators(gm)
-    _run_passes(captured, rulebook, output)
+    _run_passes(captured, rulebook, output, marked)
     outputs, explained, logits, head = explained_output(captured, output)
-    facts = Facts(captured, rulebook, output)
+    facts = Facts(captured, rulebook, output, marked)
     if not facts.readouts:
         infinite = [n for n, t in zip(captured.parameters, captured.inputs, strict=True) if not finite(t)]
         if infinite:
@@ -83,7 +83,7 @@ def rewrite(
                 "relevance; pass finite ones."
             )
         raise FxlrpError(
-            "No input carries relevance to the output: the graph from input to output is not differentiable; "
+            "No input carries relevance to the output: the graph from input to output is not can_carry; "
             "pass a float input, or token ids that the model looks up in an embedding."
         )
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
@@ -115,13 +115,13 @@ def rewrite(
     )
 
 
-def _run_passes(captured: Capture, rulebook: Rulebook, output: Output) -> None:
+def _run_passes(captured: Capture, rulebook: Rulebook, output: Output, marked: Mapping[fx.Node, str]) -> None:
     """Canonicalizes the graph by the rulebook's passes, and gives each op one output."""
     gm = captured.graph
     facts: Facts | None = None
     for graph_pass in (explain_opaque, write_apart, *rulebook.passes):
         if facts is None:  # the graph is new or has changed
-            facts = Facts(captured, rulebook, output)
+            facts = Facts(captured, rulebook, output, marked)
             refuse_sparse(gm, facts.active)
         if graph_pass(gm, facts):
             facts = None
@@ -146,11 +146,11 @@ def _replace_ops(gm: fx.GraphModule, facts: Facts, rulebook: Rulebook) -> tuple[
         if entry is as_mean:
             _pool_as_mean(node)
         if node not in facts.active or node in starts:
-            rows.append(describe(node, "inactive", ""))
+            rows.append(row_of(node, "inactive", ""))
         elif isinstance(entry, Structural):
-            rows.append(describe(node, "structural", ""))
+            rows.append(row_of(node, "structural", ""))
         elif isinstance(entry, Derivative | Parts):
-            rows.append(describe(node, "generic" if entry is rulebook.unknown else "rule", entry.name))
+            rows.append(row_of(node, "generic" if entry is rulebook.unknown else "rule", entry.name))
             separable &= not _merges(node, facts)
             if isinstance(entry, Derivative):
                 node.target = ByDerivative(target_of(node), entry, rulebook.name)
@@ -159,7 +159,7 @@ def _replace_ops(gm: fx.GraphModule, facts: Facts, rulebook: Rulebook) -> tuple[
         else:
             if entry and entry.argnums:
                 _numbers_as_tensors(node, entry.argnums)
-            rows.append(describe(node, "rule" if entry else "generic", entry.name if entry else "generic"))
+            rows.append(row_of(node, "rule" if entry else "generic", entry.name if entry else "generic"))
             separable &= _install(node, entry, facts, rulebook)
             any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
     return rows, separable, any_length
@@ -189,7 +189,7 @@ def _refuse_generators(gm: fx.GraphModule) -> None:
     """Raises FxlrpError if a node draws from the model's own generator, whose state each run of the graph advances."""
     for node in gm.graph.nodes:
         if draws(node) and node.kwargs.get("generator") is not None:
-            row = describe(node, "", "")
+            row = row_of(node)
             raise FxlrpError(
                 f"{row.op} at {row.source} draws by a torch.Generator of the model's own, which a graph can't start "
                 "anew at every call: let it draw by torch's (convert(…, seed=…) says which draw), or draw before "
@@ -247,7 +247,7 @@ def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) ->
     rule = entry or ABSOLUTE
     argnums = positions if rule.argnums is None else rule.argnums
     if not isinstance(node.meta.get("val"), Tensor):
-        row = describe(node, "", "")
+        row = row_of(node)
         raise FxlrpError(f"{row.op} at {row.source} returns several tensors and has no rule for that.")
     node_samples = facts.samples.of(node)
     batches = [node_samples, *(node_samples if is_pointwise(op) else facts.samples.of(operands[i]) for i in argnums)]
@@ -291,7 +291,7 @@ def _merges(node: fx.Node, facts: Facts) -> bool:
 def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
     """Splits an op with several outputs into one op per output used, because rules are for ops with one output."""
     for node in list(gm.graph.nodes):
-        if isinstance(node.meta.get("val"), Tensor) or not differentiable(node) or node.op != "call_function":
+        if isinstance(node.meta.get("val"), Tensor) or not can_carry(node) or node.op != "call_function":
             continue
         if isinstance(rulebook.lookup(node.target, (0,)), Structural):
             continue
@@ -307,7 +307,7 @@ def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
     """Detaches inactive nodes (such as a denominator) from active users, since they may depend on a readout too."""
     for node in list(gm.graph.nodes):
         users = [u for u in node.users if u in active]
-        tensor = node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and differentiable(node)
+        tensor = node.op == "call_function" and isinstance(node.meta.get("val"), Tensor) and can_carry(node)
         if tensor and node not in active and users and stored(node) is node:
             with gm.graph.inserting_after(node):
                 cut = gm.graph.call_function(constant, (node,))

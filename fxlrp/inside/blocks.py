@@ -12,7 +12,7 @@ from fxlrp.inside.places import op_of, short_name, weighted_by
 from fxlrp.nodes import outputs_of
 from fxlrp.ops import about
 from fxlrp.patterns.elementwise import Elementwise
-from fxlrp.reports.report import describe
+from fxlrp.reports.report import row_of
 
 LAYERS = ("linear", "addmm", "mm")
 """Products with weights, beside convolutions."""
@@ -102,7 +102,7 @@ def _depends(nodes: Sequence[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _path(node: fx.Node | None) -> tuple[str, ...]:
-    return () if node is None else tuple(filter(None, describe(node, "", "").module.split(".")))
+    return () if node is None else tuple(filter(None, row_of(node).module.split(".")))
 
 
 def _common(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, ...]:

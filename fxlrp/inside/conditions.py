@@ -47,7 +47,7 @@ def answer_given(
     if not conditions:
         raise FxlrpError("given=[] lists no condition; leave it out, or name a place: {'layer3': [17]}.")
     if callable(question.target):
-        about = explainer.about(plan, explainer.plans.outputs(args, kwargs), question.target)
+        about = explainer.of_target(plan, explainer.plans.outputs(args, kwargs), question.target)
         if about is not explainer:
             return about.explain(args, kwargs, [question], at)[0]
     nodes = {name: plan.named(name).name for name in at}

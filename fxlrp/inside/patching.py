@@ -237,9 +237,9 @@ def _again(asked: Any, ran: Run | None, count: int) -> Any:
 
 def _score(ran: Run) -> Tensor:
     """The score of each sample [batch]."""
-    plan, said, target = ran.call.plan, ran.forward.said, ran.call.question.target
+    plan, model_out, target = ran.call.plan, ran.forward.model_out, ran.call.question.target
     if callable(target):
-        answer = target(plan.capture.unflatten(tuple(said[: len(plan.capture.output_names)])))
+        answer = target(plan.capture.unflatten(tuple(model_out[: len(plan.capture.output_names)])))
         return answer.detach().reshape(-1)
     logits, v, against = ran.direction
     weighted = logits.detach() * (v if against is None else v - against)

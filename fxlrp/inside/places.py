@@ -15,7 +15,7 @@ from fxlrp.graph.plan import Item, Plan
 from fxlrp.nodes import args_of
 from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.patterns.normed import Normed
-from fxlrp.reports.report import describe
+from fxlrp.reports.report import row_of
 from fxlrp.rules.folded import product_of
 from fxlrp.rules.per_sample import WHOLE, SampleAxis
 from fxlrp.rules.weighted import FirstLayer
@@ -151,7 +151,7 @@ def _moved(name: str, node: fx.Node, source: fx.Node, axis: int) -> int | None:
 
 def in_module(node: fx.Node, name: str) -> bool:
     """Whether a node was computed inside the module of that name."""
-    return f"{describe(node, '', '').module}.".startswith(f"{name}.") or not name
+    return f"{row_of(node).module}.".startswith(f"{name}.") or not name
 
 
 def _weighted_values(plan: Plan, name: str) -> fx.Node:

@@ -85,7 +85,7 @@ def calls(
     """
     plan, tensors = explainer.plan(args, kwargs)
     if callable(question.target):
-        about = explainer.about(plan, explainer.plans.outputs(args, kwargs), question.target)
+        about = explainer.of_target(plan, explainer.plans.outputs(args, kwargs), question.target)
         if about is not explainer:
             yield from calls(about, args, kwargs, question, apart=apart)
             return
@@ -109,7 +109,7 @@ def run(call: Call, kept: Collection[str], *, cut: bool = False, instead: Any = 
     opened = Opened(plan, kept, cut=cut, instead=instead, shares=shares_of(explainer.rulebook))
     own = partial(explainer.plans.outputs, args, kwargs)
     forward = run_forward(plan, tensors, [question], (), drawing=explainer.plans.draw(plan), own=own, run=opened.run)
-    several, classes = asked_directions(plan, forward.out, forward.said, question, plan.axes.count(tensors))
+    several, classes = asked_directions(plan, forward.out, forward.model_out, question, plan.axes.count(tensors))
     if len(several) != 1:
         raise FxlrpError(f"This is about one class of each sample, not {len(several)}: ask for one after the other.")
     return Run(call, opened, forward, several[0], classes)

@@ -25,10 +25,9 @@ from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.registry import STRUCTURAL, Derivative, Entry, Key, Rule, Rulebook, publish, table
 from fxlrp.rules.residual import ResidualSum
-from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Weighted
+from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Products, Weighted
 
 aten = torch.ops.aten
-Kind = tuple[tuple[weighted.Places, tuple], ...]
 PRODUCTS = (*CONVOLVING, *DENSE)
 IMAGENET_LOW, IMAGENET_HIGH = -2.118, 2.640
 """What black and white become by ImageNet's mean and standard deviation, in the channel where it is furthest."""
@@ -76,12 +75,12 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
     }
 
 
-def by_epsilon(ops: Kind, epsilon: float) -> Iterator[tuple]:
+def by_epsilon(ops: Products, epsilon: float) -> Iterator[tuple]:
     """Rows that give `ops` the ε-rule."""
     yield (signed.by_contribution(epsilon), *(op for _, packets in ops for op in packets))
 
 
-def by_rule(ops: Kind, rule: Callable[..., Tensor], **parameters: float) -> Iterator[tuple]:
+def by_rule(ops: Products, rule: Callable[..., Tensor], **parameters: float) -> Iterator[tuple]:
     """Rows that give `ops` a rule of fxlrp.rules.weighted."""
     for places, packets in ops:
         yield (Weighted(rule, places, tuple(parameters.items())), (places[0],), *packets)

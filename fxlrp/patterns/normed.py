@@ -18,14 +18,7 @@ if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
 
 aten = torch.ops.aten
-NORMS = (
-    aten.layer_norm.default,
-    aten.rms_norm.default,
-    aten.group_norm.default,
-    aten.instance_norm.default,
-    centred,
-)
-CONVOLUTIONS = of_kind("convolution")
+NORMS = (*of_kind("norm"), centred)
 LINEAR = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor)
 
 
@@ -47,7 +40,7 @@ def mark_normed(gm: fx.GraphModule, facts: Facts) -> bool:
     """Rewrites convolutions whose values a norm reads, before any activation does, as Normed(convolution)."""
     changed = False
     for node in gm.graph.nodes:
-        entry = facts.entry(node) if node.target in CONVOLUTIONS and facts.carries(node) else None
+        entry = facts.entry(node) if about(node.target).kind == "convolution" and facts.carries(node) else None
         if isinstance(getattr(entry, "fn", None), Weighted) and is_normed(node, _is_linear):
             normed = Normed(target_of(node))
             facts.replace(node, lambda call, *args, op=normed, **kwargs: call(op, *args, **kwargs))
@@ -70,4 +63,5 @@ def is_normed(node: fx.Node, through: Callable[[fx.Node], bool]) -> bool:
 
 def _is_linear(node: fx.Node) -> bool:
     """Whether a node moves values, scales them, adds to them or convolves them."""
-    return node.target in (*LINEAR, *CONVOLUTIONS) or isinstance(node.target, Normed) or about(node.target).routes
+    op = about(node.target)
+    return node.target in LINEAR or isinstance(node.target, Normed) or op.routes or op.kind == "convolution"

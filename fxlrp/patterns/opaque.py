@@ -20,7 +20,7 @@ from fxlrp.capture.functions import Entrywise, OwnBackward, Stepwise
 from fxlrp.errors import FxlrpError
 from fxlrp.nodes import target_of
 from fxlrp.ops import NOTHING, about
-from fxlrp.reports.report import describe
+from fxlrp.reports.report import row_of
 from fxlrp.rules.registry import Structural
 from fxlrp.rules.values import nearly, stands_for
 
@@ -161,7 +161,7 @@ def _explain(facts: Facts, node: fx.Node, x: fx.Node, seen: Seen) -> None:
         linear = (aten.linear.default, x, *(_stored(node, t) for t in product))
         _replace_uses(facts, node, lambda call: call(nearly, call(*linear), node))
     elif not seen.derivable:
-        row = describe(node, "", "")
+        row = row_of(node)
         raise FxlrpError(
             f"{row.op} at {row.source or row.module or node.name} has no derivative, and is no product with weights "
             "nor an activation: give it a rule, @fxlrp.rule(op), or a derivative, register_autograd."

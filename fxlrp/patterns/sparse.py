@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from fxlrp.emit import replace
 from fxlrp.errors import FxlrpError
-from fxlrp.reports.report import describe
+from fxlrp.reports.report import row_of
 
 aten = torch.ops.aten
 PRODUCTS = (aten._sparse_mm.default, aten.mm.default, aten.mv.default, aten.smm.default)
@@ -37,7 +37,7 @@ def refuse_sparse(gm: fx.GraphModule, active: Collection[fx.Node]) -> None:
     """Raises FxlrpError if an active node is a sparse tensor."""
     for node in gm.graph.nodes:
         if node in active and is_sparse(node):
-            row = describe(node, "", "")
+            row = row_of(node)
             raise FxlrpError(
                 f"{row.op} at {row.source} makes a sparse tensor of what is explained, and relevance can't stand "
                 "there: make it dense, or write the product as y.index_add(0, rows, values[:, None] * x[columns])."

@@ -247,8 +247,8 @@ def _flow(arrives: Mass | None, leaves: Mass | None) -> str:
     return f"[{colour}]{a} → {b}{kept}[/]"
 
 
-def describe(node: fx.Node, kind: str, rule: str) -> NodeReport:
-    """The report's row for a node."""
+def row_of(node: fx.Node, kind: str = "", rule: str = "") -> NodeReport:
+    """The report's row for a node; without kind and rule, what an error says of it."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     module = stack[-1][0].removeprefix("model").lstrip(".") if stack else ""
     return NodeReport(node.name, op_name(node), kind, rule, module, source(node))

@@ -21,9 +21,8 @@ from fxlrp.rules.normalise import MASS, Normalise
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
 
-Op = Callable[..., Any]
 Cotangents = Tensor | Sequence["Tensor | None"] | None
-Key = tuple["Op | str", "tuple[int, ...] | None"]
+Key = tuple["Callable | str", "tuple[int, ...] | None"]
 Pass = Callable[[fx.GraphModule, "Facts"], bool]
 
 
@@ -81,7 +80,7 @@ ABSOLUTE = Rule(absolute)
 Entry = Rule | Derivative | Parts | Structural
 
 
-def _name(op: Op) -> str | None:
+def _name(op: Callable) -> str | None:
     return op._schema.name if isinstance(op, torch._ops.OpOverload) else None
 
 
@@ -182,7 +181,7 @@ class Rulebook:
 _USER: dict[Key, Entry] = {}
 
 
-def _of_user(op: Op, entries: Mapping[tuple[int, ...] | None, Entry], active: tuple[int, ...]) -> Entry:
+def _of_user(op: Callable, entries: Mapping[tuple[int, ...] | None, Entry], active: tuple[int, ...]) -> Entry:
     """Of the rules registered for an op the one for `active`, the arguments that carry relevance: the one for just
     these, else the one that gives to most of them.  Raises FxlrpError if there is one for other arguments alone."""
     if active in entries:
@@ -224,7 +223,7 @@ def user_rules() -> dict[Key, Entry]:
 _BOOKS: dict[str, Callable[..., Rulebook]] = {}
 
 
-def rule(*ops: Op, args: tuple[int, ...] | None = None) -> Callable[[Callable], Callable]:
+def rule(*ops: Callable, args: tuple[int, ...] | None = None) -> Callable[[Callable], Callable]:
     """Register a rule for ops of your own (or instead of ours), in every rulebook.
 
     args: the positions of the op's arguments for which the function returns cotangents; without it, each argument that
@@ -245,7 +244,7 @@ def rule(*ops: Op, args: tuple[int, ...] | None = None) -> Callable[[Callable], 
     return register
 
 
-def unregister(*ops: Op) -> None:
+def unregister(*ops: Callable) -> None:
     """Forget the rules registered for `ops` with `fxlrp.rule`."""
     gone = {overload for op in ops for overload in overloads(op)}
     for key in [k for k in _USER if k[0] in gone]:

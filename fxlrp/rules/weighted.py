@@ -38,13 +38,15 @@ Bound = float | Sequence[float] | Tensor
 Places = tuple[int, int, "int | None"]
 """Where x, w and b, if any, stand among an op's arguments."""
 
-DENSE: tuple[tuple[Places, tuple], ...] = (
+Products = tuple[tuple[Places, tuple], ...]
+"""Ops that are linear in x and in their weights, by the places of their operands."""
+DENSE: Products = (
     ((0, 1, 2), (aten.linear,)),
     ((0, 1, None), (*of_kind("matmul"), "aten::_grouped_mm", "transformers::grouped_mm_fallback")),
     ((1, 0, None), of_kind("matmul")),
     ((1, 2, 0), (aten.addmm.default,)),
 )
-CONVOLVING: tuple[tuple[Places, tuple], ...] = (((0, 1, 2), of_kind("convolution")),)
+CONVOLVING: Products = (((0, 1, 2), of_kind("convolution")),)
 
 
 @dataclass(frozen=True)
