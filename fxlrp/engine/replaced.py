@@ -48,7 +48,7 @@ class ByRule(ReplacedOp):
 
     op: the op itself, which the forward pass calls unchanged.
     rule: called as rule.fn(g, z, *args, **kwargs) with the op's own arguments; returns one g per tensor in `argnums`.
-    argnums: the leaves of the call's (args, kwargs), in pytree order, that the rule returns g for; the share of a
+    argnums: the leaves of the call's (args, kwargs), in pytree order, that the rule returns g for; relevance of a
         constant among them is lost.
     where: the sample axes of the output and of each tensor of `argnums`.
     """
@@ -72,10 +72,10 @@ class ByRule(ReplacedOp):
         self.told = {keyword: value for keyword, value in available.items() if rule.wants(keyword)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        leaves, spec, places, tensors = self.taken_apart(args, kwargs)
+        leaves, spec, places, tensors = self.flattened(args, kwargs)
         return _ByRule.apply(self, leaves, spec, places, *tensors)
 
-    def taken_apart(self, args: tuple, kwargs: dict) -> tuple[list, pytree.TreeSpec, list[int], Sequence[Tensor]]:
+    def flattened(self, args: tuple, kwargs: dict) -> tuple[list, pytree.TreeSpec, list[int], Sequence[Tensor]]:
         """The leaves of a call and their pytree spec, the indices of the tensors among them, and the tensors."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -94,8 +94,8 @@ class ByRule(ReplacedOp):
     def in_real_numbers(
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
     ) -> tuple[Call, Callable[[list[Tensor]], list[Tensor]], Tensor, Tensor, Sequence[Tensor]]:
-        """The rule as it is rescaled: it, what its cotangents become, g, z and xs; of complex numbers the real and the
-        imaginary parts, which each have relevance."""
+        """The rule's call, the function that completes its rescaled cotangents, g, z and xs, all in real numbers: a
+        complex tensor is taken as its real and imaginary parts, which each have relevance."""
         call = Call(lambda g: self.call_rule(g, z, xs, args, kwargs), getattr(self.rule.fn, "keeps_relevance", False))
         if not any(t.is_complex() for t in (z, *xs)):
             return call, list, g, z, xs
@@ -219,7 +219,8 @@ class _Adjustment(torch.autograd.Function):
 
 
 class InParts(ReplacedOp):
-    """An op that keeps its own backward pass, scaled at each leaf of a call in `argnums` by the entry's part for it."""
+    """An op that keeps its own backward pass, whose result for each leaf in `argnums` is multiplied by the entry's
+    part."""
 
     def __init__(self, op: Callable, entry: Parts, argnums: tuple[int, ...], book: str) -> None:
         self.parts = tuple(zip(argnums, entry.parts, strict=bool(entry.parts)))

@@ -79,7 +79,7 @@ class Fast(ByRule):
         handles: those of the tensors of `argnums` that have one.
         sources: the (args, kwargs) that the leaves in `recomputed` are computed from.
         """
-        leaves, spec, places, tensors = self.taken_apart(args, kwargs)
+        leaves, spec, places, tensors = self.flattened(args, kwargs)
         with_handle = [h is not None for h in handles]
         more, made_of = pytree.tree_flatten(sources)
         return _Fast.apply(self, leaves, spec, places, with_handle, made_of, len(more), *more, *handles, *tensors)

@@ -74,7 +74,7 @@ def shares_of(book: Rulebook) -> Shares | None:
 
 def _by_shares(op: ByRule, shares: Shares, name: str, args: tuple, kwargs: dict[str, Any]) -> Tensor:
     plain: ByRule = getattr(op, "plain", op)  # without a kernel, which may write over what is kept
-    leaves, spec, places, tensors = plain.taken_apart(args, kwargs)
+    leaves, spec, places, tensors = plain.flattened(args, kwargs)
     return _ByShares.apply(plain, shares, name, leaves, spec, places, *tensors)
 
 

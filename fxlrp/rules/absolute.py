@@ -4,9 +4,9 @@ Vukadin et al. 2024 share relevance R_j of an output z_j = f_j(a; θ) by absolut
 
     R_a = a ⊙ ∇_a f(a; θ)ᵀ s + |a| ⊙ ∇f(|a|; |θ|)ᵀ s,   s = R / |z|
 
-With R_a = a ⊙ g_a, a formula gets s = sign(z) g_z and the op's arguments, and returns g_a for each argument in their
-order, as far as there are any that take relevance: None for one that takes nothing, which is a constant of the method.
-What the paper says of norms and of softmax is that h, which they divide by, is such a constant.
+With R_a = a ⊙ g_a, a formula takes s = sign(z) g_z, z and the op's arguments, and returns g_a for its first arguments,
+in their order; None stands for one that takes no relevance, a constant of the method.  Norms and softmax divide by some
+h, which the paper holds constant.  "2024-04" is the authors' code of April 2024 (`fxlrp.methods.published`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def absolute(
 ) -> list[Tensor]:
     """The rule itself, for any op:  g_a = J_f(a; θ)ᵀ s + sign(a) ⊙ J_f(|a|; |θ|)ᵀ s.
 
-    So a product keeps positive contributions, R_i = 2 Σ_j (x_i w_ij)⁺ s_j, whose bias takes part in |z| only, and of a
-    product x y of two activations, both get 2 (x y)⁺ s.
+    A product with weights thus keeps positive contributions, R_i = 2 Σ_j (x_i w_ij)⁺ s_j, and its bias takes part in
+    |z| only; of a product x y of two activations, each gets 2 (x y)⁺ s.
 
     argnums: which of the call's leaves, in pytree order, are a; all other tensors are θ.
     """
@@ -100,7 +100,8 @@ def rsub(s: Tensor, z: Tensor, x: Tensor | float, y: Tensor | float, alpha: floa
 
 @Formula
 def positive_sum(s: Tensor, z: Tensor, x: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object) -> Tensor:
-    """A sum with weights ≥ 0 (a mean, a value read between pixels), R_x = 2 x⁺ ⊙ Jᵀs; what says where takes nothing."""
+    """A sum with weights ≥ 0 (a mean, a value between pixels), R_x = 2 x⁺ ⊙ Jᵀs; arguments that say where take
+    nothing."""
     (d,) = vjp(lambda t: op(t, *rest, **kwargs), [x], s)
     return 2 * (x > 0) * d
 
@@ -109,8 +110,8 @@ def positive_sum(s: Tensor, z: Tensor, x: Tensor, *rest: object, op: Callable[..
 def grouped_mm(
     s: Tensor, z: Tensor, x: Tensor, w: Tensor, offs: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object
 ) -> Tensor:
-    """Rows of x in groups, each with a weight of its own (experts): a product for every group, whose ops have no
-    derivative everywhere: Wᵀs + sign(x) ⊙ |W|ᵀs."""
+    """One product for each group of x's rows (experts), g_x = Wᵀs + sign(x) ⊙ |W|ᵀs: `absolute` written out, because
+    torch has no derivative of this op on every device."""
 
     def transposed(w: Tensor) -> Tensor:
         return op(s, w.mT, offs, *rest, **kwargs)
@@ -130,19 +131,21 @@ def activation(s: Tensor, z: Tensor, x: Tensor, *args: object, op: Callable[...,
 
 @Formula
 def exp(s: Tensor, z: Tensor, x: Tensor) -> Tensor:
-    """An exponential keeps the sign of relevance, R_x = 2 |x| z s: the exponent takes it by its distance from 0."""
+    """An exponential, R_x = 2 |x| z s: relevance keeps its sign, and grows with the exponent's distance from 0."""
     return 2 * x.sign() * z * s
 
 
 @Formula
 def logsumexp(s: Tensor, z: Tensor, x: Tensor, dim: list[int], keepdim: bool = False) -> Tensor:
-    """log Σ exp(x): R_x = 2 |x| softmax(x) s, by its derivative, which keeps the sign of relevance as `exp` does."""
+    """log Σ exp(x), whose derivative is softmax(x): R_x = 2 |x| softmax(x) s keeps the sign of relevance, as `exp`
+    does."""
     return 2 * x.sign() * vjp(lambda t: t.logsumexp(dim, keepdim), [x], s)[0]
 
 
 @Formula
 def softmax(s: Tensor, z: Tensor, x: Tensor, dim: int, dtype: torch.dtype | None = None, *_: object) -> Tensor:
-    """Softmax with the denominator as a constant: R_x = 2 x z s, with the sign of the logit."""
+    """Softmax z = exp(x) / h with h constant, so that its derivative is z: R_x = 2 x z s, which has the sign of the
+    logit x (its companion for |x|, as in `activation`, has the derivative sign(x) z)."""
     return 2 * z * s
 
 
@@ -157,7 +160,7 @@ def layer_norm(
     eps: float = 1e-5,
     *_: object,
 ) -> Tensor:
-    """z = w u + b, u = (x − mean) / σ with mean and σ as constants: R_x = x ⊙ (w + sign(u) |w|) s / σ  (2024-04)."""
+    """z = w u + b, u = (x − mean) / σ with mean and σ constant: R_x = x ⊙ (w + sign(u) |w|) s / σ (as in 2024-04)."""
     return _standardized(s, x, x.ndim - len(shape), w, eps)
 
 
@@ -192,7 +195,7 @@ def instance_norm(
     eps: float,
     *_: object,
 ) -> Tensor:
-    """Instance norm: as layer norm, over each channel; as batch norm where it goes by running statistics."""
+    """Instance norm: as layer norm, over each channel; with running statistics, as batch norm."""
     if not use_input_stats and var is not None:
         return _affine(s, x, w, var, eps)
     return _standardized(s, x, 2, per_channel(w, x), eps)

@@ -1,4 +1,4 @@
-"""Ops that need no rule, whatever the method, beside those that move values (`fxlrp.ops`): they scale by a constant."""
+"""Ops that need no rule in any method, besides those that move values (`fxlrp.ops`): those that scale by a constant."""
 
 from __future__ import annotations
 

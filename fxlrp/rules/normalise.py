@@ -13,9 +13,9 @@ from fxlrp.rules.quantities import placeable, ratio, relevance, where_positive
 
 @dataclass(frozen=True)
 class Call:
-    """A rule at its op: from g at the output to raw g at each input it shares with.
+    """A rule bound to one call of its op: g at the output → the cotangents of the inputs, before rescaling.
 
-    keeps_relevance: whether that is relevance as it came, entry by entry, with nothing to rescale.
+    keeps_relevance: whether it passes relevance on unchanged, entry by entry, so that there is nothing to rescale.
     """
 
     rule: Callable[[Tensor], Sequence[Tensor]]
@@ -26,7 +26,7 @@ class Call:
 
 
 Give = Callable[[Call, Tensor], list[Tensor]]
-"""Shares relevance out by factors that are known: linear in the g that it is given."""
+"""give(call, part) rescales what a rule makes of a part of g, by factors that were measured on the whole of g."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Normalise:
 
 
 def _mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
-    """Positive and negative relevance apart, each keeping its mass P = Σ|R|, inputs sharing it in proportion.
+    """Rescales positive and negative relevance separately: each keeps its mass P = Σ|R|, which the inputs share.
 
     R_i = P (|A_i| / Σ_k |A_k|) r_i / Σ|r_i|  with r_i = x_i ⊙ g_i the raw relevance and A_i = Σ r_i,
-    as in the authors' code of April 2024, where all A_i are ≥ 0: of other signs, they might cancel.
+    as in the authors' code of April 2024 (|A_i|, because A_i of different signs might cancel).
     """
     if call.keeps_relevance:
         return list(call(g))
@@ -64,7 +64,7 @@ def _one_sign(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Pla
 
 
 def _factors(raw: Sequence[Tensor], g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
-    """What each x's raw g is multiplied by, per sample [B], where all relevance is ≥ 0, or ≤ 0."""
+    """The factor [B] of the raw g of each x, for relevance that is all ≥ 0, or all ≤ 0."""
     mass = sample_sum(relevance(z, g, where.masked), where.output).abs()
     rs = [relevance(x, c, where.masked) for x, c in zip(xs, raw, strict=True)]
     sums = [sample_sum(r, b).abs() for r, b in zip(rs, where.inputs, strict=True)]
@@ -75,7 +75,7 @@ def _factors(raw: Sequence[Tensor], g: Tensor, z: Tensor, xs: Sequence[Tensor], 
 
 
 def _measure_mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> Give:
-    """`_mass` by the factors of g: relevance where that of g is positive by one, all other by another."""
+    """`_mass` as a function of parts of g: one factor where g has positive relevance, another elsewhere."""
     if call.keeps_relevance:
         return lambda call, part: list(call(part))
     positive = relevance(z, g, where.masked) > 0
@@ -92,12 +92,13 @@ def _measure_mass(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where:
 
 
 def _unit(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
-    """Every input of every op gets Σ|R| = 1, with 1e-9 beside |z| and Σ|R| as published (2024-12)."""
+    """Rescales relevance at every input to Σ|R| = 1, with 1e-9 added to |z| and Σ|R|, as in the code of December
+    2024."""
     return _measure_unit(call, g, z, xs, where)(call, g)
 
 
 def _measure_unit(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> Give:
-    """`_unit` by the sizes of what g becomes."""
+    """`_unit` as a function of parts of g: divides by the Σ|R| that g itself gives to each input."""
     size = z.abs().nan_to_num(posinf=1)
     kept = size / (size + 1e-9)
     raw = call(g * kept)
@@ -110,10 +111,10 @@ def _measure_unit(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where:
     return give
 
 
-def _as_it_is(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
+def _unscaled(call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
     return list(call(g))
 
 
 MASS = Normalise("mass", _mass, _measure_mass)
 UNIT = Normalise("unit", _unit, _measure_unit)
-NONE = Normalise("none", _as_it_is)
+NONE = Normalise("none", _unscaled)

@@ -1,4 +1,7 @@
-"""Rules by which relevance is passed on as it came, entry by entry, whatever the method: what divides takes nothing."""
+"""Rules, the same in every method, that pass relevance on entry by entry, R_x = R; a divisor takes none.
+
+AttnLRP (Achtibat et al. 2024), Proposition 3.4: what a norm divides by is a constant.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 
 
 def keeps_relevance(rule: Callable) -> Callable:
-    """Says of a rule that relevance goes on as it came, R_x = R entry by entry: there is nothing to rescale."""
+    """Marks a rule that passes relevance on unchanged, R_x = R entry by entry, so that there is nothing to rescale."""
     vars(rule).update(keeps_relevance=True)
     return rule
 
@@ -21,7 +24,7 @@ def div(g: Tensor, z: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def normaliser(g: Tensor, z: Tensor, x: Tensor) -> tuple[()]:
-    """1/x and 1/√x: what is divided by is a constant of the method and takes nothing."""
+    """1/x and 1/√x: a divisor is a constant of the method and takes no relevance."""
     return ()
 
 
@@ -29,7 +32,8 @@ def normaliser(g: Tensor, z: Tensor, x: Tensor) -> tuple[()]:
 def rms_norm(
     g: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """RMS norm with the root mean square as a constant: a scaling, R_x = R (so do its parts)."""
+    """RMS norm with the root mean square as a constant: a scaling, R_x = R (as for its parts, where it is written
+    out)."""
     dims = list(range(-len(shape), 0))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     g = g * (x.square().mean(dims, keepdim=True) + eps).rsqrt()
@@ -37,11 +41,12 @@ def rms_norm(
 
 
 def offset(g: Tensor, z: Tensor, x: Tensor, *_: object) -> Tensor:
-    """x − max(x), and x − log Σ exp(x), a log-softmax: what shifts logits cancels from their softmax, R_x = x g."""
+    """x − max(x), and log-softmax, x − log Σ exp(x): g_x = g, with the shift of the logits as a constant, since it
+    cancels in their softmax."""
     return g
 
 
 @keeps_relevance
 def rounding(g: Tensor, z: Tensor, x: Tensor, *_: object, **__: object) -> Tensor:
-    """Rounding, quantising and other steps pass relevance on, R_x = R."""
+    """Rounding, quantising and other steps: R_x = R."""
     return g * (z / x).masked_fill_(x == 0, 0)

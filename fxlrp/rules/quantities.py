@@ -37,17 +37,17 @@ def clamped(t: Tensor, sign: int) -> Tensor:
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and 0 where b is 0 or all but: relevance that nothing can take is dropped."""
+    """a / b, or 0 where b is (nearly) 0: relevance that nothing can take is dropped."""
     least = torch.finfo(b.dtype).tiny * (1 if b.dtype == torch.float16 else 1e8)  # below it, a / b may overflow
     return torch.ops.aten.threshold_backward.default(a / b, b.abs(), least)
 
 
 ROUNDING = 16
-"""How many units of rounding a sum may be off by, of terms that cancel."""
+"""The error of a sum of terms that cancel, in units of rounding."""
 
 
 def placeable(mass: Tensor, offered: Tensor) -> Tensor:
-    """The mass that a rule can place: 0 where what it offers is no more than rounding leaves of that mass."""
+    """The mass that a rule can place: all of it, or 0 where what the rule offers is only rounding error."""
     return mass.where(offered > ROUNDING * torch.finfo(mass.dtype).eps * mass, 0)
 
 

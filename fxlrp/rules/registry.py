@@ -31,9 +31,8 @@ class Rule:
     """A relevance rule for an op.
 
     fn(g, z, *args, **kwargs) gets the cotangent g and the value z of the op's output (R = z g) and the op's own
-    arguments, and returns the cotangents of the arguments that `argnums` points at (default: those that carry
-    relevance), in pytree order.  One that asks for the keyword `argnums` is told these; one that asks for `op` gets the
-    op.
+    arguments, and returns the cotangents of the arguments in `argnums` (default: those that carry relevance),
+    which are counted in pytree order.  A function with a keyword `argnums` or `op` is passed these.
     """
 
     fn: Callable[..., Cotangents]
@@ -49,7 +48,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Derivative:
-    """The op's ordinary vector-Jacobian product, at s = adjust(g, z, **parameters) in the place of g."""
+    """The op's ordinary vector-Jacobian product, applied to s = adjust(g, z, **parameters) instead of g."""
 
     adjust: Callable[..., Tensor]
     parameters: tuple[tuple[str, object], ...] = ()
@@ -61,22 +60,22 @@ class Derivative:
 
 @dataclass(frozen=True)
 class Parts:
-    """The op's ordinary vector-Jacobian product, of which each argument that carries relevance gets its part, if there
-    are parts."""
+    """The op's ordinary vector-Jacobian product, multiplied by a factor for each argument that carries relevance; by 1
+    if there are no parts."""
 
     name: str
     parts: tuple[float, ...] = ()
 
 
 class Structural:
-    """The ordinary vector-Jacobian product moves relevance rightly: no rule needed."""
+    """The op's ordinary vector-Jacobian product routes relevance R = a ⊙ g correctly, so that it needs no rule."""
 
     name = "structural"
 
 
 STRUCTURAL = Structural()
 ABSOLUTE = Rule(absolute)
-"""absLRP's own rule, known to be the right one for an op; the op of which nothing is known has it, too."""
+"""absLRP's own rule, for ops that it is right for; ops without an entry get it too, and are reported as generic."""
 Entry = Rule | Derivative | Parts | Structural
 
 
@@ -104,14 +103,14 @@ def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
 class Rulebook:
     """A method: a table from op to rule, how relevance is rescaled, how an explanation is seeded.
 
-    entries: (op, positions that carry relevance, or None for any) → Rule, STRUCTURAL or ABSOLUTE.  Ops that move values
-        (`fxlrp.ops`) need none.  A class stands for
-        the ops that are its instances, "namespace::name" for the op of a library that need not be there.
+    entries: (op, positions that carry relevance, or None for any) → its rule.  Ops that move values (`fxlrp.ops`) need
+        none.  A class stands for the ops that are its instances, and "namespace::name" for an op of a library that may
+        not be installed.
     normalise: MASS, UNIT or NONE (fxlrp.rules.normalise).
-    passes: graph passes that put the graph into the form the table speaks of, run in order; each is called with the
-        graph and what is known of it (fxlrp.graph.facts), and returns whether it changed it.
-    unknown: the entry of an op that stands nowhere; None is the generic rule.
-    reads: what an explanation is: the "relevance" a ⊙ g of each input, or its "gradient" g.
+    passes: graph passes that write the graph in the ops of the table, run in order; each is called with the graph and
+        facts about it (fxlrp.graph.facts.Facts), and returns whether it changed the graph.
+    unknown: the entry of ops that have none; None is the generic rule.
+    reads: what an attribution holds: the "relevance" a ⊙ g of each input, or its "gradient" g.
     seed: how the target's direction v over the logits becomes relevance: "relevance": R = v; "share": R = |z| v, each
         sign brought to mass Σ|v|; "gradient": R = z v.
     default_contrast: what a target is set against where the call does not say: None, "others" or "softmax".
@@ -148,8 +147,8 @@ class Rulebook:
 
     @property
     def _content(self) -> tuple:
-        """What tells it from other rulebooks of its name. Rules and passes count by their names, since parameters make
-        them anew."""
+        """The properties by which rulebooks of one name are compared.  Rules and passes are compared by name, because
+        each call of a rulebook's function makes new ones."""
         rules = {key: entry.name for key, entry in self.entries.items()}
         passes = [each.__name__ for each in self.passes]
         return rules, passes, self.normalise, self.reads, self.seed, self.default_contrast, self.contrast_passes

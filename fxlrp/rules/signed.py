@@ -1,4 +1,4 @@
-"""Rules of the signed methods (classic LRP, AttnLRP, CP-LRP): calculus, but for what these hold constant or halve.
+"""Rules of the signed methods (classic LRP, AttnLRP, CP-LRP): derivatives, with some values held constant, some halved.
 
 With R = a ⊙ g, the ε-rule of any linear op is its ordinary derivative at s = R / (z + ε sign z), and for ε → 0 at g.
 Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", ICML 2024.
@@ -21,12 +21,14 @@ aten = torch.ops.aten
 
 
 def epsilon_rule(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
-    """s = R / (z + ε sign z): relevance by signed contribution, with ε taking what is too small."""
+    """The ε-rule (AttnLRP, eq. 8), s = R / (z + ε sign z) = g z / (z + ε sign z): ε takes relevance where |z| is
+    small."""
     return by_parts(lambda g, z: g * (z / stabilized(z, epsilon)), g, z) if epsilon else g
 
 
 def uniform_rule(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
-    """The ε-rule of a product of two tensors that carry relevance: half for each (AttnLRP, the uniform rule)."""
+    """The ε-rule of a product of two tensors that carry relevance, half for each (AttnLRP, Propositions 3.2 and
+    3.3)."""
     return epsilon_rule(g, z, epsilon=epsilon) / 2
 
 
@@ -41,23 +43,25 @@ def halves(epsilon: float) -> Derivative | Parts:
 
 
 ATTENTION = Parts("attention", (1 / 4, 1 / 4, 1 / 2))
-"""softmax(q kᵀ) v by its derivative, which is the softmax's Taylor expansion, and the uniform rule for two products."""
+"""softmax(q kᵀ) v in one op: v gets ½ of the second product; the other ½ goes through the softmax, by its derivative
+(AttnLRP, Proposition 3.1), to the first product, whose factors q and k get half of it each."""
 
 
 def generic(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
-    """The ε-rule for an op of which nothing is known but its derivative."""
+    """The ε-rule, for an op without an entry."""
     return epsilon_rule(g, z, epsilon=epsilon)
 
 
 def attention_to_values(
     g: Tensor, z: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object
 ) -> Tensor:
-    """softmax(q kᵀ) v with constant weights."""
+    """softmax(q kᵀ) v with the softmax as constant weights, as in CP-LRP."""
     return vjp(lambda v: op(q, k, v, *rest, **kwargs), [v], g)[0]
 
 
 def identity(g: Tensor, z: Tensor, x: Tensor, *rest: object, op: Callable[..., Tensor], **kwargs: object) -> Tensor:
-    """A non-linearity passes R on, R_x = R (1 − f(0)/f(x)): what it gives for nothing, f(0), counts as a bias."""
+    """The identity rule (AttnLRP, eq. 9) of a function f, entry by entry: R_x = R (1 − f(0)/f(x)), as f(0) is a
+    bias."""
     nothing = torch.zeros_like(x)
     f0 = op(nothing, *rest, **kwargs)
     slope = vjp(lambda t: op(t, *rest, **kwargs), [nothing], torch.ones_like(x))[0]
@@ -80,7 +84,7 @@ def layer_norm(
     eps: float = 1e-5,
     *_: object,
 ) -> Tensor:
-    """Layer norm with its deviation as a constant, R_x = x ⊙ Jᵀ g; the other norms likewise."""
+    """Layer norm with its deviation as a constant (AttnLRP, Proposition 3.4): R_x = x ⊙ Jᵀ g."""
     return standardized(g if w is None else g * w, x, x.ndim - len(shape), eps)
 
 
@@ -94,6 +98,7 @@ def group_norm(
     eps: float = 1e-5,
     *_: object,
 ) -> Tensor:
+    """Group norm: as layer norm, over each group of channels."""
     g, x = ((t.unflatten(1, (groups, -1))) for t in (g if w is None else g * per_channel(w, x), x))
     return standardized(g, x, 2, eps).flatten(1, 2)
 
@@ -111,6 +116,7 @@ def instance_norm(
     eps: float,
     *_: object,
 ) -> Tensor:
+    """Instance norm: as layer norm, over each channel; with running statistics, a scaling."""
     if not use_input_stats and var is not None:
         return g * per_channel(norm_scale(w, var, eps), x)
     return standardized(g if w is None else g * per_channel(w, x), x, 2, eps)

@@ -88,7 +88,7 @@ def contributions(f: Product, sign: int) -> tuple[Callable[[Tensor, Tensor], Ten
 
 
 def alpha_beta(g: Tensor, z: Tensor, f: Product, *, alpha: float, beta: float, stabilizer: float) -> Tensor:
-    """R_i = Σ_j (α z⁺_ij / Σ_i z⁺_ij − β z⁻_ij / Σ_i z⁻_ij) R_j, with b_j⁺ and b_j⁻ in the sums."""
+    """R_i = Σ_j (α z⁺_ij / Σ_i z⁺_ij − β z⁻_ij / Σ_i z⁻_ij) R_j, with b_j⁺ and b_j⁻ in the sums (Bach et al. 2015)."""
     x, _, _ = f.operands
     out = torch.zeros_like(x)
     for factor, sign in ((alpha, 1), (-beta, -1)):
@@ -100,15 +100,17 @@ def alpha_beta(g: Tensor, z: Tensor, f: Product, *, alpha: float, beta: float, s
 
 
 def z_plus(g: Tensor, z: Tensor, f: Product, *, stabilizer: float) -> Tensor:
-    """R_i = Σ_j z⁺_ij / Σ_i z⁺_ij R_j: αβ with α = 1 and β = 0."""
+    """R_i = Σ_j z⁺_ij / Σ_i z⁺_ij R_j (Montavon et al. 2017): αβ with α = 1 and β = 0."""
     return alpha_beta(g, z, f, alpha=1, beta=0, stabilizer=stabilizer)
 
 
 def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) -> Tensor:
-    """R_i = Σ_j (z_ij + γ z±_ij) / Σ_i (z_ij + γ z±_ij) R_j, ± the sign of z_j (generalized to inputs of any sign).
+    """R_i = Σ_j (z_ij + γ z±_ij) / Σ_i (z_ij + γ z±_ij) R_j, ± the sign of z_j (Montavon et al. 2019, here for inputs
+    of any sign).
 
-    z± = (z ± |z|)/2 makes of it the signed contribution and absLRP's absolute one: with h = γ/2, A = f(|x|; |w|, |b|),
-    s = R / ((1 + h) z + h A sign(z)) and J the product's derivative,  g = (1 + h) Jᵀ s + h sign(x) |J|ᵀ (s sign(z)).
+    By z± = (z ± |z|)/2 it is a weighted sum of the signed contribution and absLRP's absolute one: with h = γ/2,
+    A = f(|x|; |w|, |b|), s = R / ((1 + h) z + h A sign(z)) and J the product's derivative,
+    g = (1 + h) Jᵀ s + h sign(x) |J|ᵀ (s sign(z)).
     """
     x, w, b = f.operands
     h, none = gamma / 2, None if b is None else torch.zeros_like(b)
@@ -121,7 +123,8 @@ def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) 
 
 
 def flat(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, stabilizer: float) -> Tensor:
-    """R_i = Σ_j R_j / (number of inputs of j), at an input layer: R itself, which stands at ones."""
+    """R_i = Σ_j R_j / (number of inputs of j), at an input layer (Lapuschkin et al. 2019).  Returns R itself, the
+    cotangent of ones."""
     _, w, b = f.operands
     none = None if b is None else torch.zeros_like(b)
     sizes = f(ones, torch.ones_like(w), none)
@@ -129,7 +132,8 @@ def flat(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, stabilizer: float) -
 
 
 def z_box(g: Tensor, z: Tensor, ones: Tensor, f: Product, *, low: Bound, high: Bound, stabilizer: float) -> Tensor:
-    """R_i = Σ_j (x_i w_ij − l_i w⁺_ij − h_i w⁻_ij) / Σ_i (…) R_j, at an input layer with l ≤ x ≤ h; as `flat`.
+    """R_i = Σ_j (x_i w_ij − l_i w⁺_ij − h_i w⁻_ij) / Σ_i (…) R_j, at an input layer with l ≤ x ≤ h
+    (Montavon et al. 2017).  Returns R itself, as `flat` does.
 
     low, high: numbers, or one for each channel.
     """
@@ -169,9 +173,9 @@ def ones_for(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FirstLayer:
-    """A product with weights that sees the input itself; relevance of the input stands at `ones`, laid out like x.
+    """A product of the input with weights, which also takes `ones`, laid out like x, at which relevance is read.
 
-    Relevance that is spread evenly, or by distance from bounds, is no multiple of x: R = x ⊙ g could not carry it.
+    The rules of first layers give relevance to inputs that are 0, which R = x ⊙ g could not carry; R = 1 ⊙ g can.
     """
 
     op: Callable[..., Tensor]
