@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.attribution import Attribution
@@ -44,11 +43,6 @@ def each_list(f: Callable[[list], list], call: Any, batch: int) -> Any:
         return one_each(value, batch)
 
     return pytree.tree_map(lambda v: f(v) if is_one(v) else v, call, is_leaf=is_one)
-
-
-def several_of(relevance: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Relevance as a tuple with one map per input."""
-    return relevance if isinstance(relevance, tuple) else (relevance,)
 
 
 def asks_every_row(plan: Plan, question: Question) -> bool:
@@ -110,9 +104,6 @@ def one_by_one(
         sample, named, *sample_questions = sample_of(axes, (args, kwargs), questions, i, batch)
         return explainer.explain(sample, named, sample_questions, at)
 
-    def join(ts: Sequence[Tensor], axis: int | None = 0) -> Tensor:
-        return sum(ts[1:], ts[0]) if axis is None else torch.cat(list(ts), axis)
-
     samples = [explain_sample(i) for i in range(batch)]
     try:
         explainer.plans.check_rows(explainer.latest, axes, [p[0].output for p in samples], output, args, kwargs)
@@ -122,27 +113,24 @@ def one_by_one(
         except FxlrpError:
             raise mismatch from None
     at_inputs = dict(zip(names_of(args, kwargs), axes.inputs, strict=True))
+    return [_joined(parts, output, at_inputs) for parts in zip(*samples, strict=True)]
 
-    def joined(parts: Sequence[Attribution], name: str) -> Tensor | tuple[Tensor, ...]:
-        each = zip(*(several_of(getattr(p, name)) for p in parts), strict=True)
-        shared = name == "inputs"
-        return tuple(
-            ts[0] if shared and at_inputs.get(n, 0) is None else join(ts, at_inputs.get(n, 0))
-            for n, ts in zip(parts[0].names, each, strict=True)
-        )
 
-    answers = []
-    for parts in zip(*samples, strict=True):
-        relevance = joined(parts, "relevance")
-        answers.append(
-            Attribution(
-                relevance[0] if len(relevance) == 1 else relevance,
-                output,
-                join([p.logits for p in parts]),
-                None if parts[0].target is None else join([p.target for p in parts if p.target is not None]),
-                parts[0].names,
-                several_of(joined(parts, "inputs")),
-                {name: join([p.latent[name] for p in parts]) for name in at},
-            )
-        )
-    return answers
+def _joined(parts: Sequence[Attribution], output: Any, at_inputs: Mapping[str, int | None]) -> Attribution:
+    """One attribution of a batch, made of those of its samples; sums relevance at inputs that samples share.
+
+    output: the model's output for the batch.  at_inputs: the sample axis of each input, by name; None if it is shared.
+    """
+    axes = [at_inputs.get(name, 0) for name in parts[0].names]
+    maps = zip(zip(*(p.each for p in parts), strict=True), axes, strict=True)
+    inputs = zip(zip(*(p.inputs for p in parts), strict=True), axes, strict=True)
+    relevance = [sum(rs[1:], rs[0]) if axis is None else torch.cat(rs, axis) for rs, axis in maps]
+    return Attribution(
+        relevance[0] if len(relevance) == 1 else tuple(relevance),
+        output,
+        torch.cat([p.logits for p in parts]),
+        None if parts[0].target is None else torch.cat([p.target for p in parts if p.target is not None]),
+        parts[0].names,
+        tuple(xs[0] if axis is None else torch.cat(xs, axis) for xs, axis in inputs),
+        {name: torch.cat([p.latent[name] for p in parts]) for name in parts[0].latent},
+    )

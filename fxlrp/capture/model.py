@@ -152,13 +152,9 @@ def capture(
             errors.append(cause if isinstance(cause, Exception) else problem)
             branches |= isinstance(cause, GuardOnDataDependentSymNode)
             continue
-        mode = attempt.mode
-        if mode is CaptureMode.ANY_BATCH and not _any_batch(graph, axes):
-            if after is not None and after.mode is mode:  # with fixed lengths, it may hold for any batch
-                continue
-            mode = CaptureMode.THIS_BATCH
-            if axes.count(attempt.inputs) != axes.count(tensors):  # specialised to the pair of samples traced
-                continue
+        mode = _mode_of(graph, attempt, after, axes, axes.count(tensors))
+        if mode is None:
+            continue
         _mark_identities(graph, seen[-1].untouched)
         names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
         lengths = [lengths_of(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
@@ -205,6 +201,21 @@ def _attempts(tensors: list[Tensor], axes: Axes, longer: bool) -> list[Attempt]:
         Attempt(CaptureMode.THIS_BATCH, tensors, (None,) * len(tensors)),
         Attempt(CaptureMode.THIS_INPUT, single, None),
     ]
+
+
+def _mode_of(
+    graph: fx.GraphModule, attempt: Attempt, after: Attempt | None, axes: Axes, batch: int
+) -> CaptureMode | None:
+    """The calls that a traced graph holds for; None if the attempt after it is to be made instead.
+
+    batch: the number of samples in the call.
+    """
+    if attempt.mode is not CaptureMode.ANY_BATCH or _any_batch(graph, axes):
+        return attempt.mode
+    if after is not None and after.mode is attempt.mode:  # with fixed lengths, it may hold for any batch
+        return None
+    specialised_to_pair = axes.count(attempt.inputs) != batch
+    return None if specialised_to_pair else CaptureMode.THIS_BATCH
 
 
 def _any_batch(graph: fx.GraphModule, axes: Axes) -> bool:

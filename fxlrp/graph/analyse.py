@@ -28,7 +28,7 @@ def find_active(
     output: fx.Node,
     flows: Callable[[fx.Node, set[fx.Node]], Iterable[fx.Node]],
 ) -> set[fx.Node]:
-    """Nodes that depend on a readout and get relevance from `output`, through can_carry nodes only.
+    """Nodes that depend on a readout and get relevance from `output`, through nodes that can carry relevance only.
 
     flows(node, reached): the inputs among `reached` that get relevance from the node (a denominator, say, gets none).
     """

@@ -10,6 +10,8 @@ from torch import fx
 
 from fxlrp.capture.flat import NotCaptured
 from fxlrp.capture.model import Capture
+from fxlrp.capture.symbols import hint
+from fxlrp.emit import emit
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.analyse import can_carry
 from fxlrp.nodes import args_of, outputs_of
@@ -57,6 +59,28 @@ def _index_of(captured: Capture, outputs: list, output: str | int | None) -> int
         raise FxlrpError(f"output={output!r} is no float output of the model; there are {available}.")
     scores = [i for i in floats if not re.search(r"box(es)?\b", names[i])]  # coordinates are no classes
     return (chosen or [i for i in floats if "logits" in names[i]] or scores or floats)[0]
+
+
+def put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
+    """Appends an output that concatenates the entries of several outputs, [batch, entries].
+
+    Raises FxlrpError if they have no axis of samples in common.
+    """
+    end, outputs = gm.graph.output_node(), outputs_of(gm)
+    several = [outputs[i] for i in places]
+    sizes = {hint(size) for n in several for size in n.meta["val"].shape[:1] or (0,)}
+    if len(sizes) > 1 or 0 in sizes:
+        shapes = ", ".join(str(tuple(n.meta["val"].shape)) for n in several)
+        raise FxlrpError(f"The target depends on outputs of shapes {shapes}, which have no axis of samples in common.")
+    with gm.graph.inserting_before(end):
+        rows = [
+            emit(gm.graph, n, aten.unsqueeze.default, n, 1)
+            if n.meta["val"].ndim == 1
+            else emit(gm.graph, n, aten.flatten.using_ints, n, 1)
+            for n in several
+        ]
+        joined = emit(gm.graph, several[0], aten.cat.default, rows, 1)
+    end.args = ((*outputs, joined),)
 
 
 RESCALES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)

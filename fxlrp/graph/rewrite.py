@@ -12,14 +12,14 @@ from fxlrp import acceleration
 from fxlrp.capture.calls import finite
 from fxlrp.capture.model import Capture
 from fxlrp.capture.precision import look_up_before_cast, stored, widen, widened
-from fxlrp.capture.symbols import free_symbols, hint
+from fxlrp.capture.symbols import free_symbols
 from fxlrp.emit import emit
 from fxlrp.engine.replaced import ByDerivative, ByRule, InParts
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.analyse import can_carry
 from fxlrp.graph.facts import Facts
 from fxlrp.graph.lookups import Positions
-from fxlrp.graph.outputs import Output, explained_output
+from fxlrp.graph.outputs import Output, explained_output, put_together
 from fxlrp.graph.plan import Item, Plan, draws
 from fxlrp.graph.reads import Place, find_left_out, mark_reads
 from fxlrp.nodes import args_of, leaves, outputs_of, target_of
@@ -69,23 +69,14 @@ def rewrite(
     if widen(gm, captured.inputs):
         captured.narrow, captured.inputs = narrow, widened(captured.inputs)
     if isinstance(output, tuple):
-        _put_together(gm, output)
+        put_together(gm, output)
     marked = mark_reads(gm, captured.parameters, read)
     _refuse_generators(gm)
     _run_passes(captured, rulebook, output, marked)
     outputs, explained, logits, head = explained_output(captured, output)
     facts = Facts(captured, rulebook, output, marked)
     if not facts.readouts:
-        infinite = [n for n, t in zip(captured.parameters, captured.inputs, strict=True) if not finite(t)]
-        if infinite:
-            raise FxlrpError(
-                f"No input can be explained: {', '.join(infinite)} holds infinite values, as masks do, which get no "
-                "relevance; pass finite ones."
-            )
-        raise FxlrpError(
-            "No input carries relevance to the output: the graph from input to output is not can_carry; "
-            "pass a float input, or token ids that the model looks up in an embedding."
-        )
+        raise _nothing_explained(captured)
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
     _check_reads(facts, read)
     left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), outputs[logits])
@@ -112,6 +103,20 @@ def rewrite(
         samples_separable=separable,
         any_length=any_length and captured.any_length,  # decomposing ops (a loop over steps) may have fixed a length
         samples={n.name: axis for n in facts.active if (axis := facts.samples.of(n)) is not None},
+    )
+
+
+def _nothing_explained(captured: Capture) -> FxlrpError:
+    """The error that says why no input carries relevance to the output."""
+    infinite = [n for n, t in zip(captured.parameters, captured.inputs, strict=True) if not finite(t)]
+    if infinite:
+        return FxlrpError(
+            f"No input can be explained: {', '.join(infinite)} holds infinite values, as masks do, which get no "
+            "relevance; pass finite ones."
+        )
+    return FxlrpError(
+        "No input carries relevance to the output: the graph from input to output is not differentiable; "
+        "pass a float input, or token ids that the model looks up in an embedding."
     )
 
 
@@ -216,28 +221,6 @@ def _numbers_as_tensors(node: fx.Node, argnums: tuple[int, ...]) -> None:
                     node.graph, node, aten.full.default, [], node.args[i], dtype=like.dtype, device=like.device
                 )
             node.update_arg(i, number)
-
-
-def _put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
-    """Appends an output that concatenates the entries of several outputs, [batch, entries].
-
-    Raises FxlrpError if they have no axis of samples in common.
-    """
-    end, outputs = gm.graph.output_node(), outputs_of(gm)
-    several = [outputs[i] for i in places]
-    sizes = {hint(size) for n in several for size in n.meta["val"].shape[:1] or (0,)}
-    if len(sizes) > 1 or 0 in sizes:
-        shapes = ", ".join(str(tuple(n.meta["val"].shape)) for n in several)
-        raise FxlrpError(f"The target depends on outputs of shapes {shapes}, which have no axis of samples in common.")
-    with gm.graph.inserting_before(end):
-        rows = [
-            emit(gm.graph, n, aten.unsqueeze.default, n, 1)
-            if n.meta["val"].ndim == 1
-            else emit(gm.graph, n, aten.flatten.using_ints, n, 1)
-            for n in several
-        ]
-        joined = emit(gm.graph, several[0], aten.cat.default, rows, 1)
-    end.args = ((*outputs, joined),)
 
 
 def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) -> bool:
