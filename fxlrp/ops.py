@@ -17,8 +17,22 @@ from torch import fx
 aten = torch.ops.aten
 
 Kind = Literal[
-    "activation", "softmax", "positive sum", "sum", "fourier", "function", "step", "convolution", "matmul", "norm"
+    "activation",
+    "softmax",
+    "norm",
+    "positive sum",
+    "sum",
+    "fourier",
+    "function",
+    "step",
+    "convolution",
+    "matmul",
+    "product",
 ]
+
+
+SUMS = (aten.add.Tensor, aten.sub.Tensor)
+SCALINGS = (aten.mul.Tensor, aten.div.Tensor)
 
 
 @dataclass(frozen=True)
@@ -199,7 +213,9 @@ describe(
 describe("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", kind="convolution")
 describe("matmul mm bmm", kind="matmul")
 describe("layer_norm rms_norm group_norm instance_norm", kind="norm")
-describe("addmm addbmm baddbmm addmv addcmul addcdiv glu mv dot logsumexp", decomposes=True)
+describe("linear", kind="product")
+describe("addmm baddbmm", kind="product", decomposes=True)
+describe("addbmm addmv addcmul addcdiv glu mv dot logsumexp", decomposes=True)
 describe(
     "round floor ceil trunc fix sign div.Tensor_mode div.Scalar_mode fake_quantize_per_tensor_affine",
     "fake_quantize_per_channel_affine",

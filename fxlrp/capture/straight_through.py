@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxlrp.emit import emit
 from fxlrp.nodes import args_of
-from fxlrp.ops import about
+from fxlrp.ops import SUMS, about
 from fxlrp.rules.values import stands_for
 
 aten = torch.ops.aten
@@ -32,6 +32,8 @@ def join_straight_through(gm: fx.GraphModule) -> None:
     sums: dict[fx.Node, Counter[Term]] = {}
     for node in list(gm.graph.nodes):
         terms = sums[node] = _terms(node, sums)
+        if node.target not in SUMS:
+            continue
         value: Counter[fx.Node] = Counter()
         for (summand, _), times in terms.items():
             value[summand] += times
@@ -39,7 +41,7 @@ def join_straight_through(gm: fx.GraphModule) -> None:
         open_terms = [
             (n, times) for (n, detached), times in terms.items() if times and not detached and n not in valued
         ]
-        if len(valued) != 1 or value[valued[0]] != 1 or [times for _, times in open_terms] != [1] or not _is_sum(node):
+        if len(valued) != 1 or value[valued[0]] != 1 or [times for _, times in open_terms] != [1]:
             continue
         ((x, _),) = open_terms
         if _depends_smoothly(valued[0]) and terms[valued[0], False]:
@@ -55,10 +57,6 @@ def join_straight_through(gm: fx.GraphModule) -> None:
         sums[node] = Counter({(node, True): 1})
 
 
-def _is_sum(node: fx.Node) -> bool:
-    return node.target in (aten.add.Tensor, aten.sub.Tensor)
-
-
 def _terms(node: fx.Node, sums: dict[fx.Node, Counter[Term]]) -> Counter[Term]:
     """The summands of a node through sums, differences and detaches, and how often each is taken."""
     if node.target in DETACH:
@@ -67,7 +65,7 @@ def _terms(node: fx.Node, sums: dict[fx.Node, Counter[Term]]) -> Counter[Term]:
             out[n, True] += times
         return out
     operands = args_of(node)[:2]
-    if _is_sum(node) and not node.kwargs and all(isinstance(a, fx.Node) for a in operands):
+    if node.target in SUMS and not node.kwargs and all(isinstance(a, fx.Node) for a in operands):
         first, second = (sums[a] for a in operands)
         out = Counter(first)
         for term, times in second.items():

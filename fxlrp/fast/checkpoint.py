@@ -86,7 +86,8 @@ def without_squares(gm: fx.GraphModule) -> fx.GraphModule:
     return copy
 
 
-PRODUCTS = (aten.matmul, aten.mm, aten.bmm, aten.baddbmm, aten.linear, aten.addmm, aten.einsum)
+def _is_product(op: object) -> bool:
+    return about(op).kind in ("matmul", "product") or op is aten.einsum.default
 
 
 def _op(node: fx.Node) -> Any:
@@ -100,7 +101,7 @@ def _around(softmax: fx.Node) -> list[fx.Node]:
     while edge:
         node = edge.pop()
         large = [n for n in (*node.all_input_nodes, *node.users) if n.op == "call_function" and _bytes(n) == size]
-        edge += [n for n in large if n not in part and getattr(_op(n), "overloadpacket", None) not in PRODUCTS]
+        edge += [n for n in large if n not in part and not _is_product(_op(n))]
         part.update(large)
     ends = {u for n in part for u in n.users if u.op == "call_function"}
     inputs = {n for m in part | ends for n in m.all_input_nodes} - part

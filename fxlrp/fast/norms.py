@@ -9,9 +9,10 @@ from fxlrp.fast.contributions import Contributions, diagonal, entrywise
 from fxlrp.fast.memory import less
 from fxlrp.rules import absolute
 from fxlrp.rules.absolute import per_channel
+from fxlrp.rules.quantities import Maybe
 
 
-def standardized(x: Tensor, u: Tensor, by: Tensor, w: Tensor | None) -> Contributions:
+def standardized(x: Tensor, u: Tensor, by: Tensor, w: Maybe) -> Contributions:
     """The rule of z = w u + b, u = (x − mean) · by, with mean and by = 1/σ constants: R_x = x ⊙ (w + sign(u) |w|) s by
     (2024-04)."""
     w = u.new_ones(()) if w is None else w
@@ -25,20 +26,14 @@ def deviation(x: Tensor, first: int, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def layer_norm(
-    z: Tensor,
-    x: Tensor,
-    shape: list[int],
-    w: Tensor | None = None,
-    b: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: object,
+    z: Tensor, x: Tensor, shape: list[int], w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object
 ) -> Contributions:
     """Layer norm with mean and deviation as constants: R_x = x ⊙ (w + sign(u) |w|) s / σ."""
     return standardized(x, *deviation(x, x.ndim - len(shape), eps), w)
 
 
 def group_norm(
-    z: Tensor, x: Tensor, groups: int, w: Tensor | None = None, b: Tensor | None = None, eps: float = 1e-5, *_: object
+    z: Tensor, x: Tensor, groups: int, w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object
 ) -> Contributions:
     """Group norm: as layer norm, over each group of channels."""
     u, by = deviation(x.unflatten(1, (groups, -1)), 2, eps)
@@ -51,10 +46,10 @@ by_formula = entrywise(absolute.instance_norm)
 def instance_norm(
     z: Tensor,
     x: Tensor,
-    w: Tensor | None,
-    b: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
+    w: Maybe,
+    b: Maybe,
+    mean: Maybe,
+    var: Maybe,
     use_input_stats: bool,
     momentum: float,
     eps: float,
@@ -76,8 +71,8 @@ def signed_layer_norm(
     z: Tensor,
     x: Tensor,
     shape: list[int],
-    w: Tensor | None = None,
-    b: Tensor | None = None,
+    w: Maybe = None,
+    b: Maybe = None,
     eps: float = 1e-5,
     *_: object,
 ) -> Tensor:

@@ -15,7 +15,7 @@ from fxlrp.emit import emit
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.analyse import can_carry
 from fxlrp.nodes import args_of, outputs_of
-from fxlrp.ops import about
+from fxlrp.ops import SCALINGS, SUMS, about
 
 aten = torch.ops.aten
 
@@ -83,7 +83,6 @@ def put_together(gm: fx.GraphModule, places: tuple[int, ...]) -> None:
     end.args = ((*outputs, joined),)
 
 
-RESCALES = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 SIGMOIDS = (aten.sigmoid.default, aten.log_sigmoid.default)
 
@@ -109,9 +108,9 @@ def _probability_head(output: fx.Node) -> list[fx.Node]:
 def _rescales(node: fx.Node) -> bool:
     """Whether a node adds a number to the single score of each sample, multiplies or divides it by a positive number,
     or multiplies or divides any value by one."""
-    if node.target not in RESCALES or not isinstance(node.args[1], int | float) or node.kwargs:
+    if node.target not in (*SUMS, *SCALINGS) or not isinstance(node.args[1], int | float) or node.kwargs:
         return False
-    if node.target in (aten.mul.Tensor, aten.div.Tensor):
+    if node.target in SCALINGS:
         return node.args[1] == 1 or (node.args[1] > 0 and _one_score(node))
     return _one_score(node)
 

@@ -19,7 +19,7 @@ from fxlrp.ops import about, is_pointwise, of_kind
 
 aten = torch.ops.aten
 
-SHAPES_TELL = {getitem, aten.linear.default, aten.addmm.default, aten.baddbmm.default, *of_kind("matmul")}
+SHAPES_TELL = {getitem, *of_kind("matmul", "product")}
 """Ops that keep rows apart if their result has an axis for the rows: they sum products over other axes."""
 
 

@@ -20,7 +20,7 @@ from fxlrp.patterns.residual import Residual, join_branches
 from fxlrp.rules import absolute
 from fxlrp.rules.calculus import vjp
 from fxlrp.rules.normalise import UNIT
-from fxlrp.rules.quantities import over_abs
+from fxlrp.rules.quantities import Maybe, over_abs
 from fxlrp.rules.registry import ABSOLUTE, Rule, Rulebook, publish, table
 
 aten = torch.ops.aten
@@ -62,9 +62,7 @@ def by_definition(h: Callable[..., Tensor], h_abs: Callable[..., Tensor]) -> Cal
     return rule
 
 
-def _layer_norm(
-    x: Tensor, shape: list[int], w: Tensor | None = None, b: Tensor | None = None, eps: float = 1e-5, *_: object
-) -> Tensor:
+def _layer_norm(x: Tensor, shape: list[int], w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object) -> Tensor:
     dims = list(range(-len(shape), 0))
     variance, mean = torch.var_mean(x.detach(), dims, correction=0, keepdim=True)
     u = (x - mean) / (variance + eps).sqrt()
@@ -73,7 +71,7 @@ def _layer_norm(
 
 
 def _layer_norm_abs(
-    x: Tensor, shape: list[int], w: Tensor | None = None, b: Tensor | None = None, eps: float = 1e-5, *_: object
+    x: Tensor, shape: list[int], w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object
 ) -> Tensor:
     return _layer_norm(x.abs(), shape, None if w is None else w.abs(), b, eps)
 

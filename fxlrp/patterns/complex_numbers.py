@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.emit import Insert
-from fxlrp.ops import about, of_kind
+from fxlrp.ops import SUMS, about, of_kind
 from fxlrp.rules import passing
 from fxlrp.rules.absolute import absolute
 from fxlrp.rules.registry import Rule
@@ -24,7 +24,6 @@ PRODUCTS = (
     aten.linear.default,
     *of_kind("matmul", "convolution"),
 )
-SUMS = (aten.add.Tensor, aten.sub.Tensor)
 WRITES = (aten.slice_scatter.default, aten.select_scatter.default)
 """Ops that write into a part of a tensor; they have no derivative for complex numbers."""
 KNOWING = (absolute, passing.div, passing.normaliser)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.emit import cut_out
-from fxlrp.ops import about, is_pointwise
+from fxlrp.ops import SCALINGS, about, is_pointwise
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
@@ -86,7 +86,7 @@ def _is_gate(top: fx.Node, x: fx.Node, facts: Facts) -> bool:
     """Whether `top` is a product in which exactly one factor is x itself or x times constants."""
 
     def scaled(node: fx.Node) -> bool:
-        while node is not x and node.target in (aten.mul.Tensor, aten.div.Tensor) and len(_active(node, facts)) == 1:
+        while node is not x and node.target in SCALINGS and len(_active(node, facts)) == 1:
             (node,) = _active(node, facts)
         return node is x
 

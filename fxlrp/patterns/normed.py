@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.nodes import target_of
-from fxlrp.ops import about, of_kind
+from fxlrp.ops import SUMS, about, of_kind
 from fxlrp.patterns.centring import centred
 from fxlrp.rules.weighted import Weighted
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 NORMS = (*of_kind("norm"), centred)
-LINEAR = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor)
 
 
 @dataclass(frozen=True)
@@ -64,4 +63,5 @@ def is_normed(node: fx.Node, through: Callable[[fx.Node], bool]) -> bool:
 def _is_linear(node: fx.Node) -> bool:
     """Whether a node moves values, scales them, adds to them or convolves them."""
     op = about(node.target)
-    return node.target in LINEAR or isinstance(node.target, Normed) or op.routes or op.kind == "convolution"
+    linear = op.routes or op.kind == "convolution" or node.target in (*SUMS, aten.mul.Tensor)
+    return linear or isinstance(node.target, Normed)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.rules.calculus import differentiable, slope, vjp
-from fxlrp.rules.quantities import by_parts, over_abs, where_positive
+from fxlrp.rules.quantities import Maybe, by_parts, over_abs, where_positive
 
 
 def absolute(
@@ -155,8 +155,8 @@ def layer_norm(
     z: Tensor,
     x: Tensor,
     shape: list[int],
-    w: Tensor | None = None,
-    b: Tensor | None = None,
+    w: Maybe = None,
+    b: Maybe = None,
     eps: float = 1e-5,
     *_: object,
 ) -> Tensor:
@@ -170,8 +170,8 @@ def group_norm(
     z: Tensor,
     x: Tensor,
     groups: int,
-    w: Tensor | None = None,
-    b: Tensor | None = None,
+    w: Maybe = None,
+    b: Maybe = None,
     eps: float = 1e-5,
     *_: object,
 ) -> Tensor:
@@ -186,10 +186,10 @@ def instance_norm(
     s: Tensor,
     z: Tensor,
     x: Tensor,
-    w: Tensor | None,
-    b: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
+    w: Maybe,
+    b: Maybe,
+    mean: Maybe,
+    var: Maybe,
     use_input_stats: bool,
     momentum: float,
     eps: float,
@@ -209,7 +209,7 @@ def standardize(x: Tensor, first: int, eps: float) -> tuple[Tensor, Tensor]:
     return (x - mean) / sigma, sigma
 
 
-def _standardized(s: Tensor, x: Tensor, first: int, w: Tensor | None, eps: float) -> Tensor:
+def _standardized(s: Tensor, x: Tensor, first: int, w: Maybe, eps: float) -> Tensor:
     u, sigma = standardize(x, first, eps)
     w = torch.ones_like(u) if w is None else w
     return (w + u.sign() * w.abs()) * s / sigma
@@ -220,9 +220,9 @@ def batch_norm(
     s: Tensor,
     z: Tensor,
     x: Tensor,
-    w: Tensor | None,
-    b: Tensor | None,
-    mean: Tensor | None,
+    w: Maybe,
+    b: Maybe,
+    mean: Maybe,
     var: Tensor,
     training: bool,
     momentum: float,
@@ -233,18 +233,18 @@ def batch_norm(
     return _affine(s, x, w, var, eps)
 
 
-def _affine(s: Tensor, x: Tensor, w: Tensor | None, var: Tensor, eps: float) -> Tensor:
+def _affine(s: Tensor, x: Tensor, w: Maybe, var: Tensor, eps: float) -> Tensor:
     scale = per_channel(norm_scale(w, var, eps), x)
     return (scale + x.sign() * scale.abs()) * s
 
 
-def norm_scale(w: Tensor | None, var: Tensor, eps: float) -> Tensor:
+def norm_scale(w: Maybe, var: Tensor, eps: float) -> Tensor:
     """γ / √(v + ε), a factor per channel."""
     scale = (var + eps).rsqrt()
     return scale if w is None else w * scale
 
 
-def per_channel(w: Tensor | None, x: Tensor) -> Any:
+def per_channel(w: Maybe, x: Tensor) -> Any:
     """A factor per channel [C], shaped so that x [B, C, …] is multiplied by it."""
     return None if w is None else w.view(-1, *[1] * (x.ndim - 2))
 

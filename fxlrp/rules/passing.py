@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fxlrp.rules.quantities import Maybe
+
 
 def keeps_relevance(rule: Callable) -> Callable:
     """Marks a rule that passes relevance on unchanged, R_x = R entry by entry, so that there is nothing to rescale."""
@@ -29,9 +31,7 @@ def normaliser(g: Tensor, z: Tensor, x: Tensor) -> tuple[()]:
 
 
 @keeps_relevance
-def rms_norm(
-    g: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Tensor | None = None, eps: float | None = None
-) -> Tensor:
+def rms_norm(g: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Maybe = None, eps: float | None = None) -> Tensor:
     """RMS norm with the root mean square as a constant: a scaling, R_x = R (as for its parts, where it is written
     out)."""
     dims = list(range(-len(shape), 0))

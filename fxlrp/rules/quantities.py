@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Maybe = Tensor | None
+"""An argument that may be left out, such as a bias."""
+
 
 def as_pair(t: Tensor) -> Tensor:
     """A complex tensor as the real one it is made of, with one more axis of two; a real one as it is."""

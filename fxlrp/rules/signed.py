@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxlrp.rules.absolute import norm_scale, per_channel, standardize
 from fxlrp.rules.calculus import vjp
-from fxlrp.rules.quantities import by_parts
+from fxlrp.rules.quantities import Maybe, by_parts
 from fxlrp.rules.registry import Derivative, Parts
 from fxlrp.rules.weighted import stabilized
 
@@ -79,8 +79,8 @@ def layer_norm(
     z: Tensor,
     x: Tensor,
     shape: list[int],
-    w: Tensor | None = None,
-    b: Tensor | None = None,
+    w: Maybe = None,
+    b: Maybe = None,
     eps: float = 1e-5,
     *_: object,
 ) -> Tensor:
@@ -93,8 +93,8 @@ def group_norm(
     z: Tensor,
     x: Tensor,
     groups: int,
-    w: Tensor | None = None,
-    b: Tensor | None = None,
+    w: Maybe = None,
+    b: Maybe = None,
     eps: float = 1e-5,
     *_: object,
 ) -> Tensor:
@@ -107,10 +107,10 @@ def instance_norm(
     g: Tensor,
     z: Tensor,
     x: Tensor,
-    w: Tensor | None,
-    b: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
+    w: Maybe,
+    b: Maybe,
+    mean: Maybe,
+    var: Maybe,
     use_input_stats: bool,
     momentum: float,
     eps: float,
