@@ -44,7 +44,7 @@ class AsOneGraph:
         compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
         """
         self.compiling = {"mode": mode, "fullgraph": True, **options}
-        self.plans.found = replace(self.plans.found, compiled=Recent(PLANS))
+        self.plans.cache = replace(self.plans.cache, compiled=Recent(PLANS))
         return self
 
     def joint(
@@ -118,7 +118,7 @@ def _run_joint(
     classes = plan.axes.rows(own[plan.explained]).argmax(1) if own and target is None else classes
     index = classes.expand(batch, *classes.shape) if classes.ndim == 0 or isinstance(target, Sequence) else classes
     several = index.shape[1] if index.ndim == 2 else 0
-    kept, key = explainer.plans.found.compiled, (Same(plan), contrast, several)
+    kept, key = explainer.plans.cache.compiled, (Same(plan), contrast, several)
     compiled = kept.get(key)
     if compiled is None:
         with alone():
@@ -134,12 +134,12 @@ def _run_joint(
             out = [t.clone() for t in out]
     seen.set(shapes, True)
     count = 0 if own else len(plan.capture.output_names)
-    logits, found = out[count], out[count + 1 :]
+    logits, maps = out[count], out[count + 1 :]
     logits = plan.axes.rows(own[plan.logits]) if plan.logits < len(own) else logits
     if target is not None:
         directions(logits, target, contrast)  # raises FxlrpError if the target does not fit
     asked = logits.argmax(1) if target is None and not own else index.long()
-    return attribution_of(plan, tensors, own or out, logits, found, asked, {})
+    return attribution_of(plan, tensors, own or out, logits, maps, asked, {})
 
 
 def _records_cuda_graphs(options: dict[str, Any]) -> bool:

@@ -30,7 +30,7 @@ from fxlrp.plans import PLANS, Plans, Settings, has_no_modes
 from fxlrp.recent import Recent
 from fxlrp.reports.mass import Weighing
 from fxlrp.reports.report import Report
-from fxlrp.rows import asks_every_row, one_by_one, one_each, row_by_row
+from fxlrp.rows import asks_every_row, is_one_per_sample, one_by_one, row_by_row
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.shifts import mean_over_shifts
 from fxlrp.targets import at_the_end, depends_on, refuse_ambiguous
@@ -96,7 +96,7 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         Raises FxlrpError for an unknown rulebook.
         """
         other = Explainer(self.model, replace(self.settings, rulebook=find_rulebook(rules)))
-        other.plans.found = self.plans.before_rules()
+        other.plans.cache = self.plans.before_rules()
         return other
 
     def forward(
@@ -239,9 +239,9 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         tensors, _ = split_tensors(args, kwargs)
         if not tensors:
             return None
-        axes = self.plans.axes(self.plans.found, args, kwargs, tensors)[0]
+        axes = self.plans.axes(self.plans.cache, args, kwargs, tensors)[0]
         batch = axes.count(tensors)
-        return axes if batch > 1 and any(one_each(v, batch) for v in (*args, *kwargs.values())) else None
+        return axes if batch > 1 and any(is_one_per_sample(v, batch) for v in (*args, *kwargs.values())) else None
 
     def plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
         """The plan that holds for a call, and the tensors of the call."""
@@ -312,7 +312,8 @@ def convert(
     grows with the root of the depth, time by one forward pass for each map.
     batch: the axis that counts the samples of a call, None for calls that are one sample, or a dict of the axis of each
     tensor by its name (what forward calls it, or "0" for the first positional one), None for one that all samples
-    share; without it, what the first axis of the explained output counts, or its second, wherever that leads back to.
+    share; without it, the axes of the inputs whose entries each reach one row of the explained output (along its first
+    axis, or its second).
     read: where relevance is read, if not at the inputs: names of modules, whose output is taken, of graph nodes, or of
     inputs, as forward calls them, which are explained alone then, masks and positions too.
     seed: which draw is explained of a model that draws random numbers in eval mode, such as noise or a latent code.

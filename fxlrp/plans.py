@@ -57,11 +57,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Known:
-    """An explainer's knowledge about a model in this `state`."""
+class Cache:
+    """What an explainer keeps for a model in this `state`: graphs, and what was found out about calls."""
 
     state: State | None = None
-    restless: set[Attribute] = field(default_factory=set)  # attributes that a run of the model changes
+    changed_by_runs: set[Attribute] = field(default_factory=set)
     plans: Recent[Plan] = field(default_factory=lambda: Recent(PLANS))
     checked: Recent[Hashable] = field(default_factory=lambda: Recent(CHECKED))  # shapes of a call → the key of its plan
     axes: Recent[Axes] = field(default_factory=lambda: Recent(PLANS))  # kinds of calls → their sample axes
@@ -80,15 +80,15 @@ class Known:
 class Plans:
     """The plans of one model, by one rulebook, for one of its outputs.
 
-    found: the knowledge about the model in its current state, which is discarded when the model changes.
+    cache: what is kept for the model in its current state, and discarded when the model changes.
     """
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.model, self.settings = model, settings
-        self.found = Known()
+        self.cache = Cache()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "found": Known()}
+        return {**self.__dict__, "cache": Cache()}
 
     def find(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
         """The plan for a call, captured if there is none, and the tensors of the call.
@@ -102,18 +102,18 @@ class Plans:
             raise FxlrpError("The call has tensors on the meta device, with no values to explain; pass real ones.")
         if getattr(self.model, "training", False) and not has_no_modes(self.model):
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
-        state = self.found.state
-        if state is None or not state.is_still(self.found.restless):  # graphs of another state are outdated
-            self.found = Known(State(self.model))
-        found = self.found
+        state = self.cache.state
+        if state is None or not state.is_still(self.cache.changed_by_runs):  # graphs of another state are outdated
+            self.cache = Cache(State(self.model))
+        cache = self.cache
         shapes = signature(args, kwargs, Axes.none(tensors)).shapes
-        checked = found.checked.get(shapes)
-        plan = found.plans.get(checked)
+        checked = cache.checked.get(shapes)
+        plan = cache.plans.get(checked)
         if plan is None:
-            plan = self._known_plan(found, args, kwargs, tensors)
+            plan = self._kept_plan(cache, args, kwargs, tensors)
         if plan is None:
             with alone(), drawing(self.settings.seed, tensors):  # another thread may have captured it by now
-                plan = self._known_plan(found, args, kwargs, tensors) or self.capture(found, args, kwargs)
+                plan = self._kept_plan(cache, args, kwargs, tensors) or self.capture(cache, args, kwargs)
         if plan.capture.mode is CaptureMode.THIS_INPUT:
             one = plan.axes.count(tensors) == 1
             outdated = one and not all(map(equal, widened(tensors), plan.capture.inputs))
@@ -121,49 +121,49 @@ class Plans:
             outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
         if outdated:
             with alone(), drawing(self.settings.seed, tensors):
-                plan = self.capture(found, args, kwargs, fixed=True)
+                plan = self.capture(cache, args, kwargs, fixed=True)
             self._check_output(plan, tensors, args, kwargs)
-        found.checked.set(shapes, plan.key)
+        cache.checked.set(shapes, plan.key)
         return plan, tensors
 
-    def before_rules(self) -> Known:
-        """What is known, and will be, whatever the rulebook: shared with the plans of another one."""
-        if self.found.state is None:
-            self.found = Known(State(self.model))
-        found = self.found
-        return Known(found.state, found.restless, axes=found.axes, captures=found.captures)
+    def before_rules(self) -> Cache:
+        """A cache of another rulebook, which shares what does not depend on rules with this one, now and later."""
+        if self.cache.state is None:
+            self.cache = Cache(State(self.model))
+        cache = self.cache
+        return Cache(cache.state, cache.changed_by_runs, axes=cache.axes, captures=cache.captures)
 
     def _kind(self, args: tuple, kwargs: dict, tensors: list[Tensor]) -> tuple:
         """A key shared by calls whose samples are probably at the same axes."""
         return signature(args, kwargs, Axes.none(tensors)).kind
 
-    def axes(self, found: Known, args: tuple, kwargs: dict, tensors: list[Tensor]) -> list[Axes]:
+    def axes(self, cache: Cache, args: tuple, kwargs: dict, tensors: list[Tensor]) -> list[Axes]:
         """The possible sample axes of a call, the likeliest first."""
         if self.settings.batch != "auto":
             names = names_of(args, kwargs), forward_names(self.model, args, kwargs)
             return [Axes.asked(self.settings.batch, tensors, *names)]
-        guess = found.axes.get(self._kind(args, kwargs, tensors))
+        guess = cache.axes.get(self._kind(args, kwargs, tensors))
         first = Axes.first(tensors)
         return [guess, first] if guess is not None and guess.fit(tensors) and guess.inputs != first.inputs else [first]
 
-    def _known_plan(self, found: Known, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Plan | None:
+    def _kept_plan(self, cache: Cache, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Plan | None:
         """The existing plan for a call, or None."""
-        for axes in self.axes(found, args, kwargs, tensors):
+        for axes in self.axes(cache, args, kwargs, tensors):
             sig = signature(args, kwargs, axes)
-            plan = found.plan((sig.shapes, axes.count(tensors)), sig.shapes, sig.like)
+            plan = cache.plan((sig.shapes, axes.count(tensors)), sig.shapes, sig.like)
             if plan is not None:
                 return plan
         return None
 
-    def capture(self, found: Known, args: tuple, kwargs: dict, fixed: bool = False) -> Plan:
+    def capture(self, cache: Cache, args: tuple, kwargs: dict, fixed: bool = False) -> Plan:
         """Captures a plan for this call; unless `fixed`, also for batches of any size and texts of any length if
         possible."""
         tensors, _ = split_tensors(args, kwargs)
-        axes = self.axes(found, args, kwargs, tensors)
+        axes = self.axes(cache, args, kwargs, tensors)
 
         signatures = [signature(args, kwargs, a) for a in axes]
-        longer = any(found.first.get(sig.like) not in (None, EACH, sig.shapes) for sig in signatures)
-        captured = self._captured(found, args, kwargs, axes, fixed, longer)
+        longer = any(cache.first.get(sig.like) not in (None, EACH, sig.shapes) for sig in signatures)
+        captured = self._captured(cache, args, kwargs, axes, fixed, longer)
         with no_autocast(captured.inputs):
             how = self.settings
             plan = rewrite(captured, how.rulebook, strict=how.strict, output=how.output, read=how.read)
@@ -172,25 +172,25 @@ class Plans:
         if not fixed and captured.mode is CaptureMode.ANY_BATCH:
             plan.key = sig.like if plan.any_length else sig.shapes
         if longer and plan.key is sig.like:
-            found.plans.drop(found.first.get(sig.like))
+            cache.plans.drop(cache.first.get(sig.like))
         elif not fixed:
-            found.first.set(sig.like, EACH if longer else sig.shapes)
-        found.axes.set(self._kind(args, kwargs, tensors), plan.axes)
-        return found.plans.set(plan.key, plan)
+            cache.first.set(sig.like, EACH if longer else sig.shapes)
+        cache.axes.set(self._kind(args, kwargs, tensors), plan.axes)
+        return cache.plans.set(plan.key, plan)
 
     def _captured(
-        self, found: Known, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool
+        self, cache: Cache, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool
     ) -> Capture:
         """The captured graph for a call, to be rewritten: a copy of the one kept, unless it holds for values alone."""
         tensors, _ = split_tensors(args, kwargs)
         call = tuple(signature(args, kwargs, a).shapes for a in axes), longer, self.settings.output
         this_batch = call, fixed, tuple(a.count(tensors) for a in axes)
-        captured = found.captures.get(this_batch) or (None if fixed else found.captures.get(call))
+        captured = cache.captures.get(this_batch) or (None if fixed else cache.captures.get(call))
         if captured is None:
             captured = self._capture_anew(args, kwargs, axes, fixed, longer)
             if captured.mode is CaptureMode.THIS_INPUT:
                 return captured
-            found.captures.set(call if captured.mode is CaptureMode.ANY_BATCH else this_batch, captured)
+            cache.captures.set(call if captured.mode is CaptureMode.ANY_BATCH else this_batch, captured)
         return replace(captured, graph=copied(captured.graph)[0])
 
     def _capture_anew(self, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool) -> Capture:
@@ -289,7 +289,7 @@ class Plans:
                 returned = call_without_gradients(self.model, args, kwargs)
             except Exception as error:
                 raise refused(error) from error
-        self.found.restless.update(changed)
+        self.cache.changed_by_runs.update(changed)
         return returned
 
     def draw(self, plan: Plan) -> AbstractContextManager:

@@ -56,7 +56,7 @@ def propagate(
     """
     places = [at for several in plan.readouts.values() for at in several]
     values = [*(out[at] for at in places), *latent]
-    apart = book.contrast_passes == 2
+    pass_each_side = book.contrast_passes == 2
     seeds = [s for direction in asked for s in seeds_of(direction, book)]
 
     end = out[plan.logits]
@@ -70,7 +70,7 @@ def propagate(
     reads = []
     for direction in asked:
         gs = grads.pop(0)
-        if apart and direction.against is not None:
+        if pass_each_side and direction.against is not None:
             gs = [p - n for p, n in zip(gs, grads.pop(0), strict=True)]
         reads.append(read_at(plan, book, out, tensors, values, gs))
     return reads
@@ -83,8 +83,8 @@ def pull(end: Tensor, values: Sequence[Tensor], gs: Sequence[Tensor], keep: bool
     """
 
     def cotangents(g: Tensor, keep: bool) -> list[Tensor]:
-        found = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
-        return [torch.zeros_like(a) if d is None else d for a, d in zip(values, found, strict=True)]
+        grads = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
+        return [torch.zeros_like(a) if d is None else d for a, d in zip(values, grads, strict=True)]
 
     if len(gs) > 1:
         # vmap loops over ops that it can't batch; if that fails too, each seed gets its own pass

@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 def sample_of(axes: Axes, call: tuple, questions: Sequence[Question], i: int, batch: int) -> tuple:
     """The i-th sample of the tensors in a call, and of the questions about it."""
 
-    listed = each_list(lambda v: v[i : i + 1], call, batch)
+    listed = map_lists(lambda v: v[i : i + 1], call, batch)
     sample = axes.each(lambda t, axis: t.narrow(axis, i, 1), listed)
     parts = ((of_sample(q.target, i, batch), of_sample(q.position, i, batch)) for q in questions)
     return *sample, *(replace(q, target=t, position=p) for q, (t, p) in zip(questions, parts, strict=True))
 
 
-def one_each(value: object, batch: int) -> bool:
+def is_one_per_sample(value: object, batch: int) -> bool:
     """Whether a value is a list of one number per sample, such as lengths."""
     return type(value) is list and len(value) == batch and all(type(v) in (int, float) for v in value)
 
 
-def each_list(f: Callable[[list], list], call: Any, batch: int) -> Any:
+def map_lists(f: Callable[[list], list], call: Any, batch: int) -> Any:
     """The call with every list of one number per sample replaced by f(list)."""
 
     def is_one(value: object) -> bool:
-        return one_each(value, batch)
+        return is_one_per_sample(value, batch)
 
     return pytree.tree_map(lambda v: f(v) if is_one(v) else v, call, is_leaf=is_one)
 

@@ -23,7 +23,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.nodes import args_of
 from fxlrp.ops import about
-from fxlrp.rows import each_list
+from fxlrp.rows import map_lists
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -48,7 +48,7 @@ def mean_over_shifts(
     """Replaces the maps of pictures [B, C, H, W] in the answers to a call by their mean over the explainer's shifts.
 
     The moved pictures are one batch, with the call's other tensors repeated, unless samples share an explained input.
-    What moves into a picture repeats its edge; a pixel counts in the shifts that it is inside of.
+    Pixels that a move brings in repeat the edge; the mean at a pixel is over the moves that keep it in the picture.
 
     Raises FxlrpError if no explained input is a picture.
     """
@@ -64,7 +64,7 @@ def mean_over_shifts(
     sums = [list(a.each) for a in answers]
     for group in [[move] for move in moves] if any(axes[n] is None for n in names) else [moves]:
         moved = _moved(args, kwargs, axes, pictures, group)
-        call = each_list(partial(mul, len(group)), moved, batch)
+        call = map_lists(partial(mul, len(group)), moved, batch)
         asked = [
             replace(q, target=_again(a.target, q.target, batch, group), position=_again(None, q.position, batch, group))
             for q, a in zip(questions, answers, strict=True)
@@ -103,7 +103,7 @@ def _again(answered: Tensor | None, asked: Any, batch: int, moves: Sequence[Move
 
 
 def _shifted(x: Tensor, move: Move) -> Tensor:
-    """Pictures [..., H, W] moved; what comes in repeats the edge."""
+    """Pictures [..., H, W] moved; pixels that come in repeat the edge."""
     rows, columns = (
         (torch.arange(n, device=x.device) - by).clamp(0, n - 1) for n, by in zip(x.shape[-2:], move, strict=True)
     )
@@ -117,13 +117,13 @@ def _moved_back(relevance: Tensor, move: Move) -> Tensor:
 
 
 def _inside(size: Sequence[int], move: Move) -> Tensor:
-    """Where a picture [H, W] is after a move, and not what comes in."""
+    """A mask of the pixels [H, W] that a move does not bring in."""
     rows, columns = (((at := torch.arange(n) - by) >= 0) & (at < n) for n, by in zip(size, move, strict=True))
     return rows[:, None] & columns
 
 
 def _counts(size: Sequence[int], moves: Sequence[Move]) -> Tensor:
-    """In how many of the pictures, the unmoved one included, each pixel is."""
+    """The number of pictures, the unmoved one included, that each pixel is in."""
     return torch.stack([_inside(size, (-y, -x)) for y, x in [(0, 0), *moves]]).sum(0)
 
 

@@ -59,7 +59,7 @@ def test_samples_are_told_apart_wherever_they_are(place: str, rules: str) -> Non
     for i in range(3):
         alone = explainer(x[i : i + 1]).relevance[0]
         torch.testing.assert_close(alone, together[i], rtol=1e-10, atol=1e-13)
-    assert len(explainer.plans.found.plans) == 1
+    assert len(explainer.plans.cache.plans) == 1
 
 
 def test_fixed_batch_is_captured_at_its_own_size() -> None:

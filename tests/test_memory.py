@@ -54,12 +54,12 @@ def test_plans_are_those_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
     for x in xs[1:]:
         explainer(x)
     gc.collect()
-    assert len(explainer.plans.found.plans) == 2
+    assert len(explainer.plans.cache.plans) == 2
     assert graph() is None
     assert torch.equal(explainer(xs[0]).relevance, first.relevance)  # captured again
     for batch in range(1, 6):
         explainer(xs[0].expand(batch, -1, -1, -1))
-    assert len(explainer.plans.found.checked) == 3
+    assert len(explainer.plans.cache.checked) == 3
     for size in range(4):
         explainer.of(size)
     assert len(explainer._others) == 2
@@ -116,7 +116,7 @@ def test_a_copied_explainer_captures_anew() -> None:
     explainer, x = convert(network()), torch.randn(2, 3, 8, 8)
     expected = explainer(x).relevance
     other = copy.deepcopy(explainer)
-    assert len(other.plans.found.plans) == 0
+    assert len(other.plans.cache.plans) == 0
     assert other._latest is None
     assert torch.equal(other(x).relevance, expected)
 

@@ -165,7 +165,7 @@ def test_first_and_later_calls_beside_plain_models() -> None:
     assert process() == before
     model = made[1][0]
     assert type(model.latest) is type(model.cache["y"]) is Tensor
-    assert [len(explainer.plans.found.plans) for explainer in shared] == [1, 1, 1, 1]
+    assert [len(explainer.plans.cache.plans) for explainer in shared] == [1, 1, 1, 1]
 
 
 def test_compiled_explainers_beside_captures() -> None:

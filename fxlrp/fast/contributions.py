@@ -1,7 +1,7 @@
-"""Contributions: what each input of an op gives to its output, whatever relevance comes.
+"""Contributions: what each input of an op contributes to its output, which does not depend on relevance.
 
 A rule made of contributions handles relevance of both signs in one call, since the mass that it will give is known
-beforehand.
+before it gives it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fxlrp.rules.quantities import over_abs
 class Contributions:
     """Contributions to an op's output at one example.
 
-    give: from s = R / |z| at the output to g at each input, linear in s. What an input's entry gets from all outputs
-        together has one sign if s has. It may write to s.
+    give: s = R / |z| at the output → g at each input, linear in s. If all of s has one sign, so has all that is given.
+        It may write to s.
     total: Σ_i |R_i| over all inputs, for s = 1 at each entry of the output.
     factor: the constant by which `give` and `total` differ from the rule's own; it cancels where mass is kept.
     """
@@ -45,7 +45,7 @@ def diagonal(x: Tensor, d: Tensor, factor: float = 1) -> Contributions:
 
 
 def entrywise(rule: Formula[Any]) -> Callable[..., Contributions]:
-    """Make contributions of a formula that works entry by entry: what it gives for s = 1 says everything."""
+    """Contributions of a formula that works entry by entry, by what it gives for s = 1."""
 
     def of(z: Tensor, x: Tensor, *args: object, **kwargs: object) -> Contributions:
         cotangents = rule.formula(z.new_ones(()).expand_as(z), z, x, *args, **kwargs)

@@ -42,7 +42,7 @@ def _plain_transposed(
 
 
 FEW = 16
-"""Fewer channels than this don't fill the vectors of a CPU."""
+"""The number of channels below which the vectors of a CPU are not filled."""
 
 
 def _pull(
@@ -136,9 +136,9 @@ def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple
 
 def transposed_of(op: Callable, x: Tensor, w: Tensor, *rest: object) -> Callable[[Tensor, Tensor], Tensor] | None:
     """(s, w) ↦ Jᵀs of a convolution of a batch by x, if op is one; rest: its arguments after the bias."""
-    if op not in FORMS or x.ndim != w.ndim:
+    if op not in CONVOLUTIONS or x.ndim != w.ndim:
         return None
-    n, plain, defaults = FORMS[op]
+    n, plain, defaults = CONVOLUTIONS[op]
     padded, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
 
     def transposed(s: Tensor, w: Tensor) -> Tensor:
@@ -154,12 +154,12 @@ def _tuple(v: Sizes, n: int) -> list[int]:
 
 
 STRAIGHT, TRANSPOSED = (_plain, (1, 0, 1, 1)), (_plain_transposed, (1, 0, 0, 1, 1))
-"""How further arguments are read, and those that are left out."""
+"""The function that reads the arguments after the bias, and their defaults."""
 conv1d, conv2d, conv3d = (_convolution(f"conv{n}d", n, *STRAIGHT) for n in (1, 2, 3))
 conv_transpose1d, conv_transpose2d, conv_transpose3d = (
     _convolution(f"conv_transpose{n}d", n, *TRANSPOSED) for n in (1, 2, 3)
 )
-FORMS = {
+CONVOLUTIONS = {
     overload: (n, *form)
     for name, form in (("conv", STRAIGHT), ("conv_transpose", TRANSPOSED))
     for n in (1, 2, 3)

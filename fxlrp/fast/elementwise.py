@@ -72,7 +72,7 @@ def mul(z: Tensor, x: Tensor, y: Tensor) -> Contributions:
 
 
 SLOPES = {aten.gelu.default: aten.gelu_backward.default, aten.silu.default: aten.silu_backward.default}
-"""Derivatives of what is dear to compute once more."""
+"""Derivatives of functions that are expensive to compute again."""
 
 
 def activation(z: Tensor, x: Tensor, *args: object, op: Callable[..., Tensor], **kwargs: object) -> Contributions:

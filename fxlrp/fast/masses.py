@@ -1,4 +1,4 @@
-"""Mass: `MASS` of rules/normalise.py by one call of a rule, or without measuring anything, where masses are known."""
+"""Computes `MASS` (rules/normalise.py) by one call of a rule, or without measuring where masses are known."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def size_of(z: Tensor, rectified: bool, masked: bool) -> Tensor:
 def keep_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectified: bool) -> list[Tensor]:
     """Share relevance by contributions and keep its mass.
 
-    The mass that each side gives is known beforehand, and A_i / Σ|r_i| = ±1, so that one factor does for all inputs.
+    `total` is the mass that each side gives, and A_i / Σ|r_i| = ±1, so that one factor rescales all inputs.
     """
     return list(by.give(_at_mass(by, g, z, where, rectified)))
 
 
 def _at_mass(by: Contributions, g: Tensor, z: Tensor, where: Placement, rectified: bool) -> Tensor:
-    """The s by which contributions keep mass. Frees all it is made of before anything is given."""
+    """The s by which contributions keep mass. Frees what it is made of before `give` takes memory."""
     whole = by.total()  # first, since products need the most memory
     s, size = share(g, z, rectified), size_of(z, rectified, where.masked)
     above = s.clamp(min=0)

@@ -1,7 +1,7 @@
 """Memory: reuses memory, since new memory costs a CPU several times as much as computing the values in it.
 
-Scratch memory is lent for what is made of one layer's weights for a moment, layer after layer. A tensor that nobody
-else holds is written over.
+Lends scratch memory for what is made of the weights of one layer and needed only there, and lets ops write over tensors
+that nobody else holds.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fxlrp.rules.per_sample import SampleAxis, along_samples, sample_count, samp
 from fxlrp.rules.quantities import relevance, where_positive
 
 LARGE = 2**22
-"""How many entries of a weight something is made of at once: more are taken in pieces of the outputs they belong to."""
+"""The most entries of a weight that are used at once; a larger weight is cut into pieces, by the outputs."""
 
 
 def rows_at_once(w: Tensor) -> int:
-    """How many rows of a weight [K, C] are one piece."""
+    """The number of rows of a weight [K, C] in a piece."""
     return max(LARGE // max(w.shape[1], 1), 1)
 
 

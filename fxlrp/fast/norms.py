@@ -37,7 +37,7 @@ def group_norm(
 ) -> Contributions:
     """Group norm: as layer norm, over each group of channels."""
     u, by = deviation(x.unflatten(1, (groups, -1)), 2, eps)
-    return standardized(x, u.flatten(1, 2), by.expand_as(u).flatten(1, 2), per_channel(w, x))
+    return standardized(x, u.flatten(1, 2), by.expand_as(u).flatten(1, 2), w if w is None else per_channel(w, x))
 
 
 by_formula = entrywise(absolute.instance_norm)
@@ -58,7 +58,7 @@ def instance_norm(
     """Instance norm: as layer norm, over each channel."""
     if not use_input_stats and var is not None:
         return by_formula(z, x, w, b, mean, var, use_input_stats, momentum, eps)
-    return standardized(x, *deviation(x, 2, eps), per_channel(w, x))
+    return standardized(x, *deviation(x, 2, eps), w if w is None else per_channel(w, x))
 
 
 def softmax(z: Tensor, x: Tensor, dim: int, dtype: torch.dtype | None = None, *_: object) -> Contributions:

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class FastProduct(Product):
-    """A product with weights of which it is known whether x ≥ 0."""
+    """A product with weights, and whether x is known to be ≥ 0."""
 
     nonneg: bool = False
 
@@ -59,7 +59,7 @@ def transposed(f: FastProduct) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 Sums = tuple[Tensor, Callable[[Tensor], Tensor]]
-"""Their sum at each output, and how s = R / sum at the outputs becomes g at x."""
+"""The sum of contributions at each output, and the function s = R / sum → g at x."""
 
 
 def contributions(f: FastProduct, sign: int) -> Sums:

@@ -48,7 +48,7 @@ def explain_differentiably(explainer: Explainer, args: tuple, kwargs: dict, ques
             raise FxlrpError("The samples of this batch can't be told apart inside: explain one sample at a time.")
         if plan.random:
             raise FxlrpError("The model draws random numbers, and there is no one graph of its relevance pass.")
-        joints, key = explainer.plans.found.differentiable, (Same(plan), contrast, several)
+        joints, key = explainer.plans.cache.differentiable, (Same(plan), contrast, several)
         if (joint := joints.get(key)) is None:
             with alone(), sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
                 graph = without_kernels(plan)

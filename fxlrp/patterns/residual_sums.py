@@ -35,19 +35,19 @@ def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
     starts = [n for ns in facts.readouts.values() for n in ns]
     of_tokens = {n for n in starts if n.op != "placeholder" and n.target is not ones_for}
     depth: dict[fx.Node, int] = {}  # the most residual sums on one way to a node
-    found: list[fx.Node] = []
+    sums: list[fx.Node] = []
     for node in gm.graph.nodes:
         of_tokens |= {node} if of_tokens.intersection(node.all_input_nodes) else set()
         depth[node] = max((depth[n] for n in node.all_input_nodes), default=0)
         plain = node.target is aten.add.Tensor and not node.kwargs and node not in of_tokens
         if plain and is_normed(node, _moves) and _is_residual(node, facts):
             depth[node] += 1
-            found.append(node)
+            sums.append(node)
     deepest = max(depth.values())
-    for node in found:
+    for node in sums:
         x, y = node.args
         facts.replace(node, lambda call, *_, x=x, y=y: call(residual_sum, x, y, deepest))
-    return bool(found)
+    return bool(sums)
 
 
 def _moves(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -198,7 +198,7 @@ def instance_norm(
     """Instance norm: as layer norm, over each channel; with running statistics, as batch norm."""
     if not use_input_stats and var is not None:
         return _affine(s, x, w, var, eps)
-    return _standardized(s, x, 2, per_channel(w, x), eps)
+    return _standardized(s, x, 2, w if w is None else per_channel(w, x), eps)
 
 
 def standardize(x: Tensor, first: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -244,9 +244,9 @@ def norm_scale(w: Maybe, var: Tensor, eps: float) -> Tensor:
     return scale if w is None else w * scale
 
 
-def per_channel(w: Maybe, x: Tensor) -> Any:
+def per_channel(w: Tensor, x: Tensor) -> Tensor:
     """A factor per channel [C], shaped so that x [B, C, …] is multiplied by it."""
-    return None if w is None else w.view(-1, *[1] * (x.ndim - 2))
+    return w.view(-1, *[1] * (x.ndim - 2))
 
 
 @Formula

@@ -89,7 +89,7 @@ def test_training_on_a_map_moves_relevance() -> None:
         r = fxlrp.convert(model)(x, target=1).relevance.abs()
         return float(r[:, :, :4].sum() / r.sum())
 
-    first, captures = above(), len(explainer.plans.found.plans)
+    first, captures = above(), len(explainer.plans.cache.plans)
     for _ in range(15):
         a = explainer(x, target=1)
         r = a.relevance
@@ -99,7 +99,7 @@ def test_training_on_a_map_moves_relevance() -> None:
         optimizer.step()
     assert above() < 0.8 * first
     assert captures == 0
-    assert len(explainer.plans.found.plans) == 1, "one graph for all steps"
+    assert len(explainer.plans.cache.plans) == 1, "one graph for all steps"
 
 
 def test_what_can_not_be_asked_is_said() -> None:

@@ -88,6 +88,6 @@ def test_every_length_is_explained_as_by_a_graph_of_its_own(name: str, rules: st
         alone = convert(model, rules=rules)(*calls(name, batch, length), target=1)
         torch.testing.assert_close(a.relevance, alone.relevance)
         torch.testing.assert_close(a.output, model(*calls(name, batch, length)).detach())
-    graphs = len(explainer.plans.found.plans)
+    graphs = len(explainer.plans.cache.plans)
     one = name != "steps" and rules != "abslrp"  # its normalisation knows where samples are for one length alone
     assert graphs == (1 if one else 3)

@@ -289,11 +289,11 @@ def test_the_axis_of_samples_is_found_once(monkeypatch: pytest.MonkeyPatch) -> N
     model, _, _ = SEQUENCE_FIRST["mean over steps"]
     explainer = convert(model)
     explainer(x(5, 3, 6))
-    plans = len(explainer.plans.found.plans)
+    plans = len(explainer.plans.cache.plans)
     monkeypatch.setattr("fxlrp.plans.capture", lambda *a, **k: pytest.fail("captured again"))
     assert explainer(x(5, 7, 6)).relevance.shape == (5, 7, 6)
     assert explainer(x(5, 1, 6)).relevance.shape == (5, 1, 6)
-    assert len(explainer.plans.found.plans) == plans == 1
+    assert len(explainer.plans.cache.plans) == plans == 1
 
 
 def bags(m: Any, line: Tensor, offsets: Tensor) -> Tensor:
