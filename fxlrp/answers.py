@@ -102,15 +102,10 @@ def answer(
             question,
             [next(reads) for _ in several],
             classes,
-            _in_columns(classes),
+            columns=classes is not None and classes.ndim == 2,
         )
         for question, (several, classes) in zip(questions, asked, strict=True)
     ]
-
-
-def _in_columns(classes: Tensor | None) -> bool:
-    """Whether several classes of each sample are explained."""
-    return classes is not None and classes.ndim == 2
 
 
 def attribution_from(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 
@@ -23,6 +25,11 @@ def leaves(node: fx.Node) -> list[Any]:
     return pytree.tree_leaves((node.args, node.kwargs))
 
 
+def values_of(node: fx.Node) -> list[Tensor]:
+    """The tensors in a node's traced value."""
+    return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+
+
 def outputs_of(gm: fx.GraphModule) -> list[fx.Node]:
     """The nodes whose values a graph returns."""
     outputs: Any = gm.graph.output_node().args[0]
@@ -35,3 +42,20 @@ def copied(gm: fx.GraphModule) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
     nodes: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(gm.graph, nodes))
     return fx.GraphModule(gm, graph), nodes
+
+
+def calls_at(
+    gm: fx.GraphModule, nodes: Collection[fx.Node], inputs: Sequence[Tensor]
+) -> dict[fx.Node, tuple[tuple, dict[str, Any]]]:
+    """The (args, kwargs) that each of these nodes is called with when the graph runs on copies of `inputs`."""
+    calls: dict[fx.Node, tuple[tuple, dict[str, Any]]] = {}
+
+    class Noting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            if n in nodes:
+                calls[n] = self.fetch_args_kwargs_from_env(n)
+            return super().run_node(n)
+
+    with torch.no_grad():
+        Noting(gm).run(*(t.detach().clone() for t in inputs))
+    return calls

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxlrp.capture.confine import only_here
-from fxlrp.nodes import args_of, target_of
+from fxlrp.nodes import args_of, calls_at, target_of
 from fxlrp.rules.calculus import differentiable
 
 LIBRARY = torch.library.Library("fxlrp", "FRAGMENT")
@@ -220,19 +220,9 @@ def settle(gm: fx.GraphModule, inputs: list[Tensor], plain_form: Callable[[fx.Gr
         return
     calls = [_written(node) for node in recorded_nodes]
     _calls.clear()
-    operands: dict[fx.Node, tuple] = {}
-
-    class Noting(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            if n in calls:
-                operands[n] = self.fetch_args_kwargs_from_env(n)[0]
-            return super().run_node(n)
-
-    with torch.no_grad():
-        Noting(gm).run(*(t.detach().clone() for t in inputs))
-    for node in calls:
+    for node, (operands, _) in calls_at(gm, calls, inputs).items():
         forward = None if isinstance(node.target, Layer) else _forward(node, plain_form)
-        if forward is not None and _same_derivative(target_of(node), forward, operands[node]):
+        if forward is not None and _same_derivative(target_of(node), forward, operands):
             from fxlrp.patterns.take_apart import inline  # imported here to avoid a circular import
 
             inline(node, forward)

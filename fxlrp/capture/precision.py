@@ -17,6 +17,7 @@ from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from fxlrp.errors import FxlrpError
+from fxlrp.nodes import values_of
 
 aten = torch.ops.aten
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.complex32: torch.complex64}
@@ -95,7 +96,7 @@ class _Trying(fx.Interpreter):
 
 
 def _is_half(node: fx.Node) -> bool:
-    return any(isinstance(v, Tensor) and v.dtype in WIDER for v in pytree.tree_leaves(node.meta.get("val")))
+    return any(v.dtype in WIDER for v in values_of(node))
 
 
 def _wider_type(argument: Argument) -> Argument:

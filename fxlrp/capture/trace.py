@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,12 +29,9 @@ from fxlrp.capture.functionalize import (
 from fxlrp.capture.functions import recorded
 from fxlrp.capture.state import gradients_kept
 from fxlrp.capture.symbols import let_go
+from fxlrp.nodes import values_of
 
 aten = torch.ops.aten
-
-
-def tensors_at(node: fx.Node) -> Iterator[Tensor]:
-    yield from (v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor))
 
 
 @files_outside()
@@ -70,7 +66,7 @@ def _export(flat: Flat, tensors: list[Tensor], dims: tuple) -> fx.GraphModule:
             restore_vocabulary(graph)
     graph.graph.set_codegen(fx.graph.CodeGen())
     plain_interface(graph)
-    fakes = [t for n in graph.graph.nodes for t in tensors_at(n) if isinstance(t, FakeTensor)]
+    fakes = [t for n in graph.graph.nodes for t in values_of(n) if isinstance(t, FakeTensor)]
     for symbols in {t.fake_mode.shape_env for t in fakes}:
         if symbols is not None:
             let_go(symbols)

@@ -67,14 +67,7 @@ def softmax(z: Tensor, x: Tensor, dim: int, dtype: torch.dtype | None = None, *_
 
 
 def signed_layer_norm(
-    g: Tensor,
-    z: Tensor,
-    x: Tensor,
-    shape: list[int],
-    w: Maybe = None,
-    b: Maybe = None,
-    eps: float = 1e-5,
-    *_: object,
+    g: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object
 ) -> Tensor:
     """Jᵀg of a layer norm with its deviation as a constant, as the signed methods have it."""
     g = (g if w is None else g * w) * deviation(x, x.ndim - len(shape), eps)[1]

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from fxlrp.capture.precision import stored
+from fxlrp.nodes import values_of
 from fxlrp.ops import about, carriers, is_pointwise
 
 aten = torch.ops.aten
@@ -18,8 +19,7 @@ aten = torch.ops.aten
 
 def can_carry(node: fx.Node) -> bool:
     """Whether a node can have relevance: its value is a float or complex tensor, or contains one."""
-    values = tree_leaves(node.meta.get("val"))
-    return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
+    return any(v.is_floating_point() or v.is_complex() for v in values_of(node))
 
 
 def find_active(

@@ -5,11 +5,11 @@ A pass is a function (graph, facts) → whether it changed the graph; it writes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from fxlrp import emit
 from fxlrp.capture.model import Capture
@@ -39,11 +39,6 @@ class Facts:
         self.active = find_active(captured.graph, starts, outputs[logits], self._flows)
         active_readouts = {i: [n for n in ns if n in self.active] for i, ns in readouts.items()}
         self.readouts: dict[Place, list[fx.Node]] = {i: ns for i, ns in active_readouts.items() if ns}
-
-    @property
-    def example(self) -> Sequence[Tensor]:
-        """The inputs that the graph was captured with."""
-        return self.captured.inputs
 
     @cached_property
     def nonnegative(self) -> set[fx.Node]:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from fxlrp.emit import emit
-from fxlrp.nodes import args_of, target_of
+from fxlrp.nodes import args_of, target_of, values_of
 from fxlrp.ops import about, carriers, is_pointwise
 
 aten = torch.ops.aten
@@ -114,11 +114,11 @@ def _entrywise(node: fx.Node) -> bool:
 
 
 def _is_float(node: fx.Node) -> bool:
-    return any(isinstance(v, Tensor) and v.is_floating_point() for v in tree_leaves(node.meta.get("val")))
+    return any(v.is_floating_point() for v in values_of(node))
 
 
 def _is_bool(node: fx.Node) -> bool:
-    return any(isinstance(v, Tensor) and v.dtype == torch.bool for v in tree_leaves(node.meta.get("val")))
+    return any(v.dtype == torch.bool for v in values_of(node))
 
 
 def _index(node: fx.Node) -> fx.Node | None:

@@ -29,7 +29,7 @@ describe(masked, fills="masks")
 
 def mark_masks(gm: fx.GraphModule, facts: Facts) -> bool:
     """Rewrites add(x, constant) as masked(x, constant) if the constant's value on the example inputs is a mask."""
-    values: dict[fx.Node, Any] = dict(zip(gm.graph.find_nodes(op="placeholder"), facts.example, strict=True))
+    values: dict[fx.Node, Any] = dict(zip(gm.graph.find_nodes(op="placeholder"), facts.captured.inputs, strict=True))
     changed = False
     for node in list(gm.graph.nodes):
         if node.target is not aten.add.Tensor or not facts.carries(node) or node.kwargs:

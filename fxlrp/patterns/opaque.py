@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fxlrp.capture.confine import without_warnings
 from fxlrp.capture.functions import Entrywise, OwnBackward, Stepwise
 from fxlrp.errors import FxlrpError
-from fxlrp.nodes import target_of
+from fxlrp.nodes import calls_at, target_of
 from fxlrp.ops import NOTHING, about
 from fxlrp.reports.report import row_of
 from fxlrp.rules.registry import Structural
@@ -41,16 +41,7 @@ def explain_opaque(gm: fx.GraphModule, facts: Facts) -> bool:
     opaque = [n for n in gm.graph.nodes if facts.carries(n) and _is_opaque(n, facts)]
     if not opaque:
         return False
-    calls: dict[fx.Node, tuple] = {}
-
-    class Noting(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            if n in opaque:
-                calls[n] = self.fetch_args_kwargs_from_env(n)
-            return super().run_node(n)
-
-    with torch.no_grad():
-        Noting(gm).run(*(t.detach().clone() for t in facts.example))
+    calls = calls_at(gm, opaque, facts.captured.inputs)
     for node in opaque:
         active = [n for n in node.all_input_nodes if facts.carries(n)]
         if len(active) == 1 and isinstance(node.meta["val"], Tensor) and node.meta["val"].is_floating_point():

@@ -151,14 +151,7 @@ def softmax(s: Tensor, z: Tensor, x: Tensor, dim: int, dtype: torch.dtype | None
 
 @Formula
 def layer_norm(
-    s: Tensor,
-    z: Tensor,
-    x: Tensor,
-    shape: list[int],
-    w: Maybe = None,
-    b: Maybe = None,
-    eps: float = 1e-5,
-    *_: object,
+    s: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object
 ) -> Tensor:
     """z = w u + b, u = (x − mean) / σ with mean and σ constant: R_x = x ⊙ (w + sign(u) |w|) s / σ (as in 2024-04)."""
     return _standardized(s, x, x.ndim - len(shape), w, eps)
@@ -166,14 +159,7 @@ def layer_norm(
 
 @Formula
 def group_norm(
-    s: Tensor,
-    z: Tensor,
-    x: Tensor,
-    groups: int,
-    w: Maybe = None,
-    b: Maybe = None,
-    eps: float = 1e-5,
-    *_: object,
+    s: Tensor, z: Tensor, x: Tensor, groups: int, w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object
 ) -> Tensor:
     """Group norm: as layer norm, over each group of channels."""
     s, x = s.unflatten(1, (groups, -1)), x.unflatten(1, (groups, -1))

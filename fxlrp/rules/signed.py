@@ -75,28 +75,14 @@ def standardized(g: Tensor, x: Tensor, first: int, eps: float) -> Tensor:
 
 
 def layer_norm(
-    g: Tensor,
-    z: Tensor,
-    x: Tensor,
-    shape: list[int],
-    w: Maybe = None,
-    b: Maybe = None,
-    eps: float = 1e-5,
-    *_: object,
+    g: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object
 ) -> Tensor:
     """Layer norm with its deviation as a constant (AttnLRP, Proposition 3.4): R_x = x ⊙ Jᵀ g."""
     return standardized(g if w is None else g * w, x, x.ndim - len(shape), eps)
 
 
 def group_norm(
-    g: Tensor,
-    z: Tensor,
-    x: Tensor,
-    groups: int,
-    w: Maybe = None,
-    b: Maybe = None,
-    eps: float = 1e-5,
-    *_: object,
+    g: Tensor, z: Tensor, x: Tensor, groups: int, w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object
 ) -> Tensor:
     """Group norm: as layer norm, over each group of channels."""
     g, x = ((t.unflatten(1, (groups, -1))) for t in (g if w is None else g * per_channel(w, x), x))
