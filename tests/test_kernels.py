@@ -24,7 +24,7 @@ if not acceleration.FAST:
 
 from fxlrp.fast import memory, products
 from fxlrp.fast.kernels import KERNELS, kernel_of
-from fxlrp.fast.replaced import Fast
+from fxlrp.fast.replaced import Fast, InGraph
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 
@@ -67,7 +67,7 @@ def test_equals_its_rule(row: Row, nonneg: bool) -> None:
 @pytest.mark.parametrize("row", [r for r in BATCHED if r in FAST], ids=name)
 def test_keeps_mass_as_its_rule(row: Row, rectified: bool) -> None:
     at = site(row, MASS)
-    fast = Fast(at, kernel_of(at), (False,) * len(at.argnums), rectified=rectified)
+    fast = Fast(at, kernel_of(at), (False,) * len(at.argnums), InGraph(rectified=rectified))
     g, z, xs, args, kwargs = call(row, at)
     if rectified:  # by a ReLU, behind which no relevance stands where z < 0
         g, z = g * (z > 0), z.relu()
@@ -77,7 +77,7 @@ def test_keeps_mass_as_its_rule(row: Row, rectified: bool) -> None:
 @pytest.mark.parametrize("row", [r for r in BATCHED if r in FAST and kernel_of(site(r, MASS)).keeps_sign], ids=name)
 def test_one_sided_relevance_stays_so_and_its_mass_is_told(row: Row) -> None:
     at = site(row, MASS)
-    fast = Fast(at, kernel_of(at), (False,) * len(at.argnums), one_sided=True)
+    fast = Fast(at, kernel_of(at), (False,) * len(at.argnums), InGraph(one_sided=True))
     g, z, xs, args, kwargs = call(row, at)
     g = g.abs() * z.sign()
     wanted = at.propagate(g.clone(), z, xs, args, kwargs)
@@ -209,8 +209,8 @@ def test_what_is_known_to_be_nonnegative_reaches_the_kernel() -> None:
     row, both = ROWS[0], next(r for r in ROWS if r.op is aten.add.Tensor and r.argnums == (0, 1))
     for nonneg in (False, True):
         fast = Fast(site(row, NONE), kernel_of(site(row, NONE)), (nonneg,))
-        assert fast.kernel_told == {"nonneg": nonneg}
-    assert Fast(site(both, NONE), kernel_of(site(both, NONE)), (False, True)).kernel_told == {"nonnegs": (False, True)}
+        assert fast.kernel_takes == {"nonneg": nonneg}
+    assert Fast(site(both, NONE), kernel_of(site(both, NONE)), (False, True)).kernel_takes == {"nonnegs": (False, True)}
 
 
 @pytest.mark.parametrize("transposed", [False, True])

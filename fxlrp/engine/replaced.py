@@ -69,7 +69,7 @@ class ByRule(ReplacedOp):
         self.pointwise = is_pointwise(op)
         self.product = product_of(op)
         available = {"op": self.product, "argnums": argnums}
-        self.told = {keyword: value for keyword, value in available.items() if rule.wants(keyword)}
+        self.keywords = {keyword: value for keyword, value in available.items() if rule.wants(keyword)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         leaves, spec, places, tensors = self.flattened(args, kwargs)
@@ -116,7 +116,7 @@ class ByRule(ReplacedOp):
     ) -> Sequence[Tensor]:
         """The rule's cotangents before rescaling.  Raises FxlrpError if their shapes are not those of xs."""
         args, kwargs = unfolded(self.op, args, kwargs)
-        cotangents = self._checked(self.rule.fn(g, z, *args, **kwargs, **self.told), g, z, xs)
+        cotangents = self._checked(self.rule.fn(g, z, *args, **kwargs, **self.keywords), g, z, xs)
         shapes = [tuple(c.shape) for c in cotangents]
         if shapes != [tuple(x.shape) for x in xs]:
             raise FxlrpError(

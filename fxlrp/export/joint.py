@@ -109,15 +109,10 @@ def trace_joint(
         target = values[0].new_zeros((batch, *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)
-    for graph_pass in (
-        remove_copies,
-        spell_numel,
-        spell_max,
-        spell_alpha,
-        join_equal,
-        *([fold_constants] if fold else []),
-    ):
+    for graph_pass in (remove_copies, spell_numel, spell_max, spell_alpha, join_equal):
         graph_pass(graph)
+    if fold:
+        fold_constants(graph)
     return Joint(graph)
 
 

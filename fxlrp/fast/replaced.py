@@ -55,7 +55,7 @@ class Fast(ByRule):
         made = (plain.rule, plain.__name__, plain.__module__, plain.normalise, plain.argnums, plain.where)
         super().__init__(plain.op, *made, kernel, nonnegs, self.here)
         available = {"op": self.product, "nonneg": nonnegs[:1] == (True,), "nonnegs": nonnegs}
-        self.kernel_told = {keyword: value for keyword, value in available.items() if kernel and kernel.wants(keyword)}
+        self.kernel_takes = {keyword: value for keyword, value in available.items() if kernel and kernel.wants(keyword)}
 
     def knowing(self, **facts: Any) -> Fast:
         """A copy that knows more about its place in the graph."""
@@ -112,13 +112,13 @@ class Fast(ByRule):
         if self.kernel.rule is None:
             return super().call_rule(g, z, xs, args, kwargs)
         args, kwargs = _unfolded(self.op, args, kwargs)
-        cotangents = self.kernel.rule(g, z, *args, **kwargs, **self.kernel_told)
+        cotangents = self.kernel.rule(g, z, *args, **kwargs, **self.kernel_takes)
         return (cotangents,) if isinstance(cotangents, Tensor) else cotangents
 
     def _contributions(self, z: Tensor, args: tuple, kwargs: dict[str, Any]) -> Contributions:
         args, kwargs = _unfolded(self.op, args, kwargs)
         assert self.contributions is not None
-        return self.contributions(z, *args, **kwargs, **self.kernel_told)
+        return self.contributions(z, *args, **kwargs, **self.kernel_takes)
 
 
 def _complex(*ts: Tensor) -> bool:

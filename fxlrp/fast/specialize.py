@@ -32,7 +32,7 @@ def specialized(gm: fx.GraphModule, logits: int, active: frozenset[str], one_sid
         mark_one_sided(copy, outputs_of(copy)[logits], on_way)
     join_relu(copy)
     if one_sided:
-        tell_masses(copy, on_way)
+        hand_masses_on(copy, on_way)
     recompute_functions(copy)
     copy.recompile()
     return copy
@@ -73,7 +73,7 @@ def join_relu(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(node)
 
 
-def tell_masses(gm: fx.GraphModule, active: set[fx.Node]) -> None:
+def hand_masses_on(gm: fx.GraphModule, active: set[fx.Node]) -> None:
     """Hand the mass of relevance on between rules at which all of it is ≥ 0.
 
     What one rule has rescaled, the next need not measure; what goes to that rule alone need not be rescaled.
