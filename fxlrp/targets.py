@@ -15,6 +15,7 @@ from fxlrp.attribution import Attribution
 from fxlrp.engine.seeds import Question, Target, at_position, by_classes, class_numbers, directions
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
+from fxlrp.nodes import target_of
 from fxlrp.relevance_pass import Direction
 
 ASKED = {
@@ -133,7 +134,7 @@ def _gradient_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tenso
     with torch.enable_grad():
         value = logits = logits.requires_grad_()
         for node in plan.head:
-            value = node.target(value, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+            value = target_of(node)(value, *node.args[1:], **node.kwargs)
         places = plan.together or (plan.explained,)
         rows = value.split([outputs[i][0].numel() for i in places], 1) if plan.together else [value]
         for i, row in zip(places, rows, strict=True):

@@ -25,6 +25,7 @@ from fxlrp.rules.registry import Derivative, Entry, Rule, Rulebook
 class Facts:
     """Facts about the graph of `captured`, as `rulebook` explains it.
 
+    explained: the output that is explained, and its logits.
     marked: the readouts that a user asked for, and their names.
     readouts: the nodes where the relevance of each input tensor is read, for inputs that get some.
     active: the nodes that carry relevance between the readouts and the explained output.
@@ -33,10 +34,10 @@ class Facts:
     def __init__(self, captured: Capture, rulebook: Rulebook, output: Output, marked: Mapping[fx.Node, str]) -> None:
         self.captured, self.rulebook = captured, rulebook
         self._known: dict[Hashable, Any] = {}
-        outputs, _, logits, _ = explained_output(captured, output)
+        self.explained = explained_output(captured, output)
         readouts = find_readouts(captured, marked)
         starts = [n for ns in readouts.values() for n in ns]
-        self.active = find_active(captured.graph, starts, outputs[logits], self._flows)
+        self.active = find_active(captured.graph, starts, self.explained.end, self._flows)
         active_readouts = {i: [n for n in ns if n in self.active] for i, ns in readouts.items()}
         self.readouts: dict[Place, list[fx.Node]] = {i: ns for i, ns in active_readouts.items() if ns}
 

@@ -111,8 +111,7 @@ def _left_out(axes: Axes, tensors: Sequence[Tensor]) -> bool:
 def _explained(captured: Capture, output: Output) -> tuple[fx.Node, dict[Place, list[fx.Node]]]:
     """The node whose value is explained, and the readouts of each input."""
     first = output[0] if isinstance(output, tuple) else output  # several outputs have the same samples
-    outputs, _, logits, _ = explained_output(captured, first)
-    return outputs[logits], find_readouts(captured, {})
+    return explained_output(captured, first).end, find_readouts(captured, {})
 
 
 def settled(captured: Capture, output: Output, tensors: Sequence[Tensor]) -> Axes | None:

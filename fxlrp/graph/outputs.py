@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,16 +25,35 @@ Output = str | int | tuple[int, ...] | None
 """The explained output of a model: its name, its index, or the indices of several."""
 
 
-def explained_output(captured: Capture, output: Output) -> tuple[list, int, int, list[fx.Node]]:
-    """The outputs, the indices of the explained one and of its logits, and the nodes from logits to output, if any."""
+class Explained(NamedTuple):
+    """The explained output of a graph.
+
+    outputs: the graph's outputs, and after them the logits if the model returns only what it makes of them.
+    place: the index of the explained output.  logits: that of its logits, often the same.
+    head: the nodes that make the output of the logits.
+    """
+
+    outputs: list[fx.Node]
+    place: int
+    logits: int
+    head: list[fx.Node]
+
+    @property
+    def end(self) -> fx.Node:
+        """The logits, from which relevance starts."""
+        return self.outputs[self.logits]
+
+
+def explained_output(captured: Capture, output: Output) -> Explained:
+    """The output of a captured graph that is explained.  Raises FxlrpError if there is none by that name or index."""
     outputs = outputs_of(captured.graph)
     if isinstance(output, tuple):
-        return outputs, output[0], len(outputs) - 1, []
+        return Explained(outputs, output[0], len(outputs) - 1, [])
     explained = logits = _index_of(captured, outputs, output)
     head = _probability_head(outputs[explained])
     if head:  # probabilities are explained by their logits
         outputs, logits = [*outputs, args_of(head[0])[0]], len(outputs)
-    return outputs, explained, logits, head
+    return Explained(outputs, explained, logits, head)
 
 
 def _index_of(captured: Capture, outputs: list, output: str | int | None) -> int:

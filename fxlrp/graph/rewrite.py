@@ -19,7 +19,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.analyse import can_carry
 from fxlrp.graph.facts import Facts
 from fxlrp.graph.lookups import Positions
-from fxlrp.graph.outputs import Output, explained_output, put_together
+from fxlrp.graph.outputs import Output, put_together
 from fxlrp.graph.plan import Item, Plan, draws
 from fxlrp.graph.reads import Place, find_left_out, mark_reads
 from fxlrp.nodes import args_of, leaves, outputs_of, target_of
@@ -73,20 +73,19 @@ def rewrite(
     marked = mark_reads(gm, captured.parameters, read)
     _refuse_generators(gm)
     _run_passes(captured, rulebook, output, marked)
-    outputs, explained, logits, head = explained_output(captured, output)
     facts = Facts(captured, rulebook, output, marked)
     if not facts.readouts:
         raise _nothing_explained(captured)
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
     _check_reads(facts, read)
-    left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), outputs[logits])
+    left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), facts.explained.end)
     random = any(map(draws, gm.graph.nodes))
     mode = captured.mode.value + ("; for one draw of its random numbers (seed=…)" if random else "")
     report = Report(rows, rulebook.name, mode, left_out)
     if strict:
         _refuse_generic(report)
     _cut_constants(gm, facts.active)
-    places, positions = _add_readouts(gm, outputs, facts.readouts, facts.active)
+    places, positions = _add_readouts(gm, facts.explained.outputs, facts.readouts, facts.active)
     look_up_before_cast(gm)
     gm.recompile()
     return Plan(
@@ -94,9 +93,9 @@ def rewrite(
         captured,
         places,
         positions,
-        logits,
-        explained,
-        head,
+        logits=facts.explained.logits,
+        explained=facts.explained.place,
+        head=facts.explained.head,
         together=output if isinstance(output, tuple) else (),
         report=report,
         active=frozenset(n.name for n in facts.active),

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.symbols import hint
+from fxlrp.nodes import target_of
 from fxlrp.ops import about, is_pointwise, of_kind
 
 aten = torch.ops.aten
@@ -116,7 +117,7 @@ def _random_like(like: Tensor, generator: torch.Generator) -> Tensor:
 def _call(node: fx.Node, values: Mapping[fx.Node, Any]) -> list[Tensor]:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     with torch.no_grad():
-        return _tensors(node.target(*args, **kwargs))  # type: ignore[operator]
+        return _tensors(target_of(node)(*args, **kwargs))
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 
+from fxlrp.nodes import target_of
 from fxlrp.rules.quantities import as_pair, relevance
 
 
@@ -60,7 +61,7 @@ class Weighing(fx.Interpreter):
             return probe
 
         args, kwargs = fx.map_arg((n.args, n.kwargs), weighed)
-        return args[0] if n.op == "output" else n.target(*args, **kwargs)  # type: ignore[operator]
+        return args[0] if n.op == "output" else target_of(n)(*args, **kwargs)
 
 
 def _note(edges: dict[tuple[str, str], Mass], edge: tuple[str, str], a: Tensor, g: Tensor | None) -> None:
