@@ -111,27 +111,22 @@ def _fitted(t: Tensor, x: Tensor, padding: list[int]) -> Tensor:
     return torch.nn.functional.pad(t, sides)
 
 
-def _convolution(name: str, n: int, plain: Callable[..., Plain], defaults: tuple) -> Callable[..., Contributions]:
-    """Make the rule of a convolution whose further arguments `plain` reads; `defaults` stand for those left out."""
+def convolution(
+    z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: object, op: Callable, nonneg: bool = False
+) -> Contributions:
+    """A convolution: relevance goes to the positive contributions x_i w_ij > 0.  rest: its arguments after the bias."""
+    n, plain, defaults = CONVOLUTIONS[op]
+    x, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
 
-    def rule(
-        z: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None, *rest: object, nonneg: bool = False
-    ) -> Contributions:
-        """A convolution: relevance goes to the positive contributions x_i w_ij > 0."""
-        x, arguments, inside = plain(n, x, w, *rest, *defaults[len(rest) :])
+    def transposed(s: Tensor, w: Tensor) -> Tensor:
+        return _pull(s, x, w, *arguments)
 
-        def transposed(s: Tensor, w: Tensor) -> Tensor:
-            return _pull(s, x, w, *arguments)
+    def forward(x: Tensor, w: Tensor) -> Tensor:
+        return aten.convolution(x, w, None, *arguments)
 
-        def forward(x: Tensor, w: Tensor) -> Tensor:
-            return aten.convolution(x, w, None, *arguments)
-
-        bias = None if b is None else b.view(-1, *[1] * n)
-        whole = product(z, x, w, forward, transposed, nonneg, bias, constant=True)
-        return replace(whole, give=lambda s: (whole.give(s)[0][inside],)) if inside else whole
-
-    rule.__name__ = name
-    return rule
+    bias = None if b is None else b.view(-1, *[1] * n)
+    whole = product(z, x, w, forward, transposed, nonneg, bias, constant=True)
+    return replace(whole, give=lambda s: (whole.give(s)[0][inside],)) if inside else whole
 
 
 def transposed_of(op: Callable, x: Tensor, w: Tensor, *rest: object) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -153,15 +148,10 @@ def _tuple(v: Sizes, n: int) -> list[int]:
     return values * n if len(values) == 1 else values
 
 
-STRAIGHT, TRANSPOSED = (_plain, (1, 0, 1, 1)), (_plain_transposed, (1, 0, 0, 1, 1))
-"""The function that reads the arguments after the bias, and their defaults."""
-conv1d, conv2d, conv3d = (_convolution(f"conv{n}d", n, *STRAIGHT) for n in (1, 2, 3))
-conv_transpose1d, conv_transpose2d, conv_transpose3d = (
-    _convolution(f"conv_transpose{n}d", n, *TRANSPOSED) for n in (1, 2, 3)
-)
 CONVOLUTIONS = {
     overload: (n, *form)
-    for name, form in (("conv", STRAIGHT), ("conv_transpose", TRANSPOSED))
+    for name, form in (("conv", (_plain, (1, 0, 1, 1))), ("conv_transpose", (_plain_transposed, (1, 0, 0, 1, 1))))
     for n in (1, 2, 3)
     for overload in overloads(getattr(aten, f"{name}{n}d"))
 }
+"""The number of axes of each convolution, the function that reads its arguments after the bias, and their defaults."""

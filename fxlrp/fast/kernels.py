@@ -13,7 +13,7 @@ from fxlrp.engine.replaced import ByRule
 from fxlrp.fast import convolutions, elementwise, norms, products, weighted
 from fxlrp.fast.contributions import Contributions, entrywise
 from fxlrp.fast.products import MATMULS
-from fxlrp.ops import overloads
+from fxlrp.ops import of_kind, overloads
 from fxlrp.rules import absolute, passing, signed
 from fxlrp.rules import weighted as formulas
 
@@ -54,12 +54,7 @@ def _for_ops(rule: Callable, argnums: tuple[int, ...], kernel: Kernel, *ops: Cal
 
 KERNELS: dict[KernelKey, Kernel] = {
     **_for_ops(absolute.absolute, (0,), Kernel(products.linear), aten.linear),
-    **_for_ops(absolute.absolute, (0,), Kernel(convolutions.conv1d), aten.conv1d),
-    **_for_ops(absolute.absolute, (0,), Kernel(convolutions.conv2d), aten.conv2d),
-    **_for_ops(absolute.absolute, (0,), Kernel(convolutions.conv3d), aten.conv3d),
-    **_for_ops(absolute.absolute, (0,), Kernel(convolutions.conv_transpose1d), aten.conv_transpose1d),
-    **_for_ops(absolute.absolute, (0,), Kernel(convolutions.conv_transpose2d), aten.conv_transpose2d),
-    **_for_ops(absolute.absolute, (0,), Kernel(convolutions.conv_transpose3d), aten.conv_transpose3d),
+    **_for_ops(absolute.absolute, (0,), Kernel(convolutions.convolution), *of_kind("convolution")),
     **_for_ops(absolute.absolute, (0,), Kernel(products.right_weight), *MATMULS),
     **_for_ops(absolute.absolute, (1,), Kernel(products.left_weight), *MATMULS),
     **_for_ops(absolute.absolute, (0, 1), Kernel(products.matmul), *MATMULS),
