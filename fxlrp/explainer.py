@@ -148,9 +148,7 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
                     raise FxlrpError("given= is of one map as it is: leave out trace=True, and convert without shifts.")
                 return with_questions(self.rulebook, self.explain(args, kwargs, questions, at), questions)[0]
             if not trace:
-                answers = mean_over_shifts(self, self.explain(args, kwargs, questions, at), args, kwargs, questions)
-                answers = say_where_it_ended(self, answers, questions, args, kwargs)
-                return with_questions(self.rulebook, answers, questions)[0]
+                return self._complete(args, kwargs, questions, at)[0]
             plan, tensors = self.plan(args, kwargs)
             other = self.of_target(plan, self.plans.outputs(args, kwargs), target) if callable(target) else self
             if other is not self:
@@ -169,9 +167,15 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         """
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
-            answers = mean_over_shifts(self, self.explain(args, kwargs, questions), args, kwargs, questions)
-            answers = say_where_it_ended(self, answers, questions, args, kwargs)
-            return with_questions(self.rulebook, answers, questions)
+            return self._complete(args, kwargs, questions)
+
+    def _complete(
+        self, args: tuple, kwargs: dict, questions: Sequence[Question], at: Sequence[str] = ()
+    ) -> list[Attribution]:
+        """An attribution for each question, over shifts, with the question in it; warns of maps that are empty."""
+        answers = mean_over_shifts(self, self.explain(args, kwargs, questions, at), args, kwargs, questions)
+        answers = say_where_it_ended(self, answers, questions, args, kwargs)
+        return with_questions(self.rulebook, answers, questions)
 
     def explain(
         self,

@@ -91,7 +91,7 @@ def _without_kernels() -> Iterator[None]:
 
 def _decompositions(gm: fx.GraphModule) -> dict[Any, Callable]:
     """Decompositions of the derivatives in a graph, of safe softmax, and of norms whose statistics are used."""
-    norms = {n.target for n in gm.graph.nodes if n.target in NORMS and {u.args[1] for u in n.users} != {0}}
+    norms = {n.target for n in gm.graph.nodes if n.target in NATIVE_NORMS and {u.args[1] for u in n.users} != {0}}
     decomposed = {aten._safe_softmax.default, *norms}
     table = {op: f for op, f in decomposition_table.items() if "backward" in str(op) or op in decomposed}
     return {**table, aten.var_mean.correction: _var_mean}
@@ -101,7 +101,7 @@ def _var_mean(x: Tensor, dim: Any = None, **options: Any) -> tuple[Tensor, Tenso
     return aten.var.correction(x, dim, **options), aten.mean.dim(x, dim, options.get("keepdim", False))
 
 
-NORMS = (aten.native_layer_norm.default, aten.native_group_norm.default, aten.native_batch_norm.default)
+NATIVE_NORMS = (aten.native_layer_norm.default, aten.native_group_norm.default, aten.native_batch_norm.default)
 
 
 def transpose_convolutions(gm: fx.GraphModule) -> None:

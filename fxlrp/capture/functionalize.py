@@ -84,7 +84,7 @@ def plain_ops(gm: fx.GraphModule) -> None:
     gm.recompile()
 
 
-CONVOLUTIONS = {  # by the number of spatial axes, and whether it is transposed
+NAMED_CONVOLUTIONS = {  # by the number of spatial axes, and whether it is transposed
     (1, False): aten.conv1d.default,
     (2, False): aten.conv2d.default,
     (3, False): aten.conv3d.default,
@@ -100,7 +100,7 @@ def _name_convolutions(gm: fx.GraphModule) -> None:
         if node.target in (aten.convolution.default, aten._convolution.default, aten._convolution.deprecated):
             x, w, b, stride, padding, dilation, transposed, output_padding, groups = node.args[:9]
             rest = (padding, output_padding, groups, dilation) if transposed else (padding, dilation, groups)
-            node.target, node.args = CONVOLUTIONS[len(stride), transposed], (x, w, b, stride, *rest)
+            node.target, node.args = NAMED_CONVOLUTIONS[len(stride), transposed], (x, w, b, stride, *rest)
 
 
 def functionalize_simple(gm: fx.GraphModule) -> bool:

@@ -12,8 +12,8 @@ from fxlrp.errors import FxlrpError
 from fxlrp.reports.report import row_of
 
 aten = torch.ops.aten
-PRODUCTS = (aten._sparse_mm.default, aten.mm.default, aten.mv.default, aten.smm.default)
-SUMS = (aten._sparse_addmm.default, aten.addmm.default, aten.addmv.default)
+SPARSE_PRODUCTS = (aten._sparse_mm.default, aten.mm.default, aten.mv.default, aten.smm.default)
+SPARSE_SUMS = (aten._sparse_addmm.default, aten.addmm.default, aten.addmv.default)
 
 
 def is_sparse(node: object) -> bool:
@@ -27,9 +27,9 @@ def spell_sparse(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if not any(map(is_sparse, node.all_input_nodes)):
             continue
-        if node.target in PRODUCTS:
+        if node.target in SPARSE_PRODUCTS:
             node.target = aten.matmul.default
-        elif node.target in SUMS and not node.kwargs:
+        elif node.target in SPARSE_SUMS and not node.kwargs:
             replace(node, lambda call, b, x, y: call(aten.add.Tensor, b, call(aten.matmul.default, x, y)))
 
 

@@ -42,7 +42,7 @@ def halves(epsilon: float) -> Derivative | Parts:
     return Derivative(uniform_rule, (("epsilon", epsilon),)) if epsilon else Parts("uniform_rule", (1 / 2, 1 / 2))
 
 
-ATTENTION = Parts("attention", (1 / 4, 1 / 4, 1 / 2))
+ATTENTION_PARTS = Parts("attention", (1 / 4, 1 / 4, 1 / 2))
 """softmax(q kᵀ) v in one op: v gets ½ of the second product; the other ½ goes through the softmax, by its derivative
 (AttnLRP, Proposition 3.1), to the first product, whose factors q and k get half of it each."""
 
