@@ -49,7 +49,7 @@ EXACT = {torch.float64: 1e-8}
 CLOSE = 1e-3
 """The relative difference allowed to outputs by rounding, and to compiled relevance before it is examined further."""
 ROUNDINGS = 30.0
-"""How many times the effect of rounding the inputs once outputs and relevance may differ by, and be the same."""
+"""The difference allowed to outputs and relevance, in multiples of the effect of rounding the inputs once."""
 
 
 def check_compiled(

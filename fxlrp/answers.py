@@ -51,7 +51,7 @@ def run_forward(
     checkpoint: whether the forward pass is computed again, in segments, when relevance comes by.
     """
     one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
-    again = run is None and not plan.random  # what is drawn can't be drawn again
+    again = run is None and not plan.random  # random numbers can't be drawn again
     graph, latent = plan.form(one_sided and not at, at, small=again, checkpoint=again and checkpoint)
     given = [t.clone() if t.is_inference() else t.detach() for t in widened(tensors)]
     casts = casts_made_again() if plan.capture.narrow else nullcontext()

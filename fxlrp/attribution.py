@@ -30,15 +30,15 @@ class Attribution:
     output: the model's own output.  logits: the explained tensor in it.
     target: the class explained per sample [B], or None where a callable target was.
     names: where each explained input stood in the call.
-    latent: relevance of what the call named by `at`, shaped like each.
+    latent: relevance at the modules and nodes that the call named by `at`, in the shape of their values.
     trace: how much relevance passed every node, if the call asked for it.
     ended: of samples whose map is zero though their score is not, where relevance ended and why; else None.
     rules, contrast: the rulebook's name, and what the target was set against.
-    given: what relevance had to pass, in words; of K conditions a tuple, relevance is [B, K, …] then, too.
+    given: the condition that relevance had to pass, in words; a tuple of K of them, and relevance is [B, K, …].
     labels: the names of the classes, if they are known.
-    pictures: what is seen in each sample [H, W, 3], uint8 or in 0…1, where the input came from a picture.
-    position: which of a sequence or map of logits was explained, as it was asked.
-    asked: in words, what a target that is no class stands for.
+    pictures: the picture of each sample [H, W, 3], uint8 or in 0…1, if the input was made of one.
+    position: the explained position in a sequence or map of logits, as it was asked for.
+    asked: a target that is no class, in words.
     features: the names of an input's features.  edges: of nodes, which are joined [2, E].
     """
 

@@ -37,8 +37,9 @@ class AsOneGraph:
     def compile(self: Any, mode: str | None = None, **options: Any) -> Explainer:
         """Run forward and relevance pass as one graph by torch.compile from now on; compiled at the next call.
 
-        mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Compiled is
-        what is asked by classes; a target of weights or a callable, `at` and `trace` run as before.  Returns itself.
+        mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Only
+        questions about classes are compiled; a target of weights or a callable, `at` and `trace` run as before.
+        Returns itself.
 
         A graph that torch.compile would break into pieces is an error, unless fullgraph=False.  Whenever something was
         compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.

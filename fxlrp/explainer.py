@@ -118,7 +118,7 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         (its gradient is explained).  A list of K classes or a tensor [B, K] of them is explained over one forward pass,
         in relevance [B, K, …].
         contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
-        by probability) or a class; "default" is what the rulebook was found best with.  A target of weights or a
+        by probability) or a class; "default" is the rulebook's own.  A target of weights or a
         callable states its own.
         position: which of a sequence of logits [B, T, K] is explained: one for all or a tensor of one per sample [B];
         None: the last one of a causal model.
@@ -239,7 +239,7 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         )
 
     def _axes_of_lists(self, args: tuple, kwargs: dict) -> Axes | None:
-        """Where the samples of a call are that has a list of one number for each of them, such as lengths."""
+        """The sample axes of a call that has a list of one number per sample, such as lengths; None for other calls."""
         tensors, _ = split_tensors(args, kwargs)
         if not tensors:
             return None
@@ -267,7 +267,7 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         return self.latest.graph
 
     def report(self, *args: Any, target: Target = None, contrast: Contrast = "default", **kwargs: Any) -> Report:
-        """What became of every node of that graph, and which line of the model it comes from.
+        """A report of every node of that graph: its rule, and the line of the model that it comes from.
 
         Given a call to explain, also how much relevance arrives at each node and leaves it.
         """

@@ -107,7 +107,7 @@ def read_at(
     values: Sequence[Tensor],
     gs: Sequence[Tensor],
 ) -> Read:
-    """What is read where the values of a plan's readouts, and others after them, have the cotangents `gs`."""
+    """The relevance, or the gradients, at a plan's readouts and at further values, by their cotangents `gs`."""
     places = [at for several in plan.readouts.values() for at in several]
     whole = book.reads == "relevance"
     # an input may be infinite, such as a mask

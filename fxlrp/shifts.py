@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CELL = 8
 """The least side, in pixels, of the square that shifts are spread over."""
 Move = tuple[int, int]
-"""How far a picture moves, down and to the right."""
+"""The pixels that a picture moves, down and to the right."""
 
 
 def moves_within(cell: int, count: int) -> list[Move]:
@@ -96,7 +96,7 @@ def _moved(
 
 
 def _again(answered: Tensor | None, asked: Any, batch: int, moves: Sequence[Move]) -> Any:
-    """What is asked of the moved samples: the classes that were explained, or the same as asked, repeated."""
+    """The question about the moved samples: the classes that were explained, or what was asked, repeated."""
     asked = asked if answered is None else answered
     per_sample = isinstance(asked, Tensor) and asked.ndim and len(asked) == batch
     return torch.cat([asked] * len(moves)) if per_sample else asked

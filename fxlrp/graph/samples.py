@@ -96,7 +96,7 @@ class Samples:
         probe = Probe(gm, captured.inputs, starts)
         fits = self._fits(probe, folded, NUDGE)
         downstream = _downstream(gm, starts)
-        for push in PUSHES:  # what is saturated at these values, or of one sample alone
+        for push in PUSHES:  # values that are saturated, or that depend on one sample alone
             silent = {n for n in folded & downstream if len(fits.get(n, ())) < 2}
             pushed = self._fits(probe, silent, push) if silent else {}
             fits |= {n: more for n, more in pushed.items() if len(more) > len(fits.get(n, ()))}

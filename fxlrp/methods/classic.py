@@ -30,11 +30,11 @@ from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Product
 aten = torch.ops.aten
 PRODUCTS = (*CONVOLVING, *DENSE)
 IMAGENET_LOW, IMAGENET_HIGH = -2.118, 2.640
-"""What black and white become by ImageNet's mean and standard deviation, in the channel where it is furthest."""
+"""The lowest and the highest value, in any channel, of pictures scaled by ImageNet's mean and standard deviation."""
 
 
 def common(epsilon: float) -> Mapping[Key, Entry]:
-    """What all signed methods do with ops that have no weights."""
+    """The entries of ops without weights, the same in all signed methods."""
     by_contribution, half = signed.by_contribution(epsilon), signed.halves(epsilon)
     return {
         **STRUCTURAL_ENTRIES,
@@ -100,7 +100,7 @@ def residual_sums(gamma: float) -> Iterator[tuple]:
 
 
 def composite(*rows: tuple, epsilon: float, seed: str = "gradient") -> Rulebook:
-    """A rulebook of `rows` and what is common to the signed methods."""
+    """A rulebook of `rows` and the entries common to the signed methods."""
     return Rulebook(
         "",
         "",

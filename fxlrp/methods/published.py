@@ -1,6 +1,6 @@
 """The rulebooks `abslrp-2024-04` and `abslrp-2024-12`: two versions of the authors' published code, to the letter.
 
-What their modules do on the side, at reshapes, dropouts and class-token picks, is in these tables and nowhere else.
+The side effects of their modules, at reshapes, dropouts and picks of the class token, are in these tables alone.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def _softmax(x: Tensor, dim: int, *_: object) -> Tensor:
 
 
 def _softmax_abs(x: Tensor, dim: int, *_: object) -> Tensor:
-    return _softmax(torch.where(x == -torch.inf, x, x.abs()), dim)  # what a mask shuts stays shut
+    return _softmax(torch.where(x == -torch.inf, x, x.abs()), dim)  # a masked entry stays masked
 
 
 def max_pool_december(
     g: Tensor, z: Tensor, x: Tensor, kernel: list[int], stride: Sequence[int] = (), *rest: object
 ) -> Tensor:
-    """The winners of x and of |x| take the window's s; where windows do not overlap, its R, not divided by |z|."""
+    """The maxima of x and of |x| in a window take its s; if windows do not overlap, its R, not divided by |z|."""
     apart = list(stride or kernel) == list(kernel)
     s = z * g if apart else over_abs(g, z)
 
@@ -102,8 +102,8 @@ def max_pool_december(
 def residual_december(
     g: Tensor, z: Tensor, x: Tensor, y: Tensor, *given: object, op: Residual
 ) -> tuple[Tensor, Tensor]:
-    """A sum x + y whose share for y leaks: x = f(y) hangs together with y in autograd, so y also gets, through the
-    ordinary Jacobian of f, what is meant for x."""
+    """A sum x + y of a branch x = f(y) and the shortcut y, as their code computes it: because autograd knows that x
+    depends on y, y also gets x's cotangent, through the ordinary Jacobian of f."""
     s = over_abs(g, z)
     own = (1 + x.sign()) * s
     return own, (1 + y.sign()) * s + vjp(lambda t: op.body(t, *given), [y], own)[0]

@@ -29,7 +29,7 @@ PLACES = {
 
 def mark_first_layers(gm: fx.GraphModule, facts: Facts) -> bool:
     """Replaces weighted products of an input, which may be moved or normalized with constants before, by `FirstLayer`s
-    that also take ones moved likewise."""
+    that also take ones, which are moved in the same way."""
     ones_of: dict[fx.Node, fx.Node | None] = {}
     changed = False
     for node in list(gm.graph.nodes):

@@ -1,4 +1,5 @@
-"""Joins a residual sum with the branch that leads from the shortcut to the sum, as one published method sees it."""
+"""Joins a residual sum with the branch that leads from the shortcut to the sum, for abslrp-2024-12, whose rule needs
+both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Marks the residual sums x + f(x) that a norm reads, as in transformers, with how many of them lie behind each other.
+"""Marks the residual sums x + f(x) that a norm reads, as in transformers, with the number of them that follow each
+other.
 
 Those of models that read tokens are left alone, and those of convolutional networks, which batch norm and ReLU follow.
 """

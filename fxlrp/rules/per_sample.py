@@ -17,7 +17,8 @@ class SampleAxis(NamedTuple):
 
 
 WHOLE = SampleAxis(-1)
-"""A tensor of one sample, or whose samples can't be told apart (then a batch of one is all that may be explained)."""
+"""The place of samples in a tensor that has one sample, or whose samples can't be told apart (then only batches of one
+are explained)."""
 
 
 class Placement(NamedTuple):
@@ -29,7 +30,7 @@ class Placement(NamedTuple):
 
 
 def sample_count(t: Tensor, batch: SampleAxis) -> int:
-    """How many samples a tensor has."""
+    """The number of samples in a tensor."""
     return 1 if batch == WHOLE else t.shape[batch.axis] // (batch.before * batch.after)
 
 

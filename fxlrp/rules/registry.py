@@ -181,8 +181,8 @@ _USER: dict[Key, Entry] = {}
 
 
 def _of_user(op: Callable, entries: Mapping[tuple[int, ...] | None, Entry], active: tuple[int, ...]) -> Entry:
-    """Of the rules registered for an op the one for `active`, the arguments that carry relevance: the one for just
-    these, else the one that gives to most of them.  Raises FxlrpError if there is one for other arguments alone."""
+    """The rule that a user registered for an op whose arguments `active` carry relevance: the one for just these, else
+    the one that gives to most of them.  Raises FxlrpError if there is one for other arguments alone."""
     if active in entries:
         return entries[active]
     places = max((at for at in entries if at is not None), key=lambda at: len({*at} & {*active}), default=None)
@@ -255,8 +255,8 @@ def publish(book: Rulebook) -> Rulebook: ...
 @overload
 def publish(book: Callable[..., Rulebook]) -> Callable[..., Rulebook]: ...
 def publish(book: Rulebook | Callable[..., Rulebook]) -> Any:
-    """Make a rulebook known by its name; or, as a decorator, the one that a function of parameters with defaults
-    returns, by the function's name and with its docstring."""
+    """Make a rulebook known by its name.  As a decorator of a function whose parameters have defaults: the rulebooks
+    that it returns, by the function's name and with its docstring."""
     if isinstance(book, Rulebook):
         _BOOKS[book.name] = lambda: book
         return book

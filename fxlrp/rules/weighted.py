@@ -36,7 +36,7 @@ def signs(z: Tensor, size: float = 1) -> Tensor:
 Bound = float | Sequence[float] | Tensor
 """A bound of the inputs: one for all, or one for each channel."""
 Places = tuple[int, int, "int | None"]
-"""Where x, w and b, if any, stand among an op's arguments."""
+"""The indices of x, w and b (None without a bias) among an op's arguments."""
 
 Products = tuple[tuple[Places, tuple], ...]
 """Ops that are linear in x and in their weights, by the places of their operands."""
