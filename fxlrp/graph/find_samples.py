@@ -77,23 +77,35 @@ def find_samples(
             captured = capture(Axes.none(tensors))
     except FxlrpError as error:
         raise failed or error from error.__cause__
-    capture_error: FxlrpError | None = None  # the call has samples, but can't be captured with them
-    for axes in () if sure else other_axes(captured, output):
-        try:
-            recaptured = capture(axes)
-        except FxlrpError as error:
-            capture_error = error
-            continue
-        if settled_at := settled(recaptured, output, tensors):
-            recaptured.axes = settled_at
-            return recaptured
-    if capture_error and captured.mode is CaptureMode.THIS_INPUT:
-        raise capture_error
+    if not sure and (recaptured := _at_other_axes(captured, capture, tensors, output)):
+        return recaptured
     if settled_axes:
         return captured
     shape = _explained(captured, output)[0].meta["val"].shape
     captured.axes = Axes.none(tensors, 0 if len(shape) and isinstance(shape[0], int) and shape[0] == 1 else None)
     return captured
+
+
+def _at_other_axes(
+    captured: Capture, capture: Callable[[Axes], Capture], tensors: Sequence[Tensor], output: Output
+) -> Capture | None:
+    """Captures a call anew at the first of its other axes that hold; None if it is one sample.
+
+    Raises FxlrpError if it has samples but can be captured neither with them nor for other values.
+    """
+    failed: FxlrpError | None = None
+    for axes in other_axes(captured, output):
+        try:
+            recaptured = capture(axes)
+        except FxlrpError as error:
+            failed = error
+            continue
+        if settled_at := settled(recaptured, output, tensors):
+            recaptured.axes = settled_at
+            return recaptured
+    if failed and captured.mode is CaptureMode.THIS_INPUT:
+        raise failed
+    return None
 
 
 def _of_this_call(captured: Capture, tensors: Sequence[Tensor]) -> bool:
