@@ -122,6 +122,11 @@ def is_pointwise(op: Any) -> bool:
     return torch.Tag.pointwise in getattr(op, "tags", ())
 
 
+def moves(node: fx.Node) -> bool:
+    """Whether a node moves entries to places that do not depend on values."""
+    return about(node.target).routes
+
+
 def carriers(node: fx.Node) -> list[fx.Node]:
     """The inputs whose values (not just shapes) the node's value depends on differentiably."""
     facts = about(node.target)

@@ -6,7 +6,7 @@ A pass is a function (graph, facts) → whether it changed the graph; it writes 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import fx
@@ -80,6 +80,15 @@ class Facts:
     def replace(self, node: fx.Node, write: Callable[..., fx.Node]) -> fx.Node:
         """Replaces `node` by the nodes that `write(call, *args, **kwargs)` builds; call(op, …) inserts one."""
         return emit.replace(node, write, self.emit)
+
+    def replace_uses(self, node: fx.Node, write: Callable[..., fx.Node]) -> fx.Node:
+        """Replaces all uses of `node` by what `write(call)` builds after it, perhaps of it; call(op, …) inserts one."""
+        users = list(node.users)
+        with node.graph.inserting_before(node.next):
+            new = write(partial(self.emit, node))
+        for user in users:
+            user.replace_input_with(node, new)
+        return new
 
     def _positions(self, node: fx.Node, active: set[fx.Node]) -> tuple[int, ...]:
         carrying = set(carriers(node)) & active

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxlrp.emit import emit
 from fxlrp.nodes import args_of, target_of, values_of
-from fxlrp.ops import about, carriers, is_pointwise
+from fxlrp.ops import about, carriers, is_pointwise, moves
 
 aten = torch.ops.aten
 NOWHERE = -1  # the position of a value that comes from no entry of the input
@@ -43,10 +43,10 @@ class Trail:
             if sources & self.reached:
                 self.takers.append(node)
             entry_sources = self._entry_sources(node)
-            if not entry_sources & entries or not (counted or _moves(node) or sources <= entries):
+            if not entry_sources & entries or not (counted or moves(node) or sources <= entries):
                 continue
             entries.add(node)
-            hot = not _is_float(node) and bool(entry_sources & self.hot if _moves(node) else self._one_hot(node))
+            hot = not _is_float(node) and bool(entry_sources & self.hot if moves(node) else self._one_hot(node))
             if entry_sources & self.reached and (hot or _is_float(start) or not (_is_float(node) or _is_bool(node))):
                 self.reached.add(node)
                 if hot:
@@ -56,7 +56,7 @@ class Trail:
         """The inputs of a node such that each entry of its value is one of their entries, or made of one of each."""
         if self.takes_rows(node):
             return {i for i in [_index(node)] if i is not None}
-        if _moves(node):
+        if moves(node):
             at = about(node.target).values
             return {n for i in at if i < len(node.args) for n in tree_leaves(node.args[i]) if isinstance(n, fx.Node)}
         return set(node.all_input_nodes) if _entrywise(node) or node.target is aten.one_hot.default else set()
@@ -79,7 +79,7 @@ class Trail:
         def looks_up(node: fx.Node) -> bool:
             if self.takes_rows(node) or self.hot.intersection(node.all_input_nodes):
                 return True
-            return numbers and (is_pointwise(node.target) or _moves(node))
+            return numbers and (is_pointwise(node.target) or moves(node))
 
         return [n for n in self.takers if _is_float(n) and looks_up(n)]
 
@@ -103,10 +103,6 @@ def find_given(graph: fx.Graph) -> set[fx.Node]:
         if node.target is not aten.embedding_renorm.default and not given.isdisjoint(carriers(node)):
             given.add(node)
     return given
-
-
-def _moves(node: fx.Node) -> bool:
-    return about(node.target).routes
 
 
 def _entrywise(node: fx.Node) -> bool:
@@ -173,7 +169,7 @@ class Positions:
         if node.target is aten.one_hot.default:
             positions = self._beside(node, aten.unsqueeze.default, self.of(args_of(node)[0]), -1)
             return self._beside(node, aten.expand_as.default, positions, node)
-        if not _moves(node):
+        if not moves(node):
             return self._beside(node, aten.expand_as.default, self.of(self._source(node)), node)
         values = about(node.target).values
         args = [self._moved(a) if i in values else a for i, a in enumerate(node.args)]

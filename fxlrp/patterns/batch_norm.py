@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,11 +33,7 @@ def fold_batch_norm(gm: fx.GraphModule, facts: Facts) -> bool:
         if node.args[5] or product.kwargs or grouped or facts.carries(product.args[1]):
             continue  # batch statistics do not fold
         if isinstance(facts.entry(product), Rule):
-            users = list(node.users)
-            with gm.graph.inserting_before(node.next):
-                folded = _folded(partial(facts.emit, node), node, product, *node.args[1:])
-            for user in users:
-                user.replace_input_with(node, folded)
+            facts.replace_uses(node, lambda call, z=node, product=product: _folded(call, z, product, *z.args[1:]))
             changed = True
     return changed
 

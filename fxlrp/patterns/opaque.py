@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,10 +146,10 @@ def _explain(facts: Facts, node: fx.Node, x: fx.Node, seen: Seen) -> None:
         derivative = seen.pull(seen.x, torch.ones_like(seen.f(seen.x))) is not None
         product = None if entrywise or is_straight_through or seen.x.ndim < 2 else seen.product()
     if is_straight_through or (entrywise and not derivative):
-        _replace_uses(facts, node, lambda call: call(stands_for, x, node))
+        facts.replace_uses(node, lambda call: call(stands_for, x, node))
     elif product is not None:
         linear = (aten.linear.default, x, *(_stored(node, t) for t in product))
-        _replace_uses(facts, node, lambda call: call(nearly, call(*linear), node))
+        facts.replace_uses(node, lambda call: call(nearly, call(*linear), node))
     elif not seen.derivable:
         row = row_of(node)
         raise FxlrpError(
@@ -160,15 +159,6 @@ def _explain(facts: Facts, node: fx.Node, x: fx.Node, seen: Seen) -> None:
     elif entrywise and has_own_backward:
         with torch.no_grad():
             node.target = target_of(node).as_kind(Entrywise if seen.smooth() else Stepwise)
-
-
-def _replace_uses(facts: Facts, node: fx.Node, write: Callable) -> None:
-    """Replaces all uses of `node` by what `write(call)` builds after it."""
-    users = list(node.users)
-    with node.graph.inserting_before(node.next):
-        new = write(partial(facts.emit, node))
-    for user in users:
-        user.replace_input_with(node, new)
 
 
 def _stored(node: fx.Node, t: Tensor) -> fx.Node:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from fxlrp.ops import about, describe
+from fxlrp.ops import describe, moves
 from fxlrp.patterns.normed import is_normed
 from fxlrp.patterns.residual import between
 from fxlrp.rules.weighted import ones_for
@@ -41,7 +41,7 @@ def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
         of_tokens |= {node} if of_tokens.intersection(node.all_input_nodes) else set()
         depth[node] = max((depth[n] for n in node.all_input_nodes), default=0)
         plain = node.target is aten.add.Tensor and not node.kwargs and node not in of_tokens
-        if plain and is_normed(node, _moves) and _is_residual(node, facts):
+        if plain and is_normed(node, moves) and _is_residual(node, facts):
             depth[node] += 1
             sums.append(node)
     deepest = max(depth.values())
@@ -49,10 +49,6 @@ def mark_residual_sums(gm: fx.GraphModule, facts: Facts) -> bool:
         x, y = node.args
         facts.replace(node, lambda call, *_, x=x, y=y: call(residual_sum, x, y, deepest))
     return bool(sums)
-
-
-def _moves(node: fx.Node) -> bool:
-    return about(node.target).routes
 
 
 def _is_residual(node: fx.Node, facts: Facts) -> bool:
