@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxlrp.capture.trace
-from fxlrp import convert
+from fxlrp import FxlrpError, convert
 from fxlrp.explainer import Explainer
 from fxlrp.methods.abslrp import ABSLRP
 from fxlrp.rules.normalise import MASS, Call, Normalise
@@ -270,6 +270,13 @@ def check_signed(explainer: Explainer, program: Program, inputs: Sequence[Tensor
             off = float((found.get(str(i), torch.zeros_like(w)) - w).abs().max())
             assert off <= 1e-8 * size + 1e-12, f"x · gradient of input {i} is {off} off"
     for name in ("abslrp-hybrid", SIGNED[program.seed]):
+        try:
+            explainer.by(name).plan(tuple(inputs), {})
+        except FxlrpError as error:  # whose rule for a softmax gives its input none, where there is no way around
+            if "No input gets relevance by cp-lrp: its rule for softmax" not in str(error):
+                raise
+            event("no relevance by cp-lrp")
+            continue
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("fxlrp.acceleration.FAST", False)
             whole = explain(explainer.by(name), inputs)

@@ -124,13 +124,15 @@ SHORTEST = 2
 
 
 def lengths_of(t: Tensor, axis: int | None) -> tuple[int, ...]:
-    """The axes that may be sequence lengths: T of token ids, masks or token types [B, T], of vectors [B, T, F], and of
-    a mask [T, T] that samples share.  Export fixes lengths of 0 and 1, and confuses 2 with the batch size."""
+    """The axes that may have any length: T of token ids, masks or token types [B, T], of vectors [B, T, F], and of a
+    mask [T, T] that samples share; height and width of pictures [B, C, H, W].  Export fixes lengths of 0 and 1, and
+    confuses 2 with the batch size."""
     axes: tuple[int, ...]
     if axis is None:
         axes = (0, 1) if t.ndim == 2 and t.shape[0] == t.shape[1] else ()
     else:
         vectors = t.ndim == 3 and axis < 2
         tokens = t.ndim == 2 and not t.is_floating_point() and not t.is_complex()
-        axes = (1 - axis,) if vectors or tokens else ()
+        pictures = t.ndim == 4 and axis == 0 and t.is_floating_point()
+        axes = (1 - axis,) if vectors or tokens else (2, 3) if pictures else ()
     return tuple(a for a in axes if t.shape[a] > SHORTEST)

@@ -19,7 +19,7 @@ from fxlrp.capture.flex import flex_attention_spelled
 from fxlrp.capture.objects import PLAIN, open_objects
 from fxlrp.capture.quantised import in_float
 from fxlrp.capture.straight_through import DataDetached
-from fxlrp.capture.symbols import let_go
+from fxlrp.capture.symbols import SizesStayShort, let_go
 
 aten = torch.ops.aten
 
@@ -59,6 +59,7 @@ class Flat(nn.Module):
                 derivatives_noticed(self._notice_below),
                 flex_attention_spelled(self._notice_below),
                 DataDetached(),
+                SizesStayShort(),
             ):
                 returned = call(self.model, args, kwargs)
         except Exception as error:

@@ -38,6 +38,7 @@ class Facts:
         readouts = find_readouts(captured, marked)
         starts = [n for ns in readouts.values() for n in ns]
         self.active = find_active(captured.graph, starts, self.explained.end, self._flows)
+        self._starts = starts
         active_readouts = {i: [n for n in ns if n in self.active] for i, ns in readouts.items()}
         self.readouts: dict[Place, list[fx.Node]] = {i: ns for i, ns in active_readouts.items() if ns}
 
@@ -55,6 +56,16 @@ class Facts:
     def samples(self) -> Samples:
         """The sample axis of every node."""
         return Samples(self.captured, self.readouts, self.active)
+
+    def stops_at(self) -> fx.Node | None:
+        """Where relevance ends by this rulebook, of all nodes that have a derivative by a readout the last one."""
+
+        def by_derivative(node: fx.Node, reached: set[fx.Node]) -> list[fx.Node]:
+            return [n for n in carriers(node) if n in reached]
+
+        nodes = find_active(self.captured.graph, self._starts, self.explained.end, by_derivative)
+        ends = [n for n in nodes.difference(self._starts) if not self._flows(n, nodes)]
+        return max(ends, key=list(self.captured.graph.graph.nodes).index, default=None)
 
     def carries(self, value: object) -> bool:
         """Whether an argument is a node that carries relevance."""

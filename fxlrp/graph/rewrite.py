@@ -75,7 +75,7 @@ def rewrite(
     _run_passes(captured, rulebook, output, marked)
     facts = Facts(captured, rulebook, output, marked)
     if not facts.readouts:
-        raise _nothing_explained(captured)
+        raise _nothing_explained(facts)
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
     _check_reads(facts, read)
     left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), facts.explained.end)
@@ -105,13 +105,20 @@ def rewrite(
     )
 
 
-def _nothing_explained(captured: Capture) -> FxlrpError:
+def _nothing_explained(facts: Facts) -> FxlrpError:
     """The error that says why no input carries relevance to the output."""
+    captured = facts.captured
     infinite = [n for n, t in zip(captured.parameters, captured.inputs, strict=True) if not finite(t)]
     if infinite:
         return FxlrpError(
             f"No input can be explained: {', '.join(infinite)} holds infinite values, as masks do, which get no "
             "relevance; pass finite ones."
+        )
+    if node := facts.stops_at():
+        row = row_of(node)
+        return FxlrpError(
+            f"No input gets relevance by {facts.rulebook.name}: its rule for {row.op} ({row.source or row.name}) "
+            "passes none on, and there is no way around; choose another rulebook."
         )
     return FxlrpError(
         "No input carries relevance to the output: the graph from input to output is not differentiable; "
