@@ -29,6 +29,8 @@ def _of_attention(base: Explainer, name: str, row: Callable[[Layers, Tensor], Te
     explainer = base.by(PLAIN)
 
     def explain(case: Case) -> Tensor:
+        if case.decodes:
+            raise FxlrpError(f"{name} is of attention among the tokens of one text; this model has a decoder, too.")
         plan, tensors = explainer.plan((), case.inputs)
         nodes, length = nodes_of(plan, norms=False), case.inputs["input_ids"].shape[1]
         found = ran(plan, tensors, lambda logits: case.score(logits).sum(), nodes) if nodes else []

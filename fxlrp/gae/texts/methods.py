@@ -111,9 +111,7 @@ class Embedded(nn.Module):
         self.model = copy.deepcopy(model, shared)
         self.given: list[Tensor] = []
         self.case: Case | None = None
-        embedding_of(self.model).register_forward_hook(
-            lambda module, args, out: self.given.pop() if self.given else out
-        )
+        self.table: nn.Embedding | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         case = self.case
@@ -124,11 +122,14 @@ class Embedded(nn.Module):
 
     def look_up(self, case: Case) -> tuple[Tensor, Tensor]:
         """Return the embeddings of a case, and the same with its free tokens masked or blank; both [1, T, D]."""
-        self.case, table = case, embedding_of(self.model)
+        self.case = case
+        if self.table is None:
+            self.table = embedding_of(self.model, case.inputs)
+            self.table.register_forward_hook(lambda _, ids, out: self.given.pop() if self.given else out)
         ids = case.inputs["input_ids"]
         nothing = ids.masked_fill(case.free, case.blank if case.mask is None else case.mask)
         with torch.no_grad():
-            return table(ids), table(nothing)
+            return self.table(ids), self.table(nothing)
 
 
 Attribute = Callable[[Tensor, Tensor, Case], Tensor]

@@ -90,7 +90,7 @@ class TextPlan:
     @functools.cached_property
     def shadow(self) -> Shadow:
         """A copy of the model, to change."""
-        return Shadow(self.model, self.seed)
+        return Shadow(self.model, self.seed, self.case(0).inputs)
 
     @functools.cached_property
     def explainers(self) -> dict[bool, Explainer]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +16,37 @@ from fxlrp.errors import FxlrpError
 DRAWS, RADIUS = 3, 0.2
 
 
-def embedding_of(model: nn.Module) -> nn.Embedding:
-    """Return the table in which a model looks up its tokens.  Raises FxlrpError for a model that has none."""
-    asked = getattr(model, "get_input_embeddings", None)
-    table = asked() if callable(asked) else next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
-    if not isinstance(table, nn.Module) or not isinstance(getattr(table, "weight", None), Tensor):
+def embedding_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Embedding:
+    """Return the table in which a model looks up its `input_ids`, of several the first it asks.
+
+    Raises FxlrpError for a model that has none.
+    """
+    ids = inputs["input_ids"]
+    found: list[Any] = []
+
+    def note(table: nn.Module, args: tuple, out: Tensor) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].shape == ids.shape and bool((args[0] == ids).all()):
+            found.append(table)
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Embedding)]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
         raise FxlrpError("The model has no table of word embeddings.")
-    return table  # type: ignore[return-value]
+    return found[0]
 
 
 class Shadow:
-    """A copy of a model whose weights can be changed and put back."""
+    """A copy of a model whose weights can be changed and put back.  inputs: of any call."""
 
-    def __init__(self, model: nn.Module, seed: int) -> None:
+    def __init__(self, model: nn.Module, seed: int, inputs: Mapping[str, Tensor]) -> None:
         self.origin, self.seed = model, seed
-        self.model = copy.deepcopy(model).eval()
-        table = embedding_of(self.model)
+        self.model = copy.deepcopy(model)
+        table = embedding_of(self.model, inputs)
         self.table = nn.Parameter(table.weight.detach().clone())  # no longer what the output may share
         table.weight = self.table
 
