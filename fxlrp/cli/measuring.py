@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import typer
+
 from fxlrp.cli import options
 from fxlrp.cli.app import app
 from fxlrp.cli.terminal import err, errors_in_one_sentence, out
+from fxlrp.errors import FxlrpError
 from fxlrp.methods import DEFAULT
 
 
@@ -120,6 +123,24 @@ def doctor(
     loaded = load(model, arch, weights, trust, random_weights, device)
     loaded = loaded if loaded.reads_text else take_pictures(loaded, size, None, None, None)
     examine(loaded, convert(loaded.module, rules=rules), as_json)
+
+
+@app.command(
+    name="inseq",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+@errors_in_one_sentence
+def by_inseq(context: typer.Context, debug: options.Debug = False) -> None:
+    """Run inseq's command line with every rulebook among its methods; --help lists its options.
+
+    [dim]fxlrp inseq attribute --model_name_or_path DIR --attribution_method attnlrp --input_texts "Once upon a time"[/]
+    """
+    try:
+        from fxlrp.adapters.inseq import main
+    except ImportError as error:
+        raise FxlrpError("inseq is not installed: pip install 'fxlrp[inseq]'.") from error
+    main(context.args)
 
 
 @app.command(name="app")
