@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fxlrp import FxlrpError, convert
 from fxlrp.adapters import quantus
+from fxlrp.rules.registry import find_rulebook
 
 
 class Scaled(nn.Module):
@@ -104,6 +105,13 @@ def test_quantus_captures_a_model_once_and_lets_it_go(model: nn.Module, monkeypa
     gc.collect()
     assert [ref() for ref in gone] == [None] * 3
     assert made[0]() is not None
+
+
+def test_a_rulebook_is_taken_by_name_and_as_it_is(model: nn.Module) -> None:
+    book = find_rulebook("epsilon")
+    for _ in range(2):
+        found = quantus.explain(model, X.numpy(), np.array([1, 2]), rules=book)
+        assert np.array_equal(found, by_quantus(model).numpy())
 
 
 def test_a_model_in_training_mode_is_refused_and_left_there(model: nn.Module) -> None:

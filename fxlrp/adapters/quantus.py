@@ -37,12 +37,12 @@ def _explainer(model: nn.Module, rules: Any) -> Explainer:
     What it holds is another object of the model's class with the same modules and weights: one that held the model
     itself would keep it for ever.
     """
-    explainers = _KEPT.setdefault(model, {})
-    if rules not in explainers:
+    explainers, key = _KEPT.setdefault(model, {}), rules if isinstance(rules, str) else id(rules)
+    if key not in explainers:
         same = object.__new__(type(model))
         vars(same).update(vars(model))
-        explainers[rules] = convert(same, rules=rules)
-    held = vars(explainers[rules].model)
+        explainers[key] = convert(same, rules=rules)
+    held = vars(explainers[key].model)
     held.clear()
     held.update(vars(model))  # attributes may have been set since; an explainer notices
-    return explainers[rules]
+    return explainers[key]

@@ -7,6 +7,7 @@ Bousselham et al. 2025 (2404.03214); Mehri et al. 2025 (2411.16760).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +16,29 @@ from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer
 from fxlrp.gae.attention_maps import PLAIN, legrad_of_tokens, libragrad_of_tokens, nodes_of, ran
 from fxlrp.gae.texts.case import Case
+from fxlrp.rules.registry import Rulebook
 
 Explain = Callable[[Case], Tensor]
 Layers = list[tuple[Tensor, Tensor]]
 """Weights of attention and their gradients, of each layer [heads, T, T]."""
 
 
-def _of_attention(base: Explainer, name: str, row: Callable[[Layers, Tensor], Tensor]) -> Explain:
+class Base:
+    """An explainer of a model, and those by other rulebooks, each made once: methods share their graphs."""
+
+    def __init__(self, explainer: Explainer) -> None:
+        self.explainer, self.model = explainer, explainer.model
+        self._made: dict[Any, Explainer] = {}
+
+    def by(self, rules: str | Rulebook) -> Explainer:
+        """Return the explainer by a rulebook.  Raises FxlrpError for an unknown one."""
+        key = rules if isinstance(rules, str) else id(rules)  # which the explainer keeps alive
+        if key not in self._made:
+            self._made[key] = self.explainer.by(rules)
+        return self._made[key]
+
+
+def _of_attention(base: Base, name: str, row: Callable[[Layers, Tensor], Tensor]) -> Explain:
     """A method by the weights of attention among all tokens.
 
     row(layers, read) → [T], where read [T] says which tokens the model's head reads, in parts of one.
@@ -43,7 +60,7 @@ def _of_attention(base: Explainer, name: str, row: Callable[[Layers, Tensor], Te
     return explain
 
 
-def attention_rollout(base: Explainer, seed: int) -> Explain:
+def attention_rollout(base: Base, seed: int) -> Explain:
     """R ← (½ mean over heads of A + ½ I) R, layer by layer, read where the model's head reads."""
 
     def row(layers: Layers, read: Tensor) -> Tensor:
@@ -54,7 +71,7 @@ def attention_rollout(base: Explainer, seed: int) -> Explain:
     return _of_attention(base, "attention-rollout", row)
 
 
-def chefer(base: Explainer, seed: int) -> Explain:
+def chefer(base: Base, seed: int) -> Explain:
     """R ← R + mean over heads of (A ⊙ ∂score/∂A)⁺ R, layer by layer, read where the model's head reads."""
 
     def row(layers: Layers, read: Tensor) -> Tensor:
@@ -65,7 +82,7 @@ def chefer(base: Explainer, seed: int) -> Explain:
     return _of_attention(base, "chefer", row)
 
 
-def gradient_x_attention(base: Explainer, seed: int) -> Explain:
+def gradient_x_attention(base: Base, seed: int) -> Explain:
     """The mean over layers, heads and queries of A ⊙ (∂score/∂A)⁺."""
 
     def row(layers: Layers, read: Tensor) -> Tensor:
@@ -74,7 +91,7 @@ def gradient_x_attention(base: Explainer, seed: int) -> Explain:
     return _of_attention(base, "gradient-x-attention", row)
 
 
-def legrad(base: Explainer, seed: int) -> Explain:
+def legrad(base: Base, seed: int) -> Explain:
     """Σ over layers of the mean, over heads and queries, of (∂s/∂A)⁺, where s is the score if the model's head saw the
     tokens that the layer's block returns."""
     explainer = base.by(PLAIN)
@@ -86,7 +103,7 @@ def legrad(base: Explainer, seed: int) -> Explain:
     return explain
 
 
-def libragrad(base: Explainer, seed: int) -> Explain:
+def libragrad(base: Base, seed: int) -> Explain:
     """Σ over the inputs of all norms of x ⊙ gradient, channels summed, where attention, deviations and gates are
     constant (as by the rulebook cp-lrp)."""
     explainer = base.by("cp-lrp")

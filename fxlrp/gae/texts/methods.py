@@ -16,6 +16,7 @@ from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.gae.texts.attention import (
+    Base,
     Explain,
     attention_rollout,
     chefer,
@@ -32,10 +33,10 @@ SAMPLES = 200
 """How often KernelSHAP and LIME ask the model."""
 
 
-def explain_by(method: Method, base: Explainer, seed: int = 0) -> Explain:
+def explain_by(method: Method, base: Base, seed: int = 0) -> Explain:
     """Return a method as a function from a case to the relevance of its tokens [T].
 
-    base: an explainer of the model, whose graphs are shared.
+    base: the model's explainers.
 
     Raises FxlrpError for a baseline that the model or the installation can't have.
     """
@@ -79,7 +80,7 @@ def _explainer(explainer: Explainer) -> Explain:
     return explain
 
 
-def _random(base: Explainer, seed: int) -> Explain:
+def _random(base: Base, seed: int) -> Explain:
     """Standard normal relevance, by the seed and the case's key alone."""
 
     def explain(case: Case) -> Tensor:
@@ -90,7 +91,7 @@ def _random(base: Explainer, seed: int) -> Explain:
     return explain
 
 
-def _truth(base: Explainer, seed: int) -> Explain:
+def _truth(base: Base, seed: int) -> Explain:
     def explain(case: Case) -> Tensor:
         if case.truth is None:
             raise FxlrpError(f"ground-truth needs a human rationale for each text, and sample {case.key} has none.")
@@ -135,13 +136,13 @@ class Embedded(nn.Module):
 Attribute = Callable[[Tensor, Tensor, Case], Tensor]
 
 
-def _captum(name: str, make: Callable[[Any, Embedded, int], Attribute]) -> Callable[[Explainer, int], Explain]:
+def _captum(name: str, make: Callable[[Any, Embedded, int], Attribute]) -> Callable[[Base, int], Explain]:
     """Return a baseline of captum's, on word embeddings.
 
     make(captum.attr, model, seed) returns its attribute(x, baseline, case) → [1, T, D], or [T].
     """
 
-    def build(base: Explainer, seed: int) -> Explain:
+    def build(base: Base, seed: int) -> Explain:
         if importlib.util.find_spec("captum") is None:
             raise FxlrpError(f"{name} comes from captum, which is not installed: pip install 'fxlrp[eval]'.")
         import captum.attr
@@ -195,11 +196,22 @@ def _features(case: Case, by: Tensor) -> tuple[Tensor, Tensor]:
     return place[None, :, None], counts
 
 
+def _least_squares() -> Any:
+    """The linear model of LIME (Ribeiro et al. 2016, 1602.04938), whose weights grow with the score: a lasso, captum's
+    default, takes small ones for none."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise FxlrpError("lime needs scikit-learn, which is not installed: pip install scikit-learn.")
+    from captum._utils.models.linear_model import SkLearnLinearRegression
+
+    return SkLearnLinearRegression()
+
+
 def _by_features(name: str, by_words: bool = False, **options: Any) -> Callable[[Any, Embedded, int], Attribute]:
     """Return captum's method of this name on features: tokens, or words, whose tokens share what they get."""
 
     def make(c: Any, model: Embedded, seed: int) -> Attribute:
-        method = getattr(c, name)(model)
+        linear = {"interpretable_model": _least_squares()} if name == "Lime" else {}
+        method = getattr(c, name)(model, **linear)
 
         def attribute(x: Tensor, nothing: Tensor, case: Case) -> Tensor:
             each = torch.arange(len(case.free), device=x.device)
@@ -213,7 +225,7 @@ def _by_features(name: str, by_words: bool = False, **options: Any) -> Callable[
     return make
 
 
-BASELINES: dict[str, Callable[[Explainer, int], Explain]] = {
+BASELINES: dict[str, Callable[[Base, int], Explain]] = {
     "random": _random,
     "ground-truth": _truth,
     "gradient": _captum("gradient", lambda c, m, s: lambda x, b, case: c.Saliency(m).attribute(x, abs=False)),

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.explainer import Explainer, convert
+from fxlrp.explainer import convert
 from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.plan import version_of
+from fxlrp.gae.texts.attention import Base
 from fxlrp.gae.texts.case import Case, make_case
 from fxlrp.gae.texts.data import Sample, Texts
 from fxlrp.gae.texts.methods import Explain, Method, explain_by, run
@@ -93,14 +94,17 @@ class TextPlan:
         return Shadow(self.model, self.seed, self.case(0).inputs)
 
     @functools.cached_property
-    def explainers(self) -> dict[bool, Explainer]:
-        """An explainer of the model and one of its shadow, whose graphs all methods share."""
-        return {False: convert(self.model), **({True: convert(self.shadow.model)} if self.stability else {})}
+    def bases(self) -> dict[bool, Base]:
+        """The explainers of the model, and of its shadow."""
+        return {
+            False: Base(convert(self.model)),
+            **({True: Base(convert(self.shadow.model))} if self.stability else {}),
+        }
 
     def explain(self, name: str, method: Method, shadow: bool = False) -> Explain:
         """Return a method ready to explain the model, or its shadow; made once."""
         if (name, shadow) not in self.made:
-            self.made[name, shadow] = explain_by(method, self.explainers[shadow], self.seed)
+            self.made[name, shadow] = explain_by(method, self.bases[shadow], self.seed)
         return self.made[name, shadow]
 
     def measure(self, trial: list[tuple[int, Case]], name: str, method: Method) -> list[dict[str, Any]]:
