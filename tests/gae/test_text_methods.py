@@ -35,7 +35,9 @@ def made(request: pytest.FixtureRequest) -> Made:
         tokenizer = byte_level()
         model = decoder_only("gpt2", tokenizer)
         sample = Sample("The capital of France is", continuation=" Paris, and")
-    return model.double(), tokenizer, make_case(model, tokenizer, sample, 0), Base(convert(model))
+    made = model.double(), tokenizer, make_case(model, tokenizer, sample, 0), Base(convert(model))
+    attended(made)  # which changes a model of transformers', so that it would be captured anew
+    return made
 
 
 EXPLAIN: dict[Any, Any] = {}

@@ -96,10 +96,8 @@ class TextPlan:
     @functools.cached_property
     def bases(self) -> dict[bool, Base]:
         """The explainers of the model, and of its shadow."""
-        return {
-            False: Base(convert(self.model)),
-            **({True: Base(convert(self.shadow.model))} if self.stability else {}),
-        }
+        models = {False: self.model} | ({True: self.shadow.model} if self.stability else {})
+        return {shadow: Base(convert(model)) for shadow, model in models.items()}
 
     def explain(self, name: str, method: Method, shadow: bool = False) -> Explain:
         """Return a method ready to explain the model, or its shadow; made once."""
