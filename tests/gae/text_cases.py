@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -36,7 +37,12 @@ class Bag(nn.Module):
         return {"logits": self.head((self.words(input_ids) * attention_mask[..., None]).sum(1))}
 
 
+@functools.cache
+def words() -> Any:
+    """The tokenizer, which is trained once: it is another each time."""
+    return wordpiece()
+
+
 def bag() -> tuple[nn.Module, Any]:
     """The model, in float64, and its tokenizer."""
-    tokenizer = wordpiece()
-    return Bag(tokenizer).double().eval(), tokenizer
+    return Bag(words()).double().eval(), words()
