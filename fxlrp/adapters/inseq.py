@@ -29,8 +29,9 @@ class _Relevance:
     """What inseq calls at each step: the relevance of the tokens before the one that comes next."""
 
     def __init__(self, attribution_model: Any, rules: str | Rulebook) -> None:
-        self.attribution_model, self.rules = attribution_model, rules
-        self.explainer: Explainer = convert(attribution_model.model, rules=rules)
+        self.attribution_model = attribution_model
+        self.explainer = convert(attribution_model.model, rules=rules)
+        self.others: dict[str | int, Explainer] = {}
 
     def attribute(
         self,
@@ -56,7 +57,7 @@ class _Relevance:
             raise FxlrpError(
                 "fxlrp explains the next token; say by contrast= what it is set against, not by attributed_fn=."
             )
-        explainer = self.explainer if rules is None else self.explainer.by(rules)
+        explainer = self._by(rules)
         if isinstance(contrast, str | int) and contrast not in ("default", "others", "softmax"):
             model, tokenizer = self.attribution_model.model, self.attribution_model.tokenizer
             contrast = find_vocabulary_word(contrast, tokenizer, max(vocabulary_sizes(model, tokenizer)))
@@ -68,6 +69,15 @@ class _Relevance:
             for r, name, s in zip(found, ("input_ids", "decoder_input_ids"), seen, strict=False):
                 r[row, s] = named[name][0].detach().float()
         return tuple(found)
+
+    def _by(self, rules: str | Rulebook | None) -> Explainer:
+        """Return the explainer by a rulebook, made once for all steps."""
+        if rules is None:
+            return self.explainer
+        key = rules if isinstance(rules, str) else id(rules)  # which the explainer keeps alive
+        if key not in self.others:
+            self.others[key] = self.explainer.by(rules)
+        return self.others[key]
 
     def _call(self, ids: list[Tensor]) -> dict[str, Tensor]:
         names = ("input_ids", "decoder_input_ids")
