@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.machinery
+import importlib.util
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -305,6 +309,44 @@ def test_what_attention_can_not_say(name: str, known: Made) -> None:
             by(name, (model, tokenizer, case, Base(convert(model))))
 
 
+def twice(x: Tensor) -> Tensor:
+    """The same values, whose gradient counts twice."""
+    return 2 * x - x.detach()
+
+
+def test_lxt_patches_for_the_time_of_a_call(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an LXT of our own, by which gradients count twice at each norm."""
+    if importlib.util.find_spec("lxt") is None:
+        with pytest.raises(FxlrpError, match="lxt is not installed: pip install lxt"):
+            by("lxt", made)
+    model, _, case, _ = made
+    module, plain = sys.modules[type(model).__module__], nn.LayerNorm.forward
+    names = ("lxt", "lxt.efficient", "lxt.efficient.models")
+    fake: list[Any] = [types.ModuleType(name) for name in names]
+
+    def patch(target: Any) -> None:
+        target.patched, nn.LayerNorm.forward = True, lambda norm, x: plain(norm, twice(x))
+
+    fake[1].models, fake[1].monkey_patch = fake[2], patch
+    fake[2].get_default_map = lambda target: {target: None, nn.LayerNorm: None}
+    for name, there in zip(names, fake, strict=True):
+        there.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        monkeypatch.setitem(sys.modules, name, there)
+    before = dict(vars(module))
+    found = run(explain_by("lxt", made[3]), case)
+    assert nn.LayerNorm.forward is plain
+    assert dict(vars(module)) == before
+    norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    hooks = [m.register_forward_pre_hook(lambda _, x: (twice(x[0]),)) for m in norms]
+    expected = gradient_of(made, True)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
+    fake[2].get_default_map = lambda target: {}["vit"]
+    with pytest.raises(FxlrpError, match="lxt can't patch transformers"):
+        explain_by("lxt", made[3])
+
+
 def test_every_baseline_is_tried() -> None:
-    drawn = {"random", "ground-truth", "smoothgrad", "kernel-shap", "lime", "deeplift", "captum-lrp"}
+    drawn = {"random", "ground-truth", "smoothgrad", "kernel-shap", "lime", "deeplift", "captum-lrp", "lxt"}
     assert set(BASELINES) == {*FORMULAS} - {"attnlrp"} | drawn

@@ -25,6 +25,7 @@ from fxlrp.gae.texts.attention import (
     libragrad,
 )
 from fxlrp.gae.texts.case import Case, said
+from fxlrp.gae.texts.patched import lxt
 from fxlrp.gae.texts.stability import embedding_of
 from fxlrp.rules.registry import Rulebook
 
@@ -246,4 +247,5 @@ BASELINES: dict[str, Callable[[Base, int], Explain]] = {
     "gradient-x-attention": gradient_x_attention,
     "legrad": legrad,
     "libragrad": libragrad,
+    "lxt": lxt,
 }
