@@ -206,15 +206,17 @@ class Report:
 
 def _estimates(values: np.ndarray, seed: int) -> list[Estimate]:
     """Return means of rows [k, n] with bootstrap intervals, the same resamples for each row; NaN counts for nothing."""
-    k, n = values.shape
+    n = values.shape[1]
     rng = np.random.default_rng(seed)
     counted = ~np.isnan(values)
     filled = np.where(counted, values, 0.0)
-    drawn = np.empty((RESAMPLES, k))
-    for b in range(RESAMPLES):
-        weights = np.bincount(rng.integers(0, n, n), minlength=n)
-        drawn[b] = (filled @ weights) / np.maximum(counted @ weights, 1)
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    drawn, most = [], max(1, 10**6 // n)
+    for start in range(0, RESAMPLES, most):
+        count = min(most, RESAMPLES - start)
+        draws = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+        weights = np.bincount(draws.ravel(), minlength=count * n).reshape(count, n).T
+        drawn.append((filled @ weights) / np.maximum(counted @ weights, 1))
+    low, high = np.percentile(np.concatenate(drawn, 1), [2.5, 97.5], axis=1)
     counts = counted.sum(1)
     means = filled.sum(1) / np.maximum(counts, 1)
     columns = (means.tolist(), low.tolist(), high.tolist(), counts.tolist())

@@ -237,6 +237,8 @@ def test_equals_its_formula(name: str, made: Made) -> None:
 
 @pytest.mark.parametrize("name", ["random", "smoothgrad", "kernel-shap", "lime"])
 def test_what_is_drawn_is_drawn_by_the_seed_and_the_sample(name: str, made: Made) -> None:
+    if made[2].at is not None and name != "random":
+        pytest.skip("tried on BERT")
     if name == "lime":
         pytest.importorskip("sklearn", reason="captum's LIME needs scikit-learn")
     before = torch.random.get_rng_state()

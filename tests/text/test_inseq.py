@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fxlrp import Explainer, FxlrpError, convert
+from fxlrp import Explainer, FxlrpError
 from fxlrp.cli import app
 from fxlrp.text import generate
 
@@ -30,8 +30,10 @@ def gpt2() -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def explainer(gpt2: tuple[Any, Any]) -> Explainer:
-    return convert(gpt2[0], rules="attnlrp")
+def explainer(loaded: Any) -> Explainer:
+    found = loaded.attribution_method.method.explainer  # which has captured the model
+    assert found.rulebook.name == "attnlrp"
+    return found
 
 
 def rows(scores: Tensor) -> Tensor:

@@ -68,8 +68,8 @@ def _curves(report: TextReport, way: str, ranked: list[str]) -> list[str]:
     high = max(1.0, *(float(c.max()) for pair in curves.values() for c in pair)) if low == 0 else 0.0
     what = "class's probability" if low == 0 else "continuation's log-probability"
     out = [
-        f"<h2>{WAYS[way]}</h2><p>The {what}, {low:.3g} to {high:.3g}, as 0 to 100 % of the tokens are: "
-        "<span class=down>most relevant first</span> (low is good) and <span class=up>least relevant first</span> "
+        f"<h2>{WAYS[way]}</h2><p>The {what}, {low:.3g} to {high:.3g}, as 0 to 100 % of the tokens go, "
+        "<span class=down>most relevant first</span> (low is good) or <span class=up>least relevant first</span> "
         "(high is good); between them lies ABPC.</p><div class=panels>"
     ]
     means = report.means(f"{way}_abpc")

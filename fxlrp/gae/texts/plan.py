@@ -60,7 +60,7 @@ class TextPlan:
             "steps": self.steps,
             "seed": self.seed,
             "stability": self.stability,
-            "rationales": self.share,
+            "marked": None if self.share is None else round(self.share, 12),
             "batch_size": self.batch_size,
             "model": digest(self.model),
             "tokenizer": digest((said, sorted(map(str, self.tokenizer.special_tokens_map.items())))),
