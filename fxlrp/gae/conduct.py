@@ -64,7 +64,7 @@ def conduct(
     where memory runs out, and where every method raises; of one method it is kept as that method's result.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    _check_folder(out, world)
+    check_folder(out, world)
     manifest = plan.manifest()
     identities = {} if out is None else {name: identify(method) for name, method in named.items()}
     store = Store(None if out is None else Path(out), manifest, identities.get, rank)
@@ -79,7 +79,7 @@ def conduct(
     return report
 
 
-def _check_folder(out: str | Path | None, processes: int) -> None:
+def check_folder(out: str | Path | None, processes: int) -> None:
     """Raise FxlrpError if there is no folder for several processes to meet in, or results can't be written to it."""
     if processes > 1 and out is None:
         raise FxlrpError("Several processes meet in a folder: give evaluate(…, out=FOLDER), or --out.")
