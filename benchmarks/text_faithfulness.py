@@ -1,14 +1,12 @@
 """Are the words found relevant the ones that matter?  Rulebooks and baselines on a sentiment classifier.
 
     python -m benchmarks.text_faithfulness --kit PATH [--sentences 200] [--words 200] [--methods abslrp attnlrp …]
-    python -m benchmarks.text_faithfulness --kit PATH --eraser DIR [--split val] [--sentences 200]
 
 Removal: tokens are taken out of the sentence (no other token sees them) most relevant first (MoRF) or least relevant
 first (LeRF), and the probability of the predicted class is averaged over the steps; the area between the curves says
 how well a method orders the tokens.  Agreement: how well the relevance of words for "positive" ranks them as people did
 who saw each word alone (Spearman's correlation within a sentence; AUROC of positive against negative words over all).
-Rationales: how well relevance ranks the tokens people marked as evidence (DeYoung et al., "ERASER: A Benchmark to
-Evaluate Rationalized NLP Models", ACL 2020): the area under the precision-recall curve, the mean over documents.
+Human rationales: `fxlrp evaluate`.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ import torch
 from torch import Tensor
 
 import fxlrp
-from fxlrp.errors import FxlrpError
 from fxlrp.text import explain
 
 STEPS = 10
@@ -128,63 +125,12 @@ def agreement(method: Method, tokenizer: Any, sentences: list[dict]) -> tuple[fl
     return sum(correlations) / len(correlations), auroc(torch.cat(positive), torch.cat(negative))
 
 
-def read_eraser(folder: Path, split: str) -> list[tuple[list[str], Tensor]]:
-    """The words of each document of a split in ERASER's format, and which of them are evidence.
-
-    Raises FxlrpError for a folder without that split, or a document that isn't there.
-    """
-    file = folder / f"{split}.jsonl"
-    if not file.is_file():
-        raise FxlrpError(f"There is no {file}; give a folder of the ERASER benchmark, with docs/ and {split}.jsonl.")
-    out = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        spans = [span for group in entry["evidences"] for span in group]
-        for name in dict.fromkeys(span["docid"] for span in spans):
-            if not (document := folder / "docs" / name).is_file():
-                raise FxlrpError(f"{file} speaks of {document}, which is not there.")
-            words = document.read_text(encoding="utf-8").split()
-            evidence = torch.zeros(len(words), dtype=torch.bool)
-            for span in spans:
-                if span["docid"] == name:
-                    evidence[span["start_token"] : span["end_token"]] = True
-            out.append((words, evidence))
-    return out
-
-
-def auprc(scores: Tensor, truth: Tensor) -> float:
-    """The area under the precision-recall curve, by trapezoids from (0, 1), as ERASER's (scikit-learn's `auc`)."""
-    order = scores.argsort(descending=True)
-    ranked, hits = scores[order], truth[order].double().cumsum(0)
-    steps = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])]).nonzero()[:, 0]  # equal scores are one step
-    precision = torch.cat([torch.ones(1).double(), hits[steps] / (steps + 1)])
-    recall = torch.cat([torch.zeros(1).double(), hits[steps] / hits[-1]])
-    return float(torch.trapezoid(precision, recall))
-
-
-def rationales(
-    method: Method, model: Any, tokenizer: Any, documents: Sequence[tuple[list[str], Tensor]]
-) -> list[float]:
-    """AUPRC of each document for the class the model predicts, over the words it sees; without evidence among these it
-    is left out."""
-    areas = []
-    for words, evidence in documents:
-        with torch.no_grad():
-            target = int(model(**tokenizer(" ".join(words), truncation=True, return_tensors="pt")).logits.argmax())
-        scores = by_word(method, tokenizer, words, target)
-        if evidence[: len(scores)].any():
-            areas.append(auprc(scores, evidence[: len(scores)]))
-    return areas
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kit", type=Path, required=True)
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--words", type=int, default=200)
     parser.add_argument("--methods", nargs="*", default=[*RULEBOOKS, "integrated-gradients", "random"])
-    parser.add_argument("--eraser", type=Path, help="a data set of ERASER's, as its movie reviews")
-    parser.add_argument("--split", default="val", choices=("train", "val", "test"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer = load(args.kit)
@@ -193,13 +139,6 @@ def main() -> None:
     def named(name: str) -> Method:
         return others[name](model, tokenizer) if name in others else by_rulebook(model, tokenizer, name)
 
-    if args.eraser:
-        documents = read_eraser(args.eraser, args.split)[: args.sentences]
-        print("| method | AUPRC ↑ | documents |\n|---|---|---|")
-        for name in args.methods:
-            areas = rationales(named(name), model, tokenizer, documents)
-            print(f"| `{name}` | {sum(areas) / len(areas):.3f} | {len(areas)} |", flush=True)
-        return
     rows = [line.split("\t") for line in (args.kit / "text" / "sst2_dev.tsv").read_text().splitlines()]
     texts = [r[0] for r in rows][: args.sentences]
     trees = [json.loads(line) for line in (args.kit / "text" / "word_sentiment.jsonl").read_text().splitlines()]

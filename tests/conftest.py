@@ -27,7 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: "gae/test_evaluate.py" not in item.nodeid)  # forks, before autograd has threads
+    forking = ("gae/test_evaluate.py", "gae/test_text_evaluate.py")  # before autograd has threads
+    items.sort(key=lambda item: not any(name in item.nodeid for name in forking))
     if not config.getoption("--whole"):
         left_out = [item for item in items if item.get_closest_marker("whole")] + _every_fourth(items) + _every(items)
         dropped = set(left_out)

@@ -1,1 +1,1 @@
-"""fxlrp as a method of other libraries: `fxlrp.adapters.captum` and `fxlrp.adapters.quantus`."""
+"""fxlrp as a method of other libraries: `fxlrp.adapters.captum`, `.quantus` and `.inseq`."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import typer
+
 from fxlrp.cli import options
 from fxlrp.cli.app import app
 from fxlrp.cli.terminal import err, errors_in_one_sentence, out
+from fxlrp.errors import FxlrpError
 from fxlrp.methods import DEFAULT
 
 
@@ -21,6 +24,8 @@ def evaluate(
     definition: options.Definition = "fixed",
     batch_size: options.BatchSize = 16,
     seed: options.Seed = 0,
+    column: options.Column = None,
+    label: options.LabelColumn = None,
     as_json: options.AsJson = False,
     device: options.Device = None,
     arch: options.Arch = None,
@@ -32,18 +37,30 @@ def evaluate(
     random_weights: options.RandomWeights = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure how good explanations are: GAE, masking curves and, with masks, localisation.
+    """Measure how good explanations are: GAE, masking curves and, with masks, localisation; of texts, what removing
+    tokens does and, with rationales, how people agree.
 
     [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
     [dim]torchrun --nproc-per-node 4 -m fxlrp.cli evaluate timm:resnet50 pictures/ -o out/[/]
+    [dim]fxlrp evaluate hf:DIR reviews.jsonl --methods attnlrp,occlusion,random -o out/[/]
     """
-    from fxlrp.cli.loading import load, split_names, take_pictures
+    from fxlrp.cli.loading import load, refuse_options, split_names, take_pictures
+    from fxlrp.data.texts import open_texts
     from fxlrp.gae import command as gae_command
+    from fxlrp.text.command import load_tokenizer
 
-    loaded = take_pictures(load(model, arch, weights, trust, random_weights, device), size, mean, std, None)
-    how = {"limit": limit, "steps": steps, "definition": definition, "batch_size": batch_size, "seed": seed}
-    names = split_names(methods)
-    report = gae_command.run(loaded, data, names, masks, output, err, **how)
+    loaded = load(model, arch, weights, trust, random_weights, device)
+    how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
+    if loaded.reads_text:
+        of_pictures = {"masks": masks, "size": size, "mean": mean, "std": std}
+        refuse_options(of_pictures | {"definition": None if definition == "fixed" else definition}, "pictures")
+        names = split_names(options.EVALUATED_TEXTS if methods == options.EVALUATED else methods)
+        texts = open_texts(data, column, label)
+        report = gae_command.run_texts(loaded.module, load_tokenizer(model), texts, names, output, err, **how)
+    else:
+        refuse_options({"column": column, "label": label}, "text")
+        loaded = take_pictures(loaded, size, mean, std, None)
+        report = gae_command.run(loaded, data, split_names(methods), masks, output, err, definition=definition, **how)
     gae_command.say(report, output, out, as_json)
 
 
@@ -106,6 +123,24 @@ def doctor(
     loaded = load(model, arch, weights, trust, random_weights, device)
     loaded = loaded if loaded.reads_text else take_pictures(loaded, size, None, None, None)
     examine(loaded, convert(loaded.module, rules=rules), as_json)
+
+
+@app.command(
+    name="inseq",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+@errors_in_one_sentence
+def by_inseq(context: typer.Context, debug: options.Debug = False) -> None:
+    """Run inseq's command line with every rulebook among its methods; --help lists its options.
+
+    [dim]fxlrp inseq attribute --model_name_or_path DIR --attribution_method attnlrp --input_texts "Once upon a time"[/]
+    """
+    try:
+        from fxlrp.adapters.inseq import main
+    except ImportError as error:
+        raise FxlrpError("inseq is not installed: pip install 'fxlrp[inseq]'.") from error
+    main(context.args)
 
 
 @app.command(name="app")

@@ -10,6 +10,9 @@ import typer
 from fxlrp.methods import DEFAULT
 
 COMPARED_RULES = f"{DEFAULT},abslrp,zplus,gamma,attnlrp,gradient-input"
+EVALUATED_TEXTS = (
+    f"{DEFAULT},abslrp,attnlrp,input-x-gradient,integrated-gradients,attention-rollout,chefer,occlusion,random"
+)
 EVALUATED = f"{DEFAULT},abslrp,abslrp-2024-12,input-x-gradient,integrated-gradients,smoothgrad,gradcam,random"
 
 # The model and how it is loaded.
@@ -137,7 +140,10 @@ DemoText = Annotated[bool, typer.Option("--text", help="Two reviews in the place
 # Of `fxlrp evaluate`.
 Data = Annotated[
     str,
-    typer.Argument(help="A folder of pictures, a data set saved by Hugging Face's datasets, or module:factory."),
+    typer.Argument(
+        help="A folder of pictures, a data set saved by Hugging Face's datasets, or module:factory; for a model of "
+        "text also .jsonl, .csv, .parquet, or a split of ERASER's."
+    ),
 ]
 Methods = Annotated[str, typer.Option(help="Rulebooks and baselines, by commas.", metavar="A,B,…")]
 Masks = Annotated[Path | None, typer.Option(help="Folder with NAME.png or NAME_mask.png for each picture.")]

@@ -51,7 +51,7 @@ class _Rows:
     def _choose(self, present: Sequence[str], columns: Columns, texts: bool) -> None:
         """Choose the columns.  Raises FxlrpError for one that is not there."""
         self.kind: Kind = "texts" if texts else "pictures"
-        self.latest = Latest()
+        self.latest, self.present = Latest(), tuple(present)
         asked = {"sample": columns.sample, "label": columns.label, "key": columns.key}
         for what, name in asked.items():
             if name is not None and name not in present:

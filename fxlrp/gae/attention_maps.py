@@ -9,7 +9,7 @@ Mehri et al., "LibraGrad", CVPR 2025 (2411.16760): attention, deviations and gat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,8 @@ PLAIN = GRADIENT.extend(name="plain", passes=(expand_every_attention,))
 NORMS = (aten.layer_norm.default, aten.rms_norm.default)
 MOST_EXTRA = 8
 """The most tokens in front of those of the patches: a class token and registers."""
+Score = Callable[[Tensor], Tensor]
+"""What is explained, of a model's logits: a number whose gradient is taken."""
 
 
 class Grid(NamedTuple):
@@ -70,21 +72,23 @@ class _Recorded(fx.Interpreter):
         return value
 
 
-def _ran(
-    plan: Plan, tensors: Sequence[Tensor], target: Tensor, nodes: Sequence[fx.Node]
-) -> list[tuple[Tensor, Tensor]]:
-    """The values of nodes, and the gradient of the target's score for each."""
+def of_class(plan: Plan, target: Tensor) -> Score:
+    """The sum of the classes' scores [B] in logits of a plan."""
+    return lambda logits: plan.axes.rows(logits).gather(1, target[:, None]).sum()
+
+
+def ran(plan: Plan, tensors: Sequence[Tensor], score: Score, nodes: Sequence[fx.Node]) -> list[tuple[Tensor, Tensor]]:
+    """The values of nodes, and the gradient of the logits' score for each."""
     recorded = _Recorded(plan.graph, nodes)
     with torch.enable_grad(), plan.in_its_types():
         out = recorded.run(*tensors)
-        score = plan.axes.rows(out[plan.logits]).gather(1, target[:, None]).sum()
         values = [recorded.values[n] for n in nodes]
-        gradients = torch.autograd.grad(score, values, allow_unused=True)
+        gradients = torch.autograd.grad(score(out[plan.logits]), values, allow_unused=True)
     zeros = (torch.zeros_like(v) if g is None else g for v, g in zip(values, gradients, strict=True))
     return [(v.detach(), g) for v, g in zip(values, zeros, strict=True)]
 
 
-def _nodes(plan: Plan, *, norms: bool) -> list[fx.Node]:
+def nodes_of(plan: Plan, *, norms: bool) -> list[fx.Node]:
     """The norms of a graph, or its softmaxes, on the way of relevance."""
     calls = [n for n in plan.graph.graph.nodes if n.op == "call_function" and n.name in plan.active]
     return [n for n in calls if (n.target in NORMS if norms else about(n.target).kind == "softmax")]
@@ -100,9 +104,9 @@ def _attention(model: nn.Module, name: str, step: Any) -> Explain:
     def explain(views: Views) -> Tensor:
         plan, tensors = explainer.plan((views.x,), {})
         size, batch = views.x.shape[-2:], len(views.x)
-        layers = _nodes(plan, norms=False)
-        ran = _ran(plan, tensors, views.target, layers) if layers else []
-        square = [(a, g) for a, g in ran if a.ndim == 4 and len(a) == batch and a.shape[2] == a.shape[3]]
+        layers = nodes_of(plan, norms=False)
+        found = ran(plan, tensors, of_class(plan, views.target), layers) if layers else []
+        square = [(a, g) for a, g in found if a.ndim == 4 and len(a) == batch and a.shape[2] == a.shape[3]]
         counts = {a.shape[3] for a, _ in square}
         grid = grid_of(counts.pop(), size) if len(counts) == 1 else None
         if grid is None:
@@ -138,36 +142,44 @@ def legrad(model: nn.Module, seed: int) -> Explain:
 
     def explain(views: Views) -> Tensor:
         plan, tensors = explainer.plan((views.x,), {})
-        order = {node: i for i, node in enumerate(plan.graph.graph.nodes)}
-        layers, norms = _nodes(plan, norms=False), _nodes(plan, norms=True)
-        if not layers:
+        row = legrad_of_tokens(plan, tensors, of_class(plan, views.target))
+        if row is None:
             raise _no_attention("legrad")
-        until = [*(order[n] for n in layers[1:]), len(order)]
-        ends: list[fx.Node] = []
-        for layer, stop in zip(layers, until, strict=True):
-            read = [args_of(n)[0] for n in norms if order[layer] < order[n] < stop]
-            if not read:
-                raise _no_attention("legrad")
-            ends.append(read[-1])
-        head = between(ends[-1], plan.graph.graph.output_node())[:-1]
-        run = fx.Interpreter(plan.graph, garbage_collect_values=False)
-        with torch.enable_grad(), plan.in_its_types():
-            run.run(*tensors)
-            known, found = dict(run.env), []
-            for layer, end in zip(layers, ends, strict=True):
-                if known[end].shape != known[ends[-1]].shape:
-                    raise FxlrpError(
-                        "legrad needs blocks whose tokens the head can read; this model's change in number."
-                    )
-                run.env = {**known, ends[-1]: known[end]}
-                for node in head:
-                    run.env[node] = run.run_node(node)
-                logits = plan.axes.rows(run.env[outputs_of(plan.graph)[plan.logits]])
-                score = logits.gather(1, views.target[:, None]).sum()
-                found.append(torch.autograd.grad(score, known[layer], retain_graph=True)[0].clamp(min=0).mean((1, 2)))
-        return _of_patches(torch.stack(found).sum(0), views.x.shape[-2:], "legrad")
+        return _of_patches(row, views.x.shape[-2:], "legrad")
 
     return explain
+
+
+def legrad_of_tokens(plan: Plan, tensors: Sequence[Tensor], score: Score) -> Tensor | None:
+    """LeGrad of each token [B, T]; None for a model without blocks of attention and norms.
+
+    Raises FxlrpError if its tokens change in number.
+    """
+    order = {node: i for i, node in enumerate(plan.graph.graph.nodes)}
+    layers, norms = nodes_of(plan, norms=False), nodes_of(plan, norms=True)
+    until = [*(order[n] for n in layers[1:]), len(order)]
+    ends: list[fx.Node] = []
+    for layer, stop in zip(layers, until, strict=False):
+        read = [args_of(n)[0] for n in norms if order[layer] < order[n] < stop]
+        if not read:
+            return None
+        ends.append(read[-1])
+    if not ends:
+        return None
+    head = between(ends[-1], plan.graph.graph.output_node())[:-1]
+    run = fx.Interpreter(plan.graph, garbage_collect_values=False)
+    with torch.enable_grad(), plan.in_its_types():
+        run.run(*tensors)
+        known, found = dict(run.env), []
+        for layer, end in zip(layers, ends, strict=True):
+            if known[end].shape != known[ends[-1]].shape:
+                raise FxlrpError("legrad needs blocks whose tokens the head can read; this model's change in number.")
+            run.env = {**known, ends[-1]: known[end]}
+            for node in head:
+                run.env[node] = run.run_node(node)
+            value = score(run.env[outputs_of(plan.graph)[plan.logits]])
+            found.append(torch.autograd.grad(value, known[layer], retain_graph=True)[0].clamp(min=0).mean((1, 2)))
+    return torch.stack(found).sum(0)
 
 
 def libragrad(model: nn.Module, seed: int) -> Explain:
@@ -176,16 +188,22 @@ def libragrad(model: nn.Module, seed: int) -> Explain:
     explainer = convert(model, rules="cp-lrp")
 
     def explain(views: Views) -> Tensor:
-        plan, _ = explainer.plan((views.x,), {})
-        calls = [n for n in plan.graph.graph.nodes if getattr(n.target, "op", None) in NORMS and n.name in plan.active]
-        read = list(dict.fromkeys(args_of(n)[0].name for n in calls))
-        a = explainer(views.x, target=views.target, contrast=None, at=read)
-        tokens = [r.sum(2) for r in a.latent.values() if r.ndim == 3]
-        if len({t.shape for t in tokens}) != 1:
+        row = libragrad_of_tokens(explainer, (views.x,), {}, target=views.target)
+        if row is None:
             raise _no_attention("libragrad")
-        return _of_patches(torch.stack(tokens).sum(0), views.x.shape[-2:], "libragrad")
+        return _of_patches(row, views.x.shape[-2:], "libragrad")
 
     return explain
+
+
+def libragrad_of_tokens(explainer: Explainer, args: tuple, kwargs: dict[str, Any], **asked: Any) -> Tensor | None:
+    """LibraGrad of each token [B, T]; None for a model without norms of tokens.  explainer: by cp-lrp."""
+    plan, _ = explainer.plan(args, kwargs)
+    calls = [n for n in plan.graph.graph.nodes if getattr(n.target, "op", None) in NORMS and n.name in plan.active]
+    read = list(dict.fromkeys(args_of(n)[0].name for n in calls))
+    a = explainer(*args, **kwargs, **asked, contrast=None, at=read)
+    tokens = [r.sum(2) for r in a.latent.values() if r.ndim == 3]
+    return torch.stack(tokens).sum(0) if len({t.shape for t in tokens}) == 1 else None
 
 
 def _of_patches(row: Tensor, size: Sequence[int], name: str) -> Tensor:
@@ -203,7 +221,7 @@ def token_gradcam(explainer: Explainer) -> Explain:
     def explain(views: Views) -> Tensor:
         plan, tensors = explainer.plan((views.x,), {})
         size = views.x.shape[-2:]
-        for value, gradient in reversed(_ran(plan, tensors, views.target, _nodes(plan, norms=True))):
+        for value, gradient in reversed(ran(plan, tensors, of_class(plan, views.target), nodes_of(plan, norms=True))):
             grid = _grid_of_map(value, size)
             if grid is None or len(value) != len(views.x):
                 continue

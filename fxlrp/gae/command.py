@@ -25,10 +25,12 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from fxlrp.capture.confine import without_warnings
 from fxlrp.gae.data import open_data
 from fxlrp.gae.evaluate import Progress as Callback
 from fxlrp.gae.evaluate import evaluate
 from fxlrp.gae.report import Report
+from fxlrp.gae.texts import evaluate as evaluate_texts
 from fxlrp.gae.tuning import Scores, Tuned, tune
 
 
@@ -55,6 +57,15 @@ def run(
             progress=progress,
             **options,
         )
+
+
+def run_texts(
+    model: Any, tokenizer: Any, texts: Any, methods: Sequence[str], out: Path | None, console: Console, **options: Any
+) -> Report:
+    """Evaluate methods on texts, as `run` does on pictures.  Raises FxlrpError as `evaluate_texts` does."""
+    with without_warnings(), _progress(console, hidden=int(os.environ.get("RANK", 0)) > 0) as progress:
+        names = list(dict.fromkeys(methods))
+        return evaluate_texts(model, tokenizer, names, texts, out=out, progress=progress, **options)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fxlrp.attribution import Attribution
-from fxlrp.gae.report import MEASURES, Estimate, Examples, Report
+from fxlrp.gae.report import Estimate, Examples, Report
 from fxlrp.show.parts import heat_of, parts_of
 
 STYLE = """
@@ -57,23 +57,28 @@ def page(report: Report, examples: Examples | None = None) -> str:
     body += ["<div class=charts>"]
     for k in (k for k in CHARTS if k in means):
         heading = f"{CHARTS[k][0]} <span class=soft>{'' if CHARTS[k][1] else '(low is good)'}</span>"
-        body += [f"<div><h2>{heading}</h2>{_bars({m: means[k][m] for m in ranked})}</div>"]
-    body += ["</div><h2>All measures</h2>", _table(means, ranked)]
+        body += [f"<div><h2>{heading}</h2>{bars({m: means[k][m] for m in ranked})}</div>"]
+    body += ["</div><h2>All measures</h2>", table(report, means, ranked)]
     body += ["<h2>Masking curves</h2><p>The class's probability, 0 to 1, as 0 to 100 % of the patches are masked: "
              "<span class=down>most relevant first</span> (low is good) and <span class=up>least relevant first</span> "
              "(high is good); between them lies ABPC.</p><div class=panels>"]  # fmt: skip
-    body += [_panel(m, report.curve(m, "morf"), report.curve(m, "lerf"), means["abpc"][m].mean) for m in ranked]
-    body += ["</div><h2>Differences in GAE on the same samples</h2>", _differences(report, ranked)]
+    body += [panel(m, report.curve(m, "morf"), report.curve(m, "lerf"), means["abpc"][m].mean) for m in ranked]
+    body += ["</div><h2>Differences in GAE on the same samples</h2>", differences(report, ranked)]
     if examples is not None:
         body += ["<h2>Best and worst samples by GAE</h2>"]
         body += [_shots(report, m, examples) for m in ranked]
+    return document(body)
+
+
+def document(body: Sequence[str], style: str = "") -> str:
+    """Write a whole HTML file."""
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>Evaluation of explanations</title><style>{STYLE}</style><body>{''.join(body)}</body></html>\n"
+        f"<title>Evaluation of explanations</title><style>{STYLE}{style}</style><body>{''.join(body)}</body></html>\n"
     )
 
 
-def _bars(means: dict[str, Estimate]) -> str:
+def bars(means: dict[str, Estimate]) -> str:
     """Draw horizontal bars with whiskers, on an axis that has 0 in it."""
     low = min(0.0, *(e.low for e in means.values()))
     high = max(1e-6, *(e.high for e in means.values()))
@@ -99,7 +104,7 @@ def _bars(means: dict[str, Estimate]) -> str:
     return f"<svg viewBox='0 0 {left + wide + 60} {height}'>{zero}{''.join(out)}</svg>"
 
 
-def _panel(name: str, morf: np.ndarray, lerf: np.ndarray, abpc: float) -> str:
+def panel(name: str, morf: np.ndarray, lerf: np.ndarray, abpc: float) -> str:
     """Draw both curves of a method, the area between them shaded."""
     w, h = 190, 110
 
@@ -118,9 +123,9 @@ def _panel(name: str, morf: np.ndarray, lerf: np.ndarray, abpc: float) -> str:
     )
 
 
-def _table(means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> str:
+def table(report: Report, means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> str:
     """Write a table of all measures, a row for each method."""
-    head = "".join(f"<th title='{measure}'>{MEASURES[measure]}" for measure in means)
+    head = "".join(f"<th title='{measure}'>{report.headings[measure]}" for measure in means)
 
     def cell(e: Estimate) -> str:
         return f"<td title='{e}, {e.n} samples'>{e.mean:.3f} <span class=soft>±{(e.high - e.low) / 2:.3f}</span>"
@@ -129,14 +134,14 @@ def _table(means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> str:
     return f"<div class=wide><table><tr><th>method{head}{rows}</table></div>"
 
 
-def _differences(report: Report, ranked: Sequence[str]) -> str:
+def differences(report: Report, ranked: Sequence[str]) -> str:
     """Write a table of each method against each, in the order of their means."""
-    differences = report.differences()
+    found = report.differences()
 
     def cell(a: str, b: str) -> str:
         if a == b:
             return "<td>"
-        e, sign = (differences[a, b], 1) if (a, b) in differences else (differences[b, a], -1)
+        e, sign = (found[a, b], 1) if (a, b) in found else (found[b, a], -1)
         low, mean, high = sorted((sign * e.low, sign * e.mean, sign * e.high))
         mark = "<span class=up>▲</span>" if low > 0 else "<span class=down>▼</span>" if high < 0 else "·"
         return f"<td title='{escape(a)} − {escape(b)}: {mean:.3f} [{low:.3f}, {high:.3f}]'>{mark}"

@@ -32,26 +32,29 @@ from fxlrp.rules.registry import Rulebook, find_rulebook, rulebooks, user_rules
 Method = str | Explainer | Rulebook | Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def name_methods(methods: Mapping[str, Method] | Iterable[Method] | Method) -> dict[str, Method]:
+def name_methods(methods: Any, baselines: Iterable[str] | None = None) -> dict[str, Any]:
     """Return methods by the names they have in the results: those given, or what each calls itself.
+
+    baselines: the names that are no rulebook's; without them those of `BASELINES`.
 
     Raises FxlrpError for two of one name, and for a name that nothing has.
     """
-    named: dict[str, Method] = {}
+    named: dict[str, Any] = {}
+    others = list(BASELINES if baselines is None else baselines)
     if isinstance(methods, str | Explainer | Rulebook) or callable(methods):
         methods = [methods]
     pairs = methods.items() if isinstance(methods, Mapping) else ((_name(m), m) for m in methods)
     for name, method in pairs:
         if name in named:
             raise FxlrpError(f"Two methods are called {name!r}; give a dict from names to methods.")
-        if isinstance(method, str) and method.partition(":")[0] not in rulebooks() and method not in BASELINES:
-            every = ", ".join([*rulebooks(), *BASELINES])
+        if isinstance(method, str) and method.partition(":")[0] not in rulebooks() and method not in others:
+            every = ", ".join([*rulebooks(), *others])
             raise FxlrpError(f"There is no method {method!r}; there are {every}.")
         named[name] = method
     return named
 
 
-def _name(method: Method) -> str:
+def _name(method: Any) -> str:
     if isinstance(method, str):
         return method
     if isinstance(method, Explainer):
@@ -59,11 +62,11 @@ def _name(method: Method) -> str:
     return str(getattr(method, "name", None) or getattr(method, "__name__", type(method).__name__))
 
 
-def identify(method: Method) -> str:
+def identify(method: Any) -> str:
     """Return a digest of what a method computes, which tells it from another of the same name."""
     if isinstance(method, Explainer):
         return digest((method.rulebook, method.settings.output, user_rules()))
-    if isinstance(method, str) and method not in BASELINES:
+    if isinstance(method, str) and method.partition(":")[0] in rulebooks():
         method = find_rulebook(method)
     return digest((method, user_rules()) if isinstance(method, Rulebook) else (method, None))
 

@@ -40,6 +40,7 @@ class Plan:
     batch_size: int
     quantus: str | None = None
     made: dict[tuple[str, bool], Explain] = field(default_factory=dict)
+    what = "pictures, labels or masks"
 
     def __post_init__(self) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -81,7 +82,7 @@ class Plan:
             "device": self.device.type,
             "python": ".".join(platform.python_version_tuple()[:2]),
             "torch": torch.__version__,
-            "captum": _version("captum"),
+            "captum": version_of("captum"),
             "quantus": self.quantus,
             "fxlrp": sources(),
         }
@@ -170,7 +171,8 @@ class Plan:
         return x, run(self.explain(method, named[method]), views, self.batch_size)
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -65,6 +65,13 @@ class Report:
     errors: dict[str, str]
     settings: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    headings: ClassVar[Mapping[str, str]] = MEASURES
+    blocks: ClassVar[Sequence[Sequence[str]]] = BLOCKS
+
+    @property
+    def first(self) -> str:
+        """Return the measure that methods are ranked by."""
+        return self.measures[0]
 
     @property
     def methods(self) -> list[str]:
@@ -73,8 +80,8 @@ class Report:
 
     @property
     def measures(self) -> list[str]:
-        """Return the measures there are, GAE first."""
-        return [m for m in MEASURES if any(row.get(m) is not None for row in self.rows)]
+        """Return the measures there are, the one that methods are ranked by first."""
+        return [m for m in self.headings if any(row.get(m) is not None for row in self.rows)]
 
     def values(self, measure: str) -> np.ndarray:
         """Return a measure as an array [methods, samples], samples by index, NaN where a sample has none.
@@ -91,9 +98,12 @@ class Report:
         values = self.values(measure)
         return dict(zip(self.methods, _estimates(values, self.settings["seed"]), strict=True))
 
-    def differences(self, measure: str = "gae") -> dict[tuple[str, str], Estimate]:
-        """Return the mean of a − b on the same samples for each two methods a, b.  Raises FxlrpError as `values`."""
-        values, names = self.values(measure), self.methods
+    def differences(self, measure: str | None = None) -> dict[tuple[str, str], Estimate]:
+        """Return the mean difference a − b of a measure, without one of the first, on the samples of any two methods.
+
+        Raises FxlrpError as `values` does.
+        """
+        values, names = self.values(measure or self.first), self.methods
         pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
         if not pairs:
             return {}
@@ -114,22 +124,22 @@ class Report:
         return ranked[:count], ranked[::-1][:count]
 
     def table(self) -> Any:
-        """Return the means as rich tables of 80 columns, the highest GAE first; ± is half the width of its interval."""
+        """Return the means as rich tables of 80 columns, ranked by the first; ± is half an interval's width."""
         from rich.console import Group
         from rich.table import Table
 
         means = {measure: self.means(measure) for measure in self.measures}
-        ranked = sorted(self.methods, key=lambda m: -means["gae"][m].mean)
+        ranked = sorted(self.methods, key=lambda m: -means[self.first][m].mean)
         tables: list[Any] = []
-        for block in BLOCKS:
+        for block in self.blocks:
             shown = [m for m in block if m in means]
             table = Table("method", box=None)
             for measure in shown:
-                table.add_column(MEASURES[measure], justify="right", no_wrap=True)
+                table.add_column(self.headings[measure], justify="right", no_wrap=True)
             for method in ranked:
                 cells = [f"{means[measure][method].mean:.3f}" for measure in shown]
-                if shown[:1] == ["gae"]:
-                    e = means["gae"][method]
+                if shown[:1] == [self.first]:
+                    e = means[self.first][method]
                     cells[0] += f" ±{(e.high - e.low) / 2:.3f}"
                 table.add_row(method, *cells)
             tables += [table, ""] if shown else []
@@ -139,7 +149,10 @@ class Report:
         """Return the means of some measures, or of all, as a table in Markdown, the highest of the first one first."""
         columns = [m for m in measures or self.measures if m in self.measures]
         means = {measure: self.means(measure) for measure in columns}
-        lines = ["| method | " + " | ".join(MEASURES[m] for m in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        lines = [
+            "| method | " + " | ".join(self.headings[m] for m in columns) + " |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
         for method in sorted(self.methods, key=lambda m: -means[columns[0]][m].mean):
             cells = [f"{(e := means[m][method]).mean:.3f} ±{(e.high - e.low) / 2:.3f}" for m in columns]
             lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
@@ -170,12 +183,15 @@ class Report:
 
         Raises FxlrpError if the folder can't be written.
         """
+        from fxlrp.gae.html import page
+
+        return self.write(Path(folder), lambda: page(self, examples))
+
+    def write(self, folder: Path, page: Callable[[], str]) -> Path:
+        """Write the files, with a page, and return the folder.  Raises FxlrpError if it can't be written."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from fxlrp.gae.html import page
-
-        folder = Path(folder)
         with usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -184,21 +200,23 @@ class Report:
         pq.write_table(table, parquet)
         write(folder / "results.parquet", parquet.getvalue())
         write(folder / "report.json", json.dumps(self.summary(), indent=1).encode())
-        write(folder / "report.html", page(self, examples).encode())
+        write(folder / "report.html", page().encode())
         return folder
 
 
 def _estimates(values: np.ndarray, seed: int) -> list[Estimate]:
     """Return means of rows [k, n] with bootstrap intervals, the same resamples for each row; NaN counts for nothing."""
-    k, n = values.shape
+    n = values.shape[1]
     rng = np.random.default_rng(seed)
     counted = ~np.isnan(values)
     filled = np.where(counted, values, 0.0)
-    drawn = np.empty((RESAMPLES, k))
-    for b in range(RESAMPLES):
-        weights = np.bincount(rng.integers(0, n, n), minlength=n)
-        drawn[b] = (filled @ weights) / np.maximum(counted @ weights, 1)
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    drawn, most = [], max(1, 10**6 // n)
+    for start in range(0, RESAMPLES, most):
+        count = min(most, RESAMPLES - start)
+        draws = rng.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+        weights = np.bincount(draws.ravel(), minlength=count * n).reshape(count, n).T
+        drawn.append((filled @ weights) / np.maximum(counted @ weights, 1))
+    low, high = np.percentile(np.concatenate(drawn, 1), [2.5, 97.5], axis=1)
     counts = counted.sum(1)
     means = filled.sum(1) / np.maximum(counts, 1)
     columns = (means.tolist(), low.tolist(), high.tolist(), counts.tolist())

@@ -109,7 +109,7 @@ def test_another_run_is_refused(what: str, out: Path) -> None:
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("package", ["torch.__version__", "fxlrp.gae.plan.sources", "fxlrp.gae.plan._version"])
+@pytest.mark.parametrize("package", ["torch.__version__", "fxlrp.gae.plan.sources", "fxlrp.gae.plan.version_of"])
 def test_other_versions_are_refused(package: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "2.99" if package.endswith("__") else lambda *_: "2.99")
     with pytest.raises(FxlrpError, match="holds another evaluation"):
