@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: install demo test docs notebooks situations random fuzz gpu lint format clean
+.PHONY: install demo test docs notebooks situations random fuzz tables gpu lint format clean
 
 install: $(VENV)/installed
 
@@ -35,6 +35,9 @@ random: install
 
 fuzz: install
 	$(BIN)/python -W ignore -m tests.inputs.fuzzing --minutes $${MINUTES:-60} --seed $${SEED:-1} --keep out/fuzz
+
+tables: install  # docs/benchmarks.md, in half an hour
+	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m benchmarks.tables --docs docs/benchmarks.md
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu

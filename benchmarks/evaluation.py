@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -46,9 +46,9 @@ OPEN, CLOSE = "<!-- benchmarks/evaluation.py writes from here -->\n", "<!-- to h
 Network = tuple[str, nn.Module, list[Any]]
 
 
-def shapes(count: int) -> Iterator[Network]:
-    """The two example networks, each with the first pictures of two objects of which it names one."""
-    for name in ("cnn", "vit"):
+def shapes(count: int, names: Sequence[str] = ("cnn", "vit")) -> Iterator[Network]:
+    """Example networks, each with the first pictures of two objects of which it names one."""
+    for name in names:
         model = localization.load(name)
         shown = localization.two_objects(2 * count)
         with torch.no_grad():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
+FORKING = ("gae/test_evaluate.py", "gae/test_known.py", "gae/test_text_evaluate.py")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests import examples/
 
 
@@ -27,8 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    forking = ("gae/test_evaluate.py", "gae/test_text_evaluate.py")  # before autograd has threads
-    items.sort(key=lambda item: not any(name in item.nodeid for name in forking))
+    items.sort(key=lambda item: not any(name in item.nodeid for name in FORKING))  # before autograd has threads
     if not config.getoption("--whole"):
         left_out = [item for item in items if item.get_closest_marker("whole")] + _every_fourth(items) + _every(items)
         dropped = set(left_out)

@@ -14,9 +14,10 @@ from fxlrp.methods import DEFAULT
 @app.command()
 @errors_in_one_sentence
 def evaluate(
-    model: options.Model,
-    data: options.Data,
-    methods: options.Methods = options.EVALUATED,
+    model: options.EvaluatedModel = None,
+    data: options.EvaluatedData = None,
+    suite: options.Suite = None,
+    methods: options.Methods = None,
     masks: options.Masks = None,
     limit: options.Limit = None,
     output: options.ResultsFolder = None,
@@ -43,24 +44,34 @@ def evaluate(
     [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
     [dim]torchrun --nproc-per-node 4 -m fxlrp.cli evaluate timm:resnet50 pictures/ -o out/[/]
     [dim]fxlrp evaluate hf:DIR reviews.jsonl --methods attnlrp,occlusion,random -o out/[/]
+    [dim]fxlrp evaluate --suite known -o known/[/]
     """
     from fxlrp.cli.loading import load, refuse_options, split_names, take_pictures
     from fxlrp.data.texts import open_texts
     from fxlrp.gae import command as gae_command
     from fxlrp.text.command import load_tokenizer
 
+    if suite is not None:
+        if model is not None:
+            raise FxlrpError(f"--suite {suite} brings its own networks and data; leave out {model}.")
+        asked = None if methods is None else split_names(methods)
+        gae_command.say(gae_command.run_known(suite, asked, output, err, seed=seed, limit=limit), output, out, as_json)
+        return
+    if model is None or data is None:
+        raise FxlrpError("Give a model and its data, or --suite known.")
     loaded = load(model, arch, weights, trust, random_weights, device)
     how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
     if loaded.reads_text:
         of_pictures = {"masks": masks, "size": size, "mean": mean, "std": std}
         refuse_options(of_pictures | {"definition": None if definition == "fixed" else definition}, "pictures")
-        names = split_names(options.EVALUATED_TEXTS if methods == options.EVALUATED else methods)
+        names = split_names(methods or options.EVALUATED_TEXTS)
         texts = open_texts(data, column, label)
         report = gae_command.run_texts(loaded.module, load_tokenizer(model), texts, names, output, err, **how)
     else:
         refuse_options({"column": column, "label": label}, "text")
         loaded = take_pictures(loaded, size, mean, std, None)
-        report = gae_command.run(loaded, data, split_names(methods), masks, output, err, definition=definition, **how)
+        names = split_names(methods or options.EVALUATED)
+        report = gae_command.run(loaded, data, names, masks, output, err, definition=definition, **how)
     gae_command.say(report, output, out, as_json)
 
 

@@ -145,7 +145,24 @@ Data = Annotated[
         "text also .jsonl, .csv, .parquet, or a split of ERASER's."
     ),
 ]
-Methods = Annotated[str, typer.Option(help="Rulebooks and baselines, by commas.", metavar="A,B,…")]
+Methods = Annotated[
+    str | None,
+    typer.Option(help=f"Rulebooks and baselines, by commas; {EVALUATED}, of a suite all.", metavar="A,B,…"),
+]
+Suite = Annotated[
+    str | None,
+    typer.Option(
+        help="In the place of MODEL and DATA: known, networks whose right answer is known, or some of its suites."
+    ),
+]
+EvaluatedModel = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As of explain; none with --suite.")]
+EvaluatedData = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DATA]",
+        help="A folder of pictures, a data set saved by Hugging Face's datasets, or module:factory.",
+    ),
+]
 Masks = Annotated[Path | None, typer.Option(help="Folder with NAME.png or NAME_mask.png for each picture.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many samples.", min=1)]
 TuneLimit = Annotated[int, typer.Option("--limit", help="Only the first so many pictures.", min=4)]

@@ -102,6 +102,7 @@ def _attention(model: nn.Module, name: str, step: Any) -> Explain:
     explainer = convert(model, rules=PLAIN)
 
     def explain(views: Views) -> Tensor:
+        _check_pictures(views, name)
         plan, tensors = explainer.plan((views.x,), {})
         size, batch = views.x.shape[-2:], len(views.x)
         layers = nodes_of(plan, norms=False)
@@ -121,6 +122,12 @@ def _attention(model: nn.Module, name: str, step: Any) -> Explain:
     return explain
 
 
+def _check_pictures(views: Views, name: str) -> None:
+    """Raise FxlrpError for inputs that are no pictures."""
+    if views.x.ndim != 4:
+        raise FxlrpError(f"{name} explains pictures [B, C, H, W] alone.")
+
+
 def _no_attention(name: str) -> FxlrpError:
     return FxlrpError(f"{name} needs layers of attention among all patches of a picture; this model has none.")
 
@@ -135,12 +142,18 @@ def chefer(model: nn.Module, seed: int) -> Explain:
     return _attention(model, "chefer", lambda a, g, eye, r: r + (a * g).clamp(min=0).mean(1) @ r)
 
 
+def attention_x_gradient(model: nn.Module, seed: int) -> Explain:
+    """Mean over heads of (A ⊙ ∂score/∂A)⁺ of the last layer (as Chefer et al. compare with)."""
+    return _attention(model, "attention-x-gradient", lambda a, g, eye, r: (a * g).clamp(min=0).mean(1))
+
+
 def legrad(model: nn.Module, seed: int) -> Explain:
     """Σ over layers of the mean, over heads and queries, of (∂s/∂A)⁺, where s is the class's score if the model's head
     saw the tokens that the layer's block returns."""
     explainer = convert(model, rules=PLAIN)
 
     def explain(views: Views) -> Tensor:
+        _check_pictures(views, "legrad")
         plan, tensors = explainer.plan((views.x,), {})
         row = legrad_of_tokens(plan, tensors, of_class(plan, views.target))
         if row is None:
@@ -188,6 +201,7 @@ def libragrad(model: nn.Module, seed: int) -> Explain:
     explainer = convert(model, rules="cp-lrp")
 
     def explain(views: Views) -> Tensor:
+        _check_pictures(views, "libragrad")
         row = libragrad_of_tokens(explainer, (views.x,), {}, target=views.target)
         if row is None:
             raise _no_attention("libragrad")
@@ -219,6 +233,7 @@ def token_gradcam(explainer: Explainer) -> Explain:
     class token the first norm of its last block.  explainer: by PLAIN."""
 
     def explain(views: Views) -> Tensor:
+        _check_pictures(views, "gradcam")
         plan, tensors = explainer.plan((views.x,), {})
         size = views.x.shape[-2:]
         for value, gradient in reversed(ran(plan, tensors, of_class(plan, views.target), nodes_of(plan, norms=True))):

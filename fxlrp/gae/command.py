@@ -29,6 +29,8 @@ from fxlrp.capture.confine import without_warnings
 from fxlrp.gae.data import open_data
 from fxlrp.gae.evaluate import Progress as Callback
 from fxlrp.gae.evaluate import evaluate
+from fxlrp.gae.known.report import KnownReport
+from fxlrp.gae.known.run import SUITES, known
 from fxlrp.gae.report import Report
 from fxlrp.gae.texts import evaluate as evaluate_texts
 from fxlrp.gae.tuning import Scores, Tuned, tune
@@ -66,6 +68,13 @@ def run_texts(
     with without_warnings(), _progress(console, hidden=int(os.environ.get("RANK", 0)) > 0) as progress:
         names = list(dict.fromkeys(methods))
         return evaluate_texts(model, tokenizer, names, texts, out=out, progress=progress, **options)
+
+
+def run_known(suite: str, methods: Sequence[str] | None, out: Path | None, console: Console, **how: Any) -> KnownReport:
+    """Ask methods about networks that are known; `known` stands for all suites.  Raises FxlrpError as `known` does."""
+    names = [name for part in suite.split(",") for name in (SUITES if part.strip() == "known" else [part.strip()])]
+    with _progress(console, hidden=int(os.environ.get("RANK", 0)) > 0) as progress:
+        return known(methods, suites=list(dict.fromkeys(names)), out=out, progress=progress, **how)
 
 
 @contextmanager
@@ -126,7 +135,7 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.mean(known):.3f} ± {error:.3f}"
 
 
-def say(report: Report, out: Path | None, console: Console, as_json: bool = False) -> None:
+def say(report: Report | KnownReport, out: Path | None, console: Console, as_json: bool = False) -> None:
     """Print the table, what could not be evaluated, and where the files are; of several processes the first does.
 
     as_json: print report.json in the place of it.
@@ -137,9 +146,13 @@ def say(report: Report, out: Path | None, console: Console, as_json: bool = Fals
         print(json.dumps(report.summary(), indent=1))
         return
     console.print(report.table())
-    for method, error in report.errors.items():
-        console.print(f"[yellow]{escape(method)} was not evaluated:[/] {escape(error)}", soft_wrap=True)
-    for note in report.notes:
-        console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
+    if isinstance(report, KnownReport):
+        for line in (line for suite in report.suites for line in report.said(suite)):
+            console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+    else:
+        for method, error in report.errors.items():
+            console.print(f"[yellow]{escape(method)} was not evaluated:[/] {escape(error)}", soft_wrap=True)
+        for note in report.notes:
+            console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
     if out is not None:
         console.print(f"wrote [bold]{escape(str(out))}[/]: results.parquet, report.json, report.html", soft_wrap=True)

@@ -16,6 +16,7 @@ from fxlrp.gae import quantus as quantus_measures
 from fxlrp.gae.conduct import Progress, conduct
 from fxlrp.gae.data import Data
 from fxlrp.gae.definitions import DEFINITIONS, FIXED, PUBLISHED
+from fxlrp.gae.masking import MASKINGS
 from fxlrp.gae.measures import curves, localisation
 from fxlrp.gae.methods import Method, name_methods, run
 from fxlrp.gae.metric import Trial, score
@@ -37,6 +38,7 @@ def evaluate(
     seed: int = 0,
     definition: str = FIXED,
     batch_size: int = 16,
+    maskings: Sequence[str] = MASKINGS,
     device: str | torch.device | None = None,
     quantus: bool = True,
     out: str | Path | None = None,
@@ -59,6 +61,7 @@ def evaluate(
     definition: "fixed", or "2024-12", the authors' code of that month, which scores one of four samples and in which
         batch_size is a part of the metric (docs/evaluation.md).
     batch_size: inputs in one call of the model or method.
+    maskings: what stands in the place of what masking curves mask, of `fxlrp.gae.MASKINGS`; "zero" is always there.
     device: where to move the model to; without it, where it is.
     quantus: also measure sparseness, max-sensitivity and randomization with Quantus if it is installed, which takes a
         third as long again; if it is not, `report.notes` says so.
@@ -75,12 +78,15 @@ def evaluate(
     one with another run's results: of another model, method, data set or argument, or changed since.
     """
     named = name_methods(methods)
+    if unknown := [way for way in maskings if way not in MASKINGS]:
+        raise FxlrpError(f"There is no masking {unknown[0]!r}; there are {', '.join(MASKINGS)}.")
     data = Data(dataset, masks, limit)
     _check(model, named, data, steps, mosaics, definition, batch_size)
     if device is not None:
         model.to(device)
     quantus_version = quantus_measures.version() if quantus else None
-    plan = Plan(model, data, steps, mosaics, seed, definition, batch_size, quantus_version)
+    ways = tuple(dict.fromkeys(["zero", *maskings]))
+    plan = Plan(model, data, steps, mosaics, seed, definition, batch_size, quantus_version, ways)
     notes = [WITHOUT_QUANTUS] if quantus and quantus_version is None else []
     report = conduct(plan, named, functools.partial(_measure, plan), Report, notes=notes, out=out, progress=progress)
     if out is not None and int(os.environ.get("RANK", 0)) == 0:
@@ -123,7 +129,16 @@ def _rows(plan: Plan, trial: Trial, relevance: Tensor, name: str, method: Method
     n = len(trial.ids)
     heat = relevance[:n].sum(1)
     columns: dict[str, list] = {key: value.tolist() for key, value in score(trial, relevance).items()}
-    columns |= curves(plan.model, trial.x, trial.target, heat, steps=plan.steps, batch_size=plan.batch_size)
+    columns |= curves(
+        plan.model,
+        trial.x,
+        trial.target,
+        heat,
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        ways=plan.maskings,
+        keys=[f"{plan.seed}:{i}" for i in trial.ids],
+    )
     if plan.quantus is not None:
         explain, elsewhere = plan.explain(name, method), functools.partial(plan.explain, name, method)
         columns |= quantus_measures.measure(plan.model, trial, heat, explain, elsewhere, plan.seed, plan.batch_size)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fxlrp.attribution import Attribution
-from fxlrp.gae.report import Estimate, Examples, Report
+from fxlrp.gae.masking import MASKINGS
+from fxlrp.gae.report import MEASURES, Estimate, Examples, Report
 from fxlrp.show.parts import heat_of, parts_of
 
 STYLE = """
@@ -33,11 +34,13 @@ svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .soft { fill
 .panels, .shots { display: flex; flex-wrap: wrap; gap: .8rem } figure { margin: 0; font-size: 12px }
 figure img { display: block; width: 190px; image-rendering: pixelated }
 """
+ORDERS = "<p>A method that is ahead by one masking alone is ahead by that masking's artefacts.</p>"
 CHARTS = {  # the heading of each measure that has a chart, and whether more of it is better
     "gae": ("GAE, local consistency × contrastiveness", True),
     "lc": ("Local consistency", True),
     "contrastiveness": ("Contrastiveness", True),
     "abpc": ("ABPC, between the LeRF and MoRF curves", True),
+    "srg": ("SRG, the same of the logit", True),
     "pointing": ("Pointing game", True),
     "relevance_mass": ("Relevance inside the mask", True),
     "max_sensitivity": ("Max-sensitivity to noise", False),
@@ -63,7 +66,8 @@ def page(report: Report, examples: Examples | None = None) -> str:
              "<span class=down>most relevant first</span> (low is good) and <span class=up>least relevant first</span> "
              "(high is good); between them lies ABPC.</p><div class=panels>"]  # fmt: skip
     body += [panel(m, report.curve(m, "morf"), report.curve(m, "lerf"), means["abpc"][m].mean) for m in ranked]
-    body += ["</div><h2>Differences in GAE on the same samples</h2>", differences(report, ranked)]
+    body += ["</div>", *_maskings(report, means, ranked)]
+    body += ["<h2>Differences in GAE on the same samples</h2>", differences(report, ranked)]
     if examples is not None:
         body += ["<h2>Best and worst samples by GAE</h2>"]
         body += [_shots(report, m, examples) for m in ranked]
@@ -82,7 +86,7 @@ def bars(means: dict[str, Estimate]) -> str:
     """Draw horizontal bars with whiskers, on an axis that has 0 in it."""
     low = min(0.0, *(e.low for e in means.values()))
     high = max(1e-6, *(e.high for e in means.values()))
-    left, wide, row = 150, 340, 20
+    left, wide, row = 190, 340, 20
 
     def at(v: float) -> float:
         return left + wide * (v - low) / (high - low)
@@ -121,6 +125,30 @@ def panel(name: str, morf: np.ndarray, lerf: np.ndarray, abpc: float) -> str:
         f"<polygon points='{' '.join(down + up[::-1])}' fill='var(--bar)' opacity=.25 />{lines}</svg>"
         f"<figcaption>{escape(name)} <span class=soft>{abpc:.3f}</span></figcaption></figure>"
     )
+
+
+def _maskings(report: Report, means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> list[str]:
+    """The curves by each other way of masking, the place of each method by each, and how alike these are."""
+    ways = [way for way in MASKINGS if way == "zero" or f"abpc_{way}" in means]
+    if len(ways) == 1:
+        return []
+    out = []
+    for way in ways[1:]:
+        found = means[f"abpc_{way}"]
+        both = {m: (report.curve(m, f"morf_{way}"), report.curve(m, f"lerf_{way}")) for m in ranked}
+        panels = [panel(m, *both[m], found[m].mean) for m in ranked]
+        out.append(f"<details><summary>Masked by {way}</summary><div class=panels>{''.join(panels)}</div></details>")
+    places = [f"<h2>The order of methods by each masking</h2>{ORDERS}<div class=wide><table><tr><th>method"]
+    names = [m if way == "zero" else f"{m}_{way}" for m in ("abpc", "srg") for way in ways]
+    places += [f"<th>{MEASURES[n] if n != 'abpc' else 'ABPC zero'}" for n in names]
+    orders = {n: sorted(ranked, key=lambda m: -means[n][m].mean) for n in names}
+    for m in ranked:
+        places.append(f"<tr><td>{escape(m)}" + "".join(f"<td>{orders[n].index(m) + 1}" for n in names))
+    alike = [
+        f"{MEASURES[m]}: " + ", ".join(f"{a}–{b} {rho:.2f}" for (a, b), rho in report.agreement(m).items())
+        for m in ("abpc", "srg")
+    ]
+    return [*out, *places, "</table></div>", *(f"<p>Spearman's ρ, {line}.</p>" for line in alike)]
 
 
 def table(report: Report, means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> str:

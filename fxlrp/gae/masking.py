@@ -1,14 +1,22 @@
-"""Compute a model's class scores, and mask its inputs step by step by its own |input × gradient|."""
+"""Compute a model's class scores, and mask its inputs: what stands in the place of what is masked, and step by step."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from fxlrp.errors import FxlrpError
 from fxlrp.gae.definitions import PUBLISHED, share
 
 MOST, LEAST = 0, 1  # most and least relevant first
+MASKINGS = ("zero", "mean", "blur", "noise", "fill")
+"""What stands in the place of what is masked: 0; each channel's mean; the picture blurred by a sixteenth of its side;
+normal noise of each channel's mean and deviation; or the mean of the patches around, from the edge of a gap inwards."""
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
@@ -27,10 +35,73 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
+class Scores(nn.Module):
+    """A copy of a model that returns class scores and nothing else; hooks of other libraries stay in the copy."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).eval().requires_grad_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.model, x)
+
+
 def predict(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     """Return class scores [n, K] of x [n, C, H, W], computed in batches."""
     with torch.no_grad():
         return torch.cat([logits_of(model, part) for part in x.split(batch_size)])
+
+
+def blurred(x: Tensor, sigma: float) -> Tensor:
+    """Pictures [n, C, H, W] under a Gaussian of this deviation in pixels, cut at 2σ; mirrored at the edges."""
+    reach = min(max(1, round(2 * sigma)), min(x.shape[-2:]) - 1)
+    at = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.exp(-(at**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    planes = pad(x.flatten(0, 1)[:, None], (reach,) * 4, "reflect")
+    rows = conv2d(planes, kernel.view(1, 1, 1, -1))
+    return conv2d(rows, kernel.view(1, 1, -1, 1)).view(x.shape)
+
+
+def filled(x: Tensor, shut: Tensor, side: int) -> Tensor:
+    """Pictures [n, C, H, W] whose patches of this side that are shut [n, rows, columns] have the mean colour of the
+    open ones among their eight neighbours, from the edge of a gap inwards; if all are shut, the mean of all.
+
+    Every pixel is filled, so that what is open is to be put over it.
+    """
+    colours = avg_pool2d(x, side, ceil_mode=True)
+    known = (~shut)[:, None].to(x)
+    around = torch.ones(1, 1, 3, 3, dtype=x.dtype, device=x.device)
+    colours = torch.where(known.flatten(1).any(1).view(-1, 1, 1, 1), colours, x.mean((2, 3), keepdim=True))
+    while not known.flatten(1).all(1).logical_or(~known.flatten(1).any(1)).all():
+        count = conv2d(known, around, padding=1)
+        sums = conv2d((colours * known).flatten(0, 1)[:, None], around, padding=1).view(colours.shape)
+        colours = torch.where((known == 0) & (count > 0), sums / count.clamp(min=1), colours)
+        known = (count > 0).to(x)
+    return colours.repeat_interleave(side, -2).repeat_interleave(side, -1)[..., : x.shape[-2], : x.shape[-1]]
+
+
+def stand_in(x: Tensor, way: str, keys: Sequence[object]) -> Tensor:
+    """What stands in the place of what is masked in pictures [n, C, H, W], whatever that is: by one of `MASKINGS` but
+    "fill", which `filled` is.  keys [n]: what the noise of each is drawn by.
+    """
+    mean = x.mean((2, 3), keepdim=True)
+    match way:
+        case "zero":
+            return torch.zeros_like(x)
+        case "mean":
+            return mean.expand_as(x)
+        case "blur":
+            return blurred(x, min(x.shape[-2:]) / 16)
+        case "noise":
+            draws = [torch.randn(x.shape[1:], generator=_by(key), dtype=torch.float64) for key in keys]
+            return mean + x.std((2, 3), keepdim=True) * torch.stack(draws).to(x)
+    raise FxlrpError(f"There is no masking {way!r}; there are {', '.join(MASKINGS)}.")
+
+
+def _by(key: object) -> torch.Generator:
+    """Random numbers that depend on a key alone."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(str(key).encode()).digest()[:7], "big"))
 
 
 def stepwise(model: nn.Module, x: Tensor, target: Tensor, steps: int, definition: str) -> tuple[Tensor, Tensor, Tensor]:

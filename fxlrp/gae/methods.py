@@ -1,8 +1,7 @@
-"""What can be evaluated: rulebooks by name, explainers, callables, baselines (captum's and two of fxlrp's)."""
+"""What can be evaluated: rulebooks by name, explainers, callables, baselines (captum's, zennit's, of attention)."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.util
 import warnings
@@ -14,9 +13,11 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
+from fxlrp.gae import perturbing
 from fxlrp.gae.attention_maps import (
     PLAIN,
     attention_rollout,
+    attention_x_gradient,
     chefer,
     has_attention_after_convolutions,
     legrad,
@@ -25,8 +26,9 @@ from fxlrp.gae.attention_maps import (
 )
 from fxlrp.gae.definitions import FIXED, PUBLISHED
 from fxlrp.gae.identity import digest
-from fxlrp.gae.masking import logits_of
+from fxlrp.gae.masking import Scores
 from fxlrp.gae.metric import Explain, Views
+from fxlrp.gae.peers import COMPOSITES, zennit
 from fxlrp.rules.registry import Rulebook, find_rulebook, rulebooks, user_rules
 
 Method = str | Explainer | Rulebook | Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -101,9 +103,9 @@ def run(explain: Explain, views: Views, batch_size: int) -> Tensor:
         if not isinstance(relevance, Tensor):
             raise FxlrpError(f"The method returned a {type(relevance).__name__}, not a tensor of relevance.")
         relevance = relevance.detach().to(batch.x)
-        relevance = relevance[:, None] if relevance.ndim == 3 else relevance
-        m, channels, *size = batch.x.shape
-        if relevance.shape not in ((m, channels, *size), (m, 1, *size)):
+        relevance = relevance[:, None] if relevance.ndim == batch.x.ndim - 1 else relevance
+        m, _, *size = batch.x.shape
+        if relevance.shape != batch.x.shape and (not size or relevance.shape != (m, 1, *size)):
             raise FxlrpError(
                 f"The method returned relevance of shape {list(relevance.shape)} for inputs {list(batch.x.shape)}; it "
                 "should have the same, or one channel."
@@ -150,17 +152,6 @@ def _truth(model: nn.Module, seed: int) -> Explain:
     return explain
 
 
-class _Logits(nn.Module):
-    """A copy of a model that returns class scores and nothing else; captum's hooks stay in the copy."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model).eval().requires_grad_(True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.model, x)
-
-
 def _captum(name: str, make: Callable[[Any, nn.Module, int], Callable[..., Tensor]]) -> Callable[..., Explain]:
     """Return a baseline of captum's; make(captum.attr, model, seed) returns its attribute(x, target)."""
 
@@ -169,7 +160,7 @@ def _captum(name: str, make: Callable[[Any, nn.Module, int], Callable[..., Tenso
             raise FxlrpError(f"{name} comes from captum, which is not installed: pip install 'fxlrp[eval]'.")
         import captum.attr
 
-        attribute = make(captum.attr, _Logits(model), seed)
+        attribute = make(captum.attr, Scores(model), seed)
 
         def explain(views: Views) -> Tensor:
             with warnings.catch_warnings():
@@ -227,39 +218,6 @@ def _gradcam_of_any(model: nn.Module, seed: int) -> Explain:
     return explain
 
 
-def _occlusion(captum: Any, model: nn.Module, seed: int) -> Callable[..., Tensor]:
-    """Make Occlusion (Zeiler and Fergus 2014, 1311.2901): what the score loses when a square is set to 0.
-
-    Squares are a seventh of the shorter side, and move by half of theirs.
-    """
-    occlusion = captum.Occlusion(model)
-
-    def attribute(x: Tensor, target: Tensor) -> Tensor:
-        side = max(2, min(x.shape[-2:]) // 7)
-        square, steps = (x.shape[1], side, side), (x.shape[1], side // 2, side // 2)
-        return occlusion.attribute(x, square, strides=steps, target=target).to(x)
-
-    return attribute
-
-
-def _kernel_shap(captum: Any, model: nn.Module, seed: int) -> Callable[..., Tensor]:
-    """Make KernelSHAP (Lundberg and Lee 2017, 1705.07874) of 7 × 7 squares, from 200 samples of them set to 0.
-
-    Samples go one at a time, each with the same draws.
-    """
-    shap = captum.KernelShap(model)
-
-    def one(x: Tensor, target: Tensor) -> Tensor:
-        rows, columns = (torch.arange(n, device=x.device) * 7 // n for n in x.shape[-2:])
-        squares = (7 * rows[:, None] + columns)[None, None].expand_as(x)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            found = shap.attribute(x, target=target, feature_mask=squares, n_samples=200, perturbations_per_eval=50)
-            return found / x.shape[1] if found.ndim == x.ndim else found
-
-    return lambda x, target: torch.cat([one(x[i : i + 1], target[i : i + 1]) for i in range(len(x))])
-
-
 def _last_convolution(model: nn.Module, x: Tensor) -> nn.Module:
     """Return the last convolution to run on x whose map is larger than a pixel.  Raises FxlrpError if none is."""
     seen: list[nn.Module] = []
@@ -296,12 +254,16 @@ BASELINES: dict[str, Callable[[nn.Module, int], Explain]] = {
     "smoothgrad": _captum("smoothgrad", _smoothgrad),
     "gradcam": _gradcam_of_any,
     "attention-rollout": attention_rollout,
+    "attention-x-gradient": attention_x_gradient,
     "chefer": chefer,
     "legrad": legrad,
     "libragrad": libragrad,
-    "occlusion": _captum("occlusion", _occlusion),
-    "kernel-shap": _captum("kernel-shap", _kernel_shap),
+    "occlusion": _captum("occlusion", perturbing.occlusion),
+    "feature-ablation": _captum("feature-ablation", perturbing.feature_ablation),
+    "kernel-shap": _captum("kernel-shap", perturbing.kernel_shap),
+    "lime": _captum("lime", perturbing.lime),
     "guided-backprop": _captum("guided-backprop", lambda c, m, s: c.GuidedBackprop(m).attribute),
     "deeplift": _captum("deeplift", lambda c, m, s: c.DeepLift(m).attribute),
     "captum-lrp": _captum("captum-lrp", lambda c, m, s: c.LRP(m).attribute),
+    **{name: zennit(name) for name in COMPOSITES},
 }

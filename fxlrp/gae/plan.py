@@ -39,6 +39,7 @@ class Plan:
     definition: str
     batch_size: int
     quantus: str | None = None
+    maskings: tuple[str, ...] = ("zero",)
     made: dict[tuple[str, bool], Explain] = field(default_factory=dict)
     what = "pictures, labels or masks"
 
@@ -74,6 +75,7 @@ class Plan:
             "mosaics": self.mosaics,
             "seed": self.seed,
             "batch_size": self.batch_size,
+            "maskings": list(self.maskings),
             "samples": len(self.data),
             "files": None if files is None else digest([file.name for file in files]),
             **{f"preprocess.{name}": value for name, value in settings.items()},

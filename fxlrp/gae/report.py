@@ -6,13 +6,17 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fxlrp.errors import FxlrpError
+from fxlrp.gae.masking import MASKINGS
+from fxlrp.gae.measures import spearman
 from fxlrp.gae.store import usable, write
 
 MEASURES = {  # with their headings in a table
@@ -24,6 +28,15 @@ MEASURES = {  # with their headings in a table
     "abpc": "ABPC",
     "morf_auc": "MoRF",
     "lerf_auc": "LeRF",
+    "srg": "SRG",
+    "abpc_mean": "ABPC mean",
+    "abpc_blur": "ABPC blur",
+    "abpc_noise": "ABPC noise",
+    "abpc_fill": "ABPC fill",
+    "srg_mean": "SRG mean",
+    "srg_blur": "SRG blur",
+    "srg_noise": "SRG noise",
+    "srg_fill": "SRG fill",
     "pointing": "pointing",
     "relevance_mass": "mass",
     "rank_accuracy": "rank",
@@ -35,6 +48,8 @@ BLOCKS = (
     ("gae", "lc", "contrastiveness", "robustness", "faithfulness"),
     ("abpc", "morf_auc", "lerf_auc", "pointing", "relevance_mass", "rank_accuracy"),
     ("sparseness", "max_sensitivity", "randomization"),
+    ("srg", "srg_mean", "srg_blur", "srg_noise", "srg_fill"),
+    ("abpc", "abpc_mean", "abpc_blur", "abpc_noise", "abpc_fill"),
 )
 Examples = Callable[[str, Sequence[int]], tuple[Tensor, Tensor]]
 RESAMPLES = 2000
@@ -96,7 +111,7 @@ class Report:
     def means(self, measure: str) -> dict[str, Estimate]:
         """Return the mean of a measure for each method.  Raises FxlrpError as `values` does."""
         values = self.values(measure)
-        return dict(zip(self.methods, _estimates(values, self.settings["seed"]), strict=True))
+        return dict(zip(self.methods, estimates(values, self.settings["seed"]), strict=True))
 
     def differences(self, measure: str | None = None) -> dict[tuple[str, str], Estimate]:
         """Return the mean difference a − b of a measure, without one of the first, on the samples of any two methods.
@@ -107,12 +122,23 @@ class Report:
         pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
         if not pairs:
             return {}
-        estimates = _estimates(np.stack([values[i] - values[j] for i, j in pairs]), self.settings["seed"])
-        return {(names[i], names[j]): e for (i, j), e in zip(pairs, estimates, strict=True)}
+        found = estimates(np.stack([values[i] - values[j] for i, j in pairs]), self.settings["seed"])
+        return {(names[i], names[j]): e for (i, j), e in zip(pairs, found, strict=True)}
 
     def curve(self, method: str, order: str) -> np.ndarray:
-        """Return the mean masking curve of a method [steps + 1], `order` "morf" or "lerf": the target's probability."""
+        """Return the mean masking curve of a method [steps + 1], `order` "morf" or "lerf": the target's probability.
+
+        Other ways of masking: "morf_blur" and so on; of the logit: "morf_logit_blur".
+        """
         return np.array([row[order] for row in self.rows if row["method"] == method]).mean(0)
+
+    def agreement(self, measure: str = "abpc") -> dict[tuple[str, str], float]:
+        """Return how alike methods are ranked by two ways of masking, for each two of these: Spearman's ρ of the means
+        of "abpc" or "srg"; there is none between ways by which all methods are equal."""
+        names = {way: measure if way == "zero" else f"{measure}_{way}" for way in MASKINGS}
+        means = {way: [e.mean for e in self.means(m).values()] for way, m in names.items() if m in self.measures}
+        pairs = {(a, b): spearman(*(torch.tensor(means[w]) for w in (a, b))) for a, b in combinations(means, 2)}
+        return {pair: rho for pair, rho in pairs.items() if rho is not None}
 
     def extremes(self, method: str, count: int = 5) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return a method's rows of highest GAE, the best first, and of lowest GAE, the worst first.
@@ -142,7 +168,10 @@ class Report:
                     e = means[self.first][method]
                     cells[0] += f" ±{(e.high - e.low) / 2:.3f}"
                 table.add_row(method, *cells)
-            tables += [table, ""] if shown else []
+            tables += [table, ""] if shown not in ([], ["abpc"]) else []
+        for measure in ("abpc", "srg"):
+            alike = ", ".join(f"{a}–{b} {rho:.2f}" for (a, b), rho in self.agreement(measure).items())
+            tables += [f"{MEASURES[measure]} by two maskings ranks methods alike, ρ: {alike}"] if alike else []
         return Group(*tables)
 
     def markdown(self, measures: Sequence[str] | None = None) -> str:
@@ -170,6 +199,10 @@ class Report:
             "errors": self.errors,
             "notes": self.notes,
             "means": {m: {measure: plain(means[measure][m]) for measure in means} for m in self.methods},
+            "agreement": {
+                measure: [{"a": a, "b": b, "rho": rho} for (a, b), rho in self.agreement(measure).items()]
+                for measure in ("abpc", "srg")
+            },
             "differences": {
                 measure: [{"a": a, "b": b, **plain(e)} for (a, b), e in self.differences(measure).items()]
                 for measure in self.measures
@@ -204,7 +237,7 @@ class Report:
         return folder
 
 
-def _estimates(values: np.ndarray, seed: int) -> list[Estimate]:
+def estimates(values: np.ndarray, seed: int) -> list[Estimate]:
     """Return means of rows [k, n] with bootstrap intervals, the same resamples for each row; NaN counts for nothing."""
     n = values.shape[1]
     rng = np.random.default_rng(seed)

@@ -92,8 +92,6 @@ def test_an_input_that_is_infinite_is_named() -> None:
 
 def test_where_a_rulebook_passes_none_on_is_named() -> None:
     model = Net(lambda y: y.softmax(-1)).eval()
-    with pytest.raises(
-        fxlrp.FxlrpError, match=r"by cp-lrp: its rule for softmax\.int \(.*test_zero_maps\.py"
-    ):
+    with pytest.raises(fxlrp.FxlrpError, match=r"by cp-lrp: its rule for softmax\.int \(.*test_zero_maps\.py"):
         convert(model, rules="cp-lrp")(X)
     assert convert(model, rules="attnlrp")(X).relevance.any()
