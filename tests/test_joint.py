@@ -281,3 +281,20 @@ def test_calls_that_differ_by_keywords_alone_are_two() -> None:
     join_equal(traced)
     torch.testing.assert_close(traced(x), run(x))
     assert len(traced.graph.find_nodes(op="call_function", target=aten.std.correction)) == 2
+
+
+@pytest.mark.parametrize("rules", [fxlrp.DEFAULT, "abslrp"])
+def test_onnx(rules: str, tmp_path: Path) -> None:
+    """What relevance passes need beyond a model: signs, derivatives of convolutions and of pooling."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    pool = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d((3, 2)), nn.Flatten(), nn.Linear(24, 3))
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), nn.BatchNorm2d(4), *pool).eval()
+    x = torch.randn(3, 2, 12, 11)
+    explainer = fxlrp.convert(model, x[:2], rules=rules)
+    session = onnxruntime.InferenceSession(explainer.export(tmp_path / "e.onnx"), providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    logits, relevance = session.run(None, dict(zip(names, (x.numpy(), torch.tensor([2, 0, -1]).numpy()), strict=True)))
+    a = explainer(x, target=torch.tensor([2, 0, int(model(x)[2].argmax())]))
+    torch.testing.assert_close(torch.from_numpy(logits), a.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(relevance), a.relevance, rtol=1e-3, atol=1e-4)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes, argument
@@ -19,9 +19,12 @@ from fxlrp.capture.derivatives import transpose_convolutions
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.engine.seeds import Contrast, by_classes, directions
 from fxlrp.errors import FxlrpError
+from fxlrp.nodes import args_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
+
+aten = torch.ops.aten
 
 RECORD = "fxlrp.json"
 """The name of the file in the archive that describes its inputs and outputs."""
@@ -69,7 +72,7 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
     args = (*(map(Tensor.to, inputs, narrow[0]) if narrow else inputs), target)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".onnx":
-        transpose_convolutions(joint.traced)
+        _write_as_onnx_has_it(joint.traced)
         _onnx(joint, args, shapes, path)
         return path
     program = torch.export.export(joint, args, dynamic_shapes=(tuple(shapes),))
@@ -97,6 +100,38 @@ def _onnx(joint: nn.Module, args: tuple, shapes: list[dict], path: Path) -> None
         ops = ", ".join(sorted(set(re.findall(r"OpOverload\(op='([\w.]+)'", _chain(error)))))
         reason = f"it has no {ops}" if ops else str(error).strip().split("\n")[0][:300]
         raise FxlrpError(f"The graph can't be written as ONNX: {reason}.  Export a .pt2 instead.") from error
+
+
+def _write_as_onnx_has_it(gm: fx.GraphModule) -> None:
+    """Writes the ops of relevance passes that ONNX lacks by others: copysign(a, b) as |a| or −|a| where b < 0; the
+    derivative of adaptive pooling by the mean as a product with the matrices that it pools rows and columns by."""
+    transpose_convolutions(gm)
+    graph = gm.graph
+    for node in graph.find_nodes(op="call_function", target=aten.copysign.Tensor):
+        size, sign = args_of(node)
+        with graph.inserting_before(node):
+            size = graph.call_function(aten.abs.default, (size,))
+            negative = graph.call_function(aten.lt.Scalar, (sign, 0))
+            opposite = graph.call_function(aten.neg.default, (size,))
+            node.replace_all_uses_with(graph.call_function(aten.where.self, (negative, opposite, size)))
+        graph.erase_node(node)
+    for node in graph.find_nodes(op="call_function", target=aten._adaptive_avg_pool2d_backward.default):
+        g, x = args_of(node)
+        pairs = zip(x.meta["val"].shape[2:], g.meta["val"].shape[2:], strict=True)
+        rows, columns = (_pooling(int(n), int(m)).to(x.meta["val"]) for n, m in pairs)
+        for name, value in ((f"{node.name}_rows", rows.T), (f"{node.name}_columns", columns)):
+            gm.register_buffer(name, value.contiguous())
+        with graph.inserting_before(node):
+            left, right = graph.get_attr(f"{node.name}_rows"), graph.get_attr(f"{node.name}_columns")
+            half = graph.call_function(aten.matmul.default, (left, g))
+            node.replace_all_uses_with(graph.call_function(aten.matmul.default, (half, right)))
+        graph.erase_node(node)
+    gm.recompile()
+
+
+def _pooling(n: int, m: int) -> Tensor:
+    """The matrix [m, n] by which adaptive pooling takes the means of n entries."""
+    return torch.nn.functional.adaptive_avg_pool1d(torch.eye(n)[None], m)[0].T
 
 
 def _chain(error: BaseException | None) -> str:
