@@ -46,19 +46,21 @@ def evaluate(
     [dim]fxlrp evaluate hf:DIR reviews.jsonl --methods attnlrp,occlusion,random -o out/[/]
     [dim]fxlrp evaluate --suite known -o known/[/]
     """
+    if suite is not None and model is not None:
+        raise FxlrpError(f"--suite {suite} brings its own networks and data; leave out {model}.")
+    if suite is None and (model is None or data is None):
+        raise FxlrpError("Give a model and its data, or --suite known.")
     from fxlrp.cli.loading import load, refuse_options, split_names, take_pictures
     from fxlrp.data.texts import open_texts
     from fxlrp.gae import command as gae_command
     from fxlrp.text.command import load_tokenizer
 
     if suite is not None:
-        if model is not None:
-            raise FxlrpError(f"--suite {suite} brings its own networks and data; leave out {model}.")
         asked = None if methods is None else split_names(methods)
         gae_command.say(gae_command.run_known(suite, asked, output, err, seed=seed, limit=limit), output, out, as_json)
         return
-    if model is None or data is None:
-        raise FxlrpError("Give a model and its data, or --suite known.")
+    assert model is not None
+    assert data is not None
     loaded = load(model, arch, weights, trust, random_weights, device)
     how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
     if loaded.reads_text:
