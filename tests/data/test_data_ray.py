@@ -34,6 +34,7 @@ class Deadly(Tensors):
         return super().__getitem__(i)
 
 
+@pytest.mark.whole
 def test_actors_write_the_same_bytes_whoever_is_killed(tmp_path: Path) -> None:
     alone, mark = tmp_path / "alone", tmp_path / "mark"
     mark.write_text("nobody")

@@ -54,7 +54,7 @@ def test_every_size_is_explained_as_by_a_graph_of_its_own(between: str, rules: s
     assert one_for_all == (between in ("pooled", "upsampled"))
 
 
-@pytest.mark.parametrize("longest", [symbols.LONGEST, 1000])
+@pytest.mark.parametrize("longest", [symbols.LONGEST, pytest.param(1000, marks=pytest.mark.whole)])
 def test_sizes_that_become_long_expressions_are_fixed(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With four such layers torch would manage yet; with twenty it takes an hour."""
     monkeypatch.setattr(symbols, "LONGEST", longest)
