@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
@@ -48,6 +48,19 @@ def _kind(value: Any) -> Hashable:
         return type(value), str(value)
     strides = map(str, value.stride()) if value.layout is torch.strided else ()
     return value.dtype, value.device, value.layout, value.requires_grad, *map(str, value.shape), "by", *strides
+
+
+def store(before: fx.Node, name: str, value: Tensor, mode: FakeTensorMode) -> fx.Node:
+    """Inserts a buffer of the graph that holds `value`, under a name of its own, before a node.
+
+    mode: the one that the graph's fake values are of.
+    """
+    gm: Any = before.graph.owning_module
+    gm.register_buffer(name, value, persistent=False)
+    with before.graph.inserting_before(before):
+        node = before.graph.get_attr(name)
+    node.meta["val"] = mode.from_tensor(value, static_shapes=True)
+    return node
 
 
 def replace(node: fx.Node, write: Callable[..., fx.Node], append: Callable[..., fx.Node] | None = None) -> fx.Node:

@@ -30,6 +30,11 @@ def values_of(node: fx.Node) -> list[Tensor]:
     return [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
 
 
+def writes_into(node: fx.Node) -> bool:
+    """Whether a node's op writes into one of its arguments."""
+    return getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+
+
 def outputs_of(gm: fx.GraphModule) -> list[fx.Node]:
     """The nodes whose values a graph returns."""
     outputs: Any = gm.graph.output_node().args[0]

@@ -11,6 +11,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.symbols import free_symbols
+from fxlrp.emit import store
+from fxlrp.nodes import values_of, writes_into
 
 aten = torch.ops.aten
 
@@ -31,7 +33,7 @@ def evaluate_written_constants(gm: fx.GraphModule, literals: Collection[str]) ->
     literals: the attributes of `gm` that hold numbers from the model's code.
     """
     constants = _constants(gm.graph, literals)
-    writes = [n for n in gm.graph.nodes if _writes(n)]
+    writes = [n for n in gm.graph.nodes if writes_into(n)]
     if not any(n in constants for n in writes):
         return
     if any(n not in constants and n.args[0] in constants for n in writes):
@@ -49,7 +51,9 @@ def evaluate_written_constants(gm: fx.GraphModule, literals: Collection[str]) ->
         for constant in [] if node in constants else [n for n in node.all_input_nodes if n in folded]:
             key = constant, now[constant]._version  # it may be written into again behind this node
             if key not in stored:
-                stored[key] = _store(gm, constant, node, now[constant].clone())
+                name, mode = f"_written_{constant.name}_{node.name}", constant.meta["val"].fake_mode
+                stored[key] = store(node, name, now[constant].clone(), mode)
+                stored[key].meta = {**constant.meta, **stored[key].meta}
             node.replace_input_with(constant, stored[key])
     for node in reversed(list(constants)):
         if node in folded:
@@ -70,15 +74,9 @@ def _constants(graph: fx.Graph, literals: Collection[str]) -> dict[fx.Node, None
             constant = all(n in found or isinstance(n.meta["val"], Tensor) for n in node.all_input_nodes)
         else:
             constant = bool(node.all_input_nodes) and all(n in found for n in node.all_input_nodes)
-        shaped = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
-        if constant and not any(map(free_symbols, (size for t in shaped for size in t.shape))):
+        if constant and not any(free_symbols(size) for t in values_of(node) for size in t.shape):
             found[node] = None
     return found
-
-
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
 
 
 def _steps(gm: fx.GraphModule, constants: Collection[fx.Node]) -> Iterator[tuple[fx.Node, Any]]:
@@ -107,13 +105,3 @@ def _steps(gm: fx.GraphModule, constants: Collection[fx.Node]) -> Iterator[tuple
 
 def _storages(value: Any) -> list[int]:
     return [t.untyped_storage()._cdata for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
-
-
-def _store(gm: fx.GraphModule, like: fx.Node, before: fx.Node, value: Tensor) -> fx.Node:
-    """Inserts a buffer of this value before a node."""
-    name = f"_written_{like.name}_{before.name}"
-    gm.register_buffer(name, value, persistent=False)
-    with gm.graph.inserting_before(before):
-        node = gm.graph.get_attr(name)
-    node.meta = {**like.meta, "val": like.meta["val"].fake_mode.from_tensor(value, static_shapes=True)}
-    return node

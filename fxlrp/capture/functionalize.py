@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture.straight_through import join_straight_through
-from fxlrp.nodes import args_of, target_of
+from fxlrp.nodes import args_of, target_of, writes_into
 
 aten = torch.ops.aten
 
@@ -114,13 +114,12 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
     for node in gm.graph.nodes:
         if getattr(node.target, "__module__", "") == "torch._functorch.predispatch":  # inside vmap
             return False
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable:
+        if not writes_into(node):
             continue
         twin = _functional_twin(node)
         base = node.args[0]
         views = [u for u in base.users if u is not node and _aliases(u)]
-        if twin is None or base.op != "call_function" or (_aliases(base) and not _was_mutating(base)) or views:
+        if twin is None or base.op != "call_function" or (_aliases(base) and not writes_into(base)) or views:
             return False
         swaps.append((node, twin))
     for node, twin in swaps:
@@ -145,10 +144,6 @@ def _functional_twin(node: fx.Node) -> Any:
 def _aliases(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return node.target is operator.getitem or (schema is not None and any(r.alias_info for r in schema.returns))
-
-
-def _was_mutating(node: fx.Node) -> bool:
-    return node.target._schema.is_mutable if hasattr(node.target, "_schema") else False
 
 
 NATIVE: dict[Any, tuple[Any, Callable[..., tuple]]] = {

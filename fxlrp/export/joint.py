@@ -22,6 +22,7 @@ from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.engine.seeds import Contrast, Target, by_classes, sides
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan, draws
+from fxlrp.nodes import writes_into
 from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rules.registry import Rulebook
 
@@ -199,13 +200,10 @@ def join_equal(gm: fx.GraphModule) -> None:
 
 def _pure(node: fx.Node) -> bool:
     """Whether a node's op writes into nothing and draws no random numbers, and no user writes into its value."""
-    schema = getattr(node.target, "_schema", None)
-    plain = node.target is operator.getitem or (schema is not None and not schema.is_mutable and not draws(node))
-    return plain and not any(_writes(u) for u in node.users)
-
-
-def _writes(node: fx.Node) -> bool:
-    return getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+    plain = node.target is operator.getitem or (
+        hasattr(node.target, "_schema") and not writes_into(node) and not draws(node)
+    )
+    return plain and not any(writes_into(u) for u in node.users)
 
 
 def fold_constants(gm: fx.GraphModule) -> None:

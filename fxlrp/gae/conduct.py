@@ -119,14 +119,20 @@ def _fill(
                 except torch.OutOfMemoryError as error:
                     raise FxlrpError(f"There is no memory left for {name}; give a smaller batch_size.") from error
                 except Exception as error:  # whatever a method raises is its own result
-                    failed[name] = str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
+                    failed[name] = in_a_line(error)
             if name in failed:
-                store.add(chunk, name, of=content, error=failed[name].strip().splitlines()[0])
+                store.add(chunk, name, of=content, error=failed[name])
             else:
                 store.add(chunk, name, of=content, rows=rows)
             done += 1
             if progress:
                 progress(done, total)
+
+
+def in_a_line(error: Exception) -> str:
+    """Return the first line of what a method raised, with its kind unless it is our own."""
+    said = str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
+    return (said.strip() or type(error).__name__).splitlines()[0]
 
 
 def _gather(store: Store, plan: Chunks, methods: Sequence[str]) -> tuple[Rows, dict[str, str]]:

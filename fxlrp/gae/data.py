@@ -38,6 +38,19 @@ class Sample:
         return self.mask if cls == (predicted if self.label is None else self.label) else None
 
 
+def count_of(dataset: Any, limit: int | None) -> int:
+    """Return how many samples of a data set are taken.
+
+    Raises FxlrpError for one that is empty, or has no length or items.
+    """
+    if isinstance(dataset, str) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise FxlrpError(f"The data set is a {type(dataset).__name__}; give one with a length and items by number.")
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    if not count:
+        raise FxlrpError("The data set is empty.")
+    return count
+
+
 class Data:
     """A data set of any kind as samples: of items x, (x, label), (x, label, mask) or dicts with these keys.
 
@@ -45,16 +58,11 @@ class Data:
     """
 
     def __init__(self, dataset: Any, masks: Sequence[Any] | None = None, limit: int | None = None) -> None:
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise FxlrpError(f"The data set is a {type(dataset).__name__}; give one with a length and items by number.")
-        self.dataset, self.masks = dataset, masks
+        self.dataset, self.masks, self.count = dataset, masks, count_of(dataset, limit)
         if masks is not None and len(masks) != len(dataset):
             raise FxlrpError(
                 f"There are {len(masks)} masks for {len(dataset)} samples; give one each, or None for none."
             )
-        self.count = len(dataset) if limit is None else min(limit, len(dataset))
-        if not self.count:
-            raise FxlrpError("The data set is empty.")
 
     def __len__(self) -> int:
         return self.count

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from fxlrp.capture.confine import without_warnings
 from fxlrp.capture.functions import Entrywise, OwnBackward, Stepwise
+from fxlrp.emit import store
 from fxlrp.errors import FxlrpError
 from fxlrp.nodes import calls_at, target_of
 from fxlrp.ops import NOTHING, about
@@ -164,10 +165,4 @@ def _explain(facts: Facts, node: fx.Node, x: fx.Node, seen: Seen) -> None:
 def _stored(node: fx.Node, t: Tensor) -> fx.Node:
     """Stores a tensor as a buffer of the graph; returns its node."""
     gm: Any = node.graph.owning_module
-    at = len(list(gm.named_buffers()))
-    name = f"_found_{at}"
-    gm.register_buffer(name, t, persistent=False)
-    with node.graph.inserting_before(node):
-        new = node.graph.get_attr(name)
-    new.meta["val"] = node.meta["val"].fake_mode.from_tensor(t, static_shapes=True)
-    return new
+    return store(node, f"_found_{len(list(gm.named_buffers()))}", t, node.meta["val"].fake_mode)

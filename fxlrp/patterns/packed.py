@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxlrp.emit import emit
+from fxlrp.emit import emit, store
 from fxlrp.nodes import args_of
 from fxlrp.patterns.recurrent import CELLS, write_steps
 
@@ -54,26 +54,21 @@ def _sizes(gm: fx.GraphModule, inputs: Sequence[Tensor], nodes: Sequence[fx.Node
     return sizes
 
 
-def _places(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> list[fx.Node]:
+def _places(node: fx.Node, sizes: list[int]) -> list[fx.Node]:
     """The step and the sequence of each row of packed data, in the order of the padded tensor's axes."""
     steps = torch.tensor([t for t, n in enumerate(sizes) for _ in range(n)])
     sequences = torch.tensor([b for n in sizes for b in range(n)])
     batch_first = node.args[2]
-    names = [f"_{node.name}_{name}" for name in ("rows", "columns")]
-    for name, value in zip(names, (sequences, steps) if batch_first else (steps, sequences), strict=True):
-        gm.register_buffer(name, value.to(args_of(node)[0].meta["val"].device), persistent=False)
-    return [_constant(gm, node, name) for name in names]
-
-
-def _constant(gm: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
-    constant = gm.graph.get_attr(name)
-    mode = args_of(node)[0].meta["val"].fake_mode
-    constant.meta["val"] = mode.from_tensor(getattr(gm, name), static_shapes=True)
-    return constant
+    data = args_of(node)[0].meta["val"]
+    pair = (sequences, steps) if batch_first else (steps, sequences)
+    return [
+        store(node, f"_{node.name}_{name}", value.to(data.device), data.fake_mode)
+        for name, value in zip(("rows", "columns"), pair, strict=True)
+    ]
 
 
 def _pack(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
-    data = emit(gm.graph, node, aten.index.Tensor, node.args[0], _places(gm, node, sizes))
+    data = emit(gm.graph, node, aten.index.Tensor, node.args[0], _places(node, sizes))
     for item in [u for u in node.users if u.args[1] == 0]:
         item.replace_all_uses_with(data)
         gm.graph.erase_node(item)
@@ -83,6 +78,6 @@ def _pad(gm: fx.GraphModule, node: fx.Node, sizes: list[int]) -> None:
     padded = next(item for item in node.users if item.args[1] == 0)
     data, shape = node.args[0], [int(n) for n in padded.meta["val"].shape]
     filled = emit(gm.graph, node, aten.new_full.default, data, shape, node.args[3])
-    scattered = emit(gm.graph, node, aten.index_put.default, filled, _places(gm, node, sizes), data)
+    scattered = emit(gm.graph, node, aten.index_put.default, filled, _places(node, sizes), data)
     padded.replace_all_uses_with(scattered)
     gm.graph.erase_node(padded)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
-from fxlrp.gae.conduct import check_folder
+from fxlrp.gae.conduct import Progress, check_folder, in_a_line
 from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.known import agreement, built, grids, parts, suppressors
 from fxlrp.gae.known.cases import Case, Known
@@ -23,7 +23,6 @@ from fxlrp.gae.plan import version_of
 from fxlrp.gae.store import Store
 from fxlrp.rules.registry import find_rulebook, rulebooks
 
-Progress = Callable[[int, int], None]
 SUITES: dict[str, Callable[..., list[Case]]] = {
     "built": built.cases,
     "parts": parts.cases,
@@ -125,8 +124,7 @@ def _fill(
             except torch.OutOfMemoryError as error:
                 raise FxlrpError(f"There is no memory left for {name} on {cases[number].name}.") from error
             except Exception as error:
-                said = str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
-                kept = {"error": (said.strip() or type(error).__name__).splitlines()[0]}
+                kept = {"error": in_a_line(error)}
             store.add(number, name, of=of, facts=case.facts, **kept)
             done += 1
             progress(done, total)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxlrp.errors import FxlrpError
+from fxlrp.gae.data import count_of
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,7 @@ class Texts:
     """
 
     def __init__(self, dataset: Any, limit: int | None = None) -> None:
-        if isinstance(dataset, str) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise FxlrpError(f"The data set is a {type(dataset).__name__}; give one with a length and items by number.")
-        self.dataset = dataset
-        self.count = len(dataset) if limit is None else min(limit, len(dataset))
-        if not self.count:
-            raise FxlrpError("The data set is empty.")
+        self.dataset, self.count = dataset, count_of(dataset, limit)
 
     def __len__(self) -> int:
         return self.count
