@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxlrp
 from fxlrp.capture.model import capture
 from fxlrp.graph.analyse import find_nonnegative
-from fxlrp.graph.samples import locate
+from fxlrp.graph.layouts import locate
 from fxlrp.rules.per_sample import SampleAxis
 
 aten = torch.ops.aten

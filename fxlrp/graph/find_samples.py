@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import product
 
 import torch
@@ -12,15 +11,16 @@ from torch import Tensor, fx
 from fxlrp.capture.axes import Axes, joined_by_sparse
 from fxlrp.capture.model import Capture, CaptureMode
 from fxlrp.errors import FxlrpError
+from fxlrp.graph.layouts import Layouts
 from fxlrp.graph.lookups import cast_one_hots
 from fxlrp.graph.outputs import Output, explained_output
 from fxlrp.graph.probe import NUDGE, PUSHES, Probe
 from fxlrp.graph.reads import Place, find_readouts
-from fxlrp.graph.rowwise import is_rowwise
-from fxlrp.graph.samples import batch_symbols, plain, starts_of
+from fxlrp.graph.samples import batch_symbols, starts_of
 from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.packed import spell_packed
 from fxlrp.patterns.sparse import spell_sparse
+from fxlrp.rules.per_sample import SampleAxis
 
 PRIMES = (5, 7, 11, 13, 17, 19)
 """Values substituted for symbols to compare two sizes."""
@@ -182,8 +182,8 @@ def _mix(
     assert axes.output is not None
     count = axes.count(inputs)
     starts, certain = starts_of(captured.graph, readouts, axes, count)
-    symbols = batch_symbols(captured.graph, axes)
-    if certain and len(symbols) == 1 and is_rowwise(captured.graph, starts, explained, partial(plain, symbols=symbols)):
+    layouts = Layouts(captured.graph, inputs, starts, count, batch_symbols(captured.graph, axes))
+    if certain and layouts.of.get(explained) == SampleAxis(axes.output):
         return False
     probe = Probe(captured.graph, inputs, starts)
     reached = [_rows_reached(probe, explained, axes.output, sample, count) for sample in (0, count - 1)]

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxlrp.capture.functions import Stepwise
 from fxlrp.capture.state import drawing
-from fxlrp.graph.rowwise import differ
+from fxlrp.graph.layouts import differ
 from fxlrp.ops import about
 from fxlrp.rules.values import stands_for
 

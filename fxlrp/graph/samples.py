@@ -1,18 +1,19 @@
 """Finds the sample axis of each node of a captured graph.
 
-Symbolic shapes show most of them.  A probe finds the rest: it nudges one sample slightly where relevance is read, and
-the entries that change belong to that sample.
+Symbolic shapes show most of them, and ops where these fold the batch into other axes.  A probe finds the rest: it
+nudges one sample slightly where relevance is read, and the entries that change belong to that sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx
 
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.model import Capture
 from fxlrp.capture.symbols import free_symbols
+from fxlrp.graph.layouts import Layouts, candidates, locate, plain
 from fxlrp.graph.probe import NUDGE, PUSHES, Probe
 from fxlrp.graph.reads import Place
 from fxlrp.rules.per_sample import WHOLE, SampleAxis
@@ -46,30 +47,18 @@ def batch_symbols(graph: fx.GraphModule, axes: Axes) -> set:
     return {s for n, axis in places if axis is not None for s in free_symbols(n.meta["val"].shape[axis])}
 
 
-def candidates(traced: Tensor, symbols: set) -> list[int]:
-    """The axes of a traced tensor whose size contains a symbol of the batch."""
-    return [axis for axis, size in enumerate(traced.shape) if free_symbols(size) & symbols]
-
-
 def plain_axis(node: fx.Node, symbols: set) -> int | None:
     """The axis of a node that counts the samples and nothing else, if its shape shows one."""
     value = node.meta.get("val")
     return plain(value, symbols) if isinstance(value, Tensor) else None
 
 
-def plain(traced: Tensor, symbols: set) -> int | None:
-    """The axis of a traced tensor that counts the samples and nothing else, if its shape shows one."""
-    axes = candidates(traced, symbols)
-    if len(axes) == 1 and traced.shape[axes[0]].node.expr in symbols:  # type: ignore[attr-defined]
-        return axes[0]
-    return None
-
-
 class Samples:
     """The sample axis of each node.
 
     Shapes with a symbolic batch show it.  If the batch is folded into another axis (windows, heads) or is not symbolic,
-    the first sample of the example and then the last is nudged: the entries that change belong to that sample.  Nodes
+    the ops on the way there do, and where these can't, the first sample of the example and then the last is nudged: the
+    entries that change belong to that sample.  Nodes
     without a sample axis (a loop over the batch, an input shared by all) are probed with each sample in turn: at most
     one sample may change them.
     """
@@ -93,20 +82,25 @@ class Samples:
         if not folded:
             return
         starts, self.known = starts_of(gm, readouts, axes, self.count)
+        layouts = Layouts(gm, captured.inputs, starts, self.count, self.symbols)
+        by_ops = {n: layouts.of.get(n, WHOLE) for n in folded}
+        self.where |= {n: at for n, at in by_ops.items() if isinstance(at, SampleAxis)}
+        folded -= self.where.keys()
+        if not folded:
+            return
         probe = Probe(gm, captured.inputs, starts)
         fits = self._fits(probe, folded, NUDGE)
-        downstream = _downstream(gm, starts)
         for push in PUSHES:  # values that are saturated, or that depend on one sample alone
-            silent = {n for n in folded & downstream if len(fits.get(n, ())) < 2}
+            silent = {n for n in folded if len(fits.get(n, ())) < 2}
             pushed = self._fits(probe, silent, push) if silent else {}
             fits |= {n: more for n, more in pushed.items() if len(more) > len(fits.get(n, ()))}
         for node in folded:
-            layouts = fits.get(node, [])
-            if len(layouts) > 1:
-                common = set.intersection(*map(set, layouts))
+            each = fits.get(node, [])
+            if len(each) > 1:
+                common = set.intersection(*map(set, each))
                 if len(common) == 1:
                     self.where[node] = common.pop()
-            elif node not in downstream or (layouts and not candidates(node.meta["val"], self.symbols)):
+            elif each and not candidates(node.meta["val"], self.symbols):
                 self.where[node] = WHOLE
 
     def _fits(self, probe: Probe, nodes: set[fx.Node], by: float) -> dict[fx.Node, list[list[SampleAxis]]]:
@@ -125,27 +119,3 @@ class Samples:
     def of(self, node: fx.Node) -> SampleAxis | None:
         """The sample axis of a node; None if it can't be determined."""
         return self.where.get(node)
-
-
-def _downstream(graph: fx.GraphModule, starts: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes that depend on one of `starts`, these included."""
-    reached = set(starts)
-    for node in graph.graph.nodes:
-        if any(n in reached for n in node.all_input_nodes):
-            reached.add(node)
-    return reached
-
-
-def locate(changed: Tensor, axes: Iterable[int], count: int, sample: int = 0) -> Iterator[SampleAxis]:
-    """The layouts [before, count, after] of one of `axes` in which all changes are confined to the sample."""
-    for axis in axes:
-        size = changed.shape[axis]
-        if not changed.numel():
-            return
-        line = changed.movedim(axis, 0).reshape(size, -1).any(1)
-        for before in range(1, size // count + 1):
-            if size % (before * count) == 0:
-                others = line.view(before, count, -1).clone()
-                others[:, sample] = False
-                if line.any() and not others.any():
-                    yield SampleAxis(axis, before, size // count // before)
