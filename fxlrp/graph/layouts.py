@@ -155,16 +155,18 @@ class Layouts:
 
     def _moved(self, node: fx.Node, before: Mapping[fx.Node, SampleAxis]) -> Iterator[list[Tensor]]:
         """Where a node that moves entries puts those of each of two samples: it is given their samples' numbers."""
+        dtype = torch.uint8 if self.count < 255 else torch.int32
         values = {}
         for n in node.all_input_nodes:
             val = n.meta["val"]
-            if isinstance(val, Tensor) and val.is_floating_point():
-                numbers = torch.zeros(_lengths(val), dtype=torch.int32, device=val.device)
-                if n in before:
-                    axis, earlier, after = before[n]
-                    owner = torch.arange(1, self.count + 1, device=val.device).repeat_interleave(after).repeat(earlier)
-                    numbers += owner.view([-1 if i == axis else 1 for i in range(val.ndim)])
-                values[n] = numbers if self.count > 255 else numbers.to(torch.uint8)
+            if n in before:
+                axis, earlier, after = before[n]
+                owner = torch.arange(1, self.count + 1, dtype=dtype, device=val.device)
+                owner = owner.repeat_interleave(after).repeat(earlier)
+                owner = owner.view([-1 if i == axis else 1 for i in range(val.ndim)])
+                values[n] = owner.expand(_lengths(val)).contiguous()
+            elif isinstance(val, Tensor) and val.is_floating_point():
+                values[n] = torch.zeros(_lengths(val), dtype=dtype, device=val.device)
             else:
                 values[n] = self._shared(n)
         outputs = _call(node, values)
