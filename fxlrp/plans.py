@@ -255,8 +255,9 @@ class Plans:
         raise FxlrpError(
             f"While it is traced, this model computes something else than when it is called: {parted} apart. "
             + (
-                "It is torch's fast path of nn.TransformerEncoder, which sets what is padded to zero: turn it off by "
-                "torch.backends.mha.set_fastpath_enabled(False), or leave the padding out of what follows."
+                "It is torch's fast path of nn.TransformerEncoder and nn.MultiheadAttention, which sets what is padded "
+                "to zero and lays out its result in another order, so that writes into views of it go elsewhere: turn "
+                "it off by torch.backends.mha.set_fastpath_enabled(False), or leave the padding out of what follows."
                 if slow
                 else "Take out what asks whether it is traced (torch.compiler.is_exporting, is_compiling)."
             )
