@@ -12,6 +12,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from fxlrp.nodes import target_of
+
 aten = torch.ops.aten
 
 Insert = Callable[..., fx.Node]
@@ -28,18 +30,25 @@ def emit(
     known: the values of ops that were inserted before, by their arguments' shapes and types; blocks repeat.
     """
     node = graph.call_function(op, args, kwargs)
-    values = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
     node.meta = {k: v for k, v in like.meta.items() if k in KEPT}
-    leaves, structure = pytree.tree_flatten(values)
-    key = (op, structure, *map(_kind, leaves))
-    own_size = torch.Tag.dynamic_output_shape in getattr(op, "tags", ())  # which each result counts anew
-    known = {} if known is None or own_size else known
-    if key not in known:
-        mode = next(v.fake_mode for n in graph.nodes if isinstance(v := n.meta.get("val"), FakeTensor))
-        with mode, enable_python_dispatcher():  # without it, matmul in torch 2.11 fixes a symbolic batch
-            known[key] = op(*values[0], **values[1])
-    node.meta["val"] = known[key]
+    mode = next(v.fake_mode for n in graph.nodes if isinstance(v := n.meta.get("val"), FakeTensor))
+    node.meta["val"] = traced_value(node, mode, {} if known is None else known)
     return node
+
+
+def traced_value(node: fx.Node, mode: FakeTensorMode, known: dict[Hashable, Any]) -> Any:
+    """The fake value of a call of fake values.
+
+    known: the values of calls before, by their arguments' shapes and types."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    key = (node.target, structure, *map(_kind, leaves))
+    if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):  # each result counts its size anew
+        known = {}
+    if key not in known:
+        with mode, enable_python_dispatcher():  # without it, matmul in torch 2.11 fixes a symbolic batch
+            known[key] = target_of(node)(*args, **kwargs)
+    return known[key]
 
 
 def _kind(value: Any) -> Hashable:

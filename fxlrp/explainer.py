@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -302,6 +303,7 @@ def convert(
     seed: int = 0,
     shifts: int = 1,
     differentiable: bool = False,
+    cache: str | Path | None = None,
 ) -> Explainer:
     """An explainer for `model`: call it like the model and get an `Attribution`.
 
@@ -324,6 +326,9 @@ def convert(
     shifts: how many maps the map of a picture is the mean of: its own and those of copies moved by some pixels, which
     removes the grid of a transformer's patches (4 suffice); `at` and `trace` are of the picture itself.
     differentiable: maps have a gradient by the weights, so that a loss can be put on them; they are of classes alone.
+    cache: a folder in which captured graphs are kept, without weights, for other processes that explain this model: one
+    whose code, attributes and weights' shapes are the same, by the same torch, Python and fxlrp.  A file that does not
+    fit the model, or is damaged, is never run; a warning says so, and the model is captured anew.
 
     Raises FxlrpError for a model in training mode, one that can't be captured, or an unknown rulebook, output or read.
 
@@ -340,6 +345,10 @@ def convert(
         raise FxlrpError(f"shifts={shifts!r}, seed={seed!r}: give a number of maps, 1 for none, and a whole number.")
     names = (read,) if isinstance(read, str) else tuple(read)
     how = Settings(find_rulebook(rules), strict, output, checkpoint, batch, names, seed, shifts, differentiable)
+    if cache is not None:
+        from fxlrp.inputs.graph_store import GraphStore
+
+        how = replace(how, store=GraphStore(cache))
     explainer = Explainer(model, how)
     if example_inputs is not None:
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,6 +55,19 @@ class Settings:
     seed: int = 0
     shifts: int = 1
     differentiable: bool = False
+    store: Store | None = None
+
+
+class Store(Protocol):
+    """Where captured graphs are kept for other processes: see `fxlrp.inputs.graph_store`."""
+
+    def paths(self, model: nn.Module, *keys: Hashable) -> list[Path]: ...
+
+    def load(
+        self, path: Path, model: nn.Module, args: tuple, kwargs: dict, run: Callable[[tuple, dict], Any]
+    ) -> Capture | None: ...
+
+    def save(self, path: Path, model: nn.Module, captured: Capture) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,10 @@ class Plans:
             outdated = one and not all(map(equal, widened(tensors), plan.capture.inputs))
         else:  # the model may take another branch at this batch size
             outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
+            if outdated and plan.capture.kept:
+                with alone(), drawing(self.settings.seed, tensors):
+                    plan = self.capture(cache, args, kwargs, anew=True)
+                outdated = not self._same_output(plan, tensors, args, kwargs)
         if outdated:
             with alone(), drawing(self.settings.seed, tensors):
                 plan = self.capture(cache, args, kwargs, fixed=True)
@@ -155,15 +173,17 @@ class Plans:
                 return plan
         return None
 
-    def capture(self, cache: Cache, args: tuple, kwargs: dict, fixed: bool = False) -> Plan:
+    def capture(self, cache: Cache, args: tuple, kwargs: dict, fixed: bool = False, anew: bool = False) -> Plan:
         """Captures a plan for this call; unless `fixed`, also for batches of any size and texts of any length if
-        possible."""
+        possible.
+
+        anew: whether graphs that were kept are outdated."""
         tensors, _ = split_tensors(args, kwargs)
         axes = self.axes(cache, args, kwargs, tensors)
 
         signatures = [signature(args, kwargs, a) for a in axes]
         longer = any(cache.first.get(sig.like) not in (None, EACH, sig.shapes) for sig in signatures)
-        captured = self._captured(cache, args, kwargs, axes, fixed, longer)
+        captured = self._captured(cache, args, kwargs, axes, fixed, longer, anew)
         with no_autocast(captured.inputs):
             how = self.settings
             plan = rewrite(captured, how.rulebook, strict=how.strict, output=how.output, read=how.read)
@@ -179,19 +199,36 @@ class Plans:
         return cache.plans.set(plan.key, plan)
 
     def _captured(
-        self, cache: Cache, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool
+        self, cache: Cache, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool, anew: bool
     ) -> Capture:
         """The captured graph for a call, to be rewritten: a copy of the one kept, unless it holds for values alone."""
         tensors, _ = split_tensors(args, kwargs)
         call = tuple(signature(args, kwargs, a).shapes for a in axes), longer, self.settings.output
         this_batch = call, fixed, tuple(a.count(tensors) for a in axes)
-        captured = cache.captures.get(this_batch) or (None if fixed else cache.captures.get(call))
+        captured = None if anew else cache.captures.get(this_batch) or (None if fixed else cache.captures.get(call))
         if captured is None:
-            captured = self._capture_anew(args, kwargs, axes, fixed, longer)
+            captured = self._kept_or_captured(call, this_batch, args, kwargs, axes, longer, anew)
             if captured.mode is CaptureMode.THIS_INPUT:
                 return captured
             cache.captures.set(call if captured.mode is CaptureMode.ANY_BATCH else this_batch, captured)
         return replace(captured, graph=copied(captured.graph)[0])
+
+    def _kept_or_captured(
+        self, call: tuple, this_batch: tuple, args: tuple, kwargs: dict, axes: list[Axes], longer: bool, anew: bool
+    ) -> Capture:
+        """The graph for a call that a file holds, else a new one, which is written to a file: if there is a store."""
+        _, fixed, _ = this_batch
+        store = self.settings.store
+        paths = store.paths(self.model, (call, fixed), this_batch) if store else []
+        if store is None or not paths:
+            return self._capture_anew(args, kwargs, axes, fixed, longer)
+        for path in [] if anew else paths:
+            if kept := store.load(path, self.model, args, kwargs, self.returned):
+                return kept
+        captured = self._capture_anew(args, kwargs, axes, fixed, longer)
+        if captured.mode is not CaptureMode.THIS_INPUT:
+            store.save(paths[captured.mode is not CaptureMode.ANY_BATCH], self.model, captured)
+        return captured
 
     def _capture_anew(self, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool) -> Capture:
         """Captures the model, with the sample axes that fit it."""

@@ -71,17 +71,26 @@ class Flat(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        paths, spec = pytree.tree_flatten_with_path(open_output(returned))
-        output_tensors = [(path, leaf) for path, leaf in paths if isinstance(leaf, Tensor)]
-        leaves = [Tensor if isinstance(leaf, Tensor) else _constant(leaf) for _, leaf in paths]
-        untouched = [i for i, (_, leaf) in enumerate(output_tensors) if any(leaf is t for t in passed_on)]
-        self.note(Returned(leaves, spec, [pytree.keystr(path) for path, _ in output_tensors], untouched))
-        return tuple(leaf for _, leaf in output_tensors)
+        tensors, noted = returned_as(returned, passed_on)
+        self.note(noted)
+        return tensors
 
     def _notice_below(self) -> None:
         if not self.known.derives:
             self.known.derives = True
             raise RuntimeError("this is to be traced below autograd")
+
+
+def returned_as(returned: Any, passed_on: list[Tensor]) -> tuple[tuple[Tensor, ...], Returned]:
+    """The tensors in a model's output, and its structure.
+
+    passed_on: the tensors that a module returned as it got them."""
+    paths, spec = pytree.tree_flatten_with_path(open_output(returned))
+    tensors = [(path, leaf) for path, leaf in paths if isinstance(leaf, Tensor)]
+    leaves = [Tensor if isinstance(leaf, Tensor) else _constant(leaf) for _, leaf in paths]
+    untouched = [i for i, (_, leaf) in enumerate(tensors) if any(leaf is t for t in passed_on)]
+    names = [pytree.keystr(path) for path, _ in tensors]
+    return tuple(leaf for _, leaf in tensors), Returned(leaves, spec, names, untouched)
 
 
 class OfModel(Exception):

@@ -61,6 +61,7 @@ class Capture:
     `graph` and `inputs` are in float32; empty for all other models.
     branches: whether the model branches on values, so that the trace holds for the values of its inputs.
     nearly: whether the graph's output equals the model's only up to rounding, as for a quantised model.
+    kept: whether it was read from a file, which may be outdated.
     """
 
     graph: fx.GraphModule
@@ -74,6 +75,7 @@ class Capture:
     narrow: list[list[torch.dtype]] = field(default_factory=list)
     branches: bool = False
     nearly: bool = False
+    kept: bool = False
 
     @property
     def any_length(self) -> bool:
@@ -157,7 +159,7 @@ def capture(
             continue
         _mark_identities(graph, seen[-1].untouched)
         names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
-        lengths = [lengths_of(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
+        lengths = length_axes(tensors, axes)
         return Capture(
             graph,
             attempt.inputs,
@@ -182,6 +184,17 @@ class Attempt(NamedTuple):
     mode: CaptureMode
     inputs: list[Tensor]
     dims: tuple | None
+
+
+def length_axes(tensors: list[Tensor], axes: Axes) -> list[tuple[int, ...]]:
+    """The axes of each tensor of a call that may be sequence lengths."""
+    return [lengths_of(t, axis) for t, axis in zip(tensors, axes.inputs, strict=True)]
+
+
+def example_inputs(tensors: list[Tensor], axes: Axes, mode: CaptureMode) -> list[Tensor]:
+    """The inputs that a call's graph of this mode is captured with."""
+    detached = [t.detach().clone() for t in tensors]
+    return next(attempt.inputs for attempt in _attempts(detached, axes, False) if attempt.mode is mode)
 
 
 def _attempts(tensors: list[Tensor], axes: Axes, longer: bool) -> list[Attempt]:

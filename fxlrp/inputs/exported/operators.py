@@ -122,7 +122,7 @@ _assert_scalar.default _assert_async.msg _assert_async.default sym_constrain_ran
 sym_constrain_range.default
 """
 
-_PYTHON = (
+PYTHON = (
     *(f"_operator.{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "getitem")),
     *(f"_operator.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")),
     *(f"torch.sym_{name}" for name in ("int", "float", "max", "min", "not", "ite")),
@@ -179,7 +179,7 @@ def check_call(node: dict[str, Any]) -> None:
         return
     if "as_graph" in kinds:
         raise ValueError(f"{target[:80]} of a graph")
-    if target in _PYTHON:
+    if target in PYTHON:
         if target == "_operator.pow" and not (kinds[1:] == ["as_int"] and 0 <= arguments[1]["as_int"] <= 4):
             raise ValueError("a power of sizes")
         if not set(kinds) <= _SCALARS:

@@ -1,0 +1,276 @@
+"""convert(cache=…): another process explains by the graphs that one has captured, or captures anew and says why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SmallCNN, randomize
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import fxlrp
+import fxlrp.plans
+from fxlrp import FxlrpError
+from fxlrp.inputs.fingerprint import Unsteady, fingerprint
+
+KEY = "graph"
+
+
+class Text(nn.Module):
+    """Ids, a mask made of them, a dict as output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(30, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+        self.head = nn.Linear(8, 3)
+        self.scale = torch.full((8,), 0.5)  # no buffer: a constant of the graph
+
+    def forward(self, ids: Tensor, factor: float = 1.0) -> dict[str, Any]:
+        x = self.block(self.table(ids) * self.scale)
+        return {"logits": self.head(x.mean(1) * factor), "count": 2}
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0][:, -1])
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "convolutions": (SmallCNN, lambda: torch.randn(2, 3, 8, 8)),
+    "text": (Text, lambda: torch.randint(0, 30, (2, 6))),
+    "recurrent": (Recurrent, lambda: torch.randn(2, 5, 4)),
+}
+
+
+def made(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(3)
+    model = MODELS[name][0]().eval()
+    return model, MODELS[name][1]()
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """After it is called, tracing is an error."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the model was traced")
+
+    return lambda: monkeypatch.setattr(fxlrp.plans, "capture", refuse)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_second_explainer_traces_nothing(name: str, tmp_path: Path, untraced: Callable[[], None]) -> None:
+    model, x = made(name)
+    first = fxlrp.convert(model, x, cache=tmp_path)
+    untraced()
+    other, _ = made(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = fxlrp.convert(other, x, cache=tmp_path)
+        a, b = first(torch.cat([x, x])), second(torch.cat([x, x]))
+    assert torch.equal(a.relevance, b.relevance)
+    torch.testing.assert_close(a.output, b.output, rtol=0, atol=0)
+    assert str(first.report()) == str(second.report())
+    assert [str(n) for n in first.graph.graph.nodes] == [str(n) for n in second.graph.graph.nodes]
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.5)
+    assert not torch.equal(second(x).relevance, first(x).relevance)  # weights are the model's own
+
+
+def test_another_process_finds_it(tmp_path: Path) -> None:
+    """Whatever order its sets have."""
+    code = f"import sys; sys.path[:0] = {sys.path[:6]!r}\nfrom test_graph_store import *\nmodel, x = made('text')\n"
+    code += "import fxlrp\nfxlrp.convert(model, x, cache=sys.argv[1])\n"
+    code += "print(fingerprint(model, {'a', 'b', 'c'}, frozenset((1, 'x'))))"
+    seen = []
+    for seed in ("1", "2"):
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        env = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent), "PATH": ""}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        seen.append((done.stdout, sorted(path.name for path in tmp_path.iterdir())))
+    assert seen[0] == seen[1]
+    assert len(seen[0][1]) == 1
+
+
+def changes() -> dict[str, Callable[[Text], None]]:
+    def attribute(model: Text) -> None:
+        model.block.norm_first = False
+
+    def width(model: Text) -> None:
+        model.head = nn.Linear(8, 4)
+
+    def constant(model: Text) -> None:
+        model.scale = model.scale * 2
+
+    def hook(model: Text) -> None:
+        model.head.register_forward_hook(lambda module, args, out: out * 2)
+
+    def method(model: Text) -> None:
+        model.forward = lambda ids: {"logits": model.head(model.table(ids).amax(1)), "count": 2}  # type: ignore
+
+    def layer(model: Text) -> None:
+        model.head = nn.Sequential(model.head, nn.Tanh())  # type: ignore[assignment]
+
+    return {f.__name__: f for f in (attribute, width, constant, hook, method, layer)}
+
+
+@pytest.mark.parametrize("name", changes())
+def test_a_model_that_differs_has_another_file(name: str, tmp_path: Path) -> None:
+    model, x = made("text")
+    before = fingerprint(model)
+    assert fingerprint(made("text")[0]) == before
+    fxlrp.convert(model, x, cache=tmp_path)
+    changes()[name](model)
+    assert fingerprint(model) != before
+    explainer = fxlrp.convert(model, x, cache=tmp_path)
+    assert torch.equal(explainer(x).relevance, fxlrp.convert(model, x)(x).relevance)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_code_of_a_class_is_part_of_it() -> None:
+    def kind(line: str) -> nn.Module:
+        scope: dict[str, Any] = {"nn": nn, "__name__": "users"}
+        exec(f"class Own(nn.Module):\n  def forward(self, x):\n    return {line}", scope)
+        return scope["Own"]()
+
+    assert fingerprint(kind("x + 1")) == fingerprint(kind("x + 1"))
+    assert len({fingerprint(kind(line)) for line in ("x + 1", "x + 2", "x.exp()", "x.log()", "(lambda: x)()")}) == 5
+
+
+def test_a_call_that_differs_has_another_file(tmp_path: Path) -> None:
+    model, x = made("text")
+    explainer = fxlrp.convert(model, (x,), cache=tmp_path)
+    explainer(x, factor=2.0)
+    assert len(list(tmp_path.iterdir())) == 2
+    again = fxlrp.convert(model, cache=tmp_path)
+    assert torch.equal(again(x, factor=2.0).relevance, explainer(x, factor=2.0).relevance)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes what a file says of its graph."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()[KEY])
+        constants = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(about)
+    save_file(constants, path, metadata={KEY: json.dumps(about)})
+
+
+def calls(about: dict[str, Any]) -> list[dict[str, Any]]:
+    return [node for node in about["nodes"] if "call" in node]
+
+
+FOREIGN: dict[str, Callable[[dict[str, Any]], None]] = {
+    "a function of Python": lambda about: calls(about)[0].update(call="os.system", args=["echo no"]),
+    "an op that reads files": lambda about: calls(about)[0].update(call="torch.ops.aten.from_file.default"),
+    "another name": lambda about: about.update(key="0" * 64),
+    "another format": lambda about: about.update(format=0),
+    "no weight of the model": lambda about: next(n for n in about["nodes"] if n.get("weight")).update(weight="w"),
+    "another node": lambda about: calls(about)[-1].update(args=[{"node": "none"}]),
+    "another kind of argument": lambda about: calls(about)[0].update(args=[{"torch": "load"}]),
+    "another shape": lambda about: next(n for n in about["nodes"] if "shape" in n).update(shape=[2, 3, 9, 9]),
+}
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "half of it", "a pickle"])
+def test_a_foreign_or_broken_file_is_not_run(name: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    model, x = made("convolutions")
+    expected = fxlrp.convert(model, x, cache=tmp_path)(x)
+    (path,) = tmp_path.iterdir()
+    if name in FOREIGN:
+        rewritten(path, FOREIGN[name])
+    elif name == "a pickle":
+        torch.save({"a": Path("x")}, path)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="is no graph of this model that fxlrp wrote"):
+        explainer = fxlrp.convert(model, x, cache=tmp_path)
+    assert torch.equal(explainer(x).relevance, expected.relevance)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fxlrp.convert(model, x, cache=tmp_path)  # it was written anew
+    assert "no" not in capfd.readouterr().out
+
+
+def test_an_outdated_file_is_noticed_by_its_output(tmp_path: Path) -> None:
+    """What a digest can't see, such as the code of a function of another file, is seen by the model's own output."""
+    model, x = made("convolutions")
+    expected = fxlrp.convert(model, x, cache=tmp_path)(x)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+
+    def other_activation(about: dict[str, Any]) -> None:
+        for node in calls(about):
+            node["call"] = node["call"].replace("relu", "tanh")
+
+    rewritten(path, other_activation)
+    assert torch.equal(fxlrp.convert(model, x, cache=tmp_path)(x).relevance, expected.relevance)
+    assert path.read_bytes() == whole
+
+
+def test_models_that_no_digest_tells_apart_are_captured_in_each_process(tmp_path: Path) -> None:
+    model, x = made("convolutions")
+    with (tmp_path / "log").open("w") as log:
+        model.log = log  # type: ignore[assignment]
+        with pytest.raises(Unsteady, match=r"model\.log, a _io\.TextIOWrapper"):
+            fingerprint(model)
+        with pytest.warns(UserWarning, match=r"the model has model\.log, a _io\.TextIOWrapper"):
+            explainer = fxlrp.convert(model, x, cache=tmp_path / "graphs")
+        assert explainer(x).relevance.any()
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g
+
+
+class Custom(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(Rounded.apply(x))
+
+
+def test_graphs_that_are_more_than_ops_are_not_written(tmp_path: Path) -> None:
+    x = 3 * torch.randn(2, 4)
+    with pytest.warns(UserWarning, match="this model's graph can't be written"):
+        explainer = fxlrp.convert(Custom().eval(), x, cache=tmp_path)
+    assert explainer(x).relevance.any()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FxlrpError, match="is no folder that can be made"):
+        fxlrp.convert(SmallCNN().eval(), cache=tmp_path / "file")
+
+
+def test_double_precision_and_rulebooks(tmp_path: Path, untraced: Callable[[], None]) -> None:
+    model, x = randomize(SmallCNN()), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    first = fxlrp.convert(model, x, cache=tmp_path)
+    untraced()
+    for rules in fxlrp.rulebooks():
+        second = fxlrp.convert(model, x, rules=rules, cache=tmp_path)
+        assert torch.equal(second(x).relevance, first.by(rules)(x).relevance)
