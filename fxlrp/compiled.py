@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import check_compiled
+from fxlrp.answers import Call
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import Same
 from fxlrp.capture.confine import alone
@@ -81,40 +82,30 @@ def can_be_compiled(plan: Plan, questions: Sequence[Question]) -> bool:
     return inputs_alone and by_class and plan.scores_ndim == 2
 
 
-def by_compiled_graph(
-    explainer: Explainer,
-    plan: Plan,
-    tensors: list[Tensor],
-    own: list[Tensor],
-    args: tuple,
-    kwargs: dict,
-    question: Question,
-) -> Attribution:
+def by_compiled_graph(call: Call, own: list[Tensor], question: Question) -> Attribution:
     """Explains a call by the compiled graph, and checks it against the eager one whenever a graph was compiled."""
     compiled_before = _graphs_compiled()
-    attribution = _run_joint(explainer, plan, tensors, own, question.target, question.contrast)
+    attribution = _run_joint(call, own, question.target, question.contrast)
     if _graphs_compiled() != compiled_before:
 
         def eager(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
             tensor_iterator = iter(inputs)
-            positional, named = pytree.tree_map_only(Tensor, lambda _: next(tensor_iterator), (args, kwargs))
+            positional, named = pytree.tree_map_only(Tensor, lambda _: next(tensor_iterator), (call.args, call.kwargs))
             asked_question = question if question.target is not None else replace(question, target=attribution.target)
             with torch.enable_grad():
-                return explainer.explain(positional, named, [asked_question], compiled=False)[0].each
+                return call.explainer.explain(positional, named, [asked_question], compiled=False)[0].each
 
-        check_compiled(attribution.each, eager, tensors)
+        check_compiled(attribution.each, eager, call.tensors)
     return attribution
 
 
-def _run_joint(
-    explainer: Explainer, plan: Plan, tensors: list[Tensor], own: list[Tensor], target: Target, contrast: Contrast
-) -> Attribution:
+def _run_joint(call: Call, own: list[Tensor], target: Target, contrast: Contrast) -> Attribution:
     """Explains a call by the compiled joint graph, which also computes the model's outputs unless they are given as
     `own`."""
     assert not callable(target)
+    explainer, plan, tensors, batch = call.explainer, call.plan, call.tensors, call.batch
     options = explainer.compiling
     assert options is not None
-    batch = plan.axes.count(tensors)
     classes = torch.as_tensor(-1 if target is None else target, device=tensors[0].device)
     classes = plan.axes.rows(own[plan.explained]).argmax(1) if own and target is None else classes
     index = classes.expand(batch, *classes.shape) if classes.ndim == 0 or isinstance(target, Sequence) else classes

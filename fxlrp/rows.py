@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fxlrp.answers import Call
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import names_of, split_tensors
@@ -51,19 +52,18 @@ def asks_every_row(plan: Plan, question: Question) -> bool:
     return of_rows and question.position is None and by_classes(question.target)
 
 
-def row_by_row(
-    explainer: Explainer, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]
-) -> Attribution:
+def row_by_row(call: Call, question: Question, at: Sequence[str]) -> Attribution:
     """Explains every row of the output of a call that is one sample, such as a list of pictures or packed texts.
 
     Raises FxlrpError if two rows give relevance to one entry of an input.
     """
+    plan = call.plan
     count = hint(plan.scores_shape[1])
     if count is None:  # as many as values say
-        count = plan.axes.rows(explainer.plans.outputs(args, kwargs)[plan.explained]).shape[1]
+        count = plan.axes.rows(call.outputs()[plan.explained]).shape[1]
     targets = [of_sample(question.target, i, count) for i in range(count)]
     rows = [replace(question, target=target, position=i) for i, target in enumerate(targets)]
-    answers = explainer.explain(args, kwargs, rows, at)
+    answers = call.explainer.answers(call, rows, at)
     several = [torch.stack(parts) for parts in zip(*(a.each for a in answers), strict=True)]
     if any(bool(((r != 0).sum(0) > 1).any()) for r in several):
         raise FxlrpError(

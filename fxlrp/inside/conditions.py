@@ -9,68 +9,61 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fxlrp.answers import attribution_from
+from fxlrp.answers import Call, attribution_from
 from fxlrp.attribution import Attribution
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
-from fxlrp.inside.runs import Call, Run, run
+from fxlrp.inside.runs import Asked, Run, run
 from fxlrp.inside.selection import Selection, selections
 from fxlrp.relevance_pass import Read, maps_at_once, pull, read_at
 
 if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
+    pass
 
 Condition = list[Selection]
 
 
-def answer_given(
-    explainer: Explainer,
-    plan: Plan,
-    tensors: list[Tensor],
-    args: tuple,
-    kwargs: dict[str, Any],
-    question: Question,
-    at: Sequence[str],
-) -> Attribution:
+def answer_given(call: Call, question: Question, at: Sequence[str]) -> Attribution:
     """The answer to a question with conditions, all of them over one forward pass.
 
     Raises FxlrpError for conditions that can't be, and for several classes.
     """
-    given = question.given
+    plan, given = call.plan, question.given
     asked = [given] if isinstance(given, Mapping) else list(given or ())
     conditions = [selections(plan, condition) for condition in asked]
     if not conditions:
         raise FxlrpError("given=[] lists no condition; leave it out, or name a place: {'layer3': [17]}.")
     if callable(question.target):
-        about = explainer.of_target(plan, explainer.plans.outputs(args, kwargs), question.target)
-        if about is not explainer:
-            return about.explain(args, kwargs, [question], at)[0]
+        about = call.explainer.of_target(plan, call.outputs(), question.target)
+        if about is not call.explainer:
+            return about.explain(call.args, call.kwargs, [question], at)[0]
     nodes = {name: plan.named(name).name for name in at}
     _refuse_aside(plan, conditions, nodes)
     kept = {*nodes.values(), *(s.place.node for c in conditions for s in c)}
     with plan.in_its_types():
-        ran = run(Call(explainer, plan, tensors, args, kwargs, question), kept)
+        ran = run(Asked(**vars(call), question=question), kept)
         reads = _reads(ran, conditions, nodes)
     forward = ran.forward._replace(latent={name: ran.opened.values[node] for name, node in nodes.items()})
     said = tuple("; ".join(map(str, condition)) for condition in conditions)
     columns = not isinstance(given, Mapping)
     how = (reads, ran.classes, columns, said if columns else said[0])
-    return attribution_from(plan, forward, tensors, question, *how)
+    return attribution_from(plan, forward, call.tensors, question, *how)
 
 
 def _reads(ran: Run, conditions: Sequence[Condition], inside: Mapping[str, str]) -> list[Read]:
     """What each condition lets through to the inputs, and to the values at nodes `inside`, by their names."""
-    (explainer, plan, tensors, *_, question), out = ran.call, ran.forward.out
+    plan, tensors, out = ran.call.plan, ran.call.tensors, ran.forward.out
     values = [out[at] for several in plan.readouts.values() for at in several]
     values += [ran.opened.values[node] for node in inside.values()]
-    at_once = question.at_once or maps_at_once(plan.axes.rows(ran.end))
+    at_once = ran.call.question.at_once or maps_at_once(plan.axes.rows(ran.end))
     sides = [_passing(ran, seed, values, conditions, at_once) for seed in ran.seeds]
-    return [read_at(plan, explainer.rulebook, out, tensors, values, ran.summed(gs)) for gs in zip(*sides, strict=True)]
+    book = ran.call.explainer.rulebook
+    return [read_at(plan, book, out, tensors, values, ran.summed(gs)) for gs in zip(*sides, strict=True)]
 
 
 def _passing(

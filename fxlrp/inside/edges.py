@@ -22,7 +22,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.inside.blocks import nodes_of
 from fxlrp.inside.places import samples_at
-from fxlrp.inside.runs import Call, Run, calls, relevance_of, run
+from fxlrp.inside.runs import Asked, Run, calls, relevance_of, run
 from fxlrp.nodes import outputs_of
 from fxlrp.relevance_pass import pull
 from fxlrp.reports.report import Tabled
@@ -134,7 +134,7 @@ def _input_name(plan: Plan, i: int | str) -> str:
     return i if isinstance(i, str) else plan.capture.parameters[i]
 
 
-def _edges(call: Call, modules: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+def _edges(call: Asked, modules: Sequence[str]) -> tuple[Tensor, Tensor | None]:
     """Relevance from each source to each node [B, N, N], and the classes explained."""
     ran = run(call, modules, cut=True)
     shares = ran.opened.shares

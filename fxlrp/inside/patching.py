@@ -21,7 +21,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.inside.blocks import nodes_of
 from fxlrp.inside.parts import BY
 from fxlrp.inside.places import HEADS, place
-from fxlrp.inside.runs import Call, Run, arguments, calls, run
+from fxlrp.inside.runs import Asked, Run, arguments, calls, run
 from fxlrp.methods import DEFAULT
 from fxlrp.reports.report import Tabled
 from fxlrp.rules.registry import Rulebook
@@ -133,7 +133,7 @@ Found = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def _patched(
-    clean: Call, corrupted: Call, at: Sequence[str] | None, depth: int | None, by: str, exact: bool, at_once: int
+    clean: Asked, corrupted: Asked, at: Sequence[str] | None, depth: int | None, by: str, exact: bool, at_once: int
 ) -> Found:
     """The estimated and the exact changes by place, and the effect of every entry."""
     shapes = [[tuple(t.shape) for t in call.tensors] for call in (clean, corrupted)]
@@ -157,7 +157,7 @@ def _patched(
     return estimated, measured, effects
 
 
-def _names(clean: Call, at: Sequence[str] | None, depth: int | None, by: str) -> list[str]:
+def _names(clean: Asked, at: Sequence[str] | None, depth: int | None, by: str) -> list[str]:
     """The names of the places: those asked for, or those found by structure, of which only attentions have heads."""
     if by != HEADS:
         return list(nodes_of(clean.plan, at, depth))
@@ -181,7 +181,7 @@ def _by(arranged: Tensor, by: str) -> Tensor:
     return flat.sum(2 if by == "tokens" else 1)
 
 
-def _exact(clean: Call, ran: Run, name: str, instead: Tensor, by: str, at_once: int) -> Tensor:
+def _exact(clean: Asked, ran: Run, name: str, instead: Tensor, by: str, at_once: int) -> Tensor:
     """The changes of the score [batch, N], each by a run with a part of a place replaced."""
     here = place(clean.plan, name, by == HEADS)
     other = here.arranged(instead)
@@ -197,12 +197,12 @@ def _exact(clean: Call, ran: Run, name: str, instead: Tensor, by: str, at_once: 
     return torch.cat(rows).T
 
 
-def _run_patched(clean: Call, name: str, other: Tensor, by: str, group: Sequence[int], ran: Run) -> Tensor:
+def _run_patched(clean: Asked, name: str, other: Tensor, by: str, group: Sequence[int], ran: Run) -> Tensor:
     """The score of each sample with each of some parts of a place replaced [parts, batch]."""
     explainer, axes, count = clean.explainer, clean.plan.axes, len(group)
-    args, kwargs = (
-        axes.each(lambda t, axis: torch.cat([t] * count, axis), (clean.args, clean.kwargs)) if count > 1 else clean[3:5]
-    )
+    args, kwargs = clean.args, clean.kwargs
+    if count > 1:
+        args, kwargs = axes.each(lambda t, axis: torch.cat([t] * count, axis), (args, kwargs))
     plan, tensors = explainer.plan(args, kwargs)
     here = place(plan, name, by == HEADS)
 
@@ -223,7 +223,7 @@ def _run_patched(clean: Call, name: str, other: Tensor, by: str, group: Sequence
 
     question = replace(clean.question, target=_again(clean.question.target, ran, count))
     question = replace(question, position=_again(question.position, None, count))
-    call = Call(explainer, plan, tensors, args, kwargs, question)
+    call = Asked(explainer, plan, tensors, args, kwargs, question)
     with plan.in_its_types():
         patched = run(call, (), instead={here.node: replaced})
         return _score(patched).unflatten(0, (count, -1))

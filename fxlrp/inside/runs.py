@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxlrp.answers import Forward, run_forward
+from fxlrp.answers import Call, Forward, run_forward
 from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
@@ -26,14 +25,10 @@ if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
 
 
-class Call(NamedTuple):
-    """A call to be run: by which explainer and plan, its tensors, its arguments and what is asked."""
+@dataclass(frozen=True, eq=False)
+class Asked(Call):
+    """A call, with what is asked about it."""
 
-    explainer: Explainer
-    plan: Plan
-    tensors: list[Tensor]
-    args: tuple
-    kwargs: dict[str, Any]
     question: Question
 
 
@@ -44,7 +39,7 @@ class Run(NamedTuple):
     classes: those that were explained [batch], if the target was one.
     """
 
-    call: Call
+    call: Asked
     opened: Opened
     forward: Forward
     direction: Direction
@@ -78,7 +73,7 @@ def arguments(given: Any) -> tuple[tuple, dict[str, Any]]:
 
 def calls(
     explainer: Explainer, args: tuple, kwargs: dict[str, Any], question: Question, *, apart: bool = False
-) -> Iterator[Call]:
+) -> Iterator[Asked]:
     """The call itself, or one for each of its samples, each by the explainer of the output that its target is about.
 
     apart: one for each sample in any case, not only where they can't be told apart in a batch.
@@ -97,19 +92,18 @@ def calls(
         return
     question = at_the_end(plan, tensors, question)
     question = replace(question, contrast=explainer.rulebook.resolve(question.contrast))
-    yield Call(explainer, plan, tensors, args, kwargs, question)
+    yield Asked(explainer, plan, tensors, args, kwargs, question)
 
 
-def run(call: Call, kept: Collection[str], *, cut: bool = False, instead: Any = None) -> Run:
+def run(call: Asked, kept: Collection[str], *, cut: bool = False, instead: Any = None) -> Run:
     """Run a call and keep the values at some nodes.
 
     Raises FxlrpError for a question about several classes.
     """
-    explainer, plan, tensors, args, kwargs, question = call
-    opened = Opened(plan, kept, cut=cut, instead=instead, shares=shares_of(explainer.rulebook))
-    own = partial(explainer.plans.outputs, args, kwargs)
-    forward = run_forward(plan, tensors, [question], (), drawing=explainer.plans.draw(plan), own=own, run=opened.run)
-    several, classes = asked_directions(plan, forward.out, forward.model_out, question, plan.axes.count(tensors))
+    plan, question = call.plan, call.question
+    opened = Opened(plan, kept, cut=cut, instead=instead, shares=shares_of(call.explainer.rulebook))
+    forward = run_forward(call, [question], run=opened.run)
+    several, classes = asked_directions(plan, forward.out, forward.model_out, question, call.batch)
     if len(several) != 1:
         raise FxlrpError(f"This is about one class of each sample, not {len(several)}: ask for one after the other.")
     return Run(call, opened, forward, several[0], classes)
