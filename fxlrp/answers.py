@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class ModelCall:
     """A call of the model, by the explainer that is asked about it.
 
     plan: the plan that holds for it.  tensors: those among its arguments.
@@ -60,7 +60,7 @@ class Forward(NamedTuple):
 
 
 def run_forward(
-    call: Call, questions: Sequence[Question], at: Sequence[str] = (), run: Callable | None = None
+    call: ModelCall, questions: Sequence[Question], at: Sequence[str] = (), run: Callable | None = None
 ) -> Forward:
     """Run the form of a plan's graph that suits the questions.
 
@@ -87,7 +87,7 @@ def run_forward(
 
 
 def answer(
-    call: Call, forward: Forward, questions: Sequence[Question], *, one_at_a_time: bool = False
+    call: ModelCall, forward: Forward, questions: Sequence[Question], *, one_at_a_time: bool = False
 ) -> list[Attribution]:
     """An attribution for each question, by one relevance pass for several directions at once, or for each of them."""
     plan, tensors, batch = call.plan, call.tensors, call.batch

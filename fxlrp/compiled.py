@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import check_compiled
-from fxlrp.answers import Call
+from fxlrp.answers import ModelCall
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import Same
 from fxlrp.capture.confine import alone
@@ -82,7 +82,7 @@ def can_be_compiled(plan: Plan, questions: Sequence[Question]) -> bool:
     return inputs_alone and by_class and plan.scores_ndim == 2
 
 
-def by_compiled_graph(call: Call, own: list[Tensor], question: Question) -> Attribution:
+def by_compiled_graph(call: ModelCall, own: list[Tensor], question: Question) -> Attribution:
     """Explains a call by the compiled graph, and checks it against the eager one whenever a graph was compiled."""
     compiled_before = _graphs_compiled()
     attribution = _run_joint(call, own, question.target, question.contrast)
@@ -99,7 +99,7 @@ def by_compiled_graph(call: Call, own: list[Tensor], question: Question) -> Attr
     return attribution
 
 
-def _run_joint(call: Call, own: list[Tensor], target: Target, contrast: Contrast) -> Attribution:
+def _run_joint(call: ModelCall, own: list[Tensor], target: Target, contrast: Contrast) -> Attribution:
     """Explains a call by the compiled joint graph, which also computes the model's outputs unless they are given as
     `own`."""
     assert not callable(target)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.answers import Call, answer, run_forward, with_questions
+from fxlrp.answers import ModelCall, answer, run_forward, with_questions
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import split_tensors
@@ -197,7 +197,7 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
 
     def answers(
         self,
-        call: Call,
+        call: ModelCall,
         questions: Sequence[Question],
         at: Sequence[str] = (),
         run: Callable | None = None,
@@ -249,9 +249,9 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         self._latest = self._latest_here.plan = plan
         return plan, tensors
 
-    def call(self, args: tuple, kwargs: dict) -> Call:
+    def call(self, args: tuple, kwargs: dict) -> ModelCall:
         """The call of the model with these arguments."""
-        return Call(self, *self.plan(args, kwargs), args, kwargs)
+        return ModelCall(self, *self.plan(args, kwargs), args, kwargs)
 
     def of_target(self, plan: Plan, model_out: Sequence[Tensor], target: Target) -> Explainer:
         """The explainer of the outputs that a target depends on, if it is a callable; else this one."""

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import ROUNDINGS, is_noise, moved_by_rounding, no_fast_attention, rounding, share_apart
 from fxlrp.capture.axes import Axes, Batch
-from fxlrp.capture.calls import call_without_gradients, equal, names_of, refused, signature, split_tensors
+from fxlrp.capture.calls import Signature, call_without_gradients, equal, names_of, refused, split_tensors
 from fxlrp.capture.confine import alone
 from fxlrp.capture.flat import open_output
 from fxlrp.capture.model import Capture, CaptureMode, capture, forward_names
@@ -106,14 +106,14 @@ class Plans:
         if state is None or not state.is_still(self.cache.changed_by_runs):  # graphs of another state are outdated
             self.cache = Cache(State(self.model))
         cache = self.cache
-        shapes = signature(args, kwargs, Axes.none(tensors)).shapes
+        shapes = Signature(args, kwargs, Axes.none(tensors)).shapes
         checked = cache.checked.get(shapes)
         plan = cache.plans.get(checked)
         if plan is None:
             plan = self._kept_plan(cache, args, kwargs, tensors)
         if plan is None:
             with alone(), drawing(self.settings.seed, tensors):  # another thread may have captured it by now
-                plan = self._kept_plan(cache, args, kwargs, tensors) or self.capture(cache, args, kwargs)
+                plan = self._kept_plan(cache, args, kwargs, tensors) or self.capture(cache, args, kwargs, tensors)
         if plan.capture.mode is CaptureMode.THIS_INPUT:
             one = plan.axes.count(tensors) == 1
             outdated = one and not all(map(equal, widened(tensors), plan.capture.inputs))
@@ -121,7 +121,7 @@ class Plans:
             outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
         if outdated:
             with alone(), drawing(self.settings.seed, tensors):
-                plan = self.capture(cache, args, kwargs, fixed=True)
+                plan = self.capture(cache, args, kwargs, tensors, fixed=True)
             self._check_output(plan, tensors, args, kwargs)
         cache.checked.set(shapes, plan.key)
         return plan, tensors
@@ -133,41 +133,36 @@ class Plans:
         cache = self.cache
         return Cache(cache.state, cache.changed_by_runs, axes=cache.axes, captures=cache.captures)
 
-    def _kind(self, args: tuple, kwargs: dict, tensors: list[Tensor]) -> tuple:
-        """A key shared by calls whose samples are probably at the same axes."""
-        return signature(args, kwargs, Axes.none(tensors)).kind
-
     def axes(self, cache: Cache, args: tuple, kwargs: dict, tensors: list[Tensor]) -> list[Axes]:
         """The possible sample axes of a call, the likeliest first."""
         if self.settings.batch != "auto":
             names = names_of(args, kwargs), forward_names(self.model, args, kwargs)
             return [Axes.asked(self.settings.batch, tensors, *names)]
-        guess = cache.axes.get(self._kind(args, kwargs, tensors))
+        guess = cache.axes.get(Signature(args, kwargs, Axes.none(tensors)).kind)
         first = Axes.first(tensors)
         return [guess, first] if guess is not None and guess.fit(tensors) and guess.inputs != first.inputs else [first]
 
     def _kept_plan(self, cache: Cache, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Plan | None:
         """The existing plan for a call, or None."""
         for axes in self.axes(cache, args, kwargs, tensors):
-            sig = signature(args, kwargs, axes)
+            sig = Signature(args, kwargs, axes)
             plan = cache.plan((sig.shapes, axes.count(tensors)), sig.shapes, sig.like)
             if plan is not None:
                 return plan
         return None
 
-    def capture(self, cache: Cache, args: tuple, kwargs: dict, fixed: bool = False) -> Plan:
+    def capture(self, cache: Cache, args: tuple, kwargs: dict, tensors: list[Tensor], fixed: bool = False) -> Plan:
         """Captures a plan for this call; unless `fixed`, also for batches of any size and texts of any length if
         possible."""
-        tensors, _ = split_tensors(args, kwargs)
         axes = self.axes(cache, args, kwargs, tensors)
-
-        signatures = [signature(args, kwargs, a) for a in axes]
+        signatures = [Signature(args, kwargs, a) for a in axes]
         longer = any(cache.first.get(sig.like) not in (None, EACH, sig.shapes) for sig in signatures)
-        captured = self._captured(cache, args, kwargs, axes, fixed, longer)
+        key = tuple(sig.shapes for sig in signatures), longer, self.settings.output
+        captured = self._captured(cache, key, args, kwargs, tensors, axes, fixed, longer)
         with no_autocast(captured.inputs):
             how = self.settings
             plan = rewrite(captured, how.rulebook, strict=how.strict, output=how.output, read=how.read)
-        sig = signature(args, kwargs, plan.axes)
+        sig = Signature(args, kwargs, plan.axes)
         plan.key = (sig.shapes, plan.axes.count(tensors))
         if not fixed and captured.mode is CaptureMode.ANY_BATCH:
             plan.key = sig.like if plan.any_length else sig.shapes
@@ -175,37 +170,41 @@ class Plans:
             cache.plans.drop(cache.first.get(sig.like))
         elif not fixed:
             cache.first.set(sig.like, EACH if longer else sig.shapes)
-        cache.axes.set(self._kind(args, kwargs, tensors), plan.axes)
+        cache.axes.set(sig.kind, plan.axes)
         return cache.plans.set(plan.key, plan)
 
     def _captured(
-        self, cache: Cache, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool
+        self,
+        cache: Cache,
+        key: Hashable,
+        args: tuple,
+        kwargs: dict,
+        tensors: list[Tensor],
+        axes: list[Axes],
+        fixed: bool,
+        longer: bool,
     ) -> Capture:
-        """The captured graph for a call, to be rewritten: a copy of the one kept, unless it holds for values alone."""
-        tensors, _ = split_tensors(args, kwargs)
-        call = tuple(signature(args, kwargs, a).shapes for a in axes), longer, self.settings.output
-        this_batch = call, fixed, tuple(a.count(tensors) for a in axes)
-        captured = cache.captures.get(this_batch) or (None if fixed else cache.captures.get(call))
+        """The captured graph for a call, to be rewritten: a copy of the one kept, unless it holds for values alone.
+
+        key: what calls have in common that share a graph for batches of any size.
+        """
+        this_batch = key, fixed, tuple(a.count(tensors) for a in axes)
+        captured = cache.captures.get(this_batch) or (None if fixed else cache.captures.get(key))
         if captured is None:
-            captured = self._capture_anew(args, kwargs, axes, fixed, longer)
+            branches = False
+
+            def captured_at(axes: Axes) -> Capture:
+                nonlocal branches
+                captured = capture(self.model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches)
+                branches = captured.branches
+                return spelled(captured)
+
+            certain = self.settings.batch != "auto"
+            captured = find_samples(captured_at, axes, tensors, self.settings.output, sure=certain)
             if captured.mode is CaptureMode.THIS_INPUT:
                 return captured
-            cache.captures.set(call if captured.mode is CaptureMode.ANY_BATCH else this_batch, captured)
+            cache.captures.set(key if captured.mode is CaptureMode.ANY_BATCH else this_batch, captured)
         return replace(captured, graph=copied(captured.graph)[0])
-
-    def _capture_anew(self, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool) -> Capture:
-        """Captures the model, with the sample axes that fit it."""
-        tensors, _ = split_tensors(args, kwargs)
-        branches = False
-
-        def captured_at(axes: Axes) -> Capture:
-            nonlocal branches
-            captured = capture(self.model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches)
-            branches = captured.branches
-            return spelled(captured)
-
-        certain = self.settings.batch != "auto"
-        return find_samples(captured_at, axes, tensors, self.settings.output, sure=certain)
 
     def _same_output(self, plan: Plan, tensors: list[Tensor], args: tuple, kwargs: dict) -> bool:
         """Whether the graph gives the model's own output for this call, up to rounding."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxlrp.answers import Call
+from fxlrp.answers import ModelCall
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import names_of, split_tensors
@@ -52,7 +52,7 @@ def asks_every_row(plan: Plan, question: Question) -> bool:
     return of_rows and question.position is None and by_classes(question.target)
 
 
-def row_by_row(call: Call, question: Question, at: Sequence[str]) -> Attribution:
+def row_by_row(call: ModelCall, question: Question, at: Sequence[str]) -> Attribution:
     """Explains every row of the output of a call that is one sample, such as a list of pictures or packed texts.
 
     Raises FxlrpError if two rows give relevance to one entry of an input.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxlrp.answers import Call
+from fxlrp.answers import ModelCall
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import names_of
 from fxlrp.engine.seeds import Question
@@ -40,7 +40,9 @@ def moves_within(cell: int, count: int) -> list[Move]:
     return list(zip(down, right, strict=True))
 
 
-def mean_over_shifts(call: Call, answers: Sequence[Attribution], questions: Sequence[Question]) -> list[Attribution]:
+def mean_over_shifts(
+    call: ModelCall, answers: Sequence[Attribution], questions: Sequence[Question]
+) -> list[Attribution]:
     """Replaces the maps of pictures [B, C, H, W] in the answers to a call by their mean over the explainer's shifts.
 
     The moved pictures are one batch, with the call's other tensors repeated, unless samples share an explained input.

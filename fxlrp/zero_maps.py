@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fxlrp.answers import Call
+from fxlrp.answers import ModelCall
 from fxlrp.attribution import Attribution
 from fxlrp.capture.confine import LOCK
 from fxlrp.engine.seeds import Question
@@ -16,12 +16,14 @@ from fxlrp.reports.mass import Weighing
 from fxlrp.rows import sample_of
 
 
-def say_where_it_ended(call: Call, answers: Sequence[Attribution], questions: Sequence[Question]) -> list[Attribution]:
+def say_where_it_ended(
+    call: ModelCall, answers: Sequence[Attribution], questions: Sequence[Question]
+) -> list[Attribution]:
     """The same answers; those with a map of zeros warn, and say in `ended`, where relevance ended and why."""
     return [_with_end(call, a, question) for a, question in zip(answers, questions, strict=True)]
 
 
-def _with_end(call: Call, a: Attribution, question: Question) -> Attribution:
+def _with_end(call: ModelCall, a: Attribution, question: Question) -> Attribution:
     """One answer, with its end if it has one."""
     explainer, plan, batch = call.explainer, call.plan, call.batch
     at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))

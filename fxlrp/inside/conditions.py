@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fxlrp.answers import Call, attribution_from
+from fxlrp.answers import ModelCall, attribution_from
 from fxlrp.attribution import Attribution
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Condition = list[Selection]
 
 
-def answer_given(call: Call, question: Question, at: Sequence[str]) -> Attribution:
+def answer_given(call: ModelCall, question: Question, at: Sequence[str]) -> Attribution:
     """The answer to a question with conditions, all of them over one forward pass.
 
     Raises FxlrpError for conditions that can't be, and for several classes.

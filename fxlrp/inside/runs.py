@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fxlrp.answers import Call, Forward, run_forward
+from fxlrp.answers import Forward, ModelCall, run_forward
 from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked(Call):
+class Asked(ModelCall):
     """A call, with what is asked about it."""
 
     question: Question
