@@ -17,7 +17,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.relevance_pass import Read, maps_at_once, propagate
 from fxlrp.rules.registry import Rulebook
-from fxlrp.targets import asked_directions, attribution_of
+from fxlrp.targets import asked_directions
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -141,6 +141,27 @@ def attribution_from(
     logits = at_position(plan.axes.rows(forward.model_out[plan.logits]), question.position).detach()
     inside = dict(zip(forward.latent, latent, strict=True))
     return replace(attribution_of(plan, tensors, forward.model_out, logits, relevance, classes, inside), given=given)
+
+
+def attribution_of(
+    plan: Plan,
+    tensors: Sequence[Tensor],
+    out: Sequence[Tensor],
+    logits: Tensor,
+    relevance: Sequence[Tensor],
+    index: Tensor | None,
+    latent: dict[str, Tensor],
+) -> Attribution:
+    """The attribution: relevance of each explained input, with the model's output from the first tensors in `out`."""
+    return Attribution(
+        relevance[0] if len(relevance) == 1 else tuple(relevance),
+        plan.capture.unflatten(tuple(o.detach() for o in out[: len(plan.capture.output_names)])),
+        logits,
+        index,
+        tuple(f"read[{i!r}]" if isinstance(i, str) else plan.capture.names[i] for i in plan.readouts),
+        tuple(out[at].detach() if isinstance(i, str) else tensors[i] for i, (at, *_) in plan.readouts.items()),
+        latent,
+    )
 
 
 def with_questions(

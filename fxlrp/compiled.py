@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import check_compiled
-from fxlrp.answers import ModelCall
+from fxlrp.answers import ModelCall, attribution_of
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import Same
 from fxlrp.capture.confine import alone
@@ -24,7 +24,6 @@ from fxlrp.export.joint import Joint, classes_asked, trace_joint
 from fxlrp.graph.plan import Plan
 from fxlrp.plans import CHECKED, PLANS
 from fxlrp.recent import Recent
-from fxlrp.targets import attribution_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -79,7 +78,7 @@ def can_be_compiled(plan: Plan, questions: Sequence[Question]) -> bool:
     relevance is read only at inputs."""
     inputs_alone = not any(isinstance(i, str) for i in plan.readouts)
     by_class = all(q.position is None and by_classes(q.target) for q in questions)
-    return inputs_alone and by_class and plan.scores_ndim == 2
+    return inputs_alone and by_class and len(plan.scores_shape) == 2
 
 
 def by_compiled_graph(call: ModelCall, own: list[Tensor], question: Question) -> Attribution:

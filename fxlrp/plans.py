@@ -72,10 +72,6 @@ class Cache:
     compiled: Recent[tuple[Callable, Recent[bool]]] = field(default_factory=lambda: Recent(PLANS))  # and shapes seen
     differentiable: Recent[Joint] = field(default_factory=lambda: Recent(PLANS))
 
-    def plan(self, *keys: Hashable) -> Plan | None:
-        """The plan of the first of these keys that has one."""
-        return next((plan for key in keys if (plan := self.plans.get(key))), None)
-
 
 class Plans:
     """The plans of one model, by one rulebook, for one of its outputs.
@@ -103,7 +99,7 @@ class Plans:
         if getattr(self.model, "training", False) and not has_no_modes(self.model):
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
         state = self.cache.state
-        if state is None or not state.is_still(self.cache.changed_by_runs):  # graphs of another state are outdated
+        if state is None or state.changed() - self.cache.changed_by_runs:  # graphs of another state are outdated
             self.cache = Cache(State(self.model))
         cache = self.cache
         shapes = Signature(args, kwargs, Axes.none(tensors)).shapes
@@ -146,9 +142,9 @@ class Plans:
         """The existing plan for a call, or None."""
         for axes in self.axes(cache, args, kwargs, tensors):
             sig = Signature(args, kwargs, axes)
-            plan = cache.plan((sig.shapes, axes.count(tensors)), sig.shapes, sig.like)
-            if plan is not None:
-                return plan
+            for key in ((sig.shapes, axes.count(tensors)), sig.shapes, sig.like):
+                if plan := cache.plans.get(key):
+                    return plan
         return None
 
     def capture(self, cache: Cache, args: tuple, kwargs: dict, tensors: list[Tensor], fixed: bool = False) -> Plan:

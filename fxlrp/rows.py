@@ -48,7 +48,7 @@ def map_lists(f: Callable[[list], list], call: Any, batch: int) -> Any:
 
 def asks_every_row(plan: Plan, question: Question) -> bool:
     """Whether a question asks for classes without a position of a call that is one sample, and so about all rows."""
-    of_rows = plan.axes.output is None and plan.scores_ndim == 3
+    of_rows = plan.axes.output is None and len(plan.scores_shape) == 3
     return of_rows and question.position is None and by_classes(question.target)
 
 

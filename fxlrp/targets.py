@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.agreement import share_apart
-from fxlrp.attribution import Attribution
 from fxlrp.engine.seeds import Question, Target, at_position, by_classes, class_numbers, directions
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
@@ -48,7 +47,12 @@ def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any])
 def at_the_end(plan: Plan, tensors: Sequence[Tensor], question: Question) -> Question:
     """The question, with the last token as position for a causal model if it names none and no sample ends in
     padding."""
-    if plan.scores_ndim != 3 or question.position is not None or not by_classes(question.target) or not plan.causal:
+    if (
+        len(plan.scores_shape) != 3
+        or question.position is not None
+        or not by_classes(question.target)
+        or not plan.causal
+    ):
         return question
     masks = [
         (t, axis)
@@ -159,24 +163,3 @@ def _gradient_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tenso
                     "them, as lambda out: score(out)[0] does."
                 )
     return gradient
-
-
-def attribution_of(
-    plan: Plan,
-    tensors: Sequence[Tensor],
-    out: Sequence[Tensor],
-    logits: Tensor,
-    relevance: Sequence[Tensor],
-    index: Tensor | None,
-    latent: dict[str, Tensor],
-) -> Attribution:
-    """The attribution: relevance of each explained input, with the model's output from the first tensors in `out`."""
-    return Attribution(
-        relevance[0] if len(relevance) == 1 else tuple(relevance),
-        plan.capture.unflatten(tuple(o.detach() for o in out[: len(plan.capture.output_names)])),
-        logits,
-        index,
-        tuple(f"read[{i!r}]" if isinstance(i, str) else plan.capture.names[i] for i in plan.readouts),
-        tuple(out[at].detach() if isinstance(i, str) else tensors[i] for i, (at, *_) in plan.readouts.items()),
-        latent,
-    )

@@ -57,15 +57,10 @@ class Plan:
     key: Hashable = None  # the key under which an explainer keeps it
     _forms: Recent[Form] = field(default_factory=lambda: Recent(FORMS), repr=False)
 
-    @property
+    @cached_property
     def scores_shape(self) -> torch.Size:
         """The shape of the explained output, samples first: [batch, classes], or another."""
         return self.axes.rows(outputs_of(self.graph)[self.logits].meta["val"]).shape
-
-    @property
-    def scores_ndim(self) -> int:
-        """The number of axes of `scores_shape`."""
-        return len(self.scores_shape)
 
     @property
     def axes(self) -> Axes:

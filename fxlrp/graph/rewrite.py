@@ -14,7 +14,7 @@ from fxlrp.capture.model import Capture
 from fxlrp.capture.precision import look_up_before_cast, stored, widen, widened
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.emit import emit
-from fxlrp.engine.replaced import ByDerivative, ByRule, InParts
+from fxlrp.engine.replaced import ByDerivative, ByRule, InParts, constant, readout
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.analyse import can_carry
 from fxlrp.graph.facts import Facts
@@ -34,16 +34,6 @@ from fxlrp.rules.registry import ABSOLUTE, Derivative, Parts, Rule, Rulebook, St
 from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten
-
-
-def readout(x: Tensor) -> Tensor:
-    """The same values as a leaf, where the relevance pass ends and relevance is read."""
-    return x.detach().requires_grad_()
-
-
-def constant(x: Tensor) -> Tensor:
-    """The same values, detached: an input that gets no relevance."""
-    return x.detach()
 
 
 def rewrite(

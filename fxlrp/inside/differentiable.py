@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fxlrp.answers import attribution_of
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import Same
 from fxlrp.capture.confine import alone
@@ -22,7 +23,6 @@ from fxlrp.errors import FxlrpError
 from fxlrp.export.joint import classes_asked, trace_joint
 from fxlrp.graph.plan import Plan
 from fxlrp.nodes import copied
-from fxlrp.targets import attribution_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
