@@ -62,8 +62,7 @@ def rewrite(
         put_together(gm, output)
     marked = mark_reads(gm, captured.parameters, read)
     _refuse_generators(gm)
-    _run_passes(captured, rulebook, output, marked)
-    facts = Facts(captured, rulebook, output, marked)
+    facts = _run_passes(captured, rulebook, output, marked)
     if not facts.readouts:
         raise _nothing_explained(facts)
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
@@ -116,18 +115,18 @@ def _nothing_explained(facts: Facts) -> FxlrpError:
     )
 
 
-def _run_passes(captured: Capture, rulebook: Rulebook, output: Output, marked: Mapping[fx.Node, str]) -> None:
-    """Canonicalizes the graph by the rulebook's passes, and gives each op one output."""
+def _run_passes(captured: Capture, rulebook: Rulebook, output: Output, marked: Mapping[fx.Node, str]) -> Facts:
+    """Canonicalizes the graph by the rulebook's passes, and gives each op one output; returns the facts about it."""
     gm = captured.graph
     facts: Facts | None = None
-    for graph_pass in (explain_opaque, write_apart, *rulebook.passes):
+    for graph_pass in (explain_opaque, write_apart, *rulebook.passes, _split_outputs):
         if facts is None:  # the graph is new or has changed
             facts = Facts(captured, rulebook, output, marked)
             refuse_sparse(gm, facts.active)
         if graph_pass(gm, facts):
             facts = None
-    _split_outputs(gm, rulebook)
-    gm.graph.eliminate_dead_code()
+    removed = gm.graph.eliminate_dead_code()
+    return Facts(captured, rulebook, output, marked) if facts is None or removed else facts
 
 
 def _replace_ops(gm: fx.GraphModule, facts: Facts, rulebook: Rulebook) -> tuple[list[NodeReport], bool, bool]:
@@ -267,12 +266,13 @@ def _merges(node: fx.Node, facts: Facts) -> bool:
     return facts.samples.of(node) != WHOLE and WHOLE in inputs
 
 
-def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
+def _split_outputs(gm: fx.GraphModule, facts: Facts) -> bool:
     """Splits an op with several outputs into one op per output used, because rules are for ops with one output."""
+    changed = False
     for node in list(gm.graph.nodes):
         if isinstance(node.meta.get("val"), Tensor) or not can_carry(node) or node.op != "call_function":
             continue
-        if isinstance(rulebook.lookup(node.target, (0,)), Structural):
+        if isinstance(facts.rulebook.lookup(node.target, (0,)), Structural):
             continue
         for item in [u for u in node.users if u.target is operator.getitem]:
             with gm.graph.inserting_before(item):
@@ -280,6 +280,8 @@ def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
             single.meta = {**node.meta, "val": item.meta["val"]}
             item.replace_all_uses_with(single)
             gm.graph.erase_node(item)
+            changed = True
+    return changed
 
 
 def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:
