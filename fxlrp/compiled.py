@@ -1,4 +1,7 @@
-"""Runs forward and relevance pass as one graph by torch.compile, checked against the eager ones."""
+"""Runs forward and relevance pass as one graph by torch.compile, checked against the eager ones.
+
+`compile`, `joint` and `export` are methods of an explainer.
+"""
 
 from __future__ import annotations
 
@@ -29,48 +32,51 @@ if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
 
 
-class AsOneGraph:
-    """The part of an explainer that makes forward and relevance pass one graph."""
+def compile(explainer: Explainer, /, mode: str | None = None, **options: Any) -> Explainer:
+    """Run forward and relevance pass as one graph by torch.compile from now on; compiled at the next call.
 
-    compiling: dict[str, Any] | None
+    mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Only
+    questions about classes are compiled; a target of weights or a callable, `at` and `trace` run as before.
+    Returns itself.
 
-    def compile(self: Any, mode: str | None = None, **options: Any) -> Explainer:
-        """Run forward and relevance pass as one graph by torch.compile from now on; compiled at the next call.
+    A graph that torch.compile would break into pieces is an error, unless fullgraph=False.  Whenever something was
+    compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
+    """
+    explainer.compiling = {"mode": mode, "fullgraph": True, **options}
+    explainer.plans.cache = replace(explainer.plans.cache, compiled=Recent(PLANS))
+    return explainer
 
-        mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Only
-        questions about classes are compiled; a target of weights or a callable, `at` and `trace` run as before.
-        Returns itself.
 
-        A graph that torch.compile would break into pieces is an error, unless fullgraph=False.  Whenever something was
-        compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
-        """
-        self.compiling = {"mode": mode, "fullgraph": True, **options}
-        self.plans.cache = replace(self.plans.cache, compiled=Recent(PLANS))
-        return self
+def joint(
+    explainer: Explainer,
+    /,
+    *args: Any,
+    target: Target = None,
+    contrast: Contrast = "default",
+    fold: bool = True,
+    **kwargs: Any,
+) -> Joint:
+    """Forward and relevance pass of a call as one flat ATen graph: (*inputs, target) → (logits, *relevance).
 
-    def joint(
-        self: Any, *args: Any, target: Target = None, contrast: Contrast = "default", fold: bool = True, **kwargs: Any
-    ) -> Joint:
-        """Forward and relevance pass of a call as one flat ATen graph: (*inputs, target) → (logits, *relevance).
+    Without a call, of the latest one (or the example inputs).  fold: see `fxlrp.export.joint.trace_joint`.
 
-        Without a call, of the latest one (or the example inputs).  fold: see `fxlrp.export.joint.trace_joint`.
+    Raises FxlrpError if the samples of a batch have to be explained one by one, or target is none of classes.
+    """
+    if args or kwargs:
+        with torch.inference_mode(False), torch.enable_grad():
+            explainer.plan(*open_objects((args, kwargs)))
+    plan = explainer.latest
+    if explainer.settings.shifts > 1:
+        raise FxlrpError("A joint graph is of one picture: convert without shifts, and take the mean of its maps.")
+    several = classes_asked(plan, target)
+    return trace_joint(plan, explainer.rulebook, explainer.rulebook.resolve(contrast), several=several, fold=fold)
 
-        Raises FxlrpError if the samples of a batch have to be explained one by one, or target is none of classes.
-        """
-        if args or kwargs:
-            with torch.inference_mode(False), torch.enable_grad():
-                self.plan(*open_objects((args, kwargs)))
-        plan = self.latest
-        if self.settings.shifts > 1:
-            raise FxlrpError("A joint graph is of one picture: convert without shifts, and take the mean of its maps.")
-        several = classes_asked(plan, target)
-        return trace_joint(plan, self.rulebook, self.rulebook.resolve(contrast), several=several, fold=fold)
 
-    def export(self: Any, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
-        """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.export.artifact`."""
-        from fxlrp.export.artifact import export
+def export(explainer: Explainer, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
+    """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.export.artifact`."""
+    from fxlrp.export.artifact import export
 
-        return export(self, path, contrast=contrast, aoti=aoti)
+    return export(explainer, path, contrast=contrast, aoti=aoti)
 
 
 def can_be_compiled(plan: Plan, questions: Sequence[Question]) -> bool:

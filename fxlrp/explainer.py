@@ -16,14 +16,14 @@ from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import split_tensors
 from fxlrp.capture.confine import LOCK
 from fxlrp.capture.objects import open_objects
-from fxlrp.compiled import AsOneGraph, by_compiled_graph, can_be_compiled
+from fxlrp.compiled import by_compiled_graph, can_be_compiled, compile, export, joint
 from fxlrp.engine.seeds import Contrast, Given, Position, Question, Target
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
 from fxlrp.inside.conditions import answer_given
 from fxlrp.inside.differentiable import explain_differentiably
-from fxlrp.inside.methods import Inside
+from fxlrp.inside.methods import edges, parts, weights
 from fxlrp.methods import DEFAULT
 from fxlrp.plans import PLANS, Plans, Settings, has_no_modes
 from fxlrp.recent import Recent
@@ -32,7 +32,7 @@ from fxlrp.reports.report import Report
 from fxlrp.rows import asks_every_row, is_one_per_sample, one_by_one, row_by_row
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.shifts import mean_over_shifts
-from fxlrp.targets import at_the_end, depends_on, refuse_ambiguous
+from fxlrp.targets import completed, depends_on, refuse_ambiguous
 from fxlrp.zero_maps import say_where_it_ended
 
 
@@ -45,7 +45,7 @@ class _Latest(threading.local):
         return _Latest, ()
 
 
-class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
+class Explainer(nn.Module):
     """A model that also says what it looked at. Made by `fxlrp.convert`; shares the model's weights.
 
     Keeps one graph per signature of a call, for the `PLANS` = 32 signatures used last. A signature is the shapes
@@ -53,6 +53,9 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
 
     Threads may share an explainer and run the model beside it: see `fxlrp.capture.confine`. A copy captures anew.
     """
+
+    compile = compile  # type: ignore[assignment]
+    joint, export, parts, edges, weights = joint, export, parts, edges, weights
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__()
@@ -218,8 +221,7 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
                 row_by_row(call, q, at) if rows else self.answers(call, [q], at)[0]
                 for q, rows in zip(questions, by_rows, strict=True)
             ]
-        questions = [at_the_end(plan, call.tensors, q) for q in questions]
-        questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
+        questions = [completed(q, plan, self.rulebook, call.tensors) for q in questions]
         if any(q.given is not None for q in questions):
             return [
                 self.answers(call, [q], at, run)[0] if q.given is None else answer_given(call, q, at) for q in questions

@@ -16,6 +16,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.nodes import target_of
 from fxlrp.relevance_pass import Direction
+from fxlrp.rules.registry import Rulebook
 
 ASKED = {
     "target": None,
@@ -44,15 +45,12 @@ def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any])
             )
 
 
-def at_the_end(plan: Plan, tensors: Sequence[Tensor], question: Question) -> Question:
-    """The question, with the last token as position for a causal model if it names none and no sample ends in
-    padding."""
-    if (
-        len(plan.scores_shape) != 3
-        or question.position is not None
-        or not by_classes(question.target)
-        or not plan.causal
-    ):
+def completed(question: Question, plan: Plan, rulebook: Rulebook, tensors: Sequence[Tensor]) -> Question:
+    """The question, with what it leaves open: the rulebook's own contrast, and the last token as position for a causal
+    model if no sample ends in padding."""
+    question = replace(question, contrast=rulebook.resolve(question.contrast))
+    sequence = len(plan.scores_shape) == 3 and by_classes(question.target)
+    if not sequence or question.position is not None or not plan.causal:
         return question
     masks = [
         (t, axis)

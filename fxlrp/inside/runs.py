@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from fxlrp.relevance_pass import Direction, at_end, pull, seeds_of
 from fxlrp.rows import sample_of
 from fxlrp.rules.quantities import relevance
 from fxlrp.rules.registry import Rulebook
-from fxlrp.targets import asked_directions, at_the_end
+from fxlrp.targets import asked_directions, completed
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -90,9 +90,7 @@ def calls(
             args_of_one, kwargs_of_one, asked = sample_of(plan.axes, (args, kwargs), [question], i, batch)
             yield from calls(explainer, args_of_one, kwargs_of_one, asked)
         return
-    question = at_the_end(plan, tensors, question)
-    question = replace(question, contrast=explainer.rulebook.resolve(question.contrast))
-    yield Asked(explainer, plan, tensors, args, kwargs, question)
+    yield Asked(explainer, plan, tensors, args, kwargs, completed(question, plan, explainer.rulebook, tensors))
 
 
 def run(call: Asked, kept: Collection[str], *, cut: bool = False, instead: Any = None) -> Run:
