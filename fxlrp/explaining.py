@@ -104,20 +104,28 @@ def explain(
         joined = edges if edges is not None else edges_in(a, (inputs, kwargs))
         a = replace(a, labels=names, features=tuple(features), edges=joined)
         return _shown(explainer, a, (inputs, kwargs), question, html)
-    images = [_open(given) for given in (inputs[0] if isinstance(inputs[0], list | tuple) else inputs)]
-    prepare = (preprocess or loaded.preprocess).but(channels=channels_of(loaded.module))
+    loaded = replace(loaded, preprocess=preprocess or loaded.preprocess, labels=list(names))
+    surest = box is None and target is None and position is None and not kwargs and not isinstance(model, Explainer)
+    given = inputs[0] if isinstance(inputs[0], list | tuple) else inputs
+    a, x = _of_pictures(explainer, loaded, given, box=box, surest=surest, **question, **kwargs)
+    return _shown(explainer, a, ((x,), kwargs), question, html)
+
+
+def _of_pictures(
+    explainer: Explainer | ExportedExplainer, loaded: LoadedModel, given: Sequence[Any], **how: Any
+) -> tuple[Attribution, Tensor]:
+    """The attribution of pictures as a user gives them, and the model's input: see `explain_images`."""
+    images = [_open(one) for one in given]
+    prepare = loaded.preprocess.but(channels=channels_of(loaded.module))
     if prepare.guessed:
         warnings.warn(
             "The model does not say what pictures it takes, so ImageNet's size, mean and std are used: "
             "preprocess=fxlrp.inputs.Preprocess(size=…, mean=…, std=…) says it.",
-            stacklevel=2,
+            stacklevel=3,
         )
     if len(images) > BATCH:
         raise FxlrpError(f"Give at most {BATCH} pictures in one call; more make one call after the other.")
-    loaded = replace(loaded, preprocess=prepare, labels=list(names))
-    surest = box is None and target is None and position is None and not kwargs and not isinstance(model, Explainer)
-    a, x = explain_images(explainer, loaded, images, box=box, surest=surest, **question, **kwargs)
-    return _shown(explainer, a, ((x,), kwargs), question, html)
+    return explain_images(explainer, replace(loaded, preprocess=prepare), images, **how)
 
 
 def explain_images(

@@ -67,9 +67,9 @@ def rewrite(
         raise _nothing_explained(facts)
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
     _check_reads(facts, read)
-    left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), facts.explained.end)
     random = any(map(draws, gm.graph.nodes))
     mode = captured.mode.value + ("; for one draw of its random numbers (seed=…)" if random else "")
+    left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), facts.explained.end)
     report = Report(rows, rulebook.name, mode, left_out)
     if strict:
         _refuse_generic(report)
@@ -87,6 +87,7 @@ def rewrite(
         head=facts.explained.head,
         together=output if isinstance(output, tuple) else (),
         report=report,
+        random=random,
         active=frozenset(n.name for n in facts.active),
         samples_separable=separable,
         any_length=any_length and captured.any_length,  # decomposing ops (a loop over steps) may have fixed a length
