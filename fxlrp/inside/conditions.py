@@ -49,9 +49,9 @@ def answer_given(call: ModelCall, question: Question, at: Sequence[str]) -> Attr
         ran = run(Asked(**vars(call), question=question), kept)
         reads = _reads(ran, conditions, nodes)
     forward = ran.forward._replace(latent={name: ran.opened.values[node] for name, node in nodes.items()})
-    said = tuple("; ".join(map(str, condition)) for condition in conditions)
+    in_words = tuple("; ".join(map(str, condition)) for condition in conditions)
     columns = not isinstance(given, Mapping)
-    how = (reads, ran.classes, columns, said if columns else said[0])
+    how = (reads, ran.classes, columns, in_words if columns else in_words[0])
     return attribution_from(plan, forward, call.tensors, question, *how)
 
 
@@ -85,7 +85,7 @@ def _passing(
         whole = pull(end, [*starts, *values], [seed])[0]
         opened.shares.measuring = False
     arriving = dict(zip(first, whole, strict=False))
-    found: dict[int, list[Tensor]] = {}
+    cotangents: dict[int, list[Tensor]] = {}
     ways: dict[tuple[str, ...], list[int]] = {}
     for i, condition in enumerate(conditions):
         ways.setdefault(tuple(dict.fromkeys(s.place.node for s in condition)), []).append(i)
@@ -96,10 +96,10 @@ def _passing(
                 gs = [_passed(conditions[i], node, g) for i, g in zip(chunk, gs, strict=True)]
                 here = opened.values[node]
                 if following is None:
-                    found |= dict(zip(chunk, pull(here, values, gs), strict=True))
+                    cotangents |= dict(zip(chunk, pull(here, values, gs), strict=True))
                 else:
                     gs = [g for (g,) in pull(here, [opened.values[following]], gs)]
-    return [found[i] for i in range(len(conditions))]
+    return [cotangents[i] for i in range(len(conditions))]
 
 
 def _passed(condition: Condition, node: str, g: Tensor) -> Tensor:
@@ -130,8 +130,8 @@ def _refuse_aside(plan: Plan, conditions: Sequence[Condition], inside: Mapping[s
 
 def _before(plan: Plan, name: str) -> set[str]:
     """The names of the nodes that a node depends on, and its own."""
-    found = {name}
+    before = {name}
     for node in reversed(plan.graph.graph.nodes):
-        if node.name in found:
-            found.update(n.name for n in node.all_input_nodes)
-    return found
+        if node.name in before:
+            before.update(n.name for n in node.all_input_nodes)
+    return before

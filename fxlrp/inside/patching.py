@@ -61,7 +61,7 @@ class Patching(Tabled):
     def top(self, most: int = 20, index: int = 0) -> list[tuple[str, int, float]]:
         """The places and parts whose patch would change the score of sample `index` the most, by the estimate."""
         every = [(name, i, float(v)) for name, row in self.estimated.items() for i, v in enumerate(row[index])]
-        return sorted(every, key=lambda found: -abs(found[2]))[:most]
+        return sorted(every, key=lambda part: -abs(part[2]))[:most]
 
     def table(self, most: int = 20, index: int = 0) -> Table:
         """A rich table of the largest changes of a sample's score."""
@@ -120,12 +120,12 @@ def patching(
     with torch.inference_mode(False), torch.enable_grad():
         question = Question(metric, contrast, position)
         pairs = zip(calls(explainer, *first, question), calls(explainer, *second, question), strict=True)
-        found = [_patched(a, b, at, depth, by, exact, at_once) for a, b in pairs]
+        patched = [_patched(a, b, at, depth, by, exact, at_once) for a, b in pairs]
 
     def joined(of_each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.cat([each[name] for each in of_each]) for name in of_each[0]}
 
-    estimated, measured, effects = (joined(several) for several in zip(*found, strict=True))
+    estimated, measured, effects = (joined(several) for several in zip(*patched, strict=True))
     return Patching(by, estimated, measured, effects, explainer.rulebook.name)
 
 
@@ -163,14 +163,14 @@ def _names(clean: Asked, at: Sequence[str] | None, depth: int | None, by: str) -
         return list(nodes_of(clean.plan, at, depth))
     if at is not None:
         return list(at)
-    found = []
+    names = []
     for name in nodes_of(clean.plan, None, depth):
         with suppress(FxlrpError):
             place(clean.plan, name, True)
-            found.append(name)
-    if not found:
+            names.append(name)
+    if not names:
         raise FxlrpError("This model has no attention whose heads could be patched: patch by tokens or channels.")
-    return found
+    return names
 
 
 def _by(arranged: Tensor, by: str) -> Tensor:

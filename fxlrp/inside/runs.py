@@ -126,3 +126,8 @@ def each_run(
 def relevance_of(book: Rulebook, a: Tensor, g: Tensor) -> Tensor:
     """Relevance at a value with cotangent g; of a rulebook that reads gradients these."""
     return relevance(a.detach(), g, masked=True) if book.reads == "relevance" else g
+
+
+def joined_classes(classes: Sequence[Tensor | None]) -> Tensor | None:
+    """The classes that several runs explained, one after the other; None if a target was none."""
+    return None if any(c is None for c in classes) else torch.cat([c for c in classes if c is not None])

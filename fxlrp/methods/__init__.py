@@ -46,10 +46,10 @@ def described() -> Iterator[Described]:
                     parameters = dict(zip([a.arg for a in args.args], values, strict=True))
                     yield Described(node.name.replace("_", "-"), parameters, _one_line(ast.get_docstring(node)))
                 case ast.Assign(value=ast.Call(ast.Name("publish"), [ast.Call(args=made, keywords=named)])):
-                    said = {k.arg: k.value.value for k in named if isinstance(k.value, ast.Constant)}
+                    keywords = {k.arg: k.value.value for k in named if isinstance(k.value, ast.Constant)}
                     name, doc = [a.value for a in made[:2] if isinstance(a, ast.Constant)] or (
-                        said["name"],
-                        said["doc"],
+                        keywords["name"],
+                        keywords["doc"],
                     )
                     yield Described(str(name), {}, str(doc))
                 case ast.Assign([target], value):
@@ -60,10 +60,10 @@ def _constants(target: ast.expr, value: ast.expr) -> dict[str, Any]:
     """The names that an assignment gives literal values."""
     try:
         names = [n.id for n in ast.walk(target) if isinstance(n, ast.Name)]
-        found = ast.literal_eval(value)
+        values = ast.literal_eval(value)
     except ValueError:
         return {}
-    return dict(zip(names, found if len(names) > 1 else [found], strict=True))
+    return dict(zip(names, values if len(names) > 1 else [values], strict=True))
 
 
 def _one_line(doc: str | None) -> str:

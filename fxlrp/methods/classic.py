@@ -176,6 +176,6 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Rul
     return composite(*dense, *convolutions, epsilon=stabilizer)
 
 
-def _check(fine: bool, said: str) -> None:
+def _check(fine: bool, message: str) -> None:
     if not fine:
-        raise FxlrpError(said)
+        raise FxlrpError(message)
