@@ -6,6 +6,7 @@ Names are those of ATen ops, for all overloads or ("mean.dim") for one.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def of_kind(*kinds: Kind) -> tuple[Any, ...]:
     return those(lambda op: op.kind in kinds)
 
 
+@functools.cache
 def _of_graphs(op: Any) -> bool:
     """Whether an op can occur in captured graphs: it takes tensors, and has no `out` argument."""
     arguments = op._schema.arguments if isinstance(op, torch._ops.OpOverload) else []
