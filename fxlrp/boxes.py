@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ def _by_scores(output: Mapping[str, Tensor], size: tuple[int, int]) -> list[Box]
     return sorted(every, key=lambda box: -box.score)
 
 
-def _score(i: int) -> Any:
+def _score(i: int) -> Callable[[Any], Tensor]:
     return lambda output: output[0]["scores"][i : i + 1]
 
 

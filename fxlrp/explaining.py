@@ -207,15 +207,19 @@ def every_side(
     return [replace(answer, **known) for answer in answers]
 
 
-def _shown(explainer: Any, a: Attribution, call: tuple[tuple, dict], question: dict, html: Any) -> Attribution:
+def _shown(
+    explainer: nn.Module, a: Attribution, call: tuple[tuple, dict], question: dict, html: str | Path | None
+) -> Attribution:
     """The attribution, after writing a page of it if there is a file for one."""
     if html is not None:
-        is_ours = isinstance(explainer, Explainer)
-        write_pages(html, [every_side(explainer, a, call, question.get("at", ())) if is_ours else [a]])
+        sides = every_side(explainer, a, call, question.get("at", ())) if isinstance(explainer, Explainer) else [a]
+        write_pages(html, [sides])
     return a
 
 
-def _loaded(model: Any, arch: str | None, pretrained: bool, trust: bool, device: Any) -> LoadedModel:
+def _loaded(
+    model: object, arch: str | None, pretrained: bool, trust: bool, device: str | torch.device | None
+) -> LoadedModel:
     """The model with what is known of its inputs and classes.  Raises FxlrpError for what is none."""
     if isinstance(model, LoadedModel):
         return model
@@ -231,7 +235,7 @@ def _loaded(model: Any, arch: str | None, pretrained: bool, trust: bool, device:
 
 
 def _of_texts(
-    model: Any, loaded: LoadedModel, tokenizer: Any, texts: tuple, **question: Any
+    model: object, loaded: LoadedModel, tokenizer: Any, texts: tuple, **question: Any
 ) -> TextAttribution | list[TextAttribution]:
     from fxlrp.text import explain as explain_text
     from fxlrp.text.command import load_tokenizer
@@ -244,11 +248,11 @@ def _of_texts(
     return explain_text(given, tokenizer, *texts, **question)
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
 
 
-def _are_pictures(value: Any) -> bool:
+def _are_pictures(value: object) -> bool:
     if isinstance(value, list | tuple):
         return bool(value) and all(_are_pictures(v) for v in value)
     return isinstance(value, str | Path | Image.Image) or (isinstance(value, np.ndarray) and value.dtype == np.uint8)

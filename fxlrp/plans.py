@@ -258,7 +258,9 @@ class Plans:
             )
         )
 
-    def check_rows(self, plan: Plan, axes: Axes, rows: Sequence[Any], output: Any, args: tuple, kwargs: dict) -> None:
+    def check_rows(
+        self, plan: Plan, axes: Axes, rows: Sequence[object], output: object, args: tuple, kwargs: dict
+    ) -> None:
         """Raises FxlrpError if samples alone get other outputs than within their batch, unless the model is random."""
         single = [plan.axes.rows(tensors_of(row)[plan.explained]) for row in rows]
         batch = axes.rows(tensors_of(output)[plan.explained])
@@ -275,7 +277,7 @@ class Plans:
         """The tensors that the model itself returns for a call."""
         return [t.detach() for t in tensors_of(self.returned(args, kwargs, seed))]
 
-    def returned(self, args: tuple, kwargs: dict, seed: int = 0) -> Any:
+    def returned(self, args: tuple, kwargs: dict, seed: int = 0) -> object:
         """Calls the model itself on copies of the tensors, which it may write into, and restores its state.
 
         Raises FxlrpError if the model refuses the call."""
@@ -305,6 +307,6 @@ def has_no_modes(model: nn.Module) -> bool:
     return isinstance(model, fx.GraphModule) and "eval" in vars(model)
 
 
-def tensors_of(returned: Any) -> list[Tensor]:
+def tensors_of(returned: object) -> list[Tensor]:
     """The tensors in a model's output."""
     return [t for t in pytree.tree_leaves(open_output(returned)) if isinstance(t, Tensor)]

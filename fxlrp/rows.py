@@ -116,7 +116,7 @@ def one_by_one(
     return [_joined(parts, output, at_inputs) for parts in zip(*samples, strict=True)]
 
 
-def _joined(parts: Sequence[Attribution], output: Any, at_inputs: Mapping[str, int | None]) -> Attribution:
+def _joined(parts: Sequence[Attribution], output: object, at_inputs: Mapping[str, int | None]) -> Attribution:
     """One attribution of a batch, made of those of its samples; sums relevance at inputs that samples share.
 
     output: the model's output for the batch.  at_inputs: the sample axis of each input, by name; None if it is shared.

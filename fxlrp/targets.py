@@ -30,7 +30,7 @@ ASKED = {
 """The keywords of a question, and their defaults."""
 
 
-def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any]) -> None:
+def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, object]) -> None:
     """Raises FxlrpError for a question's keyword that is also an argument of forward, unless that is positional."""
     try:
         parameters = list(inspect.signature(model.forward).parameters)[len(args) :]
@@ -90,7 +90,7 @@ def asked_directions(
     return [Direction(logits, *sides) for sides in weights], index
 
 
-def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -> Any:
+def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -> object:
     """Calls a callable target on the model's outputs.  Raises FxlrpError for any exception of it."""
     try:
         return score(plan.capture.unflatten(tuple(outputs)))
@@ -103,7 +103,7 @@ def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -
         ) from error
 
 
-def is_about_all(target: Target, output: Any) -> bool:
+def is_about_all(target: Target, output: object) -> bool:
     """Whether a target is a callable that returns one number for the whole batch."""
     if not callable(target):
         return False
