@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxlrp.attribution import Attribution
 from fxlrp.capture.precision import casts_made_again, widened
-from fxlrp.engine.seeds import Question, at_position, by_classes
+from fxlrp.engine.seeds import Question, Target, at_position, by_classes
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.relevance_pass import Read, maps_at_once, propagate
@@ -39,6 +39,10 @@ class ModelCall:
     def outputs(self) -> list[Tensor]:
         """The tensors that the model itself returns."""
         return self.explainer.plans.outputs(self.args, self.kwargs)
+
+    def about(self, target: Target) -> Explainer:
+        """The explainer of the outputs that a target depends on, if it is a callable; else the one that is asked."""
+        return self.explainer.of_target(self.plan, self.outputs(), target) if callable(target) else self.explainer
 
     @property
     def batch(self) -> int:

@@ -149,10 +149,8 @@ class Explainer(nn.Module):
     def _traced(self, args: tuple, kwargs: dict, question: Question) -> Attribution:
         """The answer to a question about a call, with the relevance at every node weighed."""
         call = self.call(args, kwargs)
-        if callable(question.target):
-            other = self.of_target(call.plan, call.outputs(), question.target)
-            if other is not self:
-                return other._traced(args, kwargs, question)
+        if (other := call.about(question.target)) is not self:
+            return other._traced(args, kwargs, question)
         if call.batch > 1 and not call.plan.samples_separable:
             raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
         weighing = Weighing(call.plan.graph)

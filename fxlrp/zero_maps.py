@@ -38,10 +38,8 @@ def _with_end(call: ModelCall, a: Attribution, question: Question) -> Attributio
     zero = zero_maps(a.each, [at_inputs.get(name, 0) for name in a.names], batch, columns)
     if not zero:
         return a
-    outputs = call.outputs() if callable(question.target) else []
-    about = explainer.of_target(plan, outputs, question.target)
-    if about is not explainer:  # a callable that depends on other outputs
-        return _with_end(about.call(call.args, call.kwargs), a, question)
+    if (other := call.about(question.target)) is not explainer:
+        return _with_end(other.call(call.args, call.kwargs), a, question)
     i, column = zero[0]
     some, named, asked = sample_of(plan.axes, (call.args, call.kwargs), [question], i, batch)
     if a.target is not None and len(a.target) == batch:

@@ -38,10 +38,8 @@ def answer_given(call: ModelCall, question: Question, at: Sequence[str]) -> Attr
     conditions = [selections(plan, condition) for condition in asked]
     if not conditions:
         raise FxlrpError("given=[] lists no condition; leave it out, or name a place: {'layer3': [17]}.")
-    if callable(question.target):
-        about = call.explainer.of_target(plan, call.outputs(), question.target)
-        if about is not call.explainer:
-            return about.explain(call.args, call.kwargs, [question], at)[0]
+    if (other := call.about(question.target)) is not call.explainer:
+        return other.explain(call.args, call.kwargs, [question], at)[0]
     nodes = {name: plan.named(name).name for name in at}
     _refuse_aside(plan, conditions, nodes)
     kept = {*nodes.values(), *(s.place.node for c in conditions for s in c)}

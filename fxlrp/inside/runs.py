@@ -78,19 +78,17 @@ def calls(
 
     apart: one for each sample in any case, not only where they can't be told apart in a batch.
     """
-    plan, tensors = explainer.plan(args, kwargs)
-    if callable(question.target):
-        about = explainer.of_target(plan, explainer.plans.outputs(args, kwargs), question.target)
-        if about is not explainer:
-            yield from calls(about, args, kwargs, question, apart=apart)
-            return
-    batch = plan.axes.count(tensors)
+    call = explainer.call(args, kwargs)
+    plan, batch = call.plan, call.batch
+    if (other := call.about(question.target)) is not explainer:
+        yield from calls(other, args, kwargs, question, apart=apart)
+        return
     if (apart or plan.is_for_one) and batch > 1:
         for i in range(batch):
             args_of_one, kwargs_of_one, asked = sample_of(plan.axes, (args, kwargs), [question], i, batch)
             yield from calls(explainer, args_of_one, kwargs_of_one, asked)
         return
-    yield Asked(explainer, plan, tensors, args, kwargs, completed(question, plan, explainer.rulebook, tensors))
+    yield Asked(**vars(call), question=completed(question, plan, explainer.rulebook, call.tensors))
 
 
 def run(call: Asked, kept: Collection[str], *, cut: bool = False, instead: Any = None) -> Run:
