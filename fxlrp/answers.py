@@ -94,14 +94,16 @@ def answer(
     call: ModelCall, forward: Forward, questions: Sequence[Question], *, one_at_a_time: bool = False
 ) -> list[Attribution]:
     """An attribution for each question, by one relevance pass for several directions at once, or for each of them."""
-    plan, tensors, batch = call.plan, call.tensors, call.batch
-    asked = [asked_directions(plan, forward.out, forward.model_out, q, batch) for q in questions]
+    plan = call.plan
+    asked = [asked_directions(plan, forward.out, forward.model_out, q, call.batch) for q in questions]
     directions = [d for several, _ in asked for d in several]
     at_once = 1 if one_at_a_time else maps_at_once(plan.axes.rows(forward.out[plan.logits]))
     try:
         with plan.in_its_types():
             latent = list(forward.latent.values())
-            reads = iter(propagate(plan, call.explainer.rulebook, forward.out, tensors, directions, latent, at_once))
+            reads = iter(
+                propagate(plan, call.explainer.rulebook, forward.out, call.tensors, directions, latent, at_once)
+            )
     except RuntimeError as error:
         if "fork-based" not in str(error):
             raise
@@ -111,22 +113,15 @@ def answer(
         ) from error
     return [
         attribution_from(
-            plan,
-            forward,
-            tensors,
-            question,
-            [next(reads) for _ in several],
-            classes,
-            classes is not None and classes.ndim == 2,
+            call, forward, question, [next(reads) for _ in several], classes, classes is not None and classes.ndim == 2
         )
         for question, (several, classes) in zip(questions, asked, strict=True)
     ]
 
 
 def attribution_from(
-    plan: Plan,
+    call: ModelCall,
     forward: Forward,
-    tensors: Sequence[Tensor],
     question: Question,
     reads: Sequence[Read],
     classes: Tensor | None,
@@ -140,16 +135,16 @@ def attribution_from(
         parts = zip(zip(*several, strict=True), axes, strict=True)
         return [torch.stack(of_one, axis) if columns else of_one[0] for of_one, axis in parts]
 
+    plan = call.plan
     relevance = joined([r.inputs for r in reads], [plan.axes.column(i) for i in plan.readouts])
     latent = joined([r.latent for r in reads], [1] * len(forward.latent))
     logits = at_position(plan.axes.rows(forward.model_out[plan.logits]), question.position).detach()
     inside = dict(zip(forward.latent, latent, strict=True))
-    return replace(attribution_of(plan, tensors, forward.model_out, logits, relevance, classes, inside), given=given)
+    return replace(attribution_of(call, forward.model_out, logits, relevance, classes, inside), given=given)
 
 
 def attribution_of(
-    plan: Plan,
-    tensors: Sequence[Tensor],
+    call: ModelCall,
     out: Sequence[Tensor],
     logits: Tensor,
     relevance: Sequence[Tensor],
@@ -157,6 +152,7 @@ def attribution_of(
     latent: dict[str, Tensor],
 ) -> Attribution:
     """The attribution: relevance of each explained input, with the model's output from the first tensors in `out`."""
+    plan, tensors = call.plan, call.tensors
     return Attribution(
         relevance[0] if len(relevance) == 1 else tuple(relevance),
         plan.capture.unflatten(tuple(o.detach() for o in out[: len(plan.capture.output_names)])),

@@ -136,7 +136,7 @@ def _run_joint(call: ModelCall, own: list[Tensor], target: Target, contrast: Con
     if target is not None:
         directions(logits, target, contrast)  # raises FxlrpError if the target does not fit
     asked = logits.argmax(1) if target is None and not own else index.long()
-    return attribution_of(plan, tensors, own or out, logits, maps, asked, {})
+    return attribution_of(call, own or out, logits, maps, asked, {})
 
 
 def _records_cuda_graphs(options: dict[str, Any]) -> bool:

@@ -50,7 +50,7 @@ def answer_given(call: ModelCall, question: Question, at: Sequence[str]) -> Attr
     in_words = tuple("; ".join(map(str, condition)) for condition in conditions)
     columns = not isinstance(given, Mapping)
     how = (reads, ran.classes, columns, in_words if columns else in_words[0])
-    return attribution_from(plan, forward, call.tensors, question, *how)
+    return attribution_from(call, forward, question, *how)
 
 
 def _reads(ran: Run, conditions: Sequence[Condition], inside: Mapping[str, str]) -> list[Read]:

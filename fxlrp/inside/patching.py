@@ -203,8 +203,8 @@ def _run_patched(clean: Asked, name: str, other: Tensor, by: str, group: Sequenc
     args, kwargs = clean.args, clean.kwargs
     if count > 1:
         args, kwargs = axes.each(lambda t, axis: torch.cat([t] * count, axis), (args, kwargs))
-    plan, tensors = explainer.plan(args, kwargs)
-    here = place(plan, name, by == HEADS)
+    call = explainer.call(args, kwargs)
+    here = place(call.plan, name, by == HEADS)
 
     def replaced(value: Tensor) -> Tensor:
         own = here.arranged(value)
@@ -223,9 +223,8 @@ def _run_patched(clean: Asked, name: str, other: Tensor, by: str, group: Sequenc
 
     question = replace(clean.question, target=_again(clean.question.target, ran, count))
     question = replace(question, position=_again(question.position, None, count))
-    call = Asked(explainer, plan, tensors, args, kwargs, question)
-    with plan.in_its_types():
-        patched = run(call, (), instead={here.node: replaced})
+    with call.plan.in_its_types():
+        patched = run(Asked(**vars(call), question=question), (), instead={here.node: replaced})
         return _score(patched).unflatten(0, (count, -1))
 
 
