@@ -17,9 +17,12 @@ from fxlrp.ops import about, overloads
 from fxlrp.rules.absolute import absolute
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS, Normalise
+from fxlrp.rules.values import nearly
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
+
+aten = torch.ops.aten
 
 Cotangents = Tensor | Sequence["Tensor | None"] | None
 Key = tuple["Callable | str", "tuple[int, ...] | None"]
@@ -97,6 +100,15 @@ def table(*rows: tuple) -> dict[Key, Entry]:
         entry = rule if isinstance(rule, Entry) else Rule(rule)
         out.update({(overload, args): entry for op in ops for overload in overloads(op)})
     return out
+
+
+STRUCTURAL_ENTRIES = table(
+    (STRUCTURAL, nearly),
+    # a constant factor scales a and g inversely, so R = a ⊙ g passes unchanged
+    (STRUCTURAL, (0,), aten.mul, aten.div, aten.multiply, aten.divide),
+    (STRUCTURAL, (1,), aten.mul, aten.multiply),
+)
+"""Ops that need no rule in any method, besides those that move values (`fxlrp.ops`): those that scale by a constant."""
 
 
 @dataclass(frozen=True)
