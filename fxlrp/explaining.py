@@ -146,14 +146,14 @@ def explain_images(
     tensors = [loaded.preprocess(image)[0] for image in images]
     x = loaded.like(torch.stack(tensors) if len(tensors) > 1 else tensors[0][None])
     seen, asked, labels = [loaded.preprocess.seen(image) for image in images], "", tuple(loaded.labels or ())
-    found: list[Box] | None = None
+    boxes: list[Box] | None = None
     if box is not None or (surest and isinstance(explainer, Explainer) and not explainer.model.training):
-        found = _boxes(explainer, x[:1], labels)
-        box = 0 if box is None and found else box
+        boxes = _boxes(explainer, x[:1], labels)
+        box = 0 if box is None and boxes else box
     if box is not None:
         if len(images) > 1:
             raise FxlrpError("A box is one picture's: explain one picture in a call.")
-        chosen = box_at(found, box)
+        chosen = box_at(boxes, box)
         question |= {"contrast": None, **chosen.question}
         asked, seen = f"box {box}: {chosen.named(labels)}", [framed(seen[0], chosen.corners)]
     a = explainer(x, **question)
@@ -196,7 +196,7 @@ def every_side(
         chances[:, a.contrast] = -torch.inf
         classes = min(classes, chances.shape[1] - 1)
     asked = chances.topk(min(classes, chances.shape[1])).indices
-    known = {name: getattr(a, name) for name in ("labels", "pictures", "features", "edges")}
+    about = {name: getattr(a, name) for name in ("labels", "pictures", "features", "edges")}
     kwargs = kwargs | ({} if a.position is None else {"position": a.position})
     first = explainer(*args, target=asked, contrast=a.contrast, at=tuple(at), **kwargs)
     answers = [first] if a.contrast is None else [first, explainer(*args, target=asked, contrast=None, **kwargs)]
@@ -204,7 +204,7 @@ def every_side(
     if len(a.target) == 1:
         traced = explainer(*args, target=a.target, contrast=a.contrast, trace=True, **kwargs)
         answers[0] = replace(answers[0], trace=traced.trace)
-    return [replace(answer, **known) for answer in answers]
+    return [replace(answer, **about) for answer in answers]
 
 
 def _shown(

@@ -185,13 +185,13 @@ def _try_tensors(worker: Worker, s: Settings) -> tuple[Settings, int]:
 
 def _first(worker: Worker) -> dict[str, Tensor]:
     """Return the first sample that can be read, as tensors by argument."""
-    said = "nothing"
+    reason = "nothing"
     for i in range(min(TRIED, worker.s.samples)):
         sample = take(worker.source, i)
         if sample.error is None:
             return worker._input(sample.value, {})
-        said = sample.error
-    raise FxlrpError(f"None of the first samples of {worker.s.data} can be read: {said}")
+        reason = sample.error
+    raise FxlrpError(f"None of the first samples of {worker.s.data} can be read: {reason}")
 
 
 def _try_texts(worker: Worker, s: Settings) -> tuple[Settings, int]:
@@ -201,7 +201,7 @@ def _try_texts(worker: Worker, s: Settings) -> tuple[Settings, int]:
     """
     if s.keep != "heat":
         raise FxlrpError("Of texts the relevance of each token is kept; leave --keep out.")
-    model, said = worker.explainer.model, "nothing"
+    model, reason = worker.explainer.model, "nothing"
     texts: list[Encoded] = []
     for i in range(min(TRIED, s.samples)):
         sample = take(worker.source, i)
@@ -209,10 +209,10 @@ def _try_texts(worker: Worker, s: Settings) -> tuple[Settings, int]:
             if sample.error is None and len(texts) < MOST_AT_ONCE["cpu"]:
                 texts.append(encode(model, worker.tokenizer, str(sample.value), None, s.truncate))
         except FxlrpError as error:
-            said = str(error)
-        said = sample.error or said
+            reason = str(error)
+        reason = sample.error or reason
     if not texts:
-        raise FxlrpError(f"None of the first texts of {s.data} can be read: {said}")
+        raise FxlrpError(f"None of the first texts of {s.data} can be read: {reason}")
     inputs = batched(model, worker.tokenizer, texts)
     task, _, outputs = probe(model, worker.tokenizer, inputs, worker.explainer.settings.output)
     if task not in ONE_ANSWER:
