@@ -11,19 +11,19 @@ from torch import Tensor
 from fxlrp.errors import FxlrpError
 
 
-def share_apart(found: Tensor, expected: Tensor) -> float:
+def share_apart(output: Tensor, expected: Tensor) -> float:
     """The largest difference relative to the largest entry of `expected`, which is finite; infinite if the shapes
-    differ or `found` has NaN."""
-    if found.shape != expected.shape:
+    differ or `output` has NaN."""
+    if output.shape != expected.shape:
         return float("inf")
-    difference = (found - expected).abs().max().double()
+    difference = (output - expected).abs().max().double()
     return float((difference / expected.abs().max()).nan_to_num(float("inf"), float("inf"))) if difference else 0.0
 
 
-def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest ‖found − expected‖ / ‖expected‖ of several tensors; entries that are NaN in both count as equal."""
+def apart(relevance: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest ‖relevance − expected‖ / ‖expected‖ of several; entries that are NaN in both count as equal."""
     worst = 0.0
-    for f, e in zip(found, expected, strict=True):
+    for f, e in zip(relevance, expected, strict=True):
         f, e = f.detach().to(torch.promote_types(f.dtype, torch.float32)), e.detach()
         comparable = ~(f.isnan() & e.isnan())
         f, e = f[comparable], e[comparable]
@@ -53,7 +53,7 @@ ROUNDINGS = 30.0
 
 
 def check_compiled(
-    found: Sequence[Tensor], eager: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor]
+    compiled: Sequence[Tensor], eager: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor]
 ) -> None:
     """Compares relevance by a compiled graph with that of the eager one, a function of the inputs.
 
@@ -61,7 +61,7 @@ def check_compiled(
     maps, and where a maximum changes place.
     """
     expected = eager(inputs)
-    off = apart(found, expected)
+    off = apart(compiled, expected)
     if off <= EXACT.get(expected[0].dtype, CLOSE):
         return
     rounded = apart(eager([moved_by_rounding(t) for t in inputs]), expected)
@@ -73,12 +73,12 @@ def check_compiled(
         )
 
 
-def is_noise(found: Tensor, expected: Tensor, inputs: Sequence[Tensor]) -> bool:
+def is_noise(output: Tensor, expected: Tensor, inputs: Sequence[Tensor]) -> bool:
     """Whether two outputs differ by no more than rounding leaves of inputs of this size that cancel each other."""
     sizes = [float(t.detach().abs().max()) for t in inputs if t.is_floating_point() and t.numel()]
-    if found.shape != expected.shape or not expected.is_floating_point() or not sizes:
+    if output.shape != expected.shape or not expected.is_floating_point() or not sizes:
         return False
-    return bool((found - expected).abs().max() <= ROUNDINGS * torch.finfo(expected.dtype).eps * max(sizes))
+    return bool((output - expected).abs().max() <= ROUNDINGS * torch.finfo(expected.dtype).eps * max(sizes))
 
 
 def rounding(output: Tensor) -> float:

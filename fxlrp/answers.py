@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from typing import NamedTuple
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxlrp.attribution import Attribution
 from fxlrp.capture.precision import casts_made_again, widened
-from fxlrp.engine.seeds import Question, at_position, by_classes
+from fxlrp.engine.seeds import Question, Target, at_position, by_classes
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.relevance_pass import Read, maps_at_once, propagate
 from fxlrp.rules.registry import Rulebook
-from fxlrp.targets import asked_directions, attribution_of
+from fxlrp.targets import asked_directions
+
+if TYPE_CHECKING:
+    from fxlrp.explainer import Explainer
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCall:
+    """A call of the model, by the explainer that is asked about it.
+
+    plan: the plan that holds for it.  tensors: those among its arguments.
+    """
+
+    explainer: Explainer
+    plan: Plan
+    tensors: list[Tensor]
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def outputs(self) -> list[Tensor]:
+        """The tensors that the model itself returns."""
+        return self.explainer.plans.outputs(self.args, self.kwargs)
+
+    def about(self, target: Target) -> Explainer:
+        """The explainer of the outputs that a target depends on, if it is a callable; else the one that is asked."""
+        return self.explainer.of_target(self.plan, self.outputs(), target) if callable(target) else self.explainer
+
+    @property
+    def batch(self) -> int:
+        """The number of samples."""
+        return self.plan.axes.count(self.tensors)
 
 
 class Forward(NamedTuple):
@@ -34,59 +64,46 @@ class Forward(NamedTuple):
 
 
 def run_forward(
-    plan: Plan,
-    tensors: Sequence[Tensor],
-    questions: Sequence[Question],
-    at: Sequence[str],
-    *,
-    drawing: AbstractContextManager,
-    own: Callable[[], Sequence[Tensor]],
-    run: Callable | None = None,
-    checkpoint: bool = False,
+    call: ModelCall, questions: Sequence[Question], at: Sequence[str] = (), run: Callable | None = None
 ) -> Forward:
     """Run the form of a plan's graph that suits the questions.
 
-    at: modules or nodes whose values are returned too.  drawing: a context in which random numbers are drawn.
-    own: gives the model's own outputs.  run: runs the graph, in the place of the fastest form of it.
-    checkpoint: whether the forward pass is computed again, in segments, when relevance comes by.
+    at: modules or nodes whose values are returned too.  run: runs the graph, in the place of the fastest form of it.
     """
+    plan, explainer = call.plan, call.explainer
     one_sided = all(by_classes(q.target) and q.contrast is None for q in questions)
     again = run is None and not plan.random  # random numbers can't be drawn again
-    graph, latent = plan.form(one_sided and not at, at, small=again, checkpoint=again and checkpoint)
-    given = [t.clone() if t.is_inference() else t.detach() for t in widened(tensors)]
+    graph, latent = plan.form(one_sided and not at, at, small=again, checkpoint=again and explainer.settings.checkpoint)
+    given = [t.clone() if t.is_inference() else t.detach() for t in widened(call.tensors)]
     casts = casts_made_again() if plan.capture.narrow else nullcontext()
     try:
-        with plan.in_its_types(), drawing, casts:
+        with plan.in_its_types(), explainer.plans.draw(plan), casts:
             out = (run or graph)(*given)
     except Exception:
-        own()  # which says so, if the model itself refuses the call
+        call.outputs()  # which says so, if the model itself refuses the call
         raise
     model_out = out
     if plan.capture.answers_apart:
-        answers = own()
+        answers = call.outputs()
         model_out = [*answers, *out[len(answers) :]]
         model_out[plan.logits] = model_out[plan.logits].to(answers[plan.explained].dtype)
     return Forward(out, model_out, {name: out[i] for name, i in zip(at, latent, strict=True)})
 
 
 def answer(
-    plan: Plan,
-    rulebook: Rulebook,
-    forward: Forward,
-    tensors: Sequence[Tensor],
-    questions: Sequence[Question],
-    *,
-    one_at_a_time: bool = False,
+    call: ModelCall, forward: Forward, questions: Sequence[Question], *, one_at_a_time: bool = False
 ) -> list[Attribution]:
     """An attribution for each question, by one relevance pass for several directions at once, or for each of them."""
-    batch = plan.axes.count(tensors)
-    asked = [asked_directions(plan, forward.out, forward.model_out, q, batch) for q in questions]
+    plan = call.plan
+    asked = [asked_directions(plan, forward.out, forward.model_out, q, call.batch) for q in questions]
     directions = [d for several, _ in asked for d in several]
     at_once = 1 if one_at_a_time else maps_at_once(plan.axes.rows(forward.out[plan.logits]))
     try:
         with plan.in_its_types():
             latent = list(forward.latent.values())
-            reads = iter(propagate(plan, rulebook, forward.out, tensors, directions, latent, at_once))
+            reads = iter(
+                propagate(plan, call.explainer.rulebook, forward.out, call.tensors, directions, latent, at_once)
+            )
     except RuntimeError as error:
         if "fork-based" not in str(error):
             raise
@@ -96,22 +113,15 @@ def answer(
         ) from error
     return [
         attribution_from(
-            plan,
-            forward,
-            tensors,
-            question,
-            [next(reads) for _ in several],
-            classes,
-            columns=classes is not None and classes.ndim == 2,
+            call, forward, question, [next(reads) for _ in several], classes, classes is not None and classes.ndim == 2
         )
         for question, (several, classes) in zip(questions, asked, strict=True)
     ]
 
 
 def attribution_from(
-    plan: Plan,
+    call: ModelCall,
     forward: Forward,
-    tensors: Sequence[Tensor],
     question: Question,
     reads: Sequence[Read],
     classes: Tensor | None,
@@ -125,11 +135,33 @@ def attribution_from(
         parts = zip(zip(*several, strict=True), axes, strict=True)
         return [torch.stack(of_one, axis) if columns else of_one[0] for of_one, axis in parts]
 
+    plan = call.plan
     relevance = joined([r.inputs for r in reads], [plan.axes.column(i) for i in plan.readouts])
     latent = joined([r.latent for r in reads], [1] * len(forward.latent))
     logits = at_position(plan.axes.rows(forward.model_out[plan.logits]), question.position).detach()
     inside = dict(zip(forward.latent, latent, strict=True))
-    return replace(attribution_of(plan, tensors, forward.model_out, logits, relevance, classes, inside), given=given)
+    return replace(attribution_of(call, forward.model_out, logits, relevance, classes, inside), given=given)
+
+
+def attribution_of(
+    call: ModelCall,
+    out: Sequence[Tensor],
+    logits: Tensor,
+    relevance: Sequence[Tensor],
+    index: Tensor | None,
+    latent: dict[str, Tensor],
+) -> Attribution:
+    """The attribution: relevance of each explained input, with the model's output from the first tensors in `out`."""
+    plan, tensors = call.plan, call.tensors
+    return Attribution(
+        relevance[0] if len(relevance) == 1 else tuple(relevance),
+        plan.capture.unflatten(tuple(o.detach() for o in out[: len(plan.capture.output_names)])),
+        logits,
+        index,
+        tuple(f"read[{i!r}]" if isinstance(i, str) else plan.capture.names[i] for i in plan.readouts),
+        tuple(out[at].detach() if isinstance(i, str) else tensors[i] for i, (at, *_) in plan.readouts.items()),
+        latent,
+    )
 
 
 def with_questions(

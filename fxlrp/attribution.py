@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from fxlrp.capture.axes import argument
+from fxlrp.engine.seeds import Position
 from fxlrp.errors import FxlrpError
 from fxlrp.reports.ended import Ended
 from fxlrp.reports.report import Conservation, Report
@@ -56,7 +57,7 @@ class Attribution:
     given: str | tuple[str, ...] = ""
     labels: tuple[str, ...] = ()
     pictures: tuple[np.ndarray, ...] = ()
-    position: Any = None
+    position: Position = None
     asked: str = ""
     features: tuple[str, ...] = ()
     edges: Tensor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,15 +50,15 @@ def returns_boxes(output: Any) -> bool:
     return is_list and {"boxes", "scores", "labels"} <= set(output[0])
 
 
-def _by_scores(found: Mapping[str, Tensor], size: tuple[int, int]) -> list[Box]:
+def _by_scores(output: Mapping[str, Tensor], size: tuple[int, int]) -> list[Box]:
     height, width = size
-    corners = (found["boxes"].detach().cpu() / torch.tensor([width, height, width, height])).tolist()
-    rows = zip(corners, found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    corners = (output["boxes"].detach().cpu() / torch.tensor([width, height, width, height])).tolist()
+    rows = zip(corners, output["labels"].tolist(), output["scores"].tolist(), strict=True)
     every = [Box((x0, y0, x1, y1), k, s, {"target": _score(i)}) for i, ((x0, y0, x1, y1), k, s) in enumerate(rows)]
     return sorted(every, key=lambda box: -box.score)
 
 
-def _score(i: int) -> Any:
+def _score(i: int) -> Callable[[Any], Tensor]:
     return lambda output: output[0]["scores"][i : i + 1]
 
 
@@ -76,10 +76,10 @@ def _by_queries(output: Mapping[str, Tensor], labels: Sequence[str]) -> list[Box
     return every
 
 
-def box_at(found: Sequence[Box] | None, k: int) -> Box:
+def box_at(boxes: Sequence[Box] | None, k: int) -> Box:
     """The k-th of the boxes, the surest first.  Raises FxlrpError if there is none."""
-    if found is None:
+    if boxes is None:
         raise FxlrpError("The model returns no boxes with scores and labels, so there is no box to explain.")
-    if not 0 <= k < len(found):
-        raise FxlrpError(f"There is no box {k}: {len(found)} were found; a picture of what the model knows has some.")
-    return found[k]
+    if not 0 <= k < len(boxes):
+        raise FxlrpError(f"There is no box {k}: {len(boxes)} were found; a picture of what the model knows has some.")
+    return boxes[k]

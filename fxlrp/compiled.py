@@ -1,4 +1,7 @@
-"""Runs forward and relevance pass as one graph by torch.compile, checked against the eager ones."""
+"""Runs forward and relevance pass as one graph by torch.compile, checked against the eager ones.
+
+`compile`, `joint` and `export` are methods of an explainer.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import check_compiled
+from fxlrp.answers import ModelCall, attribution_of
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import Same
 from fxlrp.capture.confine import alone
@@ -23,54 +27,56 @@ from fxlrp.export.joint import Joint, classes_asked, trace_joint
 from fxlrp.graph.plan import Plan
 from fxlrp.plans import CHECKED, PLANS
 from fxlrp.recent import Recent
-from fxlrp.targets import attribution_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
 
 
-class AsOneGraph:
-    """The part of an explainer that makes forward and relevance pass one graph."""
+def compile(explainer: Explainer, /, mode: str | None = None, **options: Any) -> Explainer:
+    """Run forward and relevance pass as one graph by torch.compile from now on; compiled at the next call.
 
-    compiling: dict[str, Any] | None
+    mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Only
+    questions about classes are compiled; a target of weights or a callable, `at` and `trace` run as before.
+    Returns itself.
 
-    def compile(self: Any, mode: str | None = None, **options: Any) -> Explainer:
-        """Run forward and relevance pass as one graph by torch.compile from now on; compiled at the next call.
+    A graph that torch.compile would break into pieces is an error, unless fullgraph=False.  Whenever something was
+    compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
+    """
+    explainer.compiling = {"mode": mode, "fullgraph": True, **options}
+    explainer.plans.cache = replace(explainer.plans.cache, compiled=Recent(PLANS))
+    return explainer
 
-        mode, options: as of torch.compile ("max-autotune", "reduce-overhead" for CUDA graphs, backend=…).  Only
-        questions about classes are compiled; a target of weights or a callable, `at` and `trace` run as before.
-        Returns itself.
 
-        A graph that torch.compile would break into pieces is an error, unless fullgraph=False.  Whenever something was
-        compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
-        """
-        self.compiling = {"mode": mode, "fullgraph": True, **options}
-        self.plans.cache = replace(self.plans.cache, compiled=Recent(PLANS))
-        return self
+def joint(
+    explainer: Explainer,
+    /,
+    *args: Any,
+    target: Target = None,
+    contrast: Contrast = "default",
+    fold: bool = True,
+    **kwargs: Any,
+) -> Joint:
+    """Forward and relevance pass of a call as one flat ATen graph: (*inputs, target) → (logits, *relevance).
 
-    def joint(
-        self: Any, *args: Any, target: Target = None, contrast: Contrast = "default", fold: bool = True, **kwargs: Any
-    ) -> Joint:
-        """Forward and relevance pass of a call as one flat ATen graph: (*inputs, target) → (logits, *relevance).
+    Without a call, of the latest one (or the example inputs).  fold: see `fxlrp.export.joint.trace_joint`.
 
-        Without a call, of the latest one (or the example inputs).  fold: see `fxlrp.export.joint.trace_joint`.
+    Raises FxlrpError if the samples of a batch have to be explained one by one, or target is none of classes.
+    """
+    if args or kwargs:
+        with torch.inference_mode(False), torch.enable_grad():
+            explainer.plan(*open_objects((args, kwargs)))
+    plan = explainer.latest
+    if explainer.settings.shifts > 1:
+        raise FxlrpError("A joint graph is of one picture: convert without shifts, and take the mean of its maps.")
+    several = classes_asked(plan, target)
+    return trace_joint(plan, explainer.rulebook, explainer.rulebook.resolve(contrast), several=several, fold=fold)
 
-        Raises FxlrpError if the samples of a batch have to be explained one by one, or target is none of classes.
-        """
-        if args or kwargs:
-            with torch.inference_mode(False), torch.enable_grad():
-                self.plan(*open_objects((args, kwargs)))
-        plan = self.latest
-        if self.settings.shifts > 1:
-            raise FxlrpError("A joint graph is of one picture: convert without shifts, and take the mean of its maps.")
-        several = classes_asked(plan, target)
-        return trace_joint(plan, self.rulebook, self.rulebook.resolve(contrast), several=several, fold=fold)
 
-    def export(self: Any, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
-        """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.export.artifact`."""
-        from fxlrp.export.artifact import export
+def export(explainer: Explainer, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:
+    """Save forward and relevance pass as a .pt2 (or .onnx) that needs no fxlrp: see `fxlrp.export.artifact`."""
+    from fxlrp.export.artifact import export
 
-        return export(self, path, contrast=contrast, aoti=aoti)
+    return export(explainer, path, contrast=contrast, aoti=aoti)
 
 
 def can_be_compiled(plan: Plan, questions: Sequence[Question]) -> bool:
@@ -78,43 +84,33 @@ def can_be_compiled(plan: Plan, questions: Sequence[Question]) -> bool:
     relevance is read only at inputs."""
     inputs_alone = not any(isinstance(i, str) for i in plan.readouts)
     by_class = all(q.position is None and by_classes(q.target) for q in questions)
-    return inputs_alone and by_class and plan.scores_ndim == 2
+    return inputs_alone and by_class and len(plan.scores_shape) == 2
 
 
-def by_compiled_graph(
-    explainer: Explainer,
-    plan: Plan,
-    tensors: list[Tensor],
-    own: list[Tensor],
-    args: tuple,
-    kwargs: dict,
-    question: Question,
-) -> Attribution:
+def by_compiled_graph(call: ModelCall, own: list[Tensor], question: Question) -> Attribution:
     """Explains a call by the compiled graph, and checks it against the eager one whenever a graph was compiled."""
     compiled_before = _graphs_compiled()
-    attribution = _run_joint(explainer, plan, tensors, own, question.target, question.contrast)
+    attribution = _run_joint(call, own, question.target, question.contrast)
     if _graphs_compiled() != compiled_before:
 
         def eager(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
             tensor_iterator = iter(inputs)
-            positional, named = pytree.tree_map_only(Tensor, lambda _: next(tensor_iterator), (args, kwargs))
+            positional, named = pytree.tree_map_only(Tensor, lambda _: next(tensor_iterator), (call.args, call.kwargs))
             asked_question = question if question.target is not None else replace(question, target=attribution.target)
             with torch.enable_grad():
-                return explainer.explain(positional, named, [asked_question], compiled=False)[0].each
+                return call.explainer.explain(positional, named, [asked_question], compiled=False)[0].each
 
-        check_compiled(attribution.each, eager, tensors)
+        check_compiled(attribution.each, eager, call.tensors)
     return attribution
 
 
-def _run_joint(
-    explainer: Explainer, plan: Plan, tensors: list[Tensor], own: list[Tensor], target: Target, contrast: Contrast
-) -> Attribution:
+def _run_joint(call: ModelCall, own: list[Tensor], target: Target, contrast: Contrast) -> Attribution:
     """Explains a call by the compiled joint graph, which also computes the model's outputs unless they are given as
     `own`."""
     assert not callable(target)
+    explainer, plan, tensors, batch = call.explainer, call.plan, call.tensors, call.batch
     options = explainer.compiling
     assert options is not None
-    batch = plan.axes.count(tensors)
     classes = torch.as_tensor(-1 if target is None else target, device=tensors[0].device)
     classes = plan.axes.rows(own[plan.explained]).argmax(1) if own and target is None else classes
     index = classes.expand(batch, *classes.shape) if classes.ndim == 0 or isinstance(target, Sequence) else classes
@@ -140,7 +136,7 @@ def _run_joint(
     if target is not None:
         directions(logits, target, contrast)  # raises FxlrpError if the target does not fit
     asked = logits.argmax(1) if target is None and not own else index.long()
-    return attribution_of(plan, tensors, own or out, logits, maps, asked, {})
+    return attribution_of(call, own or out, logits, maps, asked, {})
 
 
 def _records_cuda_graphs(options: dict[str, Any]) -> bool:

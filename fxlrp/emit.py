@@ -23,7 +23,7 @@ KEPT = ("stack_trace", "nn_module_stack")
 
 
 def emit(
-    graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, known: dict[Hashable, Any] | None = None, **kwargs: Any
+    graph: fx.Graph, like: fx.Node, op: Callable, *args: Any, known: dict[Hashable, object] | None = None, **kwargs: Any
 ) -> fx.Node:
     """Inserts op(*args, **kwargs) at the graph's insertion point, with the metadata of `like`.
 
@@ -51,7 +51,7 @@ def traced_value(node: fx.Node, mode: FakeTensorMode, known: dict[Hashable, Any]
     return known[key]
 
 
-def _kind(value: Any) -> Hashable:
+def _kind(value: object) -> Hashable:
     """What an op's result has from an argument while it is traced: a tensor's shape and type, anything else whole."""
     if not isinstance(value, Tensor):
         return type(value), str(value)

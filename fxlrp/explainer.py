@@ -5,27 +5,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxlrp.answers import answer, run_forward, with_questions
+from fxlrp.answers import ModelCall, answer, run_forward, with_questions
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes, Batch
 from fxlrp.capture.calls import split_tensors
 from fxlrp.capture.confine import LOCK
 from fxlrp.capture.objects import open_objects
-from fxlrp.compiled import AsOneGraph, by_compiled_graph, can_be_compiled
+from fxlrp.compiled import by_compiled_graph, can_be_compiled, compile, export, joint
 from fxlrp.engine.seeds import Contrast, Given, Position, Question, Target
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
 from fxlrp.inside.conditions import answer_given
 from fxlrp.inside.differentiable import explain_differentiably
-from fxlrp.inside.methods import Inside
+from fxlrp.inside.methods import edges, parts, weights
 from fxlrp.methods import DEFAULT
 from fxlrp.plans import PLANS, Plans, Settings, has_no_modes
 from fxlrp.recent import Recent
@@ -34,7 +33,7 @@ from fxlrp.reports.report import Report
 from fxlrp.rows import asks_every_row, is_one_per_sample, one_by_one, row_by_row
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.shifts import mean_over_shifts
-from fxlrp.targets import at_the_end, depends_on, refuse_ambiguous
+from fxlrp.targets import completed, depends_on, refuse_ambiguous
 from fxlrp.zero_maps import say_where_it_ended
 
 
@@ -47,7 +46,7 @@ class _Latest(threading.local):
         return _Latest, ()
 
 
-class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
+class Explainer(nn.Module):
     """A model that also says what it looked at. Made by `fxlrp.convert`; shares the model's weights.
 
     Keeps one graph per signature of a call, for the `PLANS` = 32 signatures used last. A signature is the shapes
@@ -55,6 +54,9 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
 
     Threads may share an explainer and run the model beside it: see `fxlrp.capture.confine`. A copy captures anew.
     """
+
+    compile = compile  # type: ignore[assignment]
+    joint, export, parts, edges, weights = joint, export, parts, edges, weights
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__()
@@ -130,36 +132,33 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
 
         Raises FxlrpError if the model can't be captured or the target does not fit.
         """
-        question: dict[str, Any] = {
-            "target": target,
-            "contrast": contrast,
-            "position": position,
-            "at": at,
-            "trace": trace,
-        }
-        question |= {"given": given, "at_once": at_once}
-        refuse_ambiguous(self.model, args, question)
+        question = Question(target, contrast, position, given, at_once)
+        asked = {**vars(question), "at": at, "trace": trace}
+        refuse_ambiguous(self.model, args, asked)
         if self.settings.differentiable:
-            return explain_differentiably(self, args, kwargs, question)
-        questions = [Question(target, contrast, position, given, at_once)]
+            return explain_differentiably(self, args, kwargs, asked)
         args, kwargs = open_objects((args, kwargs))
         with torch.inference_mode(False), torch.enable_grad():
             if given is not None:
                 if trace or self.settings.shifts > 1:
                     raise FxlrpError("given= is of one map as it is: leave out trace=True, and convert without shifts.")
-                return with_questions(self.rulebook, self.explain(args, kwargs, questions, at), questions)[0]
-            if not trace:
-                return self._complete(args, kwargs, questions, at)[0]
-            plan, tensors = self.plan(args, kwargs)
-            other = self.of_target(plan, self.plans.outputs(args, kwargs), target) if callable(target) else self
-            if other is not self:
-                return other(*args, target=target, position=position, trace=True, **kwargs)
-            if plan.axes.count(tensors) > 1 and not plan.samples_separable:
-                raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
-            weighing = Weighing(plan.graph)
-            with LOCK:  # an interpreter notes the node it is at where a trace in another thread would read it
-                answers = self.explain(args, kwargs, questions, (), weighing.run)
-        return replace(with_questions(self.rulebook, answers, questions)[0], trace=plan.report.weighed(weighing.edges))
+                return with_questions(self.rulebook, self.explain(args, kwargs, [question], at), [question])[0]
+            if trace:
+                return self._traced(args, kwargs, question)
+            return self._complete(args, kwargs, [question], at)[0]
+
+    def _traced(self, args: tuple, kwargs: dict, question: Question) -> Attribution:
+        """The answer to a question about a call, with the relevance at every node weighed."""
+        call = self.call(args, kwargs)
+        if (other := call.about(question.target)) is not self:
+            return other._traced(args, kwargs, question)
+        if call.batch > 1 and not call.plan.samples_separable:
+            raise FxlrpError("The samples of this batch can't be told apart inside: weigh one sample at a time.")
+        weighing = Weighing(call.plan.graph)
+        with LOCK:  # an interpreter notes the node it is at where a trace in another thread would read it
+            answers = self.answers(call, [question], run=weighing.run)
+        answer = with_questions(self.rulebook, answers, [question])[0]
+        return replace(answer, trace=call.plan.report.weighed(weighing.edges))
 
     def ask(self, questions: Sequence[Question], *args: Any, **kwargs: Any) -> list[Attribution]:
         """An attribution for each question about one call of the model, which runs forward once for all of them.
@@ -174,14 +173,33 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         self, args: tuple, kwargs: dict, questions: Sequence[Question], at: Sequence[str] = ()
     ) -> list[Attribution]:
         """An attribution for each question, over shifts, with the question in it; warns of maps that are empty."""
-        answers = mean_over_shifts(self, self.explain(args, kwargs, questions, at), args, kwargs, questions)
-        answers = say_where_it_ended(self, answers, questions, args, kwargs)
-        return with_questions(self.rulebook, answers, questions)
+        try:
+            call = self.call(args, kwargs)
+        except FxlrpError:  # there is no plan for all samples together, which may be explained one by one
+            if self.settings.shifts > 1:
+                raise
+            return with_questions(self.rulebook, self.explain(args, kwargs, questions, at), questions)
+        answers = self.answers(call, questions, at)
+        if self.settings.shifts > 1:
+            answers = mean_over_shifts(call, answers, questions)
+        return with_questions(self.rulebook, say_where_it_ended(call, answers, questions), questions)
 
     def explain(
+        self, args: tuple, kwargs: dict, questions: Sequence[Question], at: Sequence[str] = (), compiled: bool = True
+    ) -> list[Attribution]:
+        """An attribution for each question about the call of the model with these arguments: see `answers`."""
+        try:
+            call = self.call(args, kwargs)
+        except FxlrpError:
+            axes = self._axes_of_lists(args, kwargs)
+            if axes is None:
+                raise
+            return one_by_one(self, axes, args, kwargs, questions, at)
+        return self.answers(call, questions, at, compiled=compiled)
+
+    def answers(
         self,
-        args: tuple,
-        kwargs: dict,
+        call: ModelCall,
         questions: Sequence[Question],
         at: Sequence[str] = (),
         run: Callable | None = None,
@@ -193,51 +211,29 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         run: runs the graph, in the place of the fastest form of it.
         compiled: whether a compiled graph may answer, if there is one.
         """
-        try:
-            plan, tensors = self.plan(args, kwargs)
-        except FxlrpError:
-            axes = None if run else self._axes_of_lists(args, kwargs)
-            if axes is None:
-                raise
-            return one_by_one(self, axes, args, kwargs, questions, at)
-        if plan.is_for_one and plan.axes.count(tensors) > 1:
+        plan, args, kwargs = call.plan, call.args, call.kwargs
+        if plan.is_for_one and call.batch > 1:
             return one_by_one(self, plan.axes, args, kwargs, questions, at)
         by_rows = [run is None and asks_every_row(plan, q) for q in questions]
         if any(by_rows):
             return [
-                row_by_row(self, plan, args, kwargs, q, at) if rows else self.explain(args, kwargs, [q], at)[0]
+                row_by_row(call, q, at) if rows else self.answers(call, [q], at)[0]
                 for q, rows in zip(questions, by_rows, strict=True)
             ]
-        questions = [at_the_end(plan, tensors, q) for q in questions]
-        questions = [replace(q, contrast=self.rulebook.resolve(q.contrast)) for q in questions]
+        questions = [completed(q, plan, self.rulebook, call.tensors) for q in questions]
         if any(q.given is not None for q in questions):
             return [
-                self.explain(args, kwargs, [q], at, run)[0]
-                if q.given is None
-                else answer_given(self, plan, tensors, args, kwargs, q, at)
-                for q in questions
+                self.answers(call, [q], at, run)[0] if q.given is None else answer_given(call, q, at) for q in questions
             ]
         if compiled and self.compiling is not None and run is None and not at and can_be_compiled(plan, questions):
-            own = self.plans.outputs(args, kwargs) if plan.capture.answers_apart else []
-            return [by_compiled_graph(self, plan, tensors, own, args, kwargs, q) for q in questions]
-        forward = run_forward(
-            plan,
-            tensors,
-            questions,
-            at,
-            drawing=self.plans.draw(plan),
-            own=partial(self.plans.outputs, args, kwargs),
-            run=run,
-            checkpoint=self.settings.checkpoint,
-        )
+            own = call.outputs() if plan.capture.answers_apart else []
+            return [by_compiled_graph(call, own, q) for q in questions]
+        forward = run_forward(call, questions, at, run)
         of_targets = [self.of_target(plan, forward.model_out, q.target) for q in questions]
         if any(other is not self for other in of_targets):
-            return [
-                explainer.explain(args, kwargs, [q], at)[0] for explainer, q in zip(of_targets, questions, strict=True)
-            ]
-        return answer(
-            plan, self.rulebook, forward, tensors, questions, one_at_a_time=run is not None or self.settings.checkpoint
-        )
+            pairs = zip(of_targets, questions, strict=True)
+            return [explainer.explain(args, kwargs, [q], at)[0] for explainer, q in pairs]
+        return answer(call, forward, questions, one_at_a_time=run is not None or self.settings.checkpoint)
 
     def _axes_of_lists(self, args: tuple, kwargs: dict) -> Axes | None:
         """The sample axes of a call that has a list of one number per sample, such as lengths; None for other calls."""
@@ -253,6 +249,10 @@ class Explainer(AsOneGraph, Inside, nn.Module):  # type: ignore[misc]
         plan, tensors = self.plans.find(args, kwargs)
         self._latest = self._latest_here.plan = plan
         return plan, tensors
+
+    def call(self, args: tuple, kwargs: dict) -> ModelCall:
+        """The call of the model with these arguments."""
+        return ModelCall(self, *self.plan(args, kwargs), args, kwargs)
 
     def of_target(self, plan: Plan, model_out: Sequence[Tensor], target: Target) -> Explainer:
         """The explainer of the outputs that a target depends on, if it is a callable; else this one."""

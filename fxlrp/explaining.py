@@ -104,20 +104,28 @@ def explain(
         joined = edges if edges is not None else edges_in(a, (inputs, kwargs))
         a = replace(a, labels=names, features=tuple(features), edges=joined)
         return _shown(explainer, a, (inputs, kwargs), question, html)
-    images = [_open(given) for given in (inputs[0] if isinstance(inputs[0], list | tuple) else inputs)]
-    prepare = (preprocess or loaded.preprocess).but(channels=channels_of(loaded.module))
+    loaded = replace(loaded, preprocess=preprocess or loaded.preprocess, labels=list(names))
+    surest = box is None and target is None and position is None and not kwargs and not isinstance(model, Explainer)
+    given = inputs[0] if isinstance(inputs[0], list | tuple) else inputs
+    a, x = _of_pictures(explainer, loaded, given, box=box, surest=surest, **question, **kwargs)
+    return _shown(explainer, a, ((x,), kwargs), question, html)
+
+
+def _of_pictures(
+    explainer: Explainer | ExportedExplainer, loaded: LoadedModel, given: Sequence[Any], **how: Any
+) -> tuple[Attribution, Tensor]:
+    """The attribution of pictures as a user gives them, and the model's input: see `explain_images`."""
+    images = [_open(one) for one in given]
+    prepare = loaded.preprocess.but(channels=channels_of(loaded.module))
     if prepare.guessed:
         warnings.warn(
             "The model does not say what pictures it takes, so ImageNet's size, mean and std are used: "
             "preprocess=fxlrp.inputs.Preprocess(size=…, mean=…, std=…) says it.",
-            stacklevel=2,
+            stacklevel=3,
         )
     if len(images) > BATCH:
         raise FxlrpError(f"Give at most {BATCH} pictures in one call; more make one call after the other.")
-    loaded = replace(loaded, preprocess=prepare, labels=list(names))
-    surest = box is None and target is None and position is None and not kwargs and not isinstance(model, Explainer)
-    a, x = explain_images(explainer, loaded, images, box=box, surest=surest, **question, **kwargs)
-    return _shown(explainer, a, ((x,), kwargs), question, html)
+    return explain_images(explainer, replace(loaded, preprocess=prepare), images, **how)
 
 
 def explain_images(
@@ -138,14 +146,14 @@ def explain_images(
     tensors = [loaded.preprocess(image)[0] for image in images]
     x = loaded.like(torch.stack(tensors) if len(tensors) > 1 else tensors[0][None])
     seen, asked, labels = [loaded.preprocess.seen(image) for image in images], "", tuple(loaded.labels or ())
-    found: list[Box] | None = None
+    boxes: list[Box] | None = None
     if box is not None or (surest and isinstance(explainer, Explainer) and not explainer.model.training):
-        found = _boxes(explainer, x[:1], labels)
-        box = 0 if box is None and found else box
+        boxes = _boxes(explainer, x[:1], labels)
+        box = 0 if box is None and boxes else box
     if box is not None:
         if len(images) > 1:
             raise FxlrpError("A box is one picture's: explain one picture in a call.")
-        chosen = box_at(found, box)
+        chosen = box_at(boxes, box)
         question |= {"contrast": None, **chosen.question}
         asked, seen = f"box {box}: {chosen.named(labels)}", [framed(seen[0], chosen.corners)]
     a = explainer(x, **question)
@@ -188,7 +196,7 @@ def every_side(
         chances[:, a.contrast] = -torch.inf
         classes = min(classes, chances.shape[1] - 1)
     asked = chances.topk(min(classes, chances.shape[1])).indices
-    known = {name: getattr(a, name) for name in ("labels", "pictures", "features", "edges")}
+    about = {name: getattr(a, name) for name in ("labels", "pictures", "features", "edges")}
     kwargs = kwargs | ({} if a.position is None else {"position": a.position})
     first = explainer(*args, target=asked, contrast=a.contrast, at=tuple(at), **kwargs)
     answers = [first] if a.contrast is None else [first, explainer(*args, target=asked, contrast=None, **kwargs)]
@@ -196,18 +204,22 @@ def every_side(
     if len(a.target) == 1:
         traced = explainer(*args, target=a.target, contrast=a.contrast, trace=True, **kwargs)
         answers[0] = replace(answers[0], trace=traced.trace)
-    return [replace(answer, **known) for answer in answers]
+    return [replace(answer, **about) for answer in answers]
 
 
-def _shown(explainer: Any, a: Attribution, call: tuple[tuple, dict], question: dict, html: Any) -> Attribution:
+def _shown(
+    explainer: nn.Module, a: Attribution, call: tuple[tuple, dict], question: dict, html: str | Path | None
+) -> Attribution:
     """The attribution, after writing a page of it if there is a file for one."""
     if html is not None:
-        is_ours = isinstance(explainer, Explainer)
-        write_pages(html, [every_side(explainer, a, call, question.get("at", ())) if is_ours else [a]])
+        sides = every_side(explainer, a, call, question.get("at", ())) if isinstance(explainer, Explainer) else [a]
+        write_pages(html, [sides])
     return a
 
 
-def _loaded(model: Any, arch: str | None, pretrained: bool, trust: bool, device: Any) -> LoadedModel:
+def _loaded(
+    model: object, arch: str | None, pretrained: bool, trust: bool, device: str | torch.device | None
+) -> LoadedModel:
     """The model with what is known of its inputs and classes.  Raises FxlrpError for what is none."""
     if isinstance(model, LoadedModel):
         return model
@@ -223,7 +235,7 @@ def _loaded(model: Any, arch: str | None, pretrained: bool, trust: bool, device:
 
 
 def _of_texts(
-    model: Any, loaded: LoadedModel, tokenizer: Any, texts: tuple, **question: Any
+    model: object, loaded: LoadedModel, tokenizer: Any, texts: tuple, **question: Any
 ) -> TextAttribution | list[TextAttribution]:
     from fxlrp.text import explain as explain_text
     from fxlrp.text.command import load_tokenizer
@@ -236,11 +248,11 @@ def _of_texts(
     return explain_text(given, tokenizer, *texts, **question)
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
 
 
-def _are_pictures(value: Any) -> bool:
+def _are_pictures(value: object) -> bool:
     if isinstance(value, list | tuple):
         return bool(value) and all(_are_pictures(v) for v in value)
     return isinstance(value, str | Path | Image.Image) or (isinstance(value, np.ndarray) and value.dtype == np.uint8)

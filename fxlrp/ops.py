@@ -6,6 +6,7 @@ Names are those of ATen ops, for all overloads or ("mean.dim") for one.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ def of_kind(*kinds: Kind) -> tuple[Any, ...]:
     return those(lambda op: op.kind in kinds)
 
 
-def _of_graphs(op: Any) -> bool:
+@functools.cache
+def _of_graphs(op: object) -> bool:
     """Whether an op can occur in captured graphs: it takes tensors, and has no `out` argument."""
     arguments = op._schema.arguments if isinstance(op, torch._ops.OpOverload) else []
     tensors = any("Tensor" in str(a.type) for a in arguments) or not arguments
@@ -117,7 +119,7 @@ def overloads(op: Any) -> list[Any]:
     return [getattr(op, name) for name in op.overloads()] if isinstance(op, torch._ops.OpOverloadPacket) else [op]
 
 
-def is_pointwise(op: Any) -> bool:
+def is_pointwise(op: object) -> bool:
     """Whether ATen tags an op as pointwise: it works entry by entry and broadcasts its tensors."""
     return torch.Tag.pointwise in getattr(op, "tags", ())
 

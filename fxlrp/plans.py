@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import ROUNDINGS, is_noise, moved_by_rounding, no_fast_attention, rounding, share_apart
 from fxlrp.capture.axes import Axes, Batch
-from fxlrp.capture.calls import call_without_gradients, equal, names_of, refused, signature, split_tensors
+from fxlrp.capture.calls import Signature, call_without_gradients, equal, names_of, refused, split_tensors
 from fxlrp.capture.confine import alone
 from fxlrp.capture.flat import open_output
 from fxlrp.capture.model import Capture, CaptureMode, capture, forward_names
@@ -86,10 +87,6 @@ class Cache:
     compiled: Recent[tuple[Callable, Recent[bool]]] = field(default_factory=lambda: Recent(PLANS))  # and shapes seen
     differentiable: Recent[Joint] = field(default_factory=lambda: Recent(PLANS))
 
-    def plan(self, *keys: Hashable) -> Plan | None:
-        """The plan of the first of these keys that has one."""
-        return next((plan for key in keys if (plan := self.plans.get(key))), None)
-
 
 class Plans:
     """The plans of one model, by one rulebook, for one of its outputs.
@@ -117,29 +114,31 @@ class Plans:
         if getattr(self.model, "training", False) and not has_no_modes(self.model):
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
         state = self.cache.state
-        if state is None or not state.is_still(self.cache.changed_by_runs):  # graphs of another state are outdated
+        if state is None or state.changed() - self.cache.changed_by_runs:  # graphs of another state are outdated
             self.cache = Cache(State(self.model))
         cache = self.cache
-        shapes = signature(args, kwargs, Axes.none(tensors)).shapes
+        shapes = Signature(args, kwargs, Axes.none(tensors)).shapes
         checked = cache.checked.get(shapes)
         plan = cache.plans.get(checked)
         if plan is None:
             plan = self._kept_plan(cache, args, kwargs, tensors)
         if plan is None:
             with alone(), drawing(self.settings.seed, tensors):  # another thread may have captured it by now
-                plan = self._kept_plan(cache, args, kwargs, tensors) or self.capture(cache, args, kwargs)
+                plan = self._kept_plan(cache, args, kwargs, tensors) or self.capture(cache, args, kwargs, tensors)
         if plan.capture.mode is CaptureMode.THIS_INPUT:
             one = plan.axes.count(tensors) == 1
             outdated = one and not all(map(equal, widened(tensors), plan.capture.inputs))
         else:  # the model may take another branch at this batch size
             outdated = checked is None and not self._same_output(plan, tensors, args, kwargs)
             if outdated and plan.capture.kept:
+                plan.capture.kept.unlink(missing_ok=True)
+                cache.captures.clear()
                 with alone(), drawing(self.settings.seed, tensors):
-                    plan = self.capture(cache, args, kwargs, anew=True)
+                    plan = self.capture(cache, args, kwargs, tensors)
                 outdated = not self._same_output(plan, tensors, args, kwargs)
         if outdated:
             with alone(), drawing(self.settings.seed, tensors):
-                plan = self.capture(cache, args, kwargs, fixed=True)
+                plan = self.capture(cache, args, kwargs, tensors, fixed=True)
             self._check_output(plan, tensors, args, kwargs)
         cache.checked.set(shapes, plan.key)
         return plan, tensors
@@ -151,43 +150,36 @@ class Plans:
         cache = self.cache
         return Cache(cache.state, cache.changed_by_runs, axes=cache.axes, captures=cache.captures)
 
-    def _kind(self, args: tuple, kwargs: dict, tensors: list[Tensor]) -> tuple:
-        """A key shared by calls whose samples are probably at the same axes."""
-        return signature(args, kwargs, Axes.none(tensors)).kind
-
     def axes(self, cache: Cache, args: tuple, kwargs: dict, tensors: list[Tensor]) -> list[Axes]:
         """The possible sample axes of a call, the likeliest first."""
         if self.settings.batch != "auto":
             names = names_of(args, kwargs), forward_names(self.model, args, kwargs)
             return [Axes.asked(self.settings.batch, tensors, *names)]
-        guess = cache.axes.get(self._kind(args, kwargs, tensors))
+        guess = cache.axes.get(Signature(args, kwargs, Axes.none(tensors)).kind)
         first = Axes.first(tensors)
         return [guess, first] if guess is not None and guess.fit(tensors) and guess.inputs != first.inputs else [first]
 
     def _kept_plan(self, cache: Cache, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Plan | None:
         """The existing plan for a call, or None."""
         for axes in self.axes(cache, args, kwargs, tensors):
-            sig = signature(args, kwargs, axes)
-            plan = cache.plan((sig.shapes, axes.count(tensors)), sig.shapes, sig.like)
-            if plan is not None:
-                return plan
+            sig = Signature(args, kwargs, axes)
+            for key in ((sig.shapes, axes.count(tensors)), sig.shapes, sig.like):
+                if plan := cache.plans.get(key):
+                    return plan
         return None
 
-    def capture(self, cache: Cache, args: tuple, kwargs: dict, fixed: bool = False, anew: bool = False) -> Plan:
+    def capture(self, cache: Cache, args: tuple, kwargs: dict, tensors: list[Tensor], fixed: bool = False) -> Plan:
         """Captures a plan for this call; unless `fixed`, also for batches of any size and texts of any length if
-        possible.
-
-        anew: whether graphs that were kept are outdated."""
-        tensors, _ = split_tensors(args, kwargs)
+        possible."""
         axes = self.axes(cache, args, kwargs, tensors)
-
-        signatures = [signature(args, kwargs, a) for a in axes]
+        signatures = [Signature(args, kwargs, a) for a in axes]
         longer = any(cache.first.get(sig.like) not in (None, EACH, sig.shapes) for sig in signatures)
-        captured = self._captured(cache, args, kwargs, axes, fixed, longer, anew)
+        key = tuple(sig.shapes for sig in signatures), longer, self.settings.output
+        captured = self._captured(cache, key, args, kwargs, tensors, axes, fixed, longer)
         with no_autocast(captured.inputs):
             how = self.settings
             plan = rewrite(captured, how.rulebook, strict=how.strict, output=how.output, read=how.read)
-        sig = signature(args, kwargs, plan.axes)
+        sig = Signature(args, kwargs, plan.axes)
         plan.key = (sig.shapes, plan.axes.count(tensors))
         if not fixed and captured.mode is CaptureMode.ANY_BATCH:
             plan.key = sig.like if plan.any_length else sig.shapes
@@ -195,44 +187,57 @@ class Plans:
             cache.plans.drop(cache.first.get(sig.like))
         elif not fixed:
             cache.first.set(sig.like, EACH if longer else sig.shapes)
-        cache.axes.set(self._kind(args, kwargs, tensors), plan.axes)
+        cache.axes.set(sig.kind, plan.axes)
         return cache.plans.set(plan.key, plan)
 
     def _captured(
-        self, cache: Cache, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool, anew: bool
+        self,
+        cache: Cache,
+        key: Hashable,
+        args: tuple,
+        kwargs: dict,
+        tensors: list[Tensor],
+        axes: list[Axes],
+        fixed: bool,
+        longer: bool,
     ) -> Capture:
-        """The captured graph for a call, to be rewritten: a copy of the one kept, unless it holds for values alone."""
-        tensors, _ = split_tensors(args, kwargs)
-        call = tuple(signature(args, kwargs, a).shapes for a in axes), longer, self.settings.output
-        this_batch = call, fixed, tuple(a.count(tensors) for a in axes)
-        captured = None if anew else cache.captures.get(this_batch) or (None if fixed else cache.captures.get(call))
+        """The captured graph for a call, to be rewritten: a copy of the one kept, unless it holds for values alone.
+
+        key: what calls have in common that share a graph for batches of any size.
+        """
+        this_batch = key, fixed, tuple(a.count(tensors) for a in axes)
+        captured = cache.captures.get(this_batch) or (None if fixed else cache.captures.get(key))
         if captured is None:
-            captured = self._kept_or_captured(call, this_batch, args, kwargs, axes, longer, anew)
+            anew = partial(self._capture_anew, args, kwargs, tensors, axes, fixed, longer)
+            captured = self._kept_or(anew, (key, fixed), this_batch, args, kwargs)
             if captured.mode is CaptureMode.THIS_INPUT:
                 return captured
-            cache.captures.set(call if captured.mode is CaptureMode.ANY_BATCH else this_batch, captured)
+            cache.captures.set(key if captured.mode is CaptureMode.ANY_BATCH else this_batch, captured)
         return replace(captured, graph=copied(captured.graph)[0])
 
-    def _kept_or_captured(
-        self, call: tuple, this_batch: tuple, args: tuple, kwargs: dict, axes: list[Axes], longer: bool, anew: bool
+    def _kept_or(
+        self, anew: Callable[[], Capture], any_batch: Hashable, this_batch: Hashable, args: tuple, kwargs: dict
     ) -> Capture:
-        """The graph for a call that a file holds, else a new one, which is written to a file: if there is a store."""
-        _, fixed, _ = this_batch
+        """The graph for a call that a file holds, else a new one, which is written to a file: if there is a store.
+
+        any_batch, this_batch: keys of the calls that the graph holds for, if its batch is symbolic and if not.
+        """
         store = self.settings.store
-        paths = store.paths(self.model, (call, fixed), this_batch) if store else []
+        paths = store.paths(self.model, any_batch, this_batch) if store else []
         if store is None or not paths:
-            return self._capture_anew(args, kwargs, axes, fixed, longer)
-        for path in [] if anew else paths:
+            return anew()
+        for path in paths:
             if kept := store.load(path, self.model, args, kwargs, self.returned):
                 return kept
-        captured = self._capture_anew(args, kwargs, axes, fixed, longer)
+        captured = anew()
         if captured.mode is not CaptureMode.THIS_INPUT:
             store.save(paths[captured.mode is not CaptureMode.ANY_BATCH], self.model, captured)
         return captured
 
-    def _capture_anew(self, args: tuple, kwargs: dict, axes: list[Axes], fixed: bool, longer: bool) -> Capture:
+    def _capture_anew(
+        self, args: tuple, kwargs: dict, tensors: list[Tensor], axes: list[Axes], fixed: bool, longer: bool
+    ) -> Capture:
         """Captures the model, with the sample axes that fit it."""
-        tensors, _ = split_tensors(args, kwargs)
         branches = False
 
         def captured_at(axes: Axes) -> Capture:
@@ -300,7 +305,9 @@ class Plans:
             )
         )
 
-    def check_rows(self, plan: Plan, axes: Axes, rows: Sequence[Any], output: Any, args: tuple, kwargs: dict) -> None:
+    def check_rows(
+        self, plan: Plan, axes: Axes, rows: Sequence[object], output: object, args: tuple, kwargs: dict
+    ) -> None:
         """Raises FxlrpError if samples alone get other outputs than within their batch, unless the model is random."""
         single = [plan.axes.rows(tensors_of(row)[plan.explained]) for row in rows]
         batch = axes.rows(tensors_of(output)[plan.explained])
@@ -317,7 +324,7 @@ class Plans:
         """The tensors that the model itself returns for a call."""
         return [t.detach() for t in tensors_of(self.returned(args, kwargs, seed))]
 
-    def returned(self, args: tuple, kwargs: dict, seed: int = 0) -> Any:
+    def returned(self, args: tuple, kwargs: dict, seed: int = 0) -> object:
         """Calls the model itself on copies of the tensors, which it may write into, and restores its state.
 
         Raises FxlrpError if the model refuses the call."""
@@ -347,6 +354,6 @@ def has_no_modes(model: nn.Module) -> bool:
     return isinstance(model, fx.GraphModule) and "eval" in vars(model)
 
 
-def tensors_of(returned: Any) -> list[Tensor]:
+def tensors_of(returned: object) -> list[Tensor]:
     """The tensors in a model's output."""
     return [t for t in pytree.tree_leaves(open_output(returned)) if isinstance(t, Tensor)]

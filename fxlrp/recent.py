@@ -48,5 +48,10 @@ class Recent(Generic[V]):
         self._values.pop(key, None)
         self._used.pop(key, None)
 
+    def clear(self) -> None:
+        """Removes all entries."""
+        for key in list(self._used):
+            self.drop(key)
+
     def __reduce__(self) -> tuple:
         return Recent, (self.size,)

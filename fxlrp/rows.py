@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
+from fxlrp.answers import ModelCall
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import names_of, split_tensors
@@ -47,23 +48,22 @@ def map_lists(f: Callable[[list], list], call: Any, batch: int) -> Any:
 
 def asks_every_row(plan: Plan, question: Question) -> bool:
     """Whether a question asks for classes without a position of a call that is one sample, and so about all rows."""
-    of_rows = plan.axes.output is None and plan.scores_ndim == 3
+    of_rows = plan.axes.output is None and len(plan.scores_shape) == 3
     return of_rows and question.position is None and by_classes(question.target)
 
 
-def row_by_row(
-    explainer: Explainer, plan: Plan, args: tuple, kwargs: dict, question: Question, at: Sequence[str]
-) -> Attribution:
+def row_by_row(call: ModelCall, question: Question, at: Sequence[str]) -> Attribution:
     """Explains every row of the output of a call that is one sample, such as a list of pictures or packed texts.
 
     Raises FxlrpError if two rows give relevance to one entry of an input.
     """
+    plan = call.plan
     count = hint(plan.scores_shape[1])
     if count is None:  # as many as values say
-        count = plan.axes.rows(explainer.plans.outputs(args, kwargs)[plan.explained]).shape[1]
+        count = plan.axes.rows(call.outputs()[plan.explained]).shape[1]
     targets = [of_sample(question.target, i, count) for i in range(count)]
     rows = [replace(question, target=target, position=i) for i, target in enumerate(targets)]
-    answers = explainer.explain(args, kwargs, rows, at)
+    answers = call.explainer.answers(call, rows, at)
     several = [torch.stack(parts) for parts in zip(*(a.each for a in answers), strict=True)]
     if any(bool(((r != 0).sum(0) > 1).any()) for r in several):
         raise FxlrpError(
@@ -116,7 +116,7 @@ def one_by_one(
     return [_joined(parts, output, at_inputs) for parts in zip(*samples, strict=True)]
 
 
-def _joined(parts: Sequence[Attribution], output: Any, at_inputs: Mapping[str, int | None]) -> Attribution:
+def _joined(parts: Sequence[Attribution], output: object, at_inputs: Mapping[str, int | None]) -> Attribution:
     """One attribution of a batch, made of those of its samples; sums relevance at inputs that samples share.
 
     output: the model's output for the batch.  at_inputs: the sample axis of each input, by name; None if it is shared.

@@ -10,12 +10,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import mul
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxlrp.answers import ModelCall
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import names_of
 from fxlrp.engine.seeds import Question
@@ -24,9 +25,6 @@ from fxlrp.graph.plan import Plan
 from fxlrp.nodes import args_of
 from fxlrp.ops import about
 from fxlrp.rows import map_lists
-
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
 
 CELL = 8
 """The least side, in pixels, of the square that shifts are spread over."""
@@ -43,7 +41,7 @@ def moves_within(cell: int, count: int) -> list[Move]:
 
 
 def mean_over_shifts(
-    explainer: Explainer, answers: Sequence[Attribution], args: tuple, kwargs: dict, questions: Sequence[Question]
+    call: ModelCall, answers: Sequence[Attribution], questions: Sequence[Question]
 ) -> list[Attribution]:
     """Replaces the maps of pictures [B, C, H, W] in the answers to a call by their mean over the explainer's shifts.
 
@@ -52,24 +50,22 @@ def mean_over_shifts(
 
     Raises FxlrpError if no explained input is a picture.
     """
-    if explainer.settings.shifts == 1:
-        return list(answers)
-    plan, tensors = explainer.plan(args, kwargs)
-    names, batch = answers[0].names, plan.axes.count(tensors)
+    plan, args, kwargs, shifts = call.plan, call.args, call.kwargs, call.explainer.settings.shifts
+    names, batch = answers[0].names, call.batch
     pictures = {n: x.shape[-2:] for n, x in zip(names, answers[0].inputs, strict=True) if x.ndim == 4}
     if not pictures:
         raise FxlrpError("shifts= moves pictures [batch, channels, height, width], and no explained input is one.")
     axes = dict(zip(names_of(args, kwargs), plan.axes.inputs, strict=True))
-    moves = moves_within(max(CELL, _stride(plan)), explainer.settings.shifts)[1:]
+    moves = moves_within(max(CELL, _stride(plan)), shifts)[1:]
     sums = [list(a.each) for a in answers]
     for group in [[move] for move in moves] if any(axes[n] is None for n in names) else [moves]:
         moved = _moved(args, kwargs, axes, pictures, group)
-        call = map_lists(partial(mul, len(group)), moved, batch)
+        arguments = map_lists(partial(mul, len(group)), moved, batch)
         asked = [
             replace(q, target=_again(a.target, q.target, batch, group), position=_again(None, q.position, batch, group))
             for q, a in zip(questions, answers, strict=True)
         ]
-        for total, answer in zip(sums, explainer.explain(call[0], call[1], asked), strict=True):
+        for total, answer in zip(sums, call.explainer.explain(arguments[0], arguments[1], asked), strict=True):
             for i, (name, r) in enumerate(zip(names, answer.each, strict=True)):
                 for part, move in zip(r.chunk(len(group), axes[name] or 0), group, strict=True):
                     total[i] = total[i] + (_moved_back(part, move) if name in pictures else part)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.agreement import share_apart
-from fxlrp.attribution import Attribution
 from fxlrp.engine.seeds import Question, Target, at_position, by_classes, class_numbers, directions
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.nodes import target_of
 from fxlrp.relevance_pass import Direction
+from fxlrp.rules.registry import Rulebook
 
 ASKED = {
     "target": None,
@@ -30,7 +30,7 @@ ASKED = {
 """The keywords of a question, and their defaults."""
 
 
-def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any]) -> None:
+def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, object]) -> None:
     """Raises FxlrpError for a question's keyword that is also an argument of forward, unless that is positional."""
     try:
         parameters = list(inspect.signature(model.forward).parameters)[len(args) :]
@@ -45,10 +45,12 @@ def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, Any])
             )
 
 
-def at_the_end(plan: Plan, tensors: Sequence[Tensor], question: Question) -> Question:
-    """The question, with the last token as position for a causal model if it names none and no sample ends in
-    padding."""
-    if plan.scores_ndim != 3 or question.position is not None or not by_classes(question.target) or not plan.causal:
+def completed(question: Question, plan: Plan, rulebook: Rulebook, tensors: Sequence[Tensor]) -> Question:
+    """The question, with what it leaves open: the rulebook's own contrast, and the last token as position for a causal
+    model if no sample ends in padding."""
+    question = replace(question, contrast=rulebook.resolve(question.contrast))
+    sequence = len(plan.scores_shape) == 3 and by_classes(question.target)
+    if not sequence or question.position is not None or not plan.causal:
         return question
     masks = [
         (t, axis)
@@ -88,7 +90,7 @@ def asked_directions(
     return [Direction(logits, *sides) for sides in weights], index
 
 
-def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -> Any:
+def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -> object:
     """Calls a callable target on the model's outputs.  Raises FxlrpError for any exception of it."""
     try:
         return score(plan.capture.unflatten(tuple(outputs)))
@@ -101,7 +103,7 @@ def _answer(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tensor]) -
         ) from error
 
 
-def is_about_all(target: Target, output: Any) -> bool:
+def is_about_all(target: Target, output: object) -> bool:
     """Whether a target is a callable that returns one number for the whole batch."""
     if not callable(target):
         return False
@@ -159,24 +161,3 @@ def _gradient_of(score: Callable[[Any], Tensor], plan: Plan, outputs: list[Tenso
                     "them, as lambda out: score(out)[0] does."
                 )
     return gradient
-
-
-def attribution_of(
-    plan: Plan,
-    tensors: Sequence[Tensor],
-    out: Sequence[Tensor],
-    logits: Tensor,
-    relevance: Sequence[Tensor],
-    index: Tensor | None,
-    latent: dict[str, Tensor],
-) -> Attribution:
-    """The attribution: relevance of each explained input, with the model's output from the first tensors in `out`."""
-    return Attribution(
-        relevance[0] if len(relevance) == 1 else tuple(relevance),
-        plan.capture.unflatten(tuple(o.detach() for o in out[: len(plan.capture.output_names)])),
-        logits,
-        index,
-        tuple(f"read[{i!r}]" if isinstance(i, str) else plan.capture.names[i] for i in plan.readouts),
-        tuple(out[at].detach() if isinstance(i, str) else tensors[i] for i, (at, *_) in plan.readouts.items()),
-        latent,
-    )

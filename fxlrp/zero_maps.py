@@ -3,40 +3,33 @@ not finite says what else is not."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
+from fxlrp.answers import ModelCall
 from fxlrp.attribution import Attribution
 from fxlrp.capture.confine import LOCK
 from fxlrp.engine.seeds import Question
-from fxlrp.errors import FxlrpError
-from fxlrp.graph.plan import Plan
-from fxlrp.reports.ended import find_end, not_finite, warn, zero_maps
+from fxlrp.errors import FxlrpError, NoRelevance
+from fxlrp.reports.ended import find_end
 from fxlrp.reports.mass import Weighing
 from fxlrp.rows import sample_of
 
-if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
-
 
 def say_where_it_ended(
-    explainer: Explainer, answers: Sequence[Attribution], questions: Sequence[Question], args: tuple, kwargs: dict
+    call: ModelCall, answers: Sequence[Attribution], questions: Sequence[Question]
 ) -> list[Attribution]:
     """The same answers; those with a map of zeros warn, and say in `ended`, where relevance ended and why."""
-    try:
-        plan, tensors = explainer.plan(args, kwargs)
-    except FxlrpError:  # there is none for all samples together, which were explained one by one
-        return list(answers)
-    batch = plan.axes.count(tensors)
-    pairs = zip(answers, questions, strict=True)
-    return [_with_end(explainer, plan, batch, a, question, args, kwargs) for a, question in pairs]
+    return [_with_end(call, a, question) for a, question in zip(answers, questions, strict=True)]
 
 
-def _with_end(
-    explainer: Explainer, plan: Plan, batch: int, a: Attribution, question: Question, args: tuple, kwargs: dict
-) -> Attribution:
+def _with_end(call: ModelCall, a: Attribution, question: Question) -> Attribution:
     """One answer, with its end if it has one."""
+    explainer, plan, batch = call.explainer, call.plan, call.batch
     at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
     columns = a.target.shape[1] if a.target is not None and a.target.ndim == 2 else 1
     if message := not_finite(a):
@@ -45,25 +38,66 @@ def _with_end(
     zero = zero_maps(a.each, [at_inputs.get(name, 0) for name in a.names], batch, columns)
     if not zero:
         return a
-    outputs = explainer.plans.outputs(args, kwargs) if callable(question.target) else []
-    about = explainer.of_target(plan, outputs, question.target)
-    if about is not explainer:  # a callable that depends on other outputs
-        return say_where_it_ended(about, [a], [question], args, kwargs)[0]
+    if (other := call.about(question.target)) is not explainer:
+        return _with_end(other.call(call.args, call.kwargs), a, question)
     i, column = zero[0]
-    some, named, asked = sample_of(plan.axes, (args, kwargs), [question], i, batch)
+    some, named, asked = sample_of(plan.axes, (call.args, call.kwargs), [question], i, batch)
     if a.target is not None and len(a.target) == batch:
         asked = replace(asked, target=int(a.target.reshape(batch, columns)[i, column]))
     elif a.target is not None:  # of the rows of one sample, the first
         asked = replace(asked, target=int(a.target[0]), position=0)
     try:
         with LOCK:
-            one, _ = explainer.plan(some, named)
-            weighing = Weighing(one.graph)
-            explainer.explain(some, named, [asked], (), weighing.run)
+            one = explainer.call(some, named)
+            weighing = Weighing(one.plan.graph)
+            explainer.answers(one, [asked], run=weighing.run)
     except FxlrpError:  # a callable that is about another sample
         return a
-    ended = find_end(one.report.weighed(weighing.edges), [i for i, _ in zero])
+    ended = find_end(one.plan.report.weighed(weighing.edges), [i for i, _ in zero])
     if ended is None:
         return a
     warn(ended)
     return replace(a, ended=ended)
+
+
+def zero_maps(
+    relevance: Sequence[Tensor], axes: Sequence[int | None], batch: int, columns: int
+) -> list[tuple[int, int]]:
+    """The (sample, column) pairs whose relevance is zero at all inputs.
+
+    axes: the sample axis of each input; inputs that samples share must be zero too.  columns: the number of classes
+    with a map each.
+    """
+    pairs = list(zip(relevance, axes, strict=True))
+    if not batch or (batch > 1 and any(bool(r.any()) for r, axis in pairs if axis is None)):
+        return []
+
+    def row(r: Tensor, axis: int | None) -> Tensor:
+        if axis:
+            r = r.movedim((axis, axis + 1), (0, 1)) if columns > 1 else r.movedim(axis, 0)
+        return r.reshape(batch, columns, -1)
+
+    rows = [row(r, axis) for r, axis in pairs if axis is not None or batch == 1]
+    if not rows or any(not r.numel() for r in rows):
+        return []
+    dead = torch.stack([~r.any(2) for r in rows]).all(0)
+    return [(i, k) for i, k in dead.nonzero().tolist()] if bool(dead.any()) else []
+
+
+def not_finite(a: Attribution) -> str | None:
+    """The sentence that says why a map has NaN or infinite entries; None if it has none."""
+    if all(bool(r.isfinite().all()) for r in a.each):
+        return None
+    broken = [name for name, x in zip(a.named, a.inputs, strict=True) if not bool(x.isfinite().all())]
+    if broken:
+        why = f"nor is input {', '.join(broken)}; put a number where one is missing"
+    elif not bool(a.logits.isfinite().all()):
+        why = "nor is the model's own output; look for what it divides by zero, or for weights that are NaN"
+    else:
+        why = "though input and output are; trace=True says at which node it begins"
+    return f"The map is not finite, {why}."
+
+
+def warn(message: object) -> None:
+    """Warns that a map says nothing, at the line that requested it."""
+    warnings.warn(NoRelevance(str(message)), stacklevel=2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp.capture.axes import Axes
-from fxlrp.capture.calls import signature, split_tensors
+from fxlrp.capture.calls import Signature, split_tensors
 from fxlrp.capture.model import capture
 
 
@@ -101,7 +101,8 @@ def test_inputs_are_not_written_into() -> None:
 
 def test_signature_is_the_call_but_for_the_batch() -> None:
     def of(*args: object, **kwargs: object) -> tuple:
-        return signature(args, kwargs, Axes.first(split_tensors(args, kwargs)[0]))
+        described = Signature(args, kwargs, Axes.first(split_tensors(args, kwargs)[0]))
+        return described.shapes, described.like, described.kind
 
     x = torch.ones(2, 3)
     assert of(x) == of(torch.ones(5, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,44 @@ from fxlrp.errors import FxlrpError
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
 class Signature:
     """The properties shared by calls that can share a graph.
 
-    shapes: structure, constants, dtypes, autocast, devices and shapes, except the batch size.
-    like: the same without sequence lengths, for graphs that hold for any length.
-    kind: structure and numbers of axes; calls of one kind usually have their samples at the same axes.
+    axes: where the samples of the call are.
     """
 
-    shapes: tuple
-    like: tuple
-    kind: tuple
+    def __init__(self, args: tuple, kwargs: dict, axes: Axes) -> None:
+        self._leaves, self._spec = pytree.tree_flatten((args, kwargs))
+        places = iter(axes.inputs)
+        self._axes = [next(places) if isinstance(leaf, Tensor) else None for leaf in self._leaves]
+
+    @cached_property
+    def shapes(self) -> tuple:
+        """Structure, constants, dtypes, autocast, devices and shapes, except the batch size."""
+        return self._of(None)
+
+    @cached_property
+    def like(self) -> tuple:
+        """The same without sequence lengths, for graphs that hold for any length."""
+        return self._of("length")
+
+    @property
+    def kind(self) -> tuple:
+        """Structure and numbers of axes; calls of one kind usually have their samples at the same axes."""
+        return str(self._spec), *(leaf.ndim if isinstance(leaf, Tensor) else None for leaf in self._leaves)
+
+    def _of(self, length: str | None) -> tuple:
+        def describe(leaf: object, axis: int | None) -> Hashable:
+            if not isinstance(leaf, Tensor):
+                if isinstance(leaf, np.ndarray):
+                    return leaf.dtype, leaf.shape, leaf.tobytes()
+                return (type(leaf), leaf) if isinstance(leaf, PLAIN) else Same(leaf)
+            lengths = lengths_of(leaf, axis) if length else ()
+            shape = ["batch" if i == axis else length if i in lengths else n for i, n in enumerate(leaf.shape)]
+            return tuple(shape), leaf.dtype, leaf.layout, leaf.device, finite(leaf)
+
+        autocast = autocast_types([leaf for leaf in self._leaves if isinstance(leaf, Tensor)])
+        return str(self._spec), autocast, *map(describe, self._leaves, self._axes)
 
 
 def call(model: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -73,27 +99,6 @@ def names_of(args: tuple, kwargs: dict) -> list[str]:
     """The path of each tensor in a call."""
     paths = pytree.tree_leaves_with_path((args, kwargs))
     return [pytree.keystr(path) for path, leaf in paths if isinstance(leaf, Tensor)]
-
-
-def signature(args: tuple, kwargs: dict, axes: Axes) -> Signature:
-    """The signature of a call whose samples are at these axes."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    places = iter(axes.inputs)
-
-    def describe(leaf: object, axis: int | None, length: str | None = None) -> Hashable:
-        if not isinstance(leaf, Tensor):
-            if isinstance(leaf, np.ndarray):
-                return leaf.dtype, leaf.shape, leaf.tobytes()
-            return (type(leaf), leaf) if isinstance(leaf, PLAIN) else Same(leaf)
-        lengths = lengths_of(leaf, axis) if length else ()
-        shape = ["batch" if i == axis else length if i in lengths else n for i, n in enumerate(leaf.shape)]
-        return tuple(shape), leaf.dtype, leaf.layout, leaf.device, finite(leaf)
-
-    sample_axes = [next(places) if isinstance(leaf, Tensor) else None for leaf in leaves]
-    common = (str(spec), autocast_types([leaf for leaf in leaves if isinstance(leaf, Tensor)]))
-    like = (*common, *(describe(leaf, axis, "length") for leaf, axis in zip(leaves, sample_axes, strict=True)))
-    kind = (str(spec), *(leaf.ndim if isinstance(leaf, Tensor) else None for leaf in leaves))
-    return Signature((*common, *map(describe, leaves, sample_axes)), like, kind)
 
 
 class Same:

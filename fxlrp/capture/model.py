@@ -61,7 +61,7 @@ class Capture:
     `graph` and `inputs` are in float32; empty for all other models.
     branches: whether the model branches on values, so that the trace holds for the values of its inputs.
     nearly: whether the graph's output equals the model's only up to rounding, as for a quantised model.
-    kept: whether it was read from a file, which may be outdated.
+    kept: the file that it was read from, which may be outdated.
     """
 
     graph: fx.GraphModule
@@ -75,7 +75,7 @@ class Capture:
     narrow: list[list[torch.dtype]] = field(default_factory=list)
     branches: bool = False
     nearly: bool = False
-    kept: bool = False
+    kept: Path | None = None
 
     @property
     def any_length(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import is_
 from typing import Any, NamedTuple
@@ -86,10 +86,6 @@ class State:
         """The attributes that have changed, including the dicts of submodules and weights."""
         changes = ((i, part.changed()) for i, part in enumerate(self.parts) if not part.is_still())
         return {Attribute(i, name) for i, names in changes for name in names}
-
-    def is_still(self, but: Set[Attribute] = frozenset()) -> bool:
-        """Whether the model is unchanged, except perhaps the attributes `but`."""
-        return self.changed() <= but
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -114,7 +114,7 @@ def answer_files(
     """
     explainer, question = explainer_and_question(loaded, asked)
     pages: list[list[Attribution]] = []
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     several = len(inputs) > 1
     shown = track(inputs, "explaining", console=err, transient=True) if several else inputs
     for given, file in zip(shown, files, strict=True):
@@ -123,11 +123,11 @@ def answer_files(
         except FxlrpError as error:
             if not several:
                 raise
-            found.append({reading.kind: str(given), "error": str(error)})
+            rows.append({reading.kind: str(given), "error": str(error)})
             continue
         a, call = reading.explain(explainer, read, question)
         wrote = str(save(a, file, **written.how(file)))
-        found += [{reading.kind: str(given), "wrote": wrote, **sample} for sample in summary(a)["samples"]]
+        rows += [{reading.kind: str(given), "wrote": wrote, **sample} for sample in summary(a)["samples"]]
         if not several and not written.as_json:
             print_answer(a, given)
             out.print(f"  wrote [bold]{escape(wrote)}[/]{_of_the_first(a, file)}", soft_wrap=True)
@@ -137,15 +137,15 @@ def answer_files(
         write_pages(written.html, pages, SHOWN)
     page = None if written.html is None else str(written.html)
     if written.as_json:
-        print_json({"fxlrp": __version__, "rules": asked.rules, f"{reading.kind}s": found, "page": page})
+        print_json({"fxlrp": __version__, "rules": asked.rules, f"{reading.kind}s": rows, "page": page})
     else:
         if several:
-            print_table(reading.kind, found)
+            print_table(reading.kind, rows)
         if page is not None:
             out.print(f"  wrote [bold]{escape(page)}[/]", soft_wrap=True)
-        if isinstance(explainer, Explainer) and any("wrote" in row for row in found):
+        if isinstance(explainer, Explainer) and any("wrote" in row for row in rows):
             print_counts(explainer.report())
-    if failed := [row["error"] for row in found if "error" in row]:
+    if failed := [row["error"] for row in rows if "error" in row]:
         raise FxlrpError(f"{len(failed)} of {len(inputs)} {reading.kind}s were left out: {failed[0]}")
 
 
@@ -216,8 +216,8 @@ def print_answer(a: Attribution, given: Path) -> None:
             table.add_row(str(k), escape(name), f"{chance:.1%}", style="bold" if k in explained else "")
         out.print(table)
     for k in range(maps_of(a)):
-        said = f"{headline(a, 0, k)}; {against(a) or 'no contrast'}"
-        out.print(f"  explained [bold]{escape(said)}[/]", soft_wrap=True)
+        sentence = f"{headline(a, 0, k)}; {against(a) or 'no contrast'}"
+        out.print(f"  explained [bold]{escape(sentence)}[/]", soft_wrap=True)
     for part in parts_of(a):
         if part.kind != "picture":
             out.print(f"  {part.name}: {escape(strongest(part, 0))}", soft_wrap=True)
@@ -248,12 +248,12 @@ def strongest(part: Part, k: int, most: int = 3) -> str:
     return ", ".join(names)
 
 
-def print_table(kind: str, found: Sequence[Mapping[str, Any]]) -> None:
+def print_table(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a row for each of many samples: what was explained, what else was likely, and where the map is."""
     table = Table(box=None)
     for column in (kind, "explained", "likeliest", "wrote"):
         table.add_column(column, overflow="fold")  # a path that is cut is no path
-    for row in found:
+    for row in rows:
         if "error" in row:
             table.add_row(escape(row[kind]), "[red]can't be read[/]", "", "")
             continue
@@ -263,5 +263,5 @@ def print_table(kind: str, found: Sequence[Mapping[str, Any]]) -> None:
         other = "" if explained == likeliest else likeliest
         table.add_row(*map(escape, (row[kind], explained, other, row["wrote"])))
     out.print(table)
-    against = next((row["against"] for row in found if "against" in row), "")
+    against = next((row["against"] for row in rows if "against" in row), "")
     out.print(f"explained {against or 'without a contrast'}; red spoke for the class, blue against it")

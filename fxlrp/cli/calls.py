@@ -36,17 +36,17 @@ def calls(loaded: LoadedModel, spec: str, columns: Sequence[str] = (), row: int 
     """
 
     def read(given: Path) -> Call:
-        found = read_call(given, columns, row)
-        err.print(f"[dim]{escape(str(given))}: {found.about}[/]", soft_wrap=True)
-        return found
+        call = read_call(given, columns, row)
+        err.print(f"[dim]{escape(str(given))}: {call.about}[/]", soft_wrap=True)
+        return call
 
     def explain(
         explainer: AnyExplainer, held: Call, question: dict[str, Any]
     ) -> tuple[Attribution, tuple[tuple, dict]]:
         args, kwargs = call = _as_taken(loaded, held, spec)
         a = explainer(*args, **kwargs, **question)
-        known = {"labels": tuple(loaded.labels or ()), "features": held.features, "edges": edges_in(a, call)}
-        return replace(a, **known), call
+        about = {"labels": tuple(loaded.labels or ()), "features": held.features, "edges": edges_in(a, call)}
+        return replace(a, **about), call
 
     return Reading("call", read, explain)
 

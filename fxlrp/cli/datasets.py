@@ -120,9 +120,9 @@ def cluster(
     from fxlrp.data.cluster import write_page
 
     with err.status("clustering"):
-        found = find_clusters(maps, limit=limit, name=name)
-        page = write_page(maps, found, output or maps.with_name(f"{maps.stem}-clusters.html"))
-    for group in found:
+        groups = find_clusters(maps, limit=limit, name=name)
+        page = write_page(maps, groups, output or maps.with_name(f"{maps.stem}-clusters.html"))
+    for group in groups:
         mark = "[bold red]marked[/] " if group.marked else ""
         out.print(f"  {mark}{escape(str(group))}", soft_wrap=True)
     out.print(f"wrote [bold]{escape(str(page))}[/]", soft_wrap=True)

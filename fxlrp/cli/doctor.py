@@ -43,7 +43,7 @@ def examine(loaded: LoadedModel, explainer: Explainer, as_json: bool = False) ->
         print_json({**about, "seconds": {what: seconds for what, seconds, _ in costs}, "advice": advice})
         return
     table = Table(box=None, show_header=False)
-    for row in rows + [("try", said) for said in advice]:
+    for row in rows + [("try", line) for line in advice]:
         table.add_row(*map(escape, row))
     out.print(table)
 

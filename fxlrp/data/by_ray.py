@@ -121,9 +121,9 @@ def _ray(cpus: int, address: str | None, device: str) -> Iterator[Any]:
                     **({} if address else here),
                 )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            said = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0]
             raise FxlrpError(
-                f"There is no Ray at {address or 'this machine'} ({said}); start one: ray start."
+                f"There is no Ray at {address or 'this machine'} ({reason}); start one: ray start."
             ) from error
     try:
         yield ray

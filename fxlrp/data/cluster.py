@@ -60,8 +60,8 @@ class Cluster:
     points: np.ndarray
 
     def __str__(self) -> str:
-        said = f"{self.share:.0%} of its relevance for the class is {self.where}, {self.elsewhere:.0%} of all others'"
-        return f"{self.name}: {len(self.members)} of {self.among}, {said}"
+        shares = f"{self.share:.0%} of its relevance for the class is {self.where}, {self.elsewhere:.0%} of all others'"
+        return f"{self.name}: {len(self.members)} of {self.among}, {shares}"
 
 
 def cluster(out: str | Path, *, limit: int = 5000, name: str | None = None) -> list[Cluster]:
@@ -82,13 +82,13 @@ def cluster(out: str | Path, *, limit: int = 5000, name: str | None = None) -> l
     of = {n: [i for i, row in enumerate(few) if row["name"] == n] for n in dict.fromkeys(r["name"] for r in few)}
     if name is not None and name not in of:
         raise FxlrpError(f"There is no map of class {name} in {out}; there are {', '.join(sorted(of))}.")
-    found: list[Cluster] = []
+    clusters: list[Cluster] = []
     for n, members in sorted(of.items()):
         if len(members) >= FEWEST and name in (None, n):
-            found += _groups(n, np.array(members), x, places, few)
-    if not found:
+            clusters += _groups(n, np.array(members), x, places, few)
+    if not clusters:
         raise FxlrpError(f"No class in {out} has {FEWEST} maps, which groups take at least.")
-    return sorted(found, key=lambda c: (not c.marked, -c.share + c.elsewhere))
+    return sorted(clusters, key=lambda c: (not c.marked, -c.share + c.elsewhere))
 
 
 def _slim(maps: Maps, row: Row) -> Row:
@@ -124,14 +124,14 @@ def _groups(
     """Return the groups among the samples of a class."""
     own = x[members].reshape(len(members), -1)
     which, points = _spectral(own)
-    found = []
+    clusters = []
     for k in range(which.max() + 1):
         inside = which == k
         chosen_ = members[inside]
         others = np.setdiff1d(np.arange(len(x)), chosen_)
         where, share, elsewhere, marked = _apart(x[chosen_], x[others], tokens)
         typical = np.argsort(np.linalg.norm(own[inside] - own[inside].mean(0), axis=1), kind="stable")
-        found.append(
+        clusters.append(
             Cluster(
                 name,
                 [rows[i]["index"] for i in chosen_[typical]],
@@ -144,7 +144,7 @@ def _groups(
                 points[inside],
             )
         )
-    return found
+    return clusters
 
 
 def _spectral(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -217,10 +217,10 @@ def write_page(out: str | Path, clusters: Sequence[Cluster], to: str | Path) -> 
         for number, group in enumerate(groups):
             typical = figures(maps, [maps[i] for i in _places(maps, group.members[:EXAMPLES])])
             mark = ", which all others hardly look at: an artefact?" if group.marked else ""
-            said = f"{len(group.members)} samples: {str(group).partition(', ')[2]}{mark}"
+            caption = f"{len(group.members)} samples: {str(group).partition(', ')[2]}{mark}"
             dot = f'<span style="color:{COLOURS[number % len(COLOURS)]}">●</span>'
             cls = "cluster marked" if group.marked else "cluster"
-            body.append(f'<div class="{cls}"><p>{dot} {html.escape(said)}</p>{_mean(group)}{typical}</div>')
+            body.append(f'<div class="{cls}"><p>{dot} {html.escape(caption)}</p>{_mean(group)}{typical}</div>')
     return write(Path(to), document("".join(body) + "</div>", POLICY))
 
 

@@ -114,11 +114,11 @@ class Worker:
                 rows[0]["error"] = one_line(error)
                 return rows
             alone = [self._explained([(row, x)]) for row, x in zip(rows, inputs, strict=True)]
-            good = [None if found[0].get("error") else x for found, x in zip(alone, inputs, strict=True)]
+            good = [None if of_one[0].get("error") else x for of_one, x in zip(alone, inputs, strict=True)]
             try:  # together again, so that those which are fine are as they would have been
                 answers = self._with_blanks(good) if any(x is not None for x in good) else [None] * len(good)
             except Exception:
-                return [row for found in alone for row in found]
+                return [row for of_one in alone for row in of_one]
         for row, answer in zip(rows, answers, strict=True):
             if answer is not None and row["error"] is None:
                 self._fill(row, answer)
@@ -160,8 +160,8 @@ class Worker:
 
     def _of_tensors(self, samples: Sequence[Mapping[str, Tensor]]) -> list[Row]:
         a = self.call(samples)
-        found = _measured(kept(a, self.s.keep), self.s)
-        return [{**answer, **row} for answer, row in zip(self._answers(a), found, strict=True)]
+        measured = _measured(kept(a, self.s.keep), self.s)
+        return [{**answer, **row} for answer, row in zip(self._answers(a), measured, strict=True)]
 
     def _answers(self, a: Attribution) -> list[Row]:
         """Return what the model says of each sample, and what of it was explained."""
@@ -214,9 +214,9 @@ class Worker:
                 row |= {"tokens": [p.token for p in pieces], "start": [p.start for p in pieces]}
                 row |= {"end": [p.end for p in pieces]}
         except FxlrpError as error:
-            known: Row = {name: row[name] for name in ("index", "key", "label", "text", "picture") if name in row}
+            of_sample: Row = {name: row[name] for name in ("index", "key", "label", "text", "picture") if name in row}
             row.clear()
-            row |= {**known, "error": str(error)}
+            row |= {**of_sample, "error": str(error)}
 
 
 def kept(a: Attribution, keep: str) -> Tensor:

@@ -100,8 +100,23 @@ def prepare(
     if source.kind == "pictures":
         loaded = ready(loaded)
     explainer = _explainer(loaded, asked.rules)
+    settings = _settings(data, asked, loaded, weights, source, explainer, made.batch if made else 0)
+    worker = Worker(explainer, loaded, source, settings, tokenizer)
+    tried = _try_texts if source.kind == "texts" else _try_tensors
+    worker.s, size = tried(worker, settings)
+    per_sample = 2 * int(torch.Size(worker.s.shape).numel()) if worker.s.shape else 4096
+    batch = worker.s.batch or _batch_that_fits(size, worker.s.device, max(1, asked.workers))
+    shard = worker.s.shard or max(1, min(SHARD, MOST_SHARD_BYTES // per_sample) // batch) * batch
+    worker.s = replace(worker.s, batch=batch, shard=shard)
+    return Job(load, source, worker.s, worker.shapes, asked.rules, out, fail_fast), worker
+
+
+def _settings(
+    data: Any, asked: Asked, loaded: LoadedModel, weights: str, source: Source, explainer: Explainer, batch: int
+) -> Settings:
+    """The settings of a run before one sample was tried.  batch: that of an earlier run, or 0."""
     samples = len(source) if asked.limit is None else min(asked.limit, len(source))
-    settings = Settings(
+    return Settings(
         data=data if isinstance(data, str) else str(data) if isinstance(data, Path) else type(data).__name__,
         model=loaded.name,
         kind=source.kind,
@@ -117,7 +132,7 @@ def prepare(
         keep=asked.keep,
         dtype=asked.dtype,
         shape=[],
-        batch=asked.batch or (made.batch if made else 0),
+        batch=asked.batch or batch,
         shard=asked.shard or 0,
         threads=asked.threads,
         device=model_device(loaded),
@@ -128,14 +143,6 @@ def prepare(
         code=sources(),
         versions=versions(),
     )
-    worker = Worker(explainer, loaded, source, settings, tokenizer)
-    tried = _try_texts if source.kind == "texts" else _try_tensors
-    worker.s, size = tried(worker, settings)
-    per_sample = 2 * int(torch.Size(worker.s.shape).numel()) if worker.s.shape else 4096
-    batch = worker.s.batch or _batch_that_fits(size, worker.s.device, max(1, asked.workers))
-    shard = worker.s.shard or max(1, min(SHARD, MOST_SHARD_BYTES // per_sample) // batch) * batch
-    worker.s = replace(worker.s, batch=batch, shard=shard)
-    return Job(load, source, worker.s, worker.shapes, asked.rules, out, fail_fast), worker
 
 
 def ready(loaded: LoadedModel) -> LoadedModel:
@@ -178,13 +185,13 @@ def _try_tensors(worker: Worker, s: Settings) -> tuple[Settings, int]:
 
 def _first(worker: Worker) -> dict[str, Tensor]:
     """Return the first sample that can be read, as tensors by argument."""
-    said = "nothing"
+    reason = "nothing"
     for i in range(min(TRIED, worker.s.samples)):
         sample = take(worker.source, i)
         if sample.error is None:
             return worker._input(sample.value, {})
-        said = sample.error
-    raise FxlrpError(f"None of the first samples of {worker.s.data} can be read: {said}")
+        reason = sample.error
+    raise FxlrpError(f"None of the first samples of {worker.s.data} can be read: {reason}")
 
 
 def _try_texts(worker: Worker, s: Settings) -> tuple[Settings, int]:
@@ -194,7 +201,7 @@ def _try_texts(worker: Worker, s: Settings) -> tuple[Settings, int]:
     """
     if s.keep != "heat":
         raise FxlrpError("Of texts the relevance of each token is kept; leave --keep out.")
-    model, said = worker.explainer.model, "nothing"
+    model, reason = worker.explainer.model, "nothing"
     texts: list[Encoded] = []
     for i in range(min(TRIED, s.samples)):
         sample = take(worker.source, i)
@@ -202,10 +209,10 @@ def _try_texts(worker: Worker, s: Settings) -> tuple[Settings, int]:
             if sample.error is None and len(texts) < MOST_AT_ONCE["cpu"]:
                 texts.append(encode(model, worker.tokenizer, str(sample.value), None, s.truncate))
         except FxlrpError as error:
-            said = str(error)
-        said = sample.error or said
+            reason = str(error)
+        reason = sample.error or reason
     if not texts:
-        raise FxlrpError(f"None of the first texts of {s.data} can be read: {said}")
+        raise FxlrpError(f"None of the first texts of {s.data} can be read: {reason}")
     inputs = batched(model, worker.tokenizer, texts)
     task, _, outputs = probe(model, worker.tokenizer, inputs, worker.explainer.settings.output)
     if task not in ONE_ANSWER:

@@ -78,8 +78,8 @@ class Maps(Sequence[Row]):
             of = self.settings.range_of(number)
             dense = open_zarr(self.out)[of.start : of.stop]
         elif self.settings.kind == "texts" or self.settings.keep.startswith("top"):
-            found = table["relevance"].to_pylist()
-            dense = [None if r is None else np.array(r, dtype=self.settings.dtype) for r in found]
+            relevance = table["relevance"].to_pylist()
+            dense = [None if r is None else np.array(r, dtype=self.settings.dtype) for r in relevance]
         else:
             storage = table["relevance"].combine_chunks().storage
             dense = storage.values.to_numpy(zero_copy_only=False)

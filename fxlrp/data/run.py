@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from fxlrp.data.reading import Maps
 
 Progress = Callable[[int, int, int], None]
-KEEPS = ("heat", "full", "top", "latent")
 
 
 def explain(

@@ -100,11 +100,11 @@ def read_settings(out: Path) -> Settings:
     """Return the settings of an OUT.  Raises FxlrpError if it is none, or they are damaged."""
     if not (out / NAME).is_file():
         raise FxlrpError(f"{out} holds no maps of a data set; `fxlrp map MODEL DATA -o {out}` makes them.")
-    said = read_json(out / NAME, MOST_SETTINGS)
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+    written = read_json(out / NAME, MOST_SETTINGS)
+    if not isinstance(written, dict) or written.get("format") != FORMAT:
         raise FxlrpError(f"{out / NAME} is of another version of fxlrp; make the maps again, in another folder.")
     try:
-        settings = Settings(**{f.name: said[f.name] for f in fields(Settings)})
+        settings = Settings(**{f.name: written[f.name] for f in fields(Settings)})
         if min(settings.samples, settings.shard, settings.batch, *settings.shape, 1) < 1:
             raise ValueError("numbers below 1")
     except (KeyError, TypeError, ValueError) as error:
@@ -125,8 +125,8 @@ def agree(out: Path, here: Settings, changed: Path | None) -> None:
         if name not in TOLD_ONLY and getattr(there, name) != kept[name]
     ]
     if differ:
-        said = "; ".join(differ)
-        raise FxlrpError(f"{out} was made otherwise: {said}. Give another folder with -o, or delete this one.")
+        differences = "; ".join(differ)
+        raise FxlrpError(f"{out} was made otherwise: {differences}. Give another folder with -o, or delete this one.")
 
 
 def _both(name: str, there: Any, here: Any, changed: Path | None) -> str:
@@ -179,10 +179,10 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages that numbers or bytes depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    installed = {}
     for name in ("fxlrp", "torch", "torchvision", "transformers", "numpy", "pillow", "pyarrow"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

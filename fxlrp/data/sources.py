@@ -104,8 +104,8 @@ def take(source: Source, index: int) -> Sample:
 
 def one_line(error: BaseException) -> str:
     """Say in a line what went wrong."""
-    said, kind = " ".join(str(error).split()), type(error).__name__
-    return said if isinstance(error, FxlrpError) else f"{kind}: {said}" if said else kind
+    message, kind = " ".join(str(error).split()), type(error).__name__
+    return message if isinstance(error, FxlrpError) else f"{kind}: {message}" if message else kind
 
 
 def listing(source: Source) -> str:
@@ -162,20 +162,20 @@ def _open(spec: Any, columns: Columns, texts: bool) -> Source:
     text, path = str(spec), Path(spec)
     if path.is_dir():
         return ArrowFolder(path, columns, texts) if is_saved_by_datasets(path) else Files(_within(path), path, texts)
-    found = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
-    if not found:
+    files = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
+    if not files:
         module, _, factory = text.rpartition(":")
         return Made(module, factory)
-    suffixes = {"".join(f.suffixes[-2:]) if f.suffix == ".gz" else f.suffix.lower() for f in found}
+    suffixes = {"".join(f.suffixes[-2:]) if f.suffix == ".gz" else f.suffix.lower() for f in files}
     kinds: dict[str, Callable[[], Source]] = {
-        ".tar": lambda: Tars(found, texts),
-        ".parquet": lambda: Table(found, columns, texts),
-        ".csv": lambda: Lines(found, columns, texts),
-        ".jsonl": lambda: Lines(found, columns, texts),
+        ".tar": lambda: Tars(files, texts),
+        ".parquet": lambda: Table(files, columns, texts),
+        ".csv": lambda: Lines(files, columns, texts),
+        ".jsonl": lambda: Lines(files, columns, texts),
     }
     if len(suffixes) == 1 and (kind := next(iter(suffixes))) in kinds:
         return kinds[kind]()
-    return Files(found, _root(found), texts)
+    return Files(files, _root(files), texts)
 
 
 class Files:
@@ -193,8 +193,8 @@ class Files:
             if chosen:
                 self.kind, self.files, self.root = kind, chosen, root
                 return
-        known = ", ".join(sorted({*wanted[0][1], *TENSORS}))
-        raise FxlrpError(f"{root} holds no sample that this model reads ({known}).")
+        readable = ", ".join(sorted({*wanted[0][1], *TENSORS}))
+        raise FxlrpError(f"{root} holds no sample that this model reads ({readable}).")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -280,11 +280,11 @@ def decoded(content: Path | bytes, suffix: str, name: str = "") -> Any:
 
 def _within(folder: Path) -> list[Path]:
     """List the files in a folder, however deep, by name, without what is hidden."""
-    found = []
+    files = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def _root(files: Sequence[Path]) -> Path:

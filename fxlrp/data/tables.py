@@ -57,14 +57,14 @@ class _Rows:
             if name is not None and name not in present:
                 raise FxlrpError(f"{self.files[0]} has no column {name} for the {what}; it has {', '.join(present)}.")
         usual = {"sample": USUAL[self.kind], "label": USUAL["label"], "key": USUAL["key"]}
-        found = {
+        names = {
             what: name or next((c for u in usual[what] for c in present if c.lower() == u), None)
             for what, name in asked.items()
         }
-        if found["sample"] is None:
+        if names["sample"] is None:
             listed = ", ".join(present)
             raise FxlrpError(f"Which column of {self.files[0]} holds the {self.kind}? Name it (--column): {listed}.")
-        self.columns = {what: name for what, name in found.items() if name is not None}
+        self.columns = {what: name for what, name in names.items() if name is not None}
 
     def _row(self, index: int) -> Mapping[str, Any]:
         raise NotImplementedError

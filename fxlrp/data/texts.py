@@ -79,11 +79,11 @@ class _Rows:
             raise FxlrpError(f"Row {i} of {self.source.files[0]} can't be read: {error}.") from error
         if isinstance(label, int) and 0 <= label < len(self.source.names):
             label = self.source.names[label]
-        found = {what: row[name] or None for what in USUAL if (name := _usual(what, list(row))) is not None}
-        rationale = found.get("rationale")
+        values = {what: row[name] or None for what in USUAL if (name := _usual(what, list(row))) is not None}
+        rationale = values.get("rationale")
         if isinstance(rationale, str) and rationale[:1] in ("[", "{"):  # in a CSV
             rationale = json.loads(rationale)
-        return {**found, "text": text, "label": label, "rationale": rationale}
+        return {**values, "text": text, "label": label, "rationale": rationale}
 
 
 def _usual(what: str, present: Sequence[str]) -> str | None:

@@ -43,12 +43,12 @@ def view(out: str | Path, to: str | Path, *, limit: int | None = None, name: str
     is_page = to.suffix.lower() == ".html"
     if not is_page and to.exists() and (not to.is_dir() or (any(to.iterdir()) and not (to / "index.html").exists())):
         raise FxlrpError(f"{to} holds other things; give a new folder, or an .html file.")
-    rows, found = chosen(maps, limit or SHOWN["page" if is_page else "folder"], name)
-    if not found:
+    rows, count = chosen(maps, limit or SHOWN["page" if is_page else "folder"], name)
+    if not count:
         raise FxlrpError(f"There is no map of class {name} in {out}." if name else f"{out} holds no maps yet.")
     keep: Image_ = _inside if is_page else lambda file, content: _beside(to, file, content)
     cards = [card(maps, row, keep) for row in rows]
-    left = "" if len(cards) == found else f"; {len(cards)} of {found:,} are shown, taken evenly"
+    left = "" if len(cards) == count else f"; {len(cards)} of {count:,} are shown, taken evenly"
     policy = POLICY if is_page else POLICY.replace("img-src data:", "img-src 'self' file: data:")
     body = _body({"rows": cards, "red": RED, "blue": BLUE}, _headline(maps) + left)
     return write(to if is_page else to / "index.html", document(body, policy))
@@ -57,13 +57,13 @@ def view(out: str | Path, to: str | Path, *, limit: int | None = None, name: str
 def chosen(maps: Maps, limit: int, name: str | None) -> tuple[Iterator[Row], int]:
     """Return the rows of a class, or all, at most so many and taken evenly, and how many there are; one shard is held
     at a time."""
-    found: list[tuple[int, int]] = []
+    places: list[tuple[int, int]] = []
     for shard in sorted(maps.done):
         for place, row in enumerate(maps.shard(shard, ["name"])):
             if name in (None, row["name"]):
-                found.append((shard, place))
-    picked = found if len(found) <= limit else [found[i * len(found) // limit] for i in range(limit)]
-    return (maps.shard(shard)[place] for shard, place in picked), len(found)
+                places.append((shard, place))
+    picked = places if len(places) <= limit else [places[i * len(places) // limit] for i in range(limit)]
+    return (maps.shard(shard)[place] for shard, place in picked), len(places)
 
 
 def card(maps: Maps, row: Row, keep: Image_) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _body(data: dict[str, Any], headline: str) -> str:
     }
     selects = "".join(
         f'<label>{what} <select name="{what}">'
-        + "".join(f'<option value="{value}">{said}</option>' for value, said in options)
+        + "".join(f'<option value="{value}">{label}</option>' for value, label in options)
         + "</select></label>"
         for what, options in choices.items()
     )
@@ -177,9 +177,9 @@ def figures(maps: Maps, rows: Sequence[Row]) -> str:
             out.append(f'<figure class="text">{spans}<figcaption>{html.escape(about["key"])}</figcaption></figure>')
             continue
         below = f'<img src="{about["picture"]}" alt="">' if "picture" in about else ""
-        said = html.escape(about["key"])
-        image = f'<img class="map" src="{about["map"]}" alt="the map of {said}">'
-        out.append(f"<figure><div>{below}{image}</div><figcaption>{said}</figcaption></figure>")
+        key = html.escape(about["key"])
+        image = f'<img class="map" src="{about["map"]}" alt="the map of {key}">'
+        out.append(f"<figure><div>{below}{image}</div><figcaption>{key}</figcaption></figure>")
     return "".join(out)
 
 

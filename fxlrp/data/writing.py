@@ -53,8 +53,8 @@ def schema_of(settings: Settings, zarr: bool = False) -> Any:
         columns += [("relevance", pa.fixed_shape_tensor(number, tuple(settings.shape)))]
     if settings.kind == "pictures" and settings.thumbnails:
         columns += [("picture", pa.binary())]
-    told = {**settings.__dict__, "labels": None}  # thousands of names in each of thousands of files
-    return pa.schema([*columns, ("error", pa.string())], metadata={"fxlrp": json.dumps(told, ensure_ascii=False)})
+    about = {**settings.__dict__, "labels": None}  # thousands of names in each of thousands of files
+    return pa.schema([*columns, ("error", pa.string())], metadata={"fxlrp": json.dumps(about, ensure_ascii=False)})
 
 
 def write_shard(out: Path, settings: Settings, shard: int, rows: Sequence[Row]) -> None:
@@ -132,19 +132,19 @@ def whole_shards(out: Path, settings: Settings) -> dict[int, int]:
     Raises FxlrpError for one that is damaged.
     """
     pq = arrow().parquet
-    found: dict[int, int] = {}
+    errors: dict[int, int] = {}
     for shard in range(settings.shards):
         file = part(out, shard)
         if not file.exists():
             continue
         try:
             about = pq.read_metadata(file)
-            found[shard] = _errors(about)
+            errors[shard] = _errors(about)
         except Exception as error:
             raise FxlrpError(f"{file} is damaged; delete it, and the same command makes it again.") from error
         if about.num_rows != len(settings.range_of(shard)):
             raise FxlrpError(f"{file} has {about.num_rows} rows, not its own; delete it, and it is made again.")
-    return found
+    return errors
 
 
 def _errors(about: Any) -> int:

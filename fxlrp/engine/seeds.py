@@ -92,7 +92,7 @@ def by_classes(target: Target) -> bool:
     return not (callable(target) or (isinstance(target, Tensor) and target.is_floating_point()))
 
 
-def class_numbers(target: Any) -> Tensor:
+def class_numbers(target: object) -> Tensor:
     """A target of classes as a tensor.  Raises FxlrpError for names."""
     try:
         return torch.as_tensor(target)

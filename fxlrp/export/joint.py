@@ -51,7 +51,7 @@ def classes_asked(plan: Plan, target: Target) -> int:
     """
     if plan.capture.mode is CaptureMode.THIS_INPUT:
         raise FxlrpError("The model takes branches by its values: there is no one graph of its relevance pass.")
-    if plan.scores_ndim != 2:
+    if len(plan.scores_shape) != 2:
         raise FxlrpError("The explained output is no row of classes [batch, classes], which a joint graph is asked by.")
     if not by_classes(target):
         raise FxlrpError("A joint graph is asked by classes: target is None, a class, or a tensor or list of them.")

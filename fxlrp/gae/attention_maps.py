@@ -106,8 +106,8 @@ def _attention(model: nn.Module, name: str, step: Any) -> Explain:
         plan, tensors = explainer.plan((views.x,), {})
         size, batch = views.x.shape[-2:], len(views.x)
         layers = nodes_of(plan, norms=False)
-        found = ran(plan, tensors, of_class(plan, views.target), layers) if layers else []
-        square = [(a, g) for a, g in found if a.ndim == 4 and len(a) == batch and a.shape[2] == a.shape[3]]
+        pairs = ran(plan, tensors, of_class(plan, views.target), layers) if layers else []
+        square = [(a, g) for a, g in pairs if a.ndim == 4 and len(a) == batch and a.shape[2] == a.shape[3]]
         counts = {a.shape[3] for a, _ in square}
         grid = grid_of(counts.pop(), size) if len(counts) == 1 else None
         if grid is None:
@@ -183,16 +183,16 @@ def legrad_of_tokens(plan: Plan, tensors: Sequence[Tensor], score: Score) -> Ten
     run = fx.Interpreter(plan.graph, garbage_collect_values=False)
     with torch.enable_grad(), plan.in_its_types():
         run.run(*tensors)
-        known, found = dict(run.env), []
+        values, grads = dict(run.env), []
         for layer, end in zip(layers, ends, strict=True):
-            if known[end].shape != known[ends[-1]].shape:
+            if values[end].shape != values[ends[-1]].shape:
                 raise FxlrpError("legrad needs blocks whose tokens the head can read; this model's change in number.")
-            run.env = {**known, ends[-1]: known[end]}
+            run.env = {**values, ends[-1]: values[end]}
             for node in head:
                 run.env[node] = run.run_node(node)
             value = score(run.env[outputs_of(plan.graph)[plan.logits]])
-            found.append(torch.autograd.grad(value, known[layer], retain_graph=True)[0].clamp(min=0).mean((1, 2)))
-    return torch.stack(found).sum(0)
+            grads.append(torch.autograd.grad(value, values[layer], retain_graph=True)[0].clamp(min=0).mean((1, 2)))
+    return torch.stack(grads).sum(0)
 
 
 def libragrad(model: nn.Module, seed: int) -> Explain:

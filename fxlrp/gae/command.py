@@ -130,9 +130,9 @@ def _means(scores: Scores) -> str:
 
 def _mean(values: Sequence[float]) -> str:
     """A mean ± its standard error."""
-    known = [v for v in values if math.isfinite(v)]
-    error = statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else math.nan
-    return f"{statistics.mean(known):.3f} ± {error:.3f}"
+    finite = [v for v in values if math.isfinite(v)]
+    error = statistics.stdev(finite) / len(finite) ** 0.5 if len(finite) > 1 else math.nan
+    return f"{statistics.mean(finite):.3f} ± {error:.3f}"
 
 
 def say(report: Report | KnownReport, out: Path | None, console: Console, as_json: bool = False) -> None:

@@ -131,8 +131,8 @@ def _fill(
 
 def in_a_line(error: Exception) -> str:
     """Return the first line of what a method raised, with its kind unless it is our own."""
-    said = str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
-    return (said.strip() or type(error).__name__).splitlines()[0]
+    message = str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
+    return (message.strip() or type(error).__name__).splitlines()[0]
 
 
 def _gather(store: Store, plan: Chunks, methods: Sequence[str]) -> tuple[Rows, dict[str, str]]:

@@ -164,12 +164,12 @@ def table(report: Report, means: dict[str, dict[str, Estimate]], ranked: Sequenc
 
 def differences(report: Report, ranked: Sequence[str]) -> str:
     """Write a table of each method against each, in the order of their means."""
-    found = report.differences()
+    differences = report.differences()
 
     def cell(a: str, b: str) -> str:
         if a == b:
             return "<td>"
-        e, sign = (found[a, b], 1) if (a, b) in found else (found[b, a], -1)
+        e, sign = (differences[a, b], 1) if (a, b) in differences else (differences[b, a], -1)
         low, mean, high = sorted((sign * e.low, sign * e.mean, sign * e.high))
         mark = "<span class=up>▲</span>" if low > 0 else "<span class=down>▼</span>" if high < 0 else "·"
         return f"<td title='{escape(a)} − {escape(b)}: {mean:.3f} [{low:.3f}, {high:.3f}]'>{mark}"

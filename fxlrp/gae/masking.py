@@ -70,14 +70,14 @@ def filled(x: Tensor, shut: Tensor, side: int) -> Tensor:
     Every pixel is filled, so that what is open is to be put over it.
     """
     colours = avg_pool2d(x, side, ceil_mode=True)
-    known = (~shut)[:, None].to(x)
+    filled = (~shut)[:, None].to(x)
     around = torch.ones(1, 1, 3, 3, dtype=x.dtype, device=x.device)
-    colours = torch.where(known.flatten(1).any(1).view(-1, 1, 1, 1), colours, x.mean((2, 3), keepdim=True))
-    while not known.flatten(1).all(1).logical_or(~known.flatten(1).any(1)).all():
-        count = conv2d(known, around, padding=1)
-        sums = conv2d((colours * known).flatten(0, 1)[:, None], around, padding=1).view(colours.shape)
-        colours = torch.where((known == 0) & (count > 0), sums / count.clamp(min=1), colours)
-        known = (count > 0).to(x)
+    colours = torch.where(filled.flatten(1).any(1).view(-1, 1, 1, 1), colours, x.mean((2, 3), keepdim=True))
+    while not filled.flatten(1).all(1).logical_or(~filled.flatten(1).any(1)).all():
+        count = conv2d(filled, around, padding=1)
+        sums = conv2d((colours * filled).flatten(0, 1)[:, None], around, padding=1).view(colours.shape)
+        colours = torch.where((filled == 0) & (count > 0), sums / count.clamp(min=1), colours)
+        filled = (count > 0).to(x)
     return colours.repeat_interleave(side, -2).repeat_interleave(side, -1)[..., : x.shape[-2], : x.shape[-1]]
 
 

@@ -122,8 +122,8 @@ class Report:
         pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
         if not pairs:
             return {}
-        found = estimates(np.stack([values[i] - values[j] for i, j in pairs]), self.settings["seed"])
-        return {(names[i], names[j]): e for (i, j), e in zip(pairs, found, strict=True)}
+        of_pairs = estimates(np.stack([values[i] - values[j] for i, j in pairs]), self.settings["seed"])
+        return {(names[i], names[j]): e for (i, j), e in zip(pairs, of_pairs, strict=True)}
 
     def curve(self, method: str, order: str) -> np.ndarray:
         """Return the mean masking curve of a method [steps + 1], `order` "morf" or "lerf": the target's probability.

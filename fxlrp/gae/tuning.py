@@ -102,8 +102,8 @@ def tune(
 def name_of(parameters: dict[str, Any]) -> str:
     """The name of the default rulebook with these parameters, those that are its own left out."""
     defaults = parameters_of(DEFAULT)
-    said = [f"{key}={_spelled(value)}" for key, value in parameters.items() if value != defaults[key]]
-    return f"{DEFAULT}:{','.join(said)}" if said else DEFAULT
+    changed = [f"{key}={_spelled(value)}" for key, value in parameters.items() if value != defaults[key]]
+    return f"{DEFAULT}:{','.join(changed)}" if changed else DEFAULT
 
 
 def _spelled(value: Any) -> str:
@@ -157,8 +157,8 @@ class _Halves:
         curve = curves(plan.model, x, target, heat, steps=plan.steps, batch_size=plan.batch_size)
         scores: Scores = {"abpc": curve["abpc"]}
         shown = [plan.sample(i).shown(t, t) for i, t in zip(samples, target.tolist(), strict=True)]
-        found = [{} if m is None else localisation(h, m.to(h.device)) for h, m in zip(heat, shown, strict=True)]
-        return scores | {key: [f.get(key, math.nan) for f in found] for key in ("pointing", "relevance_mass")}
+        measures = [{} if m is None else localisation(h, m.to(h.device)) for h, m in zip(heat, shown, strict=True)]
+        return scores | {key: [f.get(key, math.nan) for f in measures] for key in ("pointing", "relevance_mass")}
 
 
 def _search(halves: _Halves, progress: Tried) -> Tuned:
@@ -178,9 +178,9 @@ def _search(halves: _Halves, progress: Tried) -> Tuned:
             gain = goodness(tried[name]) - goodness(tried[name_of(best)])
             if gain.mean() > gain.std() / len(gain) ** 0.5:
                 best = {**start, key: value}
-    found = name_of(best)
+    best_name = name_of(best)
     held_out = {}
-    for name in dict.fromkeys([DEFAULT, found]):
+    for name in dict.fromkeys([DEFAULT, best_name]):
         held_out[name] = halves.scores(name, True)
         progress(name, held_out[name], True)
-    return Tuned(DEFAULT, found, tried, held_out)
+    return Tuned(DEFAULT, best_name, tried, held_out)

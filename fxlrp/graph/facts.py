@@ -33,7 +33,7 @@ class Facts:
 
     def __init__(self, captured: Capture, rulebook: Rulebook, output: Output, marked: Mapping[fx.Node, str]) -> None:
         self.captured, self.rulebook = captured, rulebook
-        self._known: dict[Hashable, Any] = {}
+        self._known: dict[Hashable, object] = {}
         self.explained = explained_output(captured, output)
         readouts = find_readouts(captured, marked)
         starts = [n for ns in readouts.values() for n in ns]

@@ -136,7 +136,7 @@ class Positions:
         self.ids = ids
         self.trail = Trail(ids, counted=True)
         self.reached = self.trail.reached
-        self.known: dict[fx.Node, fx.Node] = {}
+        self.positions_of: dict[fx.Node, fx.Node] = {}
 
     def at(self, lookup: fx.Node) -> fx.Node:
         """The position in `ids` of each entry of `lookup`, in its shape."""
@@ -150,9 +150,9 @@ class Positions:
 
     def of(self, node: fx.Node) -> fx.Node:
         """The position in `ids` of each entry of `node`."""
-        if node not in self.known:
-            self.known[node] = self._positions(node)
-        return self.known[node]
+        if node not in self.positions_of:
+            self.positions_of[node] = self._positions(node)
+        return self.positions_of[node]
 
     def _positions(self, node: fx.Node) -> fx.Node:
         if node is self.ids:

@@ -50,6 +50,7 @@ class Plan:
     head: list[fx.Node]
     together: tuple[int, ...]  # indices of the outputs whose entries the logits join, if several are explained
     report: Report
+    random: bool  # whether the graph draws random numbers
     active: frozenset[str]  # the names of the nodes that relevance goes through
     samples_separable: bool  # whether every node keeps the samples of a batch apart
     any_length: bool  # whether it holds for sequences of any length
@@ -57,15 +58,10 @@ class Plan:
     key: Hashable = None  # the key under which an explainer keeps it
     _forms: Recent[Form] = field(default_factory=lambda: Recent(FORMS), repr=False)
 
-    @property
+    @cached_property
     def scores_shape(self) -> torch.Size:
         """The shape of the explained output, samples first: [batch, classes], or another."""
         return self.axes.rows(outputs_of(self.graph)[self.logits].meta["val"]).shape
-
-    @property
-    def scores_ndim(self) -> int:
-        """The number of axes of `scores_shape`."""
-        return len(self.scores_shape)
 
     @property
     def axes(self) -> Axes:
@@ -99,11 +95,6 @@ class Plan:
             return False
         by_first, by_last = (self.axes.rows(c[logits]).transpose(0, 1).flatten(1).any(1) for c in (first, last))
         return bool(by_first[-1] and by_last[-1] and not by_last[:-1].any())
-
-    @cached_property
-    def random(self) -> bool:
-        """Whether the graph draws random numbers."""
-        return any(draws(n) for n in self.graph.graph.nodes)
 
     def in_its_types(self) -> AbstractContextManager:
         """A context to run the graph in: without autocast if it runs in float32 instead of half precision."""

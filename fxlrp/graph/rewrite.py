@@ -14,7 +14,7 @@ from fxlrp.capture.model import Capture
 from fxlrp.capture.precision import look_up_before_cast, stored, widen, widened
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.emit import emit
-from fxlrp.engine.replaced import ByDerivative, ByRule, InParts
+from fxlrp.engine.replaced import ByDerivative, ByRule, InParts, constant, readout
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.analyse import can_carry
 from fxlrp.graph.facts import Facts
@@ -34,16 +34,6 @@ from fxlrp.rules.registry import ABSOLUTE, Derivative, Parts, Rule, Rulebook, St
 from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten
-
-
-def readout(x: Tensor) -> Tensor:
-    """The same values as a leaf, where the relevance pass ends and relevance is read."""
-    return x.detach().requires_grad_()
-
-
-def constant(x: Tensor) -> Tensor:
-    """The same values, detached: an input that gets no relevance."""
-    return x.detach()
 
 
 def rewrite(
@@ -72,15 +62,14 @@ def rewrite(
         put_together(gm, output)
     marked = mark_reads(gm, captured.parameters, read)
     _refuse_generators(gm)
-    _run_passes(captured, rulebook, output, marked)
-    facts = Facts(captured, rulebook, output, marked)
+    facts = _run_passes(captured, rulebook, output, marked)
     if not facts.readouts:
         raise _nothing_explained(facts)
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
     _check_reads(facts, read)
-    left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), facts.explained.end)
     random = any(map(draws, gm.graph.nodes))
     mode = captured.mode.value + ("; for one draw of its random numbers (seed=…)" if random else "")
+    left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), facts.explained.end)
     report = Report(rows, rulebook.name, mode, left_out)
     if strict:
         _refuse_generic(report)
@@ -98,6 +87,7 @@ def rewrite(
         head=facts.explained.head,
         together=output if isinstance(output, tuple) else (),
         report=report,
+        random=random,
         active=frozenset(n.name for n in facts.active),
         samples_separable=separable,
         any_length=any_length and captured.any_length,  # decomposing ops (a loop over steps) may have fixed a length
@@ -126,18 +116,18 @@ def _nothing_explained(facts: Facts) -> FxlrpError:
     )
 
 
-def _run_passes(captured: Capture, rulebook: Rulebook, output: Output, marked: Mapping[fx.Node, str]) -> None:
-    """Canonicalizes the graph by the rulebook's passes, and gives each op one output."""
+def _run_passes(captured: Capture, rulebook: Rulebook, output: Output, marked: Mapping[fx.Node, str]) -> Facts:
+    """Canonicalizes the graph by the rulebook's passes, and gives each op one output; returns the facts about it."""
     gm = captured.graph
     facts: Facts | None = None
-    for graph_pass in (explain_opaque, write_apart, *rulebook.passes):
+    for graph_pass in (explain_opaque, write_apart, *rulebook.passes, _split_outputs):
         if facts is None:  # the graph is new or has changed
             facts = Facts(captured, rulebook, output, marked)
             refuse_sparse(gm, facts.active)
         if graph_pass(gm, facts):
             facts = None
-    _split_outputs(gm, rulebook)
-    gm.graph.eliminate_dead_code()
+    removed = gm.graph.eliminate_dead_code()
+    return Facts(captured, rulebook, output, marked) if facts is None or removed else facts
 
 
 def _replace_ops(gm: fx.GraphModule, facts: Facts, rulebook: Rulebook) -> tuple[list[NodeReport], bool, bool]:
@@ -277,12 +267,13 @@ def _merges(node: fx.Node, facts: Facts) -> bool:
     return facts.samples.of(node) != WHOLE and WHOLE in inputs
 
 
-def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
+def _split_outputs(gm: fx.GraphModule, facts: Facts) -> bool:
     """Splits an op with several outputs into one op per output used, because rules are for ops with one output."""
+    changed = False
     for node in list(gm.graph.nodes):
         if isinstance(node.meta.get("val"), Tensor) or not can_carry(node) or node.op != "call_function":
             continue
-        if isinstance(rulebook.lookup(node.target, (0,)), Structural):
+        if isinstance(facts.rulebook.lookup(node.target, (0,)), Structural):
             continue
         for item in [u for u in node.users if u.target is operator.getitem]:
             with gm.graph.inserting_before(item):
@@ -290,6 +281,8 @@ def _split_outputs(gm: fx.GraphModule, rulebook: Rulebook) -> None:
             single.meta = {**node.meta, "val": item.meta["val"]}
             item.replace_all_uses_with(single)
             gm.graph.erase_node(item)
+            changed = True
+    return changed
 
 
 def _cut_constants(gm: fx.GraphModule, active: set[fx.Node]) -> None:

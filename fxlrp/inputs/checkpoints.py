@@ -31,23 +31,23 @@ def find_weights(content: Any, source: str, key: str | None = None) -> tuple[Any
             return content, []
         raise FxlrpError(f"{source} holds a {type(content).__name__}, neither a module nor a state dict.")
     inside = {name: _weights(value) for name, value in content.items() if isinstance(name, str)}
-    found = {name: weights for name, weights in inside.items() if weights is not None}
+    held = {name: weights for name, weights in inside.items() if weights is not None}
     if key is not None:
-        if key not in found:
-            raise FxlrpError(f"{source} has no weights under {key!r}; it has {', '.join(found) or 'none'}.")
-        return found[key], []
-    if not found:
+        if key not in held:
+            raise FxlrpError(f"{source} has no weights under {key!r}; it has {', '.join(held) or 'none'}.")
+        return held[key], []
+    if not held:
         if (weights := _tensors(content)) is None:
             raise FxlrpError(f"{source} holds a dict, neither a module nor a state dict.")
         return weights, []
-    known = [name for name in (*HOLDERS, *AVERAGES) if name in found]
-    if not known and len(found) > 1:
-        raise FxlrpError(f"{source} has weights under {', '.join(found)}; say which ones with --weights.")
-    chosen = (known or list(found))[0]
+    usual = [name for name in (*HOLDERS, *AVERAGES) if name in held]
+    if not usual and len(held) > 1:
+        raise FxlrpError(f"{source} has weights under {', '.join(held)}; say which ones with --weights.")
+    chosen = (usual or list(held))[0]
     notes = [] if chosen in HOLDERS else [f"the weights are those under {chosen!r}"]
-    if averages := [name for name in found if name in AVERAGES and name != chosen]:
+    if averages := [name for name in held if name in AVERAGES and name != chosen]:
         notes.append(f"the file also holds {', '.join(averages)}: --weights {averages[0]} explains these")
-    return found[chosen], notes
+    return held[chosen], notes
 
 
 def _weights(value: Any) -> Any:

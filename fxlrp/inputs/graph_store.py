@@ -148,7 +148,7 @@ def _read(path: Path, model: nn.Module, args: tuple, kwargs: dict, run: Callable
     _, returned = returned_as(run(*rebuild(inputs)), [])
     names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
     lengths, branches = length_axes(tensors, axes), bool(about["branches"])
-    return Capture(gm, inputs, names, called, mode, returned, axes, lengths, branches=branches, kept=True)
+    return Capture(gm, inputs, names, called, mode, returned, axes, lengths, branches=branches, kept=path)
 
 
 def _graph(

@@ -135,11 +135,11 @@ def _option(text: str) -> tuple[str, Any]:
 
 def _kinds_of(name: str) -> list[str]:
     """Return the specs of the models of that name in timm and torchvision, where these are installed."""
-    found = []
+    specs = []
     for kind, place in (("timm", "timm"), ("torchvision", "torchvision.models")):
         with contextlib.suppress(ImportError):
-            found += [f"{kind}:{name}"] if name in importlib.import_module(place).list_models() else []
-    return found
+            specs += [f"{kind}:{name}"] if name in importlib.import_module(place).list_models() else []
+    return specs
 
 
 def _timm(name: str, pretrained: bool, **options: Any) -> LoadedModel:

@@ -27,7 +27,7 @@ def nodes_of(plan: Plan, names: Sequence[str] | None, depth: int | None) -> dict
     """
     wanted = list(names) if names is not None else modules_at(plan, depth) if depth else blocks(plan)
     end = outputs_of(plan.graph)[plan.logits]
-    found: dict[str, fx.Node] = {}
+    modules: dict[str, fx.Node] = {}
     for name in wanted:
         try:
             node = plan.named(name)
@@ -35,12 +35,12 @@ def nodes_of(plan: Plan, names: Sequence[str] | None, depth: int | None) -> dict
             if names is not None:
                 raise
             continue
-        if node not in found.values() and (node is not end or names is not None):
-            found[name] = node
-    if not found:
+        if node not in modules.values() and (node is not end or names is not None):
+            modules[name] = node
+    if not modules:
         raise FxlrpError("No modules were found in this graph: name nodes=[…] of it; explainer.report() lists them.")
     order = {n: i for i, n in enumerate(plan.graph.graph.nodes)}
-    return {name: node.name for name, node in sorted(found.items(), key=lambda item: order[item[1]])}
+    return {name: node.name for name, node in sorted(modules.items(), key=lambda item: order[item[1]])}
 
 
 def modules_at(plan: Plan, depth: int) -> list[str]:
@@ -62,7 +62,7 @@ def blocks(plan: Plan) -> list[str]:
             attentions.append(path)
     if not attentions:
         deep = max((len(_path(n)) for n in nodes), default=0)
-        several = (found for depth in range(1, deep + 1) if len(found := modules_at(plan, depth)) > 2)
+        several = (modules for depth in range(1, deep + 1) if len(modules := modules_at(plan, depth)) > 2)
         return next(several, modules_at(plan, 1))
     paths = list(dict.fromkeys(attentions))
     for node in nodes:
@@ -92,13 +92,13 @@ def _is_activation(node: fx.Node) -> bool:
 
 def _depends(nodes: Sequence[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
     """The nodes with weights or values that each node depends on, by no more than one layer between."""
-    found: dict[fx.Node, set[fx.Node]] = {}
+    sources_of: dict[fx.Node, set[fx.Node]] = {}
     for node in nodes:
-        own = set(node.all_input_nodes)
+        sources = set(node.all_input_nodes)
         for source in node.all_input_nodes:
-            own |= set() if _is_layer(source) else found.get(source, set())
-        found[node] = own
-    return found
+            sources |= set() if _is_layer(source) else sources_of.get(source, set())
+        sources_of[node] = sources
+    return sources_of
 
 
 def _path(node: fx.Node | None) -> tuple[str, ...]:

@@ -132,18 +132,18 @@ def concepts(
         "target": target if isinstance(target, int | str | None) else "given",
         "of": _fingerprint(explainer.model, data, pair),
     }  # fmt: skip
-    found = None if out is None else load_concepts(out, about)
-    found = None if found is None else replace(found, directions=pair)
-    starts = range(0 if found is None else found.count, len(data), batch_size)
+    so_far = None if out is None else load_concepts(out, about)
+    so_far = None if so_far is None else replace(so_far, directions=pair)
+    starts = range(0 if so_far is None else so_far.count, len(data), batch_size)
     shown = track(starts, "concepts", console=Console(stderr=True), transient=True) if progress else starts
     for k, start in enumerate(shown):
         for args, kwargs, asked, first in _batches(data, range(start, min(start + batch_size, len(data))), target):
             share, activation = parts_of_call(explainer, args, kwargs, Question(asked, contrast), at, by, pair)
-            found = _with(found, share, activation, first, about, pair)
-        if out is not None and found is not None and ((k + 1) % EVERY == 0 or start == starts[-1]):
-            save_concepts(found, out)
-    assert found is not None
-    return found
+            so_far = _with(so_far, share, activation, first, about, pair)
+        if out is not None and so_far is not None and ((k + 1) % EVERY == 0 or start == starts[-1]):
+            save_concepts(so_far, out)
+    assert so_far is not None
+    return so_far
 
 
 def _pair(directions: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -186,24 +186,24 @@ def parts_of_call(
     explainer: Explainer, args: tuple, kwargs: dict[str, Any], question: Question, at: str, by: str, pair: Any
 ) -> tuple[Tensor, Tensor]:
     """The share of relevance and the largest activation of each part [B, N]."""
-    found = []
+    of_runs = []
     for run in each_run(explainer, args, kwargs, question, lambda plan: [place(plan, at, by == HEADS).node]):
-        found.append(parts_of_run(run, place(run.call.plan, at, by == HEADS), by, pair))
-    relevance, activation = (torch.cat(several).cpu() for several in zip(*found, strict=True))
+        of_runs.append(parts_of_run(run, place(run.call.plan, at, by == HEADS), by, pair))
+    relevance, activation = (torch.cat(several).cpu() for several in zip(*of_runs, strict=True))
     size = relevance.abs().sum(1, keepdim=True).clamp(min=torch.finfo(relevance.dtype).tiny)
     return relevance / size, activation
 
 
 def _with(
-    found: Concepts | None, share: Tensor, activation: Tensor, first: int, about: dict[str, Any], pair: Any
+    so_far: Concepts | None, share: Tensor, activation: Tensor, first: int, about: dict[str, Any], pair: Any
 ) -> Concepts:
-    """What was found, with the samples from `first` on among it."""
+    """What was found so far, with the samples from `first` on among it."""
     count, parts = share.shape
     top = about["top"]
-    if found is None:
+    if so_far is None:
         none = torch.full((parts, top), -1), torch.full((parts, top), -torch.inf, dtype=share.dtype)
         zero = torch.zeros(parts, dtype=share.dtype)
-        found = Concepts(about["at"], about["by"], *none, *none, mean=zero, count=0, about=about, directions=pair)
+        so_far = Concepts(about["at"], about["by"], *none, *none, mean=zero, count=0, about=about, directions=pair)
     samples = torch.arange(first, first + count).expand(parts, -1)
 
     def best(places: Tensor, values: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,12 +211,12 @@ def _with(
         kept = every.sort(dim=1, descending=True, stable=True)
         return where.gather(1, kept.indices[:, :top]), kept.values[:, :top]
 
-    relevance, relevance_values = best(found.relevance, found.relevance_values, share)
-    active, activation_values = best(found.activation, found.activation_values, activation)
-    total = found.count + count
-    mean = (found.mean * found.count + share.sum(0)) / total
+    relevance, relevance_values = best(so_far.relevance, so_far.relevance_values, share)
+    active, activation_values = best(so_far.activation, so_far.activation_values, activation)
+    total = so_far.count + count
+    mean = (so_far.mean * so_far.count + share.sum(0)) / total
     return replace(
-        found,
+        so_far,
         relevance=relevance,
         relevance_values=relevance_values,
         activation=active,
@@ -228,25 +228,25 @@ def _with(
 
 def _fingerprint(model: nn.Module, data: Any, pair: Any) -> str:
     """What tells a model and data from others: sums of weights, how many samples there are, the first and the last."""
-    found = hashlib.sha256(str(len(data)).encode())
+    digest = hashlib.sha256(str(len(data)).encode())
     for name, p in model.named_parameters():
-        found.update(f"{name}{tuple(p.shape)}{float(p.detach().double().sum())!r}".encode())
+        digest.update(f"{name}{tuple(p.shape)}{float(p.detach().double().sum())!r}".encode())
     for item in (data[0], data[len(data) - 1], *(pair or ())):
         leaves = item.values() if isinstance(item, Mapping) else item if isinstance(item, tuple | list) else [item]
         for leaf in leaves:
-            found.update(torch.as_tensor(leaf).detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+            digest.update(torch.as_tensor(leaf).detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 TENSORS = ("relevance", "relevance_values", "activation", "activation_values", "mean")
 
 
-def save_concepts(found: Concepts, folder: str | Path) -> Path:
-    """Write what was found to a folder.  Raises FxlrpError if it can't be written."""
+def save_concepts(kept: Concepts, folder: str | Path) -> Path:
+    """Write what was kept to a folder.  Raises FxlrpError if it can't be written."""
     from safetensors.torch import save as as_bytes
 
-    about = {"format": FORMAT, "count": found.count, **found.about}
-    tensors = {name: getattr(found, name).contiguous() for name in TENSORS}
+    about = {"format": FORMAT, "count": kept.count, **kept.about}
+    tensors = {name: getattr(kept, name).contiguous() for name in TENSORS}
     return write(Path(folder) / FILE, as_bytes(tensors, {"fxlrp": json.dumps(about)}))
 
 
@@ -262,15 +262,15 @@ def load_concepts(folder: str | Path, about: Mapping[str, Any] | None = None) ->
         return None
     try:
         with safe_open(path, "pt") as file:
-            said = json.loads((file.metadata() or {}).get("fxlrp", "{}"))
+            written = json.loads((file.metadata() or {}).get("fxlrp", "{}"))
             tensors = {name: file.get_tensor(name) for name in TENSORS}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise FxlrpError(f"{path} can't be read: {error}; give another folder, or delete it.") from error
-    count = said.pop("count", 0)
-    if said.pop("format", None) != FORMAT or (about is not None and said != dict(about)):
-        other = sorted(k for k in said if about is not None and said[k] != about.get(k))
+    count = written.pop("count", 0)
+    if written.pop("format", None) != FORMAT or (about is not None and written != dict(about)):
+        other = sorted(k for k in written if about is not None and written[k] != about.get(k))
         raise FxlrpError(
             f"{path} is of another pass ({', '.join('the model or data' if k == 'of' else k for k in other)} differ): "
             "give another folder, or delete it."
         )
-    return Concepts(said["at"], said["by"], count=count, about=said, **tensors)
+    return Concepts(written["at"], written["by"], count=count, about=written, **tensors)

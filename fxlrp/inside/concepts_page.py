@@ -35,7 +35,7 @@ class Shown(NamedTuple):
     active: list[Reference]
 
 
-def page(found: Concepts, shown: Sequence[Shown], headline: str = "", explained: Reference | None = None) -> str:
+def page(concepts: Concepts, shown: Sequence[Shown], headline: str = "", explained: Reference | None = None) -> str:
     """A whole HTML file of concepts, which needs nothing else.
 
     headline: what is explained, as "star, 97.1 %".  explained: it, with the whole map.
@@ -44,21 +44,22 @@ def page(found: Concepts, shown: Sequence[Shown], headline: str = "", explained:
     css, script = (Path(__file__).with_name(f"concepts.{kind}").read_text("utf-8") for kind in ("css", "js"))
     pictures = any(r.picture is not None for s in shown for r in (*s.relevant, *s.active))
     heat = '<label><input type="checkbox" name="heat"> relevance over the references</label> &emsp;' if pictures else ""
-    title = f"{html.escape(headline)}, for these concepts" if headline else f"Concepts at {html.escape(found.at)}"
+    title = f"{html.escape(headline)}, for these concepts" if headline else f"Concepts at {html.escape(concepts.at)}"
     whole = "" if explained is None else f'<div class="asked">{_figure(explained, "all of it", whole=True)}</div>'
     largest = max((abs(s.share) for s in shown), default=1.0) or 1.0
     body = (
         f'<style>{css}</style><main class="fxk" id="{name}"><h1>{title}</h1>'
-        f'<div class="soft">{html.escape(found.at)}, {len(found.mean)} {found.by} over {found.count} samples · '
-        f"rulebook {html.escape(str(found.about.get('rules', '')))} · a share is of Σ|R| at the place</div>"
+        f'<div class="soft">{html.escape(concepts.at)}, {len(concepts.mean)} {concepts.by} over '
+        f"{concepts.count} samples · rulebook {html.escape(str(concepts.about.get('rules', '')))} · a share is of Σ|R| "
+        "at the place</div>"
         f'<p>{heat}<label><input type="checkbox" name="active"> what is most active, beside</label></p>'
-        f"{whole}{''.join(_concept(found, s, largest) for s in shown)}"
+        f"{whole}{''.join(_concept(concepts, s, largest) for s in shown)}"
         f'<p class="soft">fxlrp {__version__}</p><script>{script.replace("ID", name)}</script></main>'
     )
     return document(body, POLICY)
 
 
-def _concept(found: Concepts, s: Shown, largest: float) -> str:
+def _concept(concepts: Concepts, s: Shown, largest: float) -> str:
     """A row of the page."""
     against = " against" if s.share < 0 else ""
     own = "" if s.explained is None else _figure(s.explained, "its part of the map", whole=True)
@@ -69,7 +70,7 @@ def _concept(found: Concepts, s: Shown, largest: float) -> str:
         for words, kind, several in rows
     )
     return (
-        f'<section class="concept"><div><h2>{found.by.removesuffix("s")} {s.part}</h2>{s.share:+.1%}'
+        f'<section class="concept"><div><h2>{concepts.by.removesuffix("s")} {s.part}</h2>{s.share:+.1%}'
         f'<div class="bar{against}" style="width:{max(2, round(100 * abs(s.share) / largest))}%"></div>{own}</div>'
         f"<div>{shown}</div></section>"
     )

@@ -9,68 +9,59 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fxlrp.answers import attribution_from
+from fxlrp.answers import ModelCall, attribution_from
 from fxlrp.attribution import Attribution
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
-from fxlrp.inside.runs import Call, Run, run
+from fxlrp.inside.runs import Asked, Run, run
 from fxlrp.inside.selection import Selection, selections
 from fxlrp.relevance_pass import Read, maps_at_once, pull, read_at
 
 if TYPE_CHECKING:
-    from fxlrp.explainer import Explainer
+    pass
 
 Condition = list[Selection]
 
 
-def answer_given(
-    explainer: Explainer,
-    plan: Plan,
-    tensors: list[Tensor],
-    args: tuple,
-    kwargs: dict[str, Any],
-    question: Question,
-    at: Sequence[str],
-) -> Attribution:
+def answer_given(call: ModelCall, question: Question, at: Sequence[str]) -> Attribution:
     """The answer to a question with conditions, all of them over one forward pass.
 
     Raises FxlrpError for conditions that can't be, and for several classes.
     """
-    given = question.given
+    plan, given = call.plan, question.given
     asked = [given] if isinstance(given, Mapping) else list(given or ())
     conditions = [selections(plan, condition) for condition in asked]
     if not conditions:
         raise FxlrpError("given=[] lists no condition; leave it out, or name a place: {'layer3': [17]}.")
-    if callable(question.target):
-        about = explainer.of_target(plan, explainer.plans.outputs(args, kwargs), question.target)
-        if about is not explainer:
-            return about.explain(args, kwargs, [question], at)[0]
+    if (other := call.about(question.target)) is not call.explainer:
+        return other.explain(call.args, call.kwargs, [question], at)[0]
     nodes = {name: plan.named(name).name for name in at}
     _refuse_aside(plan, conditions, nodes)
     kept = {*nodes.values(), *(s.place.node for c in conditions for s in c)}
     with plan.in_its_types():
-        ran = run(Call(explainer, plan, tensors, args, kwargs, question), kept)
+        ran = run(Asked(**vars(call), question=question), kept)
         reads = _reads(ran, conditions, nodes)
     forward = ran.forward._replace(latent={name: ran.opened.values[node] for name, node in nodes.items()})
-    said = tuple("; ".join(map(str, condition)) for condition in conditions)
+    in_words = tuple("; ".join(map(str, condition)) for condition in conditions)
     columns = not isinstance(given, Mapping)
-    how = (reads, ran.classes, columns, said if columns else said[0])
-    return attribution_from(plan, forward, tensors, question, *how)
+    how = (reads, ran.classes, columns, in_words if columns else in_words[0])
+    return attribution_from(call, forward, question, *how)
 
 
 def _reads(ran: Run, conditions: Sequence[Condition], inside: Mapping[str, str]) -> list[Read]:
     """What each condition lets through to the inputs, and to the values at nodes `inside`, by their names."""
-    (explainer, plan, tensors, *_, question), out = ran.call, ran.forward.out
+    plan, tensors, out = ran.call.plan, ran.call.tensors, ran.forward.out
     values = [out[at] for several in plan.readouts.values() for at in several]
     values += [ran.opened.values[node] for node in inside.values()]
-    at_once = question.at_once or maps_at_once(plan.axes.rows(ran.end))
+    at_once = ran.call.question.at_once or maps_at_once(plan.axes.rows(ran.end))
     sides = [_passing(ran, seed, values, conditions, at_once) for seed in ran.seeds]
-    return [read_at(plan, explainer.rulebook, out, tensors, values, ran.summed(gs)) for gs in zip(*sides, strict=True)]
+    book = ran.call.explainer.rulebook
+    return [read_at(plan, book, out, tensors, values, ran.summed(gs)) for gs in zip(*sides, strict=True)]
 
 
 def _passing(
@@ -92,7 +83,7 @@ def _passing(
         whole = pull(end, [*starts, *values], [seed])[0]
         opened.shares.measuring = False
     arriving = dict(zip(first, whole, strict=False))
-    found: dict[int, list[Tensor]] = {}
+    cotangents: dict[int, list[Tensor]] = {}
     ways: dict[tuple[str, ...], list[int]] = {}
     for i, condition in enumerate(conditions):
         ways.setdefault(tuple(dict.fromkeys(s.place.node for s in condition)), []).append(i)
@@ -103,10 +94,10 @@ def _passing(
                 gs = [_passed(conditions[i], node, g) for i, g in zip(chunk, gs, strict=True)]
                 here = opened.values[node]
                 if following is None:
-                    found |= dict(zip(chunk, pull(here, values, gs), strict=True))
+                    cotangents |= dict(zip(chunk, pull(here, values, gs), strict=True))
                 else:
                     gs = [g for (g,) in pull(here, [opened.values[following]], gs)]
-    return [found[i] for i in range(len(conditions))]
+    return [cotangents[i] for i in range(len(conditions))]
 
 
 def _passed(condition: Condition, node: str, g: Tensor) -> Tensor:
@@ -137,8 +128,8 @@ def _refuse_aside(plan: Plan, conditions: Sequence[Condition], inside: Mapping[s
 
 def _before(plan: Plan, name: str) -> set[str]:
     """The names of the nodes that a node depends on, and its own."""
-    found = {name}
+    before = {name}
     for node in reversed(plan.graph.graph.nodes):
-        if node.name in found:
-            found.update(n.name for n in node.all_input_nodes)
-    return found
+        if node.name in before:
+            before.update(n.name for n in node.all_input_nodes)
+    return before

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fxlrp.answers import attribution_of
 from fxlrp.attribution import Attribution
 from fxlrp.capture.calls import Same
 from fxlrp.capture.confine import alone
@@ -22,7 +23,6 @@ from fxlrp.errors import FxlrpError
 from fxlrp.export.joint import classes_asked, trace_joint
 from fxlrp.graph.plan import Plan
 from fxlrp.nodes import copied
-from fxlrp.targets import attribution_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
@@ -41,10 +41,11 @@ def explain_differentiably(explainer: Explainer, args: tuple, kwargs: dict, ques
         raise FxlrpError("A map that is differentiable is of one picture: convert without shifts.")
     args, kwargs = open_objects((args, kwargs))
     with torch.inference_mode(False), torch.enable_grad():
-        plan, tensors = explainer.plan(args, kwargs)
+        call = explainer.call(args, kwargs)
+        plan, tensors, batch = call.plan, call.tensors, call.batch
         target, contrast = question["target"], explainer.rulebook.resolve(question["contrast"])
         several = classes_asked(plan, target)
-        if plan.is_for_one and plan.axes.count(tensors) > 1:
+        if plan.is_for_one and batch > 1:
             raise FxlrpError("The samples of this batch can't be told apart inside: explain one sample at a time.")
         if plan.random:
             raise FxlrpError("The model draws random numbers, and there is no one graph of its relevance pass.")
@@ -55,7 +56,6 @@ def explain_differentiably(explainer: Explainer, args: tuple, kwargs: dict, ques
                 joint = trace_joint(plan, explainer.rulebook, contrast, several=several, fold=False, graph=graph)
                 divide_by_no_zero(joint.traced)
                 joints.set(key, joint)
-        batch = plan.axes.count(tensors)
         classes = torch.as_tensor(-1 if target is None else target, device=tensors[0].device)
         per_sample = classes.ndim == 0 or isinstance(target, Sequence)
         index = classes.expand(batch, *classes.shape) if per_sample else classes
@@ -63,8 +63,7 @@ def explain_differentiably(explainer: Explainer, args: tuple, kwargs: dict, ques
             logits, *maps = joint(*tensors, index.contiguous())
         directions(logits, target, contrast)  # raises FxlrpError if the target does not fit
         asked: Tensor = logits.detach().argmax(1) if target is None else index.long()
-        own = explainer.plans.outputs(args, kwargs)
-        return attribution_of(plan, tensors, own, logits, maps, asked, {})
+        return attribution_of(call, call.outputs(), logits, maps, asked, {})
 
 
 def without_kernels(plan: Plan) -> fx.GraphModule:

@@ -22,7 +22,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.inside.blocks import nodes_of
 from fxlrp.inside.places import samples_at
-from fxlrp.inside.runs import Call, Run, calls, relevance_of, run
+from fxlrp.inside.runs import Asked, Run, calls, joined_classes, relevance_of, run
 from fxlrp.nodes import outputs_of
 from fxlrp.relevance_pass import pull
 from fxlrp.reports.report import Tabled
@@ -115,26 +115,26 @@ def edges_between(
 ) -> Edges:
     """The edges between modules for a call: see `Explainer.edges`."""
     args, kwargs = open_objects((args, kwargs))
-    found: list[Tensor] = []
+    relevance: list[Tensor] = []
     classes = []
     with torch.inference_mode(False), torch.enable_grad():
         for call in calls(explainer, args, kwargs, question):
             modules = nodes_of(call.plan, names, depth)
             with call.plan.in_its_types():
                 rows, of_call = _edges(call, list(modules.values()))
-            found.append(rows)
+            relevance.append(rows)
             classes.append(of_call)
             inputs = [_input_name(call.plan, i) for i in call.plan.readouts]
-    target = None if any(c is None for c in classes) else torch.cat([c for c in classes if c is not None])
+    target = joined_classes(classes)
     nodes = (*inputs, *modules, OUTPUT)
-    return Edges(nodes, torch.cat(found), target, explainer.rulebook.name)
+    return Edges(nodes, torch.cat(relevance), target, explainer.rulebook.name)
 
 
 def _input_name(plan: Plan, i: int | str) -> str:
     return i if isinstance(i, str) else plan.capture.parameters[i]
 
 
-def _edges(call: Call, modules: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+def _edges(call: Asked, modules: Sequence[str]) -> tuple[Tensor, Tensor | None]:
     """Relevance from each source to each node [B, N, N], and the classes explained."""
     ran = run(call, modules, cut=True)
     shares = ran.opened.shares
@@ -143,7 +143,7 @@ def _edges(call: Call, modules: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         return ran.summed([[side] for side in sides])[0], ran.classes
     whole = run(call, ())  # the shares are those of the whole of relevance, through a graph that is not cut
     assert whole.opened.shares is not None
-    shares.measuring, shares.known = False, whole.opened.shares.known
+    shares.measuring, shares.factors = False, whole.opened.shares.factors
     sides = []
     for seed, of_whole in zip(ran.seeds, whole.seeds, strict=True):
         pull(whole.end, _inputs(whole), [of_whole])

@@ -26,7 +26,7 @@ class Shares:
     """
 
     def __init__(self) -> None:
-        self.known: dict[str, Give] = {}
+        self.factors: dict[str, Give] = {}
         self.measuring = True
 
 
@@ -100,6 +100,6 @@ class _ByShares(torch.autograd.Function):
         args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
         call, join, part, z, xs = op.in_real_numbers(g, z, [leaves[i] for i in op.argnums], args, kwargs)
         if shares.measuring:
-            shares.known[ctx.name] = op.normalise.measure(call, part, z, xs, op.where)
-        grads = dict(zip(op.argnums, join(shares.known[ctx.name](call, part)), strict=True))
+            shares.factors[ctx.name] = op.normalise.measure(call, part, z, xs, op.where)
+        grads = dict(zip(op.argnums, join(shares.factors[ctx.name](call, part)), strict=True))
         return *[None] * 6, *(grads.get(i) for i in ctx.places)

@@ -13,7 +13,7 @@ from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.inside.places import HEADS, Place, place
-from fxlrp.inside.runs import Run, each_run, relevance_of
+from fxlrp.inside.runs import Run, each_run, joined_classes, relevance_of
 from fxlrp.reports.report import Tabled
 
 if TYPE_CHECKING:
@@ -70,14 +70,14 @@ def parts_at(
     if by not in BY:
         raise FxlrpError(f"by={by!r} is none of {', '.join(BY)}.")
     args, kwargs = open_objects((args, kwargs))
-    found: list[tuple[Tensor, Tensor]] = []
+    of_runs: list[tuple[Tensor, Tensor]] = []
     classes = []
     for run in each_run(explainer, args, kwargs, question, lambda plan: [place(plan, at, by == HEADS, axis).node]):
         here = place(run.call.plan, at, by == HEADS, axis)
-        found.append(parts_of_run(run, here, by))
+        of_runs.append(parts_of_run(run, here, by))
         classes.append(run.classes)
-    relevance, activation = (torch.cat(several) for several in zip(*found, strict=True))
-    target = None if any(c is None for c in classes) else torch.cat([c for c in classes if c is not None])
+    relevance, activation = (torch.cat(several) for several in zip(*of_runs, strict=True))
+    target = joined_classes(classes)
     return Parts(at, by, relevance, activation, target)
 
 

@@ -21,7 +21,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.inside.blocks import nodes_of
 from fxlrp.inside.parts import BY
 from fxlrp.inside.places import HEADS, place
-from fxlrp.inside.runs import Call, Run, arguments, calls, run
+from fxlrp.inside.runs import Asked, Run, arguments, calls, run
 from fxlrp.methods import DEFAULT
 from fxlrp.reports.report import Tabled
 from fxlrp.rules.registry import Rulebook
@@ -61,7 +61,7 @@ class Patching(Tabled):
     def top(self, most: int = 20, index: int = 0) -> list[tuple[str, int, float]]:
         """The places and parts whose patch would change the score of sample `index` the most, by the estimate."""
         every = [(name, i, float(v)) for name, row in self.estimated.items() for i, v in enumerate(row[index])]
-        return sorted(every, key=lambda found: -abs(found[2]))[:most]
+        return sorted(every, key=lambda part: -abs(part[2]))[:most]
 
     def table(self, most: int = 20, index: int = 0) -> Table:
         """A rich table of the largest changes of a sample's score."""
@@ -120,12 +120,12 @@ def patching(
     with torch.inference_mode(False), torch.enable_grad():
         question = Question(metric, contrast, position)
         pairs = zip(calls(explainer, *first, question), calls(explainer, *second, question), strict=True)
-        found = [_patched(a, b, at, depth, by, exact, at_once) for a, b in pairs]
+        patched = [_patched(a, b, at, depth, by, exact, at_once) for a, b in pairs]
 
     def joined(of_each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.cat([each[name] for each in of_each]) for name in of_each[0]}
 
-    estimated, measured, effects = (joined(several) for several in zip(*found, strict=True))
+    estimated, measured, effects = (joined(several) for several in zip(*patched, strict=True))
     return Patching(by, estimated, measured, effects, explainer.rulebook.name)
 
 
@@ -133,7 +133,7 @@ Found = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def _patched(
-    clean: Call, corrupted: Call, at: Sequence[str] | None, depth: int | None, by: str, exact: bool, at_once: int
+    clean: Asked, corrupted: Asked, at: Sequence[str] | None, depth: int | None, by: str, exact: bool, at_once: int
 ) -> Found:
     """The estimated and the exact changes by place, and the effect of every entry."""
     shapes = [[tuple(t.shape) for t in call.tensors] for call in (clean, corrupted)]
@@ -157,20 +157,20 @@ def _patched(
     return estimated, measured, effects
 
 
-def _names(clean: Call, at: Sequence[str] | None, depth: int | None, by: str) -> list[str]:
+def _names(clean: Asked, at: Sequence[str] | None, depth: int | None, by: str) -> list[str]:
     """The names of the places: those asked for, or those found by structure, of which only attentions have heads."""
     if by != HEADS:
         return list(nodes_of(clean.plan, at, depth))
     if at is not None:
         return list(at)
-    found = []
+    names = []
     for name in nodes_of(clean.plan, None, depth):
         with suppress(FxlrpError):
             place(clean.plan, name, True)
-            found.append(name)
-    if not found:
+            names.append(name)
+    if not names:
         raise FxlrpError("This model has no attention whose heads could be patched: patch by tokens or channels.")
-    return found
+    return names
 
 
 def _by(arranged: Tensor, by: str) -> Tensor:
@@ -181,7 +181,7 @@ def _by(arranged: Tensor, by: str) -> Tensor:
     return flat.sum(2 if by == "tokens" else 1)
 
 
-def _exact(clean: Call, ran: Run, name: str, instead: Tensor, by: str, at_once: int) -> Tensor:
+def _exact(clean: Asked, ran: Run, name: str, instead: Tensor, by: str, at_once: int) -> Tensor:
     """The changes of the score [batch, N], each by a run with a part of a place replaced."""
     here = place(clean.plan, name, by == HEADS)
     other = here.arranged(instead)
@@ -197,14 +197,14 @@ def _exact(clean: Call, ran: Run, name: str, instead: Tensor, by: str, at_once: 
     return torch.cat(rows).T
 
 
-def _run_patched(clean: Call, name: str, other: Tensor, by: str, group: Sequence[int], ran: Run) -> Tensor:
+def _run_patched(clean: Asked, name: str, other: Tensor, by: str, group: Sequence[int], ran: Run) -> Tensor:
     """The score of each sample with each of some parts of a place replaced [parts, batch]."""
     explainer, axes, count = clean.explainer, clean.plan.axes, len(group)
-    args, kwargs = (
-        axes.each(lambda t, axis: torch.cat([t] * count, axis), (clean.args, clean.kwargs)) if count > 1 else clean[3:5]
-    )
-    plan, tensors = explainer.plan(args, kwargs)
-    here = place(plan, name, by == HEADS)
+    args, kwargs = clean.args, clean.kwargs
+    if count > 1:
+        args, kwargs = axes.each(lambda t, axis: torch.cat([t] * count, axis), (args, kwargs))
+    call = explainer.call(args, kwargs)
+    here = place(call.plan, name, by == HEADS)
 
     def replaced(value: Tensor) -> Tensor:
         own = here.arranged(value)
@@ -223,9 +223,8 @@ def _run_patched(clean: Call, name: str, other: Tensor, by: str, group: Sequence
 
     question = replace(clean.question, target=_again(clean.question.target, ran, count))
     question = replace(question, position=_again(question.position, None, count))
-    call = Call(explainer, plan, tensors, args, kwargs, question)
-    with plan.in_its_types():
-        patched = run(call, (), instead={here.node: replaced})
+    with call.plan.in_its_types():
+        patched = run(Asked(**vars(call), question=question), (), instead={here.node: replaced})
         return _score(patched).unflatten(0, (count, -1))
 
 

@@ -84,9 +84,9 @@ def place(plan: Plan, name: str, heads: bool = False, axis: int | None = None) -
 def samples_at(plan: Plan, node: fx.Node) -> SampleAxis:
     """Where the samples are in a node's value; where that is not known, in its first axis, if that can be."""
     traced = node.meta["val"]
-    for known in (node, *node.all_input_nodes[:1]):  # a readout is an alias
-        if known.name in plan.samples and (known is node or getattr(node.target, "__name__", "") == "readout"):
-            return plan.samples[known.name]
+    for alias in (node, *node.all_input_nodes[:1]):  # a readout is an alias
+        if alias.name in plan.samples and (alias is node or getattr(node.target, "__name__", "") == "readout"):
+            return plan.samples[alias.name]
     if plan.axes.whole or plan.is_for_one or not traced.ndim:
         return WHOLE
     count, first = hint(plan.axes.count(plan.capture.inputs)), hint(traced.shape[0])
@@ -158,9 +158,9 @@ def _weighted_values(plan: Plan, name: str) -> fx.Node:
     """The node where the heads of an attention have weighted their values, the last of a module."""
     inside = [n for n in plan.graph.graph.nodes if n.op == "call_function" and (in_module(n, name) or n.name == name)]
     for softmax in reversed(inside):
-        found = weighted_by(softmax)
-        if found is not None and found.name in plan.active:
-            return found
+        values = weighted_by(softmax)
+        if values is not None and values.name in plan.active:
+            return values
     raise FxlrpError(
         f"{name!r} has no heads: no softmax in it weights values on the way of relevance.  Name an attention module, "
         "or its channels."

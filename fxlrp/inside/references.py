@@ -40,7 +40,7 @@ class Reference(NamedTuple):
 
 def references(
     explainer: Explainer,
-    found: Concepts,
+    concepts: Concepts,
     data: Any,
     parts: Sequence[int],
     *,
@@ -54,26 +54,26 @@ def references(
     """
     wanted: dict[int, list[int]] = {}
     for part in parts:
-        for i in found.samples(part, by)[:most]:
+        for i in concepts.samples(part, by)[:most]:
             wanted.setdefault(i, []).append(part)
     shown: dict[tuple[int, int], Reference] = {}
-    values = getattr(found, f"{by}_values")
+    values = getattr(concepts, f"{by}_values")
     for i, several in wanted.items():
         item = data[i]
         label = item[1] if isinstance(item, tuple | list) else None
-        maps = conditional_maps(explainer, found, item, several, label if target == "label" else target)
+        maps = conditional_maps(explainer, concepts, item, several, label if target == "label" else target)
         for part, r in zip(several, maps, strict=True):
-            place = getattr(found, by)[part].tolist().index(i)
+            place = getattr(concepts, by)[part].tolist().index(i)
             shown[part, i] = reference(i, float(values[part, place]), r, item, _seen(data, i))
-    return {p: [shown[p, i] for i in found.samples(p, by)[:most]] for p in parts}
+    return {p: [shown[p, i] for i in concepts.samples(p, by)[:most]] for p in parts}
 
 
 def conditional_maps(
-    explainer: Explainer, found: Concepts, item: Any, parts: Sequence[int], target: Any = None
+    explainer: Explainer, concepts: Concepts, item: Any, parts: Sequence[int], target: Any = None
 ) -> list[np.ndarray]:
     """The conditional map of each part for one sample, [H, W] or [T]; several channels of colours are summed."""
     args, kwargs = call_of(item)
-    given = [found.condition(part) for part in parts]
+    given = [concepts.condition(part) for part in parts]
     maps = explainer(*args, target=target, given=given, **kwargs).each[0][0].detach().double().cpu()
     return [flat(r) for r in maps]
 

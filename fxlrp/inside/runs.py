@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fxlrp.answers import Forward, run_forward
+from fxlrp.answers import Forward, ModelCall, run_forward
 from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
@@ -20,20 +19,16 @@ from fxlrp.relevance_pass import Direction, at_end, pull, seeds_of
 from fxlrp.rows import sample_of
 from fxlrp.rules.quantities import relevance
 from fxlrp.rules.registry import Rulebook
-from fxlrp.targets import asked_directions, at_the_end
+from fxlrp.targets import asked_directions, completed
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
 
 
-class Call(NamedTuple):
-    """A call to be run: by which explainer and plan, its tensors, its arguments and what is asked."""
+@dataclass(frozen=True, eq=False)
+class Asked(ModelCall):
+    """A call, with what is asked about it."""
 
-    explainer: Explainer
-    plan: Plan
-    tensors: list[Tensor]
-    args: tuple
-    kwargs: dict[str, Any]
     question: Question
 
 
@@ -44,7 +39,7 @@ class Run(NamedTuple):
     classes: those that were explained [batch], if the target was one.
     """
 
-    call: Call
+    call: Asked
     opened: Opened
     forward: Forward
     direction: Direction
@@ -78,38 +73,33 @@ def arguments(given: Any) -> tuple[tuple, dict[str, Any]]:
 
 def calls(
     explainer: Explainer, args: tuple, kwargs: dict[str, Any], question: Question, *, apart: bool = False
-) -> Iterator[Call]:
+) -> Iterator[Asked]:
     """The call itself, or one for each of its samples, each by the explainer of the output that its target is about.
 
     apart: one for each sample in any case, not only where they can't be told apart in a batch.
     """
-    plan, tensors = explainer.plan(args, kwargs)
-    if callable(question.target):
-        about = explainer.of_target(plan, explainer.plans.outputs(args, kwargs), question.target)
-        if about is not explainer:
-            yield from calls(about, args, kwargs, question, apart=apart)
-            return
-    batch = plan.axes.count(tensors)
+    call = explainer.call(args, kwargs)
+    plan, batch = call.plan, call.batch
+    if (other := call.about(question.target)) is not explainer:
+        yield from calls(other, args, kwargs, question, apart=apart)
+        return
     if (apart or plan.is_for_one) and batch > 1:
         for i in range(batch):
             args_of_one, kwargs_of_one, asked = sample_of(plan.axes, (args, kwargs), [question], i, batch)
             yield from calls(explainer, args_of_one, kwargs_of_one, asked)
         return
-    question = at_the_end(plan, tensors, question)
-    question = replace(question, contrast=explainer.rulebook.resolve(question.contrast))
-    yield Call(explainer, plan, tensors, args, kwargs, question)
+    yield Asked(**vars(call), question=completed(question, plan, explainer.rulebook, call.tensors))
 
 
-def run(call: Call, kept: Collection[str], *, cut: bool = False, instead: Any = None) -> Run:
+def run(call: Asked, kept: Collection[str], *, cut: bool = False, instead: Any = None) -> Run:
     """Run a call and keep the values at some nodes.
 
     Raises FxlrpError for a question about several classes.
     """
-    explainer, plan, tensors, args, kwargs, question = call
-    opened = Opened(plan, kept, cut=cut, instead=instead, shares=shares_of(explainer.rulebook))
-    own = partial(explainer.plans.outputs, args, kwargs)
-    forward = run_forward(plan, tensors, [question], (), drawing=explainer.plans.draw(plan), own=own, run=opened.run)
-    several, classes = asked_directions(plan, forward.out, forward.model_out, question, plan.axes.count(tensors))
+    plan, question = call.plan, call.question
+    opened = Opened(plan, kept, cut=cut, instead=instead, shares=shares_of(call.explainer.rulebook))
+    forward = run_forward(call, [question], run=opened.run)
+    several, classes = asked_directions(plan, forward.out, forward.model_out, question, call.batch)
     if len(several) != 1:
         raise FxlrpError(f"This is about one class of each sample, not {len(several)}: ask for one after the other.")
     return Run(call, opened, forward, several[0], classes)
@@ -134,3 +124,8 @@ def each_run(
 def relevance_of(book: Rulebook, a: Tensor, g: Tensor) -> Tensor:
     """Relevance at a value with cotangent g; of a rulebook that reads gradients these."""
     return relevance(a.detach(), g, masked=True) if book.reads == "relevance" else g
+
+
+def joined_classes(classes: Sequence[Tensor | None]) -> Tensor | None:
+    """The classes that several runs explained, one after the other; None if a target was none."""
+    return None if any(c is None for c in classes) else torch.cat([c for c in classes if c is not None])

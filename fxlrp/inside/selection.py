@@ -92,9 +92,9 @@ def selections(plan: Plan, condition: Mapping[str, Any]) -> list[Selection]:
             f"given={condition!r} is no condition: name a place and what may pass there, "
             'as {"layer3": [17, 42]} or {"blocks.3.attn": {"heads": [0]}}.'
         )
-    found = [s for name, asked in condition.items() for s in _at(plan, name, asked)]
+    chosen = [s for name, asked in condition.items() for s in _at(plan, name, asked)]
     order = {n.name: i for i, n in enumerate(plan.graph.graph.nodes)}
-    return sorted(found, key=lambda s: -order[s.place.node])
+    return sorted(chosen, key=lambda s: -order[s.place.node])
 
 
 def _at(plan: Plan, name: str, asked: Any) -> list[Selection]:

@@ -129,7 +129,7 @@ def _call(batch: Any, target: Any) -> tuple[tuple, dict[str, Any], Any]:
 def layers_of(plan: Plan, explainer: Explainer) -> list[Layer]:
     """The products of a plan's graph whose weight is a parameter of the model."""
     names = {id(p): name for name, p in explainer.model.named_parameters()}
-    found = []
+    layers = []
     for node in plan.graph.graph.nodes:
         is_layer = short_name(node) in LAYERS or about(op_of(node)).kind == "convolution"
         if node.name not in plan.active or not is_layer:
@@ -141,9 +141,9 @@ def layers_of(plan: Plan, explainer: Explainer) -> list[Layer]:
                 else None
             )
             if isinstance(p, Tensor) and p.ndim > 1 and id(p) in names:
-                found.append(Layer(node, names[id(p)], i))
+                layers.append(Layer(node, names[id(p)], i))
                 break
-    return found
+    return layers
 
 
 def _of_weight(run: Run, layer: Layer, g: Tensor) -> Tensor:

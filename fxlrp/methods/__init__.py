@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 DEFAULT = "abslrp-hybrid"
 """The rulebook of `convert`, the text functions, the adapters and every command, where no other is asked for."""
@@ -28,7 +28,7 @@ class Described(NamedTuple):
     """A rulebook's name, its parameters with their defaults, and what it does."""
 
     name: str
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     doc: str
 
 
@@ -36,7 +36,7 @@ def described() -> Iterator[Described]:
     """The rulebooks here as their sources describe them, for who only wants to read of them: torch takes seconds."""
     for module in MODULES:
         tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
-        constants: dict[str, Any] = {}
+        constants: dict[str, object] = {}
         for node in tree.body:
             match node:
                 case ast.FunctionDef(decorator_list=[ast.Name("publish")], args=args):
@@ -46,24 +46,24 @@ def described() -> Iterator[Described]:
                     parameters = dict(zip([a.arg for a in args.args], values, strict=True))
                     yield Described(node.name.replace("_", "-"), parameters, _one_line(ast.get_docstring(node)))
                 case ast.Assign(value=ast.Call(ast.Name("publish"), [ast.Call(args=made, keywords=named)])):
-                    said = {k.arg: k.value.value for k in named if isinstance(k.value, ast.Constant)}
+                    keywords = {k.arg: k.value.value for k in named if isinstance(k.value, ast.Constant)}
                     name, doc = [a.value for a in made[:2] if isinstance(a, ast.Constant)] or (
-                        said["name"],
-                        said["doc"],
+                        keywords["name"],
+                        keywords["doc"],
                     )
                     yield Described(str(name), {}, str(doc))
                 case ast.Assign([target], value):
                     constants |= _constants(target, value)
 
 
-def _constants(target: ast.expr, value: ast.expr) -> dict[str, Any]:
+def _constants(target: ast.expr, value: ast.expr) -> dict[str, object]:
     """The names that an assignment gives literal values."""
     try:
         names = [n.id for n in ast.walk(target) if isinstance(n, ast.Name)]
-        found = ast.literal_eval(value)
+        values = ast.literal_eval(value)
     except ValueError:
         return {}
-    return dict(zip(names, found if len(names) > 1 else [found], strict=True))
+    return dict(zip(names, values if len(names) > 1 else [values], strict=True))
 
 
 def _one_line(doc: str | None) -> str:

@@ -15,9 +15,8 @@ from fxlrp.patterns.elementwise import Elementwise, Gate
 from fxlrp.patterns.masks import masked
 from fxlrp.patterns.plain_form import PLAIN_FORM
 from fxlrp.rules import absolute, passing
-from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import MASS
-from fxlrp.rules.registry import ABSOLUTE, STRUCTURAL, Rule, Rulebook, publish, table
+from fxlrp.rules.registry import ABSOLUTE, STRUCTURAL, STRUCTURAL_ENTRIES, Rule, Rulebook, publish, table
 
 aten = torch.ops.aten
 SAMPLERS = (aten.grid_sampler.default, "torchvision::roi_align")

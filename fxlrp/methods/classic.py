@@ -21,9 +21,8 @@ from fxlrp.patterns.first_layers import mark_first_layers
 from fxlrp.patterns.masks import masked
 from fxlrp.patterns.plain_form import PLAIN_FORM
 from fxlrp.rules import passing, signed, weighted
-from fxlrp.rules.movement import STRUCTURAL_ENTRIES
 from fxlrp.rules.normalise import NONE
-from fxlrp.rules.registry import STRUCTURAL, Derivative, Entry, Key, Rule, Rulebook, publish, table
+from fxlrp.rules.registry import STRUCTURAL, STRUCTURAL_ENTRIES, Derivative, Entry, Key, Rule, Rulebook, publish, table
 from fxlrp.rules.residual import ResidualSum
 from fxlrp.rules.weighted import CONVOLVING, DENSE, AtInput, FirstLayer, Products, Weighted
 
@@ -176,6 +175,6 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Rul
     return composite(*dense, *convolutions, epsilon=stabilizer)
 
 
-def _check(fine: bool, said: str) -> None:
+def _check(fine: bool, message: str) -> None:
     if not fine:
-        raise FxlrpError(said)
+        raise FxlrpError(message)

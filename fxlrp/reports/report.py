@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
@@ -181,11 +180,11 @@ class Report:
         passed = [n for n in reversed(self.nodes) if n.arrives is not None]
         return Conservation(seeded.sum, read.sum, passed, self.rulebook)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Everything as plain data, ready for JSON; relevance that arrives and leaves as its sum, if it was weighed."""
         rows = []
         for n in self.nodes:
-            row: dict[str, Any] = {f: getattr(n, f) for f in ("name", "op", "kind", "rule", "module", "source")}
+            row: dict[str, object] = {f: getattr(n, f) for f in ("name", "op", "kind", "rule", "module", "source")}
             row |= {f: mass.sum for f in ("arrives", "leaves") if (mass := getattr(n, f)) is not None}
             rows.append(row)
         about = {"rulebook": self.rulebook, "captured": self.mode, "left_out": self.left_out, "counts": self.counts}

@@ -17,9 +17,12 @@ from fxlrp.ops import about, overloads
 from fxlrp.rules.absolute import absolute
 from fxlrp.rules.folded import FoldedProduct
 from fxlrp.rules.normalise import MASS, Normalise
+from fxlrp.rules.values import nearly
 
 if TYPE_CHECKING:
     from fxlrp.graph.facts import Facts
+
+aten = torch.ops.aten
 
 Cotangents = Tensor | Sequence["Tensor | None"] | None
 Key = tuple["Callable | str", "tuple[int, ...] | None"]
@@ -79,11 +82,11 @@ ABSOLUTE = Rule(absolute)
 Entry = Rule | Derivative | Parts | Structural
 
 
-def _name(op: Callable) -> str | None:
+def _name(op: object) -> str | None:
     return op._schema.name if isinstance(op, torch._ops.OpOverload) else None
 
 
-def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
+def table(*rows: tuple) -> dict[Key, Entry]:
     """A rule table from rows (rule, op, op, …) or (rule, (args,), op, …), where `args` are the positions carrying
     relevance for which the row holds, None for any.  Without them it holds for position 0, and for any if the rule is
     STRUCTURAL, ABSOLUTE or a derivative.
@@ -97,6 +100,15 @@ def table(*rows: tuple[Any, ...]) -> dict[Key, Entry]:
         entry = rule if isinstance(rule, Entry) else Rule(rule)
         out.update({(overload, args): entry for op in ops for overload in overloads(op)})
     return out
+
+
+STRUCTURAL_ENTRIES = table(
+    (STRUCTURAL, nearly),
+    # a constant factor scales a and g inversely, so R = a ⊙ g passes unchanged
+    (STRUCTURAL, (0,), aten.mul, aten.div, aten.multiply, aten.divide),
+    (STRUCTURAL, (1,), aten.mul, aten.multiply),
+)
+"""Ops that need no rule in any method, besides those that move values (`fxlrp.ops`): those that scale by a constant."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ class Rulebook:
     default_contrast: str | None = "others"
     contrast_passes: int = 1
 
-    def extend(self, rows: Mapping[Key, Entry] | Iterable[tuple[Any, ...]] = (), **changes: Any) -> Rulebook:
+    def extend(self, rows: Mapping[Key, Entry] | Iterable[tuple] = (), **changes: Any) -> Rulebook:
         """A rulebook like this one but for `rows` (as in `table`) and any other field, e.g. name="mine"."""
         new = rows if isinstance(rows, Mapping) else table(*rows)
         kept = {(op, args): e for (op, args), e in self.entries.items() if (op, None) not in new}
@@ -160,7 +172,7 @@ class Rulebook:
         """The contrast that is meant: "default" is this rulebook's own."""
         return self.default_contrast if contrast == "default" else contrast
 
-    def lookup(self, op: Any, active: tuple[int, ...]) -> Entry | None:
+    def lookup(self, op: Callable | str, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule.
 
         A user's entries come first, then the rulebook's own. An op without any that moves values is structural.
@@ -180,7 +192,7 @@ class Rulebook:
 _USER: dict[Key, Entry] = {}
 
 
-def _of_user(op: Callable, entries: Mapping[tuple[int, ...] | None, Entry], active: tuple[int, ...]) -> Entry:
+def _of_user(op: object, entries: Mapping[tuple[int, ...] | None, Entry], active: tuple[int, ...]) -> Entry:
     """The rule that a user registered for an op whose arguments `active` carry relevance: the one for just these, else
     the one that gives to most of them.  Raises FxlrpError if there is one for other arguments alone."""
     if active in entries:
@@ -254,7 +266,7 @@ def unregister(*ops: Callable) -> None:
 def publish(book: Rulebook) -> Rulebook: ...
 @overload
 def publish(book: Callable[..., Rulebook]) -> Callable[..., Rulebook]: ...
-def publish(book: Rulebook | Callable[..., Rulebook]) -> Any:
+def publish(book: Rulebook | Callable[..., Rulebook]) -> Rulebook | Callable[..., Rulebook]:
     """Make a rulebook known by its name.  As a decorator of a function whose parameters have defaults: the rulebooks
     that it returns, by the function's name and with its docstring."""
     if isinstance(book, Rulebook):
@@ -264,7 +276,7 @@ def publish(book: Rulebook | Callable[..., Rulebook]) -> Any:
     defaults = inspect.signature(book).parameters
 
     @functools.wraps(book)
-    def make(**parameters: Any) -> Rulebook:
+    def make(**parameters: object) -> Rulebook:
         given = ",".join(f"{k}={v}" for k, v in parameters.items() if v != defaults[k].default)
         return replace(book(**parameters), name=f"{name}:{given}" if given else name, doc=doc)
 
@@ -283,12 +295,12 @@ def rulebooks() -> dict[str, Rulebook]:
     return {name: make() for name, make in _books().items()}
 
 
-def parameters_of(name: str) -> dict[str, Any]:
+def parameters_of(name: str) -> dict[str, object]:
     """The parameters of the rulebook of that name and their defaults."""
     return {p.name: p.default for p in inspect.signature(_books()[name]).parameters.values()}
 
 
-def rulebook(name: str, **parameters: Any) -> Rulebook:
+def rulebook(name: str, **parameters: object) -> Rulebook:
     """The rulebook of that name with these parameters: fxlrp.rulebook("gamma", gamma=0.1).
 
     Raises FxlrpError for an unknown name or parameter, and for a parameter that is no number but should be.
@@ -313,7 +325,7 @@ def find_rulebook(rules: str | Rulebook) -> Rulebook:
     if isinstance(rules, Rulebook):
         return rules
     name, _, rest = rules.partition(":")
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, object] = {}
     for part in rest.split(",") if rest else ():
         key, equals, value = part.partition("=")
         if not equals:

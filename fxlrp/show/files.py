@@ -96,8 +96,8 @@ def save_comparison(maps: Mapping[str, Attribution], path: str | Path, *, dpi: f
         np.savez_compressed(out, **every)  # type: ignore[arg-type]
         return write(path, out.getvalue())
     if suffix not in FIGURES:
-        known = ", ".join((*FIGURES, ".html", ".json", ".npz"))
-        raise FxlrpError(f"{path} has no extension that a comparison is written as; give one of {known}.")
+        extensions = ", ".join((*FIGURES, ".html", ".json", ".npz"))
+        raise FxlrpError(f"{path} has no extension that a comparison is written as; give one of {extensions}.")
     return write(path, _drawn(compare(maps, **how), suffix, dpi, {name: summary(a) for name, a in maps.items()}))
 
 

@@ -223,5 +223,5 @@ def _flow(trace: Report | None) -> str:
         return ""
     from fxlrp.reports.report import as_html
 
-    said = as_html(trace.tree(3), trace.conservation().table())
-    return f"<details><summary>where relevance goes, by module</summary>{said}</details>"
+    tables = as_html(trace.tree(3), trace.conservation().table())
+    return f"<details><summary>where relevance goes, by module</summary>{tables}</details>"

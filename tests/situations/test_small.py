@@ -61,7 +61,7 @@ def test_a_quantile_between_two_values(rules: str) -> None:
     assert a.relevance.any(1).all()
 
 
-@pytest.mark.filterwarnings("ignore::fxlrp.reports.ended.NoRelevance")
+@pytest.mark.filterwarnings("ignore::fxlrp.NoRelevance")
 @pytest.mark.parametrize("rules", BOOKS)
 def test_adaptive_softmax(rules: str) -> None:
     """Its clusters are layers without a bias, and may be without rows."""

@@ -136,8 +136,8 @@ def at_best_threshold(rows: Sequence[Row]) -> list[Row]:
     """The rows of a method with the four measures at the threshold that is best for all of them together."""
     means = {}
     for name in BY_THRESHOLD:
-        found = [row[name] for row in rows if row[name] is not None]
-        means[name] = torch.tensor(found or [[0.0] * len(THRESHOLDS)], dtype=torch.float64).mean(0)
+        curves = [row[name] for row in rows if row[name] is not None]
+        means[name] = torch.tensor(curves or [[0.0] * len(THRESHOLDS)], dtype=torch.float64).mean(0)
     best = int(((means["csdc"] + means["pc"] + means["dc"]) / 3 + means["distractibility"]).argmax())
     picked = [{name: None if row[name] is None else row[name][best] for name in BY_THRESHOLD} for row in rows]
     return [{**row, **p, "threshold": float(THRESHOLDS[best])} for row, p in zip(rows, picked, strict=True)]

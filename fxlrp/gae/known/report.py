@@ -62,25 +62,25 @@ class KnownReport:
         mine = [r for r in self.rows if r["suite"] == suite and case in (None, r["case"])]
         columns = {key: i for i, key in enumerate(dict.fromkeys((r["case"], r["sample"]) for r in mine))}
         methods = {name: i for i, name in enumerate(self.methods(suite))}
-        found = np.full((len(methods), len(columns)), np.nan)
+        values = np.full((len(methods), len(columns)), np.nan)
         for r in mine:
             if r.get(measure) is not None:
-                found[methods[r["method"]], columns[r["case"], r["sample"]]] = r[measure]
-        return found
+                values[methods[r["method"]], columns[r["case"], r["sample"]]] = r[measure]
+        return values
 
     def means(self, suite: str, measure: str, case: str | None = None) -> dict[str, Estimate]:
         """The mean of a measure for each method, with its interval.  Raises FxlrpError as `values`."""
-        found = estimates(self.values(suite, measure, case), self.settings["seed"])
-        return {name: e for name, e in zip(self.methods(suite), found, strict=True) if e.n}
+        means = estimates(self.values(suite, measure, case), self.settings["seed"])
+        return {name: e for name, e in zip(self.methods(suite), means, strict=True) if e.n}
 
     def passed(self) -> dict[str, dict[str, bool]]:
         """Of each method, whether it passes each built network that it could explain: all samples are right."""
-        found: dict[str, dict[str, bool]] = {m: {} for m in self.methods("built")}
+        passed: dict[str, dict[str, bool]] = {m: {} for m in self.methods("built")}
         for row in self.rows:
             if row["suite"] == "built":
-                before = found[row["method"]].get(row["case"], True)
-                found[row["method"]][row["case"]] = before and row["passed"] == 1
-        return found
+                before = passed[row["method"]].get(row["case"], True)
+                passed[row["method"]][row["case"]] = before and row["passed"] == 1
+        return passed
 
     def ranked(self, suite: str) -> list[str]:
         """The methods of a suite, the best by its measures in their order first; of built ones by how many pass."""

@@ -149,6 +149,6 @@ def _gather(store: Store, cases: Sequence[Case], methods: Sequence[str], manifes
             rows += [{**who, **row} for row in finish(piece.get("rows", ()))]
             errors += [{**who, "error": piece["error"]}] if "error" in piece else []
     for number, case in enumerate(cases):
-        found = store.kept[number, methods[0]]["facts"]
-        facts += [{"suite": case.suite, "case": case.name, **found}] if found else []
+        of_case = store.kept[number, methods[0]]["facts"]
+        facts += [{"suite": case.suite, "case": case.name, **of_case}] if of_case else []
     return KnownReport(rows, errors, facts, manifest)

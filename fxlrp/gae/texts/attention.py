@@ -50,8 +50,8 @@ def _of_attention(base: Base, name: str, row: Callable[[Layers, Tensor], Tensor]
             raise FxlrpError(f"{name} is of attention among the tokens of one text; this model has a decoder, too.")
         plan, tensors = explainer.plan((), case.inputs)
         nodes, length = nodes_of(plan, norms=False), case.inputs["input_ids"].shape[1]
-        found = ran(plan, tensors, lambda logits: case.score(logits).sum(), nodes) if nodes else []
-        layers = [(a[0], g[0]) for a, g in found if a.ndim == 4 and a.shape[2:] == (length, length)]
+        pairs = ran(plan, tensors, lambda logits: case.score(logits).sum(), nodes) if nodes else []
+        layers = [(a[0], g[0]) for a, g in pairs if a.ndim == 4 and a.shape[2:] == (length, length)]
         if not layers:
             raise FxlrpError(f"{name} needs layers of attention among all tokens; this model has none.")
         read = (layers[-1][1] != 0).any(0).any(1).to(layers[-1][1])  # no other rows of the last layer matter

@@ -123,8 +123,8 @@ def _made(model: nn.Module, tokenizer: Any, sample: Sample, index: int) -> Case:
     free = torch.tensor(stands, device=device)
     if not free.any():
         raise FxlrpError("no token stands for the text.")
-    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id)
-    blank, mask = next((i for i in known if i is not None), 0), tokenizer.mask_token_id
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id)
+    blank, mask = next((i for i in special if i is not None), 0), tokenizer.mask_token_id
     target, words = target.to(device), words.to(device)
     return Case(inputs, target, at, free, words, str(index), text, predicted, blank, mask, truth)
 

@@ -75,8 +75,8 @@ def _explainer(explainer: Explainer) -> Explain:
 
     def explain(case: Case) -> Tensor:
         questions = [Question(target, position=at) for target, at in case.questions()]
-        found = explainer.ask(questions, **case.inputs)
-        return torch.stack([a.named["input_ids"][0] for a in found]).sum(0)
+        attributions = explainer.ask(questions, **case.inputs)
+        return torch.stack([a.named["input_ids"][0] for a in attributions]).sum(0)
 
     return explain
 
@@ -156,8 +156,8 @@ def _captum(name: str, make: Callable[[Any, Embedded, int], Attribute]) -> Calla
             with warnings.catch_warnings(), torch.random.fork_rng():
                 warnings.simplefilter("ignore")  # about the hooks it sets, in our copy
                 torch.manual_seed(seed)
-                found = attribute(x.clone().requires_grad_(), nothing, case)
-            return found[0].sum(-1) if found.ndim == 3 else found
+                relevance = attribute(x.clone().requires_grad_(), nothing, case)
+            return relevance[0].sum(-1) if relevance.ndim == 3 else relevance
 
         return explain
 
@@ -218,8 +218,8 @@ def _by_features(name: str, by_words: bool = False, **options: Any) -> Callable[
             each = torch.arange(len(case.free), device=x.device)
             mask, counts = _features(case, torch.where(case.words >= 0, case.words, -2 - each) if by_words else each)
             mask = mask.expand_as(x)
-            found = method.attribute(x.detach(), baselines=nothing, feature_mask=mask, **options)
-            return found.mean(2)[0] / counts * case.free
+            relevance = method.attribute(x.detach(), baselines=nothing, feature_mask=mask, **options)
+            return relevance.mean(2)[0] / counts * case.free
 
         return attribute
 

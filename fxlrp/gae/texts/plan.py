@@ -54,7 +54,7 @@ class TextPlan:
     def manifest(self) -> dict[str, Any]:
         """Return all that results depend on, but for methods and samples; as `gae.plan.Plan.manifest`."""
         tokenizer = getattr(self.tokenizer, "backend_tokenizer", None)
-        said = tokenizer.to_str() if tokenizer is not None else repr(self.tokenizer)
+        spelled = tokenizer.to_str() if tokenizer is not None else repr(self.tokenizer)
         return {
             "samples": len(self.data),
             "steps": self.steps,
@@ -63,7 +63,7 @@ class TextPlan:
             "marked": None if self.share is None else round(self.share, 12),
             "batch_size": self.batch_size,
             "model": digest(self.model),
-            "tokenizer": digest((said, sorted(map(str, self.tokenizer.special_tokens_map.items())))),
+            "tokenizer": digest((spelled, sorted(map(str, self.tokenizer.special_tokens_map.items())))),
             "dtype": str(self.dtype),
             "device": self.device.type,
             "python": ".".join(platform.python_version_tuple()[:2]),
@@ -128,9 +128,11 @@ class TextPlan:
         noisy = [[run(explain, case) for _, case in trial] for _ in self.shadow.noisy()]
         with self.shadow.randomized():
             random = [run(explain, case) for _, case in trial]
-        found = []
+        measures = []
         for (_, case), heat, other, *others in zip(trial, maps, random, *noisy, strict=True):
             free = case.free
             size = change(heat[free], [o[free] for o in others])
-            found.append({"max_sensitivity": size, "randomization": correlation(heat[free].abs(), other[free].abs())})
-        return found
+            measures.append(
+                {"max_sensitivity": size, "randomization": correlation(heat[free].abs(), other[free].abs())}
+            )
+        return measures

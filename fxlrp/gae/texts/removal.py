@@ -49,18 +49,18 @@ def removal(
     counts = [round(k * n / steps) for k in range(steps + 1)]
     orders = (order, order_of(case, -heat))
     most, least = (torch.stack([_gone(case, line[:c]) for c in counts]) for line in orders)
-    found: dict[str, list[float] | float] = {}
+    measures: dict[str, list[float] | float] = {}
     for way in ways_of(case):
         curves = worth_without(model, case, torch.cat([most, least]), way, batch_size).view(2, -1)
         for name, curve in zip(("morf", "lerf"), curves, strict=True):
-            found[f"{way}_{name}"] = curve.tolist()
-            found[f"{way}_{name}_auc"] = float((curve[1:] + curve[:-1]).sum() / (2 * steps))
-        found[f"{way}_abpc"] = float(found[f"{way}_lerf_auc"]) - float(found[f"{way}_morf_auc"])  # type: ignore[arg-type]
+            measures[f"{way}_{name}"] = curve.tolist()
+            measures[f"{way}_{name}_auc"] = float((curve[1:] + curve[:-1]).sum() / (2 * steps))
+        measures[f"{way}_abpc"] = float(measures[f"{way}_lerf_auc"]) - float(measures[f"{way}_morf_auc"])  # type: ignore[arg-type]
     top = [math.ceil(share * n) for share in SHARES]
     cut = torch.stack([_gone(case, part) for t in top for part in (order[:t], order[t:])])
     left = worth_without(model, case, torch.cat([most[:1], cut]), "dropped", batch_size)
     lost = (left[0] - left[1:]).view(-1, 2).mean(0)
-    return {**found, "comprehensiveness": float(lost[0]), "sufficiency": float(lost[1])}
+    return {**measures, "comprehensiveness": float(lost[0]), "sufficiency": float(lost[1])}
 
 
 def _gone(case: Case, tokens: Tensor) -> Tensor:
@@ -70,15 +70,15 @@ def _gone(case: Case, tokens: Tensor) -> Tensor:
 
 def worth_without(model: nn.Module, case: Case, gone: Tensor, way: str, batch_size: int) -> Tensor:
     """Return what a case is worth [M] without some of its free tokens, bool [M, T], each of M times anew."""
-    found = torch.empty(len(gone), dtype=torch.float64, device=gone.device)
+    worth = torch.empty(len(gone), dtype=torch.float64, device=gone.device)
     counts = gone.sum(1)
     if way != "dropped":
         return _worth(model, case, _hidden(case, gone) if way == "hidden" else _replaced(case, gone), 0, batch_size)
     for count in counts.unique().tolist():  # of one length, so that nothing is padded
         rows = (counts == count).nonzero()[:, 0]
         inputs, shift = _dropped(case, gone[rows])
-        found[rows] = _worth(model, case, inputs, shift, batch_size)
-    return found
+        worth[rows] = _worth(model, case, inputs, shift, batch_size)
+    return worth
 
 
 def _emptied(case: Case, gone: Tensor) -> Tensor:

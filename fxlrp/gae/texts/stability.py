@@ -22,11 +22,11 @@ def embedding_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Embedding
     Raises FxlrpError for a model that has none.
     """
     ids = inputs["input_ids"]
-    found: list[Any] = []
+    tables: list[Any] = []
 
     def note(table: nn.Module, args: tuple, out: Tensor) -> None:
         if args and isinstance(args[0], Tensor) and args[0].shape == ids.shape and bool((args[0] == ids).all()):
-            found.append(table)
+            tables.append(table)
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Embedding)]
     try:
@@ -35,9 +35,9 @@ def embedding_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> nn.Embedding
     finally:
         for hook in hooks:
             hook.remove()
-    if not found:
+    if not tables:
         raise FxlrpError("The model has no table of word embeddings.")
-    return found[0]
+    return tables[0]
 
 
 class Shadow:
