@@ -31,6 +31,7 @@ def expected() -> Attribution:
     return convert(loaded.module)(x, target=LABELS.index("star"), contrast=LABELS.index("ring"))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("given", ["path", "text", "image", "array"])
 @pytest.mark.parametrize("of", ["file", "loaded", "module", "explainer"])
 def test_pictures_and_models_in_every_form(given: str, of: str, expected: Attribution) -> None:

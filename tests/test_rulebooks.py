@@ -73,6 +73,7 @@ class Masked(Attention):
         return self.head(nn.functional.gelu(self.out(mixed[:, 0])))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("rules", sorted(fxlrp.rulebooks()))
 @pytest.mark.parametrize("fused", [True, False])
 def test_what_a_mask_shuts_is_as_if_it_were_not_there(rules: str, fused: bool) -> None:

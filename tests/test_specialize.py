@@ -331,6 +331,7 @@ def test_an_op_that_cannot_be_batched_takes_a_pass_for_each_target() -> None:
         torch.testing.assert_close(a.of(k).relevance, explainer(x, target=k, contrast=None).relevance)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("rules", BOOKS)
 def test_checkpoints_leave_relevance_as_it_is(rules: str) -> None:
     torch.manual_seed(0)

@@ -198,7 +198,7 @@ def pairs(way: Callable) -> list:
     return [pytest.param(way, *p, marks=m, id=n) for p, m, n in zip(every, marks, named, strict=True)]
 
 
-SOME = {"joint": 16, "compiled": 4, "exported": 5, "aoti": 1, "onnx": 4}
+SOME = {"joint": 12, "compiled": 3, "exported": 4, "aoti": 1, "onnx": 4}
 """How many are tried without --whole."""
 
 

@@ -29,6 +29,7 @@ def test_real_files_are_fine(kind: str, folder: Path) -> None:
     assert attempt(use, kind, path, marker=folder / "marker").endswith("fine")  # however long it took
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_changed_files_run_nothing_and_say_one_sentence(kind: str, folder: Path) -> None:
     heavy = kind.startswith(("pt2", "folder"))

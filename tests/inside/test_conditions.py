@@ -20,6 +20,7 @@ def close(a: Tensor, b: Tensor, most: float = 1e-6) -> None:
     assert (a - b).abs().max() / size < most
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("name", ALL)
 def test_the_maps_of_all_channels_add_up(name: str, rules: str) -> None:

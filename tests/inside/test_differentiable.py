@@ -44,6 +44,7 @@ CASES = [("branches", "abslrp-hybrid"), ("branches", "abslrp"), ("branches", "ep
 CASES += [("vit", "abslrp-hybrid"), ("vit", "abslrp"), ("bert", "cp-lrp")]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("name", "rules"), CASES)
 def test_derivatives_are_those_of_finite_differences(name: str, rules: str) -> None:
     model, call = small(name)

@@ -41,7 +41,7 @@ class Reader(nn.Module):
         return self.head(torch.cat([out.mean(1), *(s.transpose(0, 1).flatten(1) for s in states)], 1))
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize(("bias", "both", "packed"), list(itertools.product((True, False), repeat=3)))
 def test_steps_have_the_derivative_of_the_layer(kind: str, bias: bool, both: bool, packed: bool) -> None:
