@@ -58,6 +58,7 @@ class Asked:
     strict: bool = False
     shifts: int = 1
     at: Sequence[str] = ()
+    cache: Path | None = None
 
     def question(self, loaded: LoadedModel, default: Contrast) -> dict[str, Any]:
         """The question as an explainer takes it; default: the contrast if none was typed.
@@ -93,7 +94,8 @@ def explainer_and_question(loaded: LoadedModel, asked: Asked) -> tuple[AnyExplai
     Raises FxlrpError for a class that the model does not have, and what an exported explainer can't be asked.
     """
     if not isinstance(loaded.module, ExportedExplainer):
-        explainer = convert(loaded.module, rules=asked.rules, strict=asked.strict, shifts=asked.shifts)
+        how: dict[str, Any] = {"strict": asked.strict, "shifts": asked.shifts, "cache": asked.cache}
+        explainer = convert(loaded.module, rules=asked.rules, **how)
         return explainer, asked.question(loaded, explainer.rulebook.default_contrast)
     about = loaded.module.about
     if asked.rules not in (DEFAULT, about.get("rulebook")) or asked.strict or asked.shifts > 1:

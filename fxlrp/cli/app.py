@@ -59,6 +59,7 @@ def explain(
     trust: options.Trust = False,
     random_weights: options.RandomWeights = False,
     strict: options.Strict = False,
+    cache: options.Cache = None,
     debug: options.Debug = False,
 ) -> None:
     """Explain pictures: the original, the heatmap and both in one, side by side; or texts, coloured word by word.
@@ -89,12 +90,12 @@ def explain(
         refuse_options(of_calls, "tables")
         targets = None if not target else target[0] if len(target) == 1 else target
         question = {"target": targets, "contrast": None if contrast == "default" else contrast, "position": position}
-        how = {**question, **of_texts, "rules": rules, "strict": strict, "truncate": truncate}
+        how = {**question, **of_texts, "rules": rules, "strict": strict, "truncate": truncate, "cache": cache}
         how |= {"html": html, "output": output, "as_json": as_json}
         explainer = explain_texts(loaded.module, model, inputs or [], console=out, **how)
         return None if as_json else print_counts(explainer.report())
     refuse_options(of_texts, "text")
-    asked = Asked(target or (), contrast, position, rules, strict, shifts or 1, split_names(at or ""))
+    asked = Asked(target or (), contrast, position, rules, strict, shifts or 1, split_names(at or ""), cache)
     written = Written(html, as_json, colours, opacity, dpi)
     as_calls = are_calls(inputs or [])
     refuse_options(of_pictures if as_calls else of_calls, "pictures" if as_calls else "tables")

@@ -24,14 +24,17 @@ from safetensors import safe_open
 from safetensors.torch import save as as_bytes
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import names_of, split_tensors
 from fxlrp.capture.derivatives import as_symbols
 from fxlrp.capture.flat import returned_as
 from fxlrp.capture.model import Capture, CaptureMode, example_inputs, forward_names, length_axes
+from fxlrp.capture.symbols import hint
 from fxlrp.emit import KEPT, traced_value
 from fxlrp.errors import FxlrpError
+from fxlrp.inputs.exported.bounds import FACTOR, LEAST
 from fxlrp.inputs.exported.operators import PYTHON, operators
 from fxlrp.inputs.fingerprint import Unsteady, fingerprint
 
@@ -160,6 +163,7 @@ def _graph(
     root, graph = nn.Module(), fx.Graph()
     nodes: dict[str, fx.Node] = {}
     known: dict[Hashable, Any] = {}
+    left = max(LEAST, FACTOR * sum(t.numel() for t in (*inputs, *weights.values(), *constants.values())))
     for told in about["nodes"]:
         name = told["name"]
         if "args" in told and "call" not in told:
@@ -169,6 +173,11 @@ def _graph(
             given = _from_json(told["args"], nodes), _from_json(told["kwargs"], nodes)
             node = graph.create_node("call_function", _calls()[told["call"]], *given, name=name)
             value = traced_value(node, mode, known)
+            left -= sum(
+                math.prod(hint(n) or 1 for n in t.shape) for t in pytree.tree_leaves(value) if isinstance(t, Tensor)
+            )
+            if left < 0:
+                raise ValueError(f"{name} makes tensors out of proportion to the model")
         elif "at" in told:
             tensor = weights[told["weight"]] if told["weight"] else constants[told["at"]].to(inputs[0].device)
             _put(root, told["at"], tensor)

@@ -78,6 +78,7 @@ def explain_texts(
     rules: str | None = None,
     strict: bool = False,
     truncate: bool = False,
+    cache: Path | None = None,
     html: Path | None = None,
     output: Path | None = None,
     as_json: bool = False,
@@ -89,7 +90,7 @@ def explain_texts(
     """
     every_text = read_texts(texts, text_file)
     files = output_files(len(every_text), output)
-    explainer = convert(model, rules=rules or DEFAULT, strict=strict)
+    explainer = convert(model, rules=rules or DEFAULT, strict=strict, cache=cache)
     explained = quietly(
         explain,
         explainer,

@@ -10,16 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import SmallCNN, randomize
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import fxlrp
 import fxlrp.plans
 from fxlrp import FxlrpError
+from fxlrp.cli import app
 from fxlrp.inputs.fingerprint import Unsteady, fingerprint
 
 KEY = "graph"
@@ -183,6 +186,9 @@ FOREIGN: dict[str, Callable[[dict[str, Any]], None]] = {
     "no weight of the model": lambda about: next(n for n in about["nodes"] if n.get("weight")).update(weight="w"),
     "another node": lambda about: calls(about)[-1].update(args=[{"node": "none"}]),
     "another kind of argument": lambda about: calls(about)[0].update(args=[{"torch": "load"}]),
+    "an op that makes much": lambda about: calls(about)[0].update(
+        call="torch.ops.aten.zeros.default", args=[[2**20, 2**20]], kwargs={"dict": {}}
+    ),
     "another shape": lambda about: next(n for n in about["nodes"] if "shape" in n).update(shape=[2, 3, 9, 9]),
 }
 
@@ -274,3 +280,15 @@ def test_double_precision_and_rulebooks(tmp_path: Path, untraced: Callable[[], N
     for rules in fxlrp.rulebooks():
         second = fxlrp.convert(model, x, rules=rules, cache=tmp_path)
         assert torch.equal(second(x).relevance, first.by(rules)(x).relevance)
+
+
+def test_the_command_line_keeps_them(tmp_path: Path, untraced: Callable[[], None]) -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    given = ["explain", examples / "model.pt", examples / "pictures" / "ring_star.png", "--cache", tmp_path / "graphs"]
+    for output in ("a.npz", "b.npz"):
+        done = CliRunner().invoke(app, [*map(str, given), "-o", str(tmp_path / output)])
+        assert done.exit_code == 0, done.output
+        untraced()
+    assert len(list((tmp_path / "graphs").iterdir())) == 1
+    a, b = (np.load(tmp_path / name) for name in ("a.npz", "b.npz"))
+    assert all(np.array_equal(a[key], b[key]) for key in a.files)
