@@ -36,6 +36,8 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "convolution": lambda x: F.conv1d(x.T[:, None], torch.ones(1, 1, 3), padding=1)[:, 0].T,
     "convolution of rows": lambda x: F.conv1d(x, torch.ones(x.shape[0], x.shape[0], 1)),
     "pooling": lambda x: F.max_pool1d(x.T[None], 3, 1, 1)[0].T,
+    "pooling of two axes": lambda x: F.avg_pool2d(x.T[None], 3, 1, 1)[0].T,
+    "adaptive pooling": lambda x: F.adaptive_avg_pool1d(x.T[None], 1)[0].T + x,
     "norm of all": lambda x: x / x.norm(),
     "largest of all": lambda x: x / x.amax(),
     "folded": lambda x: x.reshape(-1).cumsum(0).reshape(x.shape),
@@ -52,6 +54,7 @@ APART: dict[str, Callable[[Tensor], Tensor]] = {
     "rows of its own": lambda x: x - x.mean(1, keepdim=True),
     "attention": lambda x: F.scaled_dot_product_attention(*[x.view(x.shape[0], 1, 3, 2)] * 3).flatten(1),
     "convolution": lambda x: F.max_pool1d(F.conv1d(x[:, None], torch.ones(2, 1, 3), padding=1), 3, 1, 1)[:, 1],
+    "pooling": lambda x: F.adaptive_max_pool1d(F.avg_pool2d(x.view(-1, 2, 3), (1, 2)), 1).flatten(1),
     "other axis": lambda x: x.T.softmax(0).T,
     "outer": lambda x: torch.einsum("bi,ij,bj->bi", x, W, x),
 }

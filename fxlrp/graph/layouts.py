@@ -89,6 +89,10 @@ class Layouts:
             if op is not aten.linear.default:  # an input without a batch has one axis less than the weight
                 unmixed = int(val.ndim == node.args[1].meta["val"].ndim)  # type: ignore[union-attr]
             return layout if x is node.args[0] and not more and layout.axis < unmixed else None
+        if "_pool" in str(op) and len(before) == 1:  # it mixes as many of the last axes as its window has
+            (layout,) = before.values()
+            window = node.args[1]
+            return layout if isinstance(window, list) and layout.axis < val.ndim - len(window) else None
         by_statistics = op is aten.batch_norm.default and not node.args[5]  # its own, not the batch's
         if not (is_pointwise(op) or about(op).copies or by_statistics):
             return None

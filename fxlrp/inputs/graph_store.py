@@ -145,10 +145,10 @@ def _read(path: Path, model: nn.Module, args: tuple, kwargs: dict, run: Callable
     if about["format"] != FORMAT or about["key"] != path.stem:
         raise ValueError("it was written under another name")
     mode, axes = CaptureMode[about["mode"]], Axes(tuple(about["axes"][0]), about["axes"][1])
-    tensors, rebuild = split_tensors(args, kwargs)
+    tensors, _ = split_tensors(args, kwargs)
     inputs = example_inputs(tensors, axes, mode)
     gm = _graph(about, inputs, _weights(model), constants)
-    _, returned = returned_as(run(*rebuild(inputs)), [])
+    _, returned = returned_as(run(args, kwargs), [])
     names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
     lengths, branches = length_axes(tensors, axes), bool(about["branches"])
     return Capture(gm, inputs, names, called, mode, returned, axes, lengths, branches=branches, kept=path)
