@@ -35,6 +35,12 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "attention": lambda x: F.scaled_dot_product_attention(*[x[None, None]] * 3)[0, 0],
     "convolution": lambda x: F.conv1d(x.T[:, None], torch.ones(1, 1, 3), padding=1)[:, 0].T,
     "convolution of rows": lambda x: F.conv1d(x, torch.ones(x.shape[0], x.shape[0], 1)),
+    "filters of rows": lambda x: F.conv1d(x[:, None], x[:, None, :3]).mean(1),
+    "weights of rows": lambda x: F.linear(x, x).sum(1, keepdim=True),
+    "differences": lambda x: torch.diff(x, dim=0, append=x.new_zeros(1, 6)),
+    "another order": lambda x: x[torch.arange(len(x))][torch.arange(len(x)).flip(0)],
+    "sums of later rows": lambda x: torch.ones(x.shape[0], x.shape[0]).triu() @ x,
+    "rows beside rows": lambda x: (x[:, None] + x[None]).mean(1),
     "pooling": lambda x: F.max_pool1d(x.T[None], 3, 1, 1)[0].T,
     "pooling of two axes": lambda x: F.avg_pool2d(x.T[None], 3, 1, 1)[0].T,
     "adaptive pooling": lambda x: F.adaptive_avg_pool1d(x.T[None], 1)[0].T + x,
@@ -81,6 +87,11 @@ FOLDED: dict[str, Callable[[Tensor], Tensor]] = {
     "split": lambda x: (lambda a, b: a.cumsum(1) * b.amax(1, keepdim=True))(*x.view(-1, 2).split(1, 1)),
     "chosen": lambda x: x.view(-1, 3).topk(2).values.gather(1, torch.tensor([[1, 0]]).expand(x.shape[0] * 2, 2)),
     "shared order": lambda x: x.view(-1, 3)[:, torch.arange(3).flip(0)],
+    "two orders": lambda x: (
+        x.view(-1, 3).softmax(1).view(x.shape)
+        + x.view(-1, 2, 3).transpose(0, 1).flatten(0, 1).softmax(1).unflatten(0, (2, -1)).transpose(0, 1).flatten(1)
+    ),
+    "stacked": lambda x: (x.view(-1, 3) * torch.tensor([1.0, 2.0])[:, None, None]).sum(0),
     "masked": lambda x: x.view(-1, 3).masked_fill(torch.arange(3) > 1, 0.5).prod(1),
 }
 
@@ -136,3 +147,15 @@ def test_blocks_that_fold_the_batch_are_not_run() -> None:
 def test_a_repeated_op_is_tried_once() -> None:
     *_, layouts, _ = captured_of(lambda x: F.softmax(F.softmax(F.softmax(x, 1), 1), 1))
     assert len(layouts.tried) == 1
+
+
+def test_a_layout_that_is_not_the_only_one_is_not_known() -> None:
+    """Where few entries change, they may fit several; so they do if one sample shows none."""
+    *_, layouts, _ = captured_of(lambda x: x.view(-1, 2))
+    mask = torch.zeros(2, 8, dtype=torch.bool)
+    mask[0, 0] = mask[1, 6] = True  # [1, samples, 4] as well as [2, samples, 2]
+    assert layouts._fitting(torch.empty(8), list(mask)) is None
+    mask[1, 5] = True
+    assert layouts._fitting(torch.empty(8), list(mask)) == SampleAxis(0, 1, 4)
+    mask[1] = False
+    assert layouts._fitting(torch.empty(8), list(mask)) is None

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.symbols import free_symbols, hint
-from fxlrp.nodes import target_of
+from fxlrp.nodes import args_of, target_of
 from fxlrp.ops import about, is_pointwise, of_kind
 from fxlrp.rules.per_sample import SampleAxis
 
@@ -80,15 +80,18 @@ class Layouts:
         op, val = node.target, node.meta["val"]
         if not isinstance(val, Tensor):
             return None
+        shared = [n.meta["val"] for n in node.all_input_nodes if n not in before]
+        counted = any(candidates(v, self.symbols) for v in shared if isinstance(v, Tensor))
         axis = plain(val, self.symbols)
-        if op in SHAPES_TELL and axis is not None and all(b[1:] == (1, 1) for b in before.values()):
+        if op in SHAPES_TELL and axis is not None and not counted:
             return SampleAxis(axis)
         if about(op).kind == "convolution" or op is aten.linear.default:
-            (x, layout), *more = before.items()
+            x, weight, *more = args_of(node)
             unmixed = val.ndim - 1
             if op is not aten.linear.default:  # an input without a batch has one axis less than the weight
-                unmixed = int(val.ndim == node.args[1].meta["val"].ndim)  # type: ignore[union-attr]
-            return layout if x is node.args[0] and not more and layout.axis < unmixed else None
+                unmixed = int(val.ndim == weight.meta["val"].ndim)
+            alone = x in before and not any(n in before for n in (weight, *more) if isinstance(n, fx.Node))
+            return before[x] if alone and before[x].axis < unmixed else None
         if "_pool" in str(op) and len(before) == 1:  # it mixes as many of the last axes as its window has
             (layout,) = before.values()
             window = node.args[1]
