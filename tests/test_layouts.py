@@ -41,6 +41,8 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "another order": lambda x: x[torch.arange(len(x))][torch.arange(len(x)).flip(0)],
     "sums of later rows": lambda x: torch.ones(x.shape[0], x.shape[0]).triu() @ x,
     "rows beside rows": lambda x: (x[:, None] + x[None]).mean(1),
+    "rows above rows": lambda x: (x[:, None] + x[None]).mean(0),
+    "added to other rows": lambda x: x.index_add(0, torch.arange(len(x)).flip(0), x),
     "pooling": lambda x: F.max_pool1d(x.T[None], 3, 1, 1)[0].T,
     "pooling of two axes": lambda x: F.avg_pool2d(x.T[None], 3, 1, 1)[0].T,
     "adaptive pooling": lambda x: F.adaptive_avg_pool1d(x.T[None], 1)[0].T + x,
