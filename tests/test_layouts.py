@@ -37,6 +37,7 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "convolution of rows": lambda x: F.conv1d(x, torch.ones(x.shape[0], x.shape[0], 1)),
     "filters of rows": lambda x: F.conv1d(x[:, None], x[:, None, :3]).mean(1),
     "weights of rows": lambda x: F.linear(x, x).sum(1, keepdim=True),
+    "spectrum over rows": lambda x: torch.fft.ifft(torch.fft.fft(x, dim=0) * 2, dim=0).real,
     "differences": lambda x: torch.diff(x, dim=0, append=x.new_zeros(1, 6)),
     "another order": lambda x: x[torch.arange(len(x))][torch.arange(len(x)).flip(0)],
     "sums of later rows": lambda x: torch.ones(x.shape[0], x.shape[0]).triu() @ x,
@@ -63,6 +64,8 @@ APART: dict[str, Callable[[Tensor], Tensor]] = {
     "attention": lambda x: F.scaled_dot_product_attention(*[x.view(x.shape[0], 1, 3, 2)] * 3).flatten(1),
     "convolution": lambda x: F.max_pool1d(F.conv1d(x[:, None], torch.ones(2, 1, 3), padding=1), 3, 1, 1)[:, 1],
     "pooling": lambda x: F.adaptive_max_pool1d(F.avg_pool2d(x.view(-1, 2, 3), (1, 2)), 1).flatten(1),
+    "spectrum": lambda x: torch.fft.irfft(torch.fft.rfft(x) * torch.tensor([1.0, 2j, 3.0, 1j]), n=6),
+    "turned": lambda x: torch.view_as_real(torch.complex(x[:, :3], x[:, 3:]).conj() * 1j).flatten(1).softmax(1),
     "other axis": lambda x: x.T.softmax(0).T,
     "outer": lambda x: torch.einsum("bi,ij,bj->bi", x, W, x),
 }
@@ -111,6 +114,7 @@ def test_ops_that_mix_samples(name: str) -> None:
     assert layouts.of[end] is None
 
 
+@pytest.mark.filterwarnings("error:Casting complex")
 @pytest.mark.parametrize("name", APART)
 def test_ops_that_keep_them_apart(name: str) -> None:
     *_, layouts, end = captured_of(APART[name])

@@ -224,7 +224,8 @@ def _other_values(t: Tensor, layout: SampleAxis, sample: int) -> Tensor:
     size = t.shape[layout.axis]
     own = torch.arange(size, device=t.device).view(layout.before, -1, layout.after)[:, sample].flatten()
     rows = t.index_select(layout.axis, own)
-    return t.index_copy_(layout.axis, own, 2 - rows if t.is_floating_point() else (1 - rows.int()).to(t.dtype))
+    counts = not (t.is_floating_point() or t.is_complex())
+    return t.index_copy_(layout.axis, own, (1 - rows.int()).to(t.dtype) if counts else 2 - rows)
 
 
 def _lengths(traced: Tensor) -> list[int]:
@@ -236,7 +237,10 @@ def _lengths(traced: Tensor) -> list[int]:
 
 
 def _random_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers from ½ to 1½; for booleans and integers, 0 or 1."""
+    """Random numbers from ½ to 1½, so also the parts of complex ones; for booleans and integers, 0 or 1."""
+    if like.is_complex():
+        parts = torch.rand(2, *like.shape, generator=generator) + 0.5
+        return torch.complex(*parts).to(like.device, like.dtype)
     numbers = torch.rand(like.shape, generator=generator) + 0.5
     return (numbers if like.is_floating_point() else numbers.floor()).to(like.device, like.dtype)
 

@@ -118,7 +118,7 @@ def _written(model: nn.Module, captured: Capture, key: str) -> bytes:
             tensor = attrgetter(target)(captured.graph)
             about["weight"] = weights.get(id(tensor))
             if about["weight"] is None:
-                constants[target] = tensor.detach().cpu().contiguous()
+                constants[target], about["device"] = tensor.detach().cpu().contiguous(), str(tensor.device)
         elif node.op == "call_function":
             about["call"] = _names()[node.target]
             about["args"], about["kwargs"] = _as_json(node.args), _as_json(node.kwargs)
@@ -179,7 +179,7 @@ def _graph(
             if left < 0:
                 raise ValueError(f"{name} makes tensors out of proportion to the model")
         elif "at" in told:
-            tensor = weights[told["weight"]] if told["weight"] else constants[told["at"]].to(inputs[0].device)
+            tensor = weights[told["weight"]] if told["weight"] else constants[told["at"]].to(told["device"])
             _put(root, told["at"], tensor)
             node = graph.create_node("get_attr", told["at"], name=name)
             value = mode.from_tensor(tensor, static_shapes=True)
