@@ -118,10 +118,10 @@ class Layouts:
         theirs."""
         traced = node.meta["val"]
         try:
-            shown = list(trial(node, before))
+            shown = zip(pytree.tree_leaves(traced), *trial(node, before), strict=True)
+            each = [self._fitting(t, masks) for t, *masks in shown]
         except (RuntimeError, IndexError, ValueError, NotImplementedError, TypeError):  # the op refuses such values
             return None
-        each = [self._fitting(t, masks) for t, *masks in zip(pytree.tree_leaves(traced), *shown, strict=True)]
         return each[0] if isinstance(traced, Tensor) else each
 
     def _fitting(self, traced: Tensor, masks: Sequence[Tensor]) -> SampleAxis | None:

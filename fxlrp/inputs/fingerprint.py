@@ -114,7 +114,8 @@ class _Reading:
             if isinstance(value, Tensor):  # a constant of the graph, not a weight
                 values = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
                 yield f"values {hashlib.sha256(values).hexdigest()}"
-            yield from self.parts(value, inside)
+            numbered = "_hooks" in name and isinstance(value, dict)  # by how many hooks there were before
+            yield from self.parts(list(value.values()) if numbered else value, inside)
 
     def _class(self, kind: type, where: str) -> Iterator[str]:
         """The code of a class and of those it is derived from, and the files and versions it comes from."""
