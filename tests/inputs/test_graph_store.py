@@ -102,6 +102,29 @@ def test_a_second_explainer_traces_nothing(name: str, tmp_path: Path, untraced: 
     assert not torch.equal(second(x).relevance, first(x).relevance)  # weights are the model's own
 
 
+class OneByOne(nn.Module):
+    """A loop over the batch, so that each size of batch has a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.head(row).relu() + row.mean() for row in x])
+
+
+def test_graphs_for_one_size_of_batch(tmp_path: Path, untraced: Callable[[], None]) -> None:
+    torch.manual_seed(0)
+    model, xs = OneByOne().eval(), [torch.randn(n, 4) for n in (2, 3)]
+    expected = [fxlrp.convert(model, x)(x).relevance for x in xs]
+    first = fxlrp.convert(model, cache=tmp_path)
+    assert all(torch.equal(first(x).relevance, r) for x, r in zip(xs, expected, strict=True))
+    assert len(list(tmp_path.iterdir())) == 2
+    untraced()
+    second = fxlrp.convert(model, cache=tmp_path)
+    assert all(torch.equal(second(x).relevance, r) for x, r in zip(xs, expected, strict=True))
+
+
 def test_another_process_finds_it(tmp_path: Path) -> None:
     """Whatever order its sets have."""
     code = f"import sys; sys.path[:0] = {sys.path[:6]!r}\nfrom test_graph_store import *\nmodel, x = made('text')\n"
