@@ -110,6 +110,8 @@ def of_kind(*kinds: Kind) -> tuple[Any, ...]:
 def _of_graphs(op: object) -> bool:
     """Whether an op can occur in captured graphs: it takes tensors, and has no `out` argument."""
     arguments = op._schema.arguments if isinstance(op, torch._ops.OpOverload) else []
+    if getattr(op, "_overloadname", "") == "dimname":  # of named tensors, which can't be traced
+        return False
     tensors = any("Tensor" in str(a.type) for a in arguments) or not arguments
     return tensors and not any(a.is_out for a in arguments)
 
