@@ -1,4 +1,4 @@
-"""The one exception fxlrp raises for what a caller can mend, and its one warning."""
+"""The one exception fxlrp raises for what a caller can mend, its one warning, and what is said in two places."""
 
 
 class FxlrpError(Exception):
@@ -7,3 +7,10 @@ class FxlrpError(Exception):
 
 class NoRelevance(UserWarning):
     """A map is zero although the score is not, or is not finite."""
+
+
+OWN_GENERATOR = (
+    "draws by a torch.Generator of the model's own, which a graph can't start anew at every call: let it draw by "
+    "torch's (convert(…, seed=…) says which draw), or draw before the call and give the model what was drawn."
+)
+"""What is wrong with a draw that is none of torch's own, and what to do."""

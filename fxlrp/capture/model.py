@@ -31,7 +31,7 @@ from fxlrp.capture.state import draws_kept
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.capture.trace import trace_flat
 from fxlrp.capture.twin import twin
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import OWN_GENERATOR, FxlrpError
 from fxlrp.nodes import outputs_of
 
 aten = torch.ops.aten
@@ -309,6 +309,8 @@ def _why(error: Exception) -> str:
             f"This model takes derivatives inside forward, or maps over samples, by torch.func{where}: write them out "
             "in torch operations, or convert the module they are taken of (the energy, not the force)."
         )
+    if "torch._C.Generator" in first:  # torch 2.11 can't trace one
+        return f"This model{where} {OWN_GENERATOR}"
     return (
         f"This model can't be traced ({type(error).__name__}: {first}){where}; write that line in torch operations "
         "(torch.where for a branch on values), or convert the submodule without it."

@@ -15,7 +15,7 @@ from fxlrp.capture.precision import look_up_before_cast, stored, widen, widened
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.emit import emit
 from fxlrp.engine.replaced import ByDerivative, ByRule, InParts, constant, readout
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import OWN_GENERATOR, FxlrpError
 from fxlrp.graph.analyse import can_carry
 from fxlrp.graph.facts import Facts
 from fxlrp.graph.lookups import Positions
@@ -191,11 +191,7 @@ def _refuse_generators(gm: fx.GraphModule) -> None:
     for node in gm.graph.nodes:
         if draws(node) and node.kwargs.get("generator") is not None:
             row = row_of(node)
-            raise FxlrpError(
-                f"{row.op} at {row.source} draws by a torch.Generator of the model's own, which a graph can't start "
-                "anew at every call: let it draw by torch's (convert(…, seed=…) says which draw), or draw before "
-                "the call and give the model what was drawn."
-            )
+            raise FxlrpError(f"{row.op} at {row.source} {OWN_GENERATOR}")
 
 
 def _pool_as_mean(node: fx.Node) -> None:
