@@ -1,8 +1,13 @@
-"""The one exception fxlrp raises for what a caller can mend, its one warning, and what is said in two places."""
+"""The one exception fxlrp raises for what a caller can mend, its one warning, and how others are put in words."""
 
 
 class FxlrpError(Exception):
     """Something the caller can mend; the message says what, where and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class NoRelevance(UserWarning):

@@ -10,7 +10,7 @@ import fxlrp
 
 ROOT = Path(fxlrp.__file__).parent
 LAYERS = (
-    "errors recent nodes emit ops",
+    "errors recent whole_files nodes emit ops",
     "rules",
     "capture",
     "reports",

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, first_line
 from fxlrp.nodes import values_of
 
 aten = torch.ops.aten
@@ -88,7 +88,7 @@ class _Trying(fx.Interpreter):
         try:
             return super().run_node(n)
         except Exception as error:
-            row, reason = row_of(n), (str(error).strip() or type(error).__name__).splitlines()[0]
+            row, reason = row_of(n), first_line(error)
             raise FxlrpError(
                 f"{row.op} at {row.source} does not run in float32 ({reason}), which relevance of a model in half "
                 "precision needs; write that line in ops that do."

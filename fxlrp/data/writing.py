@@ -8,7 +8,6 @@ seen) or text, tokens and their places start…end in it, and error.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from fxlrp.data.settings import Settings, part
 from fxlrp.data.tables import arrow
 from fxlrp.errors import FxlrpError
 from fxlrp.gae.store import usable
+from fxlrp.whole_files import written_whole
 
 LARGEST = {"float16": 65504.0, "float32": 3.4e38}
 Row = dict[str, Any]
@@ -81,16 +81,8 @@ def write_shard(out: Path, settings: Settings, shard: int, rows: Sequence[Row]) 
             columns.append(pa.array([row.get(about.name) for row in rows], about.type))
     table = pa.Table.from_arrays(columns, schema=schema)
     file = part(out, shard)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with usable(out, "Maps"):
-        try:
-            with draft.open("wb") as opened:
-                pa.parquet.write_table(table, opened, compression="zstd", use_dictionary=["label", "name", "contrast"])
-                opened.flush()
-                os.fsync(opened.fileno())
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
+    with usable(out, "Maps"), written_whole(file) as opened:
+        pa.parquet.write_table(table, opened, compression="zstd", use_dictionary=["label", "name", "contrast"])
 
 
 def _dense(rows: Sequence[Row], settings: Settings, missing: float) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 
 from fxlrp.errors import FxlrpError
 from fxlrp.inputs.limits import read_json
+from fxlrp.whole_files import written_whole
 
 Piece = tuple[int, str]  # chunk, method
 
@@ -139,16 +140,8 @@ def usable(folder: Path, what: str = "Results") -> Iterator[None]:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all.  Raises FxlrpError if it can't be written."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with usable(path.parent):
-        try:
-            with draft.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+    with usable(path.parent), written_whole(path) as file:
+        file.write(content)
 
 
 def _agree(path: Path, manifest: dict[str, Any]) -> None:

@@ -11,8 +11,6 @@ import functools
 import json
 import math
 import operator
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
@@ -33,10 +31,11 @@ from fxlrp.capture.flat import returned_as
 from fxlrp.capture.model import Capture, CaptureMode, example_inputs, forward_names, length_axes
 from fxlrp.capture.symbols import hint
 from fxlrp.emit import KEPT, traced_value
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, first_line
 from fxlrp.inputs.exported.bounds import FACTOR, LEAST
 from fxlrp.inputs.exported.operators import PYTHON, operators
 from fxlrp.inputs.fingerprint import Unsteady, fingerprint
+from fxlrp.whole_files import written_whole
 
 FORMAT = 1
 
@@ -75,7 +74,7 @@ class GraphStore:
         try:
             return _read(path, model, args, kwargs, run)
         except Exception as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            why = first_line(error)[:200]
             self._warn(f"{path.name} is no graph of this model that fxlrp wrote ({why}); it is written anew")
             return None
 
@@ -84,13 +83,12 @@ class GraphStore:
         try:
             data = _written(model, captured, path.stem)
         except Exception as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            why = first_line(error)[:200]
             self._warn(f"this model's graph can't be written ({why}); it is captured in each process")
             return
         try:
-            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
+            with written_whole(path) as file:
                 file.write(data)
-            os.replace(file.name, path)
         except OSError as error:
             self._warn(f"{path.name} can't be written: {error.strerror}")
 

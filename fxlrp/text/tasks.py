@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, first_line
 from fxlrp.graph.rewrite import Output
 from fxlrp.text.encode import Encoded, accepted
 
@@ -35,7 +35,7 @@ def run(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
             returned = model(**{name: t.clone() for name, t in inputs.items()})
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise FxlrpError(
             f"The model refuses this text ({reason}); does the tokenizer belong to it, and is the text short enough?"
         ) from error

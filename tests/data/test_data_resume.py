@@ -185,7 +185,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("fxlrp.data.writing.os.fsync", fsync)
+    monkeypatch.setattr("fxlrp.whole_files.os.fsync", fsync)
 
 
 def test_a_full_disk_is_a_sentence_and_what_is_there_stays_whole(
