@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import check_compiled
@@ -24,6 +24,7 @@ from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Contrast, Question, Target, by_classes, directions
 from fxlrp.errors import FxlrpError
 from fxlrp.export.joint import Joint, classes_asked, trace_joint
+from fxlrp.export.regions import compiled_by_regions
 from fxlrp.graph.plan import Plan
 from fxlrp.plans import CHECKED, PLANS
 from fxlrp.recent import Recent
@@ -122,7 +123,7 @@ def _run_joint(call: ModelCall, own: list[Tensor], target: Target, contrast: Con
             compiled = kept.get(key)
             if compiled is None:
                 joint = trace_joint(plan, explainer.rulebook, contrast, several=several, whole=not own)
-                compiled = kept.set(key, (torch.compile(joint.traced, **options), Recent(CHECKED)))
+                compiled = kept.set(key, (_compiled(joint.traced, options), Recent(CHECKED)))
     run, seen = compiled
     shapes = tuple(t.shape for t in tensors)
     with nullcontext() if seen.get(shapes) else alone(), torch.no_grad():  # new shapes may trigger a compilation
@@ -137,6 +138,13 @@ def _run_joint(call: ModelCall, own: list[Tensor], target: Target, contrast: Con
         directions(logits, target, contrast)  # raises FxlrpError if the target does not fit
     asked = logits.argmax(1) if target is None and not own else index.long()
     return attribution_of(call, own or out, logits, maps, asked, {})
+
+
+def _compiled(graph: fx.GraphModule, options: dict[str, Any]) -> Callable[..., Any]:
+    """Compiles a joint graph; as a whole if CUDA graphs record it, which are of one compiled function."""
+    if _records_cuda_graphs(options):
+        return torch.compile(graph, **options)
+    return compiled_by_regions(graph, **options)
 
 
 def _records_cuda_graphs(options: dict[str, Any]) -> bool:

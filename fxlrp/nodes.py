@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -33,6 +34,12 @@ def values_of(node: fx.Node) -> list[Tensor]:
 def writes_into(node: fx.Node) -> bool:
     """Whether a node's op writes into one of its arguments."""
     return getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+
+
+def aliases(node: fx.Node) -> bool:
+    """Whether a node's value may share memory with its first argument: a view, or an element of a list."""
+    schema = getattr(node.target, "_schema", None)
+    return node.target is operator.getitem or (schema is not None and any(r.alias_info for r in schema.returns))
 
 
 def outputs_of(gm: fx.GraphModule) -> list[fx.Node]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture.straight_through import join_straight_through
-from fxlrp.nodes import args_of, target_of, writes_into
+from fxlrp.nodes import aliases, args_of, target_of, writes_into
 
 aten = torch.ops.aten
 
@@ -118,8 +118,8 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
             continue
         twin = _functional_twin(node)
         base = node.args[0]
-        views = [u for u in base.users if u is not node and _aliases(u)]
-        if twin is None or base.op != "call_function" or (_aliases(base) and not writes_into(base)) or views:
+        views = [u for u in base.users if u is not node and aliases(u)]
+        if twin is None or base.op != "call_function" or (aliases(base) and not writes_into(base)) or views:
             return False
         swaps.append((node, twin))
     for node, twin in swaps:
@@ -139,11 +139,6 @@ def _functional_twin(node: fx.Node) -> Any:
     base = node.meta["val"]
     same = all(torch.promote_types(o.dtype, base.dtype) == base.dtype and o.ndim <= base.ndim for o in others)
     return twin if same and isinstance(node.args[0], fx.Node) else None
-
-
-def _aliases(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.target is operator.getitem or (schema is not None and any(r.alias_info for r in schema.returns))
 
 
 NATIVE: dict[Any, tuple[Any, Callable[..., tuple]]] = {
