@@ -1,6 +1,6 @@
 """Which explanations are good, by every measure: all methods on the shapes networks, and on the kit's if it is given.
 
-    torchrun --nproc-per-node 2 benchmarks/evaluation.py --kit PATH --out FOLDER --docs docs/evaluation.md
+    python -m benchmarks.evaluation --workers 2 --kit PATH --out FOLDER --docs docs/evaluation.md
 
 Prints the tables, and with --docs writes them there.  A run that was stopped goes on, and FOLDER/NETWORK/report.html
 shows the best and worst maps.  PATH holds models/kit_models.py, images/localization and images/cifar10_test500.npz.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import platform
 import sys
 import time
@@ -119,12 +118,12 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=12)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--methods")
+    parser.add_argument("--workers", type=int, default=0, help="actors of Ray")
     parser.add_argument("--only", help="one network by name")
     parser.add_argument("--docs", type=Path, help="a Markdown file whose part between the marks is to be these tables")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    first = not int(os.environ.get("RANK", 0))
-    start, world = time.perf_counter(), os.environ.get("WORLD_SIZE", "1")
+    start = time.perf_counter()
     networks = list(shapes(args.pictures)) + (list(kit(args.kit, args.photos, 2 * args.pictures)) if args.kit else [])
     sections = []
     for name, model, data in networks:
@@ -135,12 +134,11 @@ def main() -> None:
         out = args.out and args.out / name.replace(" ", "-")
         big = data[0][0].shape[-1] > 64
         how = {"steps": 5, "batch_size": 4} if big else {"batch_size": 8}  # small chunks: processes end together
-        report = evaluate(model, methods, data, out=out, device="cpu", **how)
+        report = evaluate(model, methods, data, out=out, device="cpu", workers=args.workers, **how)
         sections.append(section(name, report))
-        if first:
-            print(f"\n{sections[-1]}\n\n{time.perf_counter() - start:.0f} s so far", flush=True)
-    if first and args.docs:
-        made = f"{date.today()}, {world} processes of one thread each on {platform.machine()}, torch "
+        print(f"\n{sections[-1]}\n\n{time.perf_counter() - start:.0f} s so far", flush=True)
+    if args.docs:
+        made = f"{date.today()}, {max(1, args.workers)} processes of one thread each on {platform.machine()}, torch "
         made += f"{torch.__version__}, captum {version('captum')}, Quantus {quantus.version()}.\n\n"
         before, rest = args.docs.read_text().split(OPEN)
         args.docs.write_text(before + OPEN + made + "\n\n".join(sections) + "\n" + CLOSE + rest.split(CLOSE)[1])

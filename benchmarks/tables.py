@@ -1,7 +1,7 @@
 """All suites by all methods: the networks that are known, then masking and masks on the shipped networks.
 
     python -m benchmarks.tables --out out/tables --docs docs/benchmarks.md
-    torchrun --nproc-per-node 2 -m benchmarks.tables --out out/tables --docs docs/benchmarks.md     # the same, in half
+    python -m benchmarks.tables --workers 2 --out out/tables --docs docs/benchmarks.md     # the same, in half
 
 A run that was stopped goes on.  OUT/known and OUT/NETWORK hold results.parquet, report.json and report.html.
 """
@@ -35,7 +35,7 @@ Every method beside ours, on networks whose right answer is known and on the shi
 [evaluation.md](evaluation.md). `ground-truth` and `random` are the ends of each scale; the best stand first. Means ±
 half the width of their 95 % bootstrap intervals.
 
-    torchrun --nproc-per-node 2 -m benchmarks.tables --out out/tables --docs docs/benchmarks.md
+    python -m benchmarks.tables --workers 2 --out out/tables --docs docs/benchmarks.md
 
 A run that was stopped goes on. One suite alone, without a model or data: `fxlrp evaluate --suite parts -o parts/`."""
 ABOUT = {
@@ -115,24 +115,24 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=0, help="actors of Ray")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    console = Console(stderr=True, quiet=bool(int(os.environ.get("RANK", 0))))
+    console = Console(stderr=True)
     pages = [HEAD, machine()]
     if args.suites:
         console.print("[bold]networks that are known")
-        pages += known_sections(known(suites=args.suites.split(","), out=args.out / "known"))
+        pages += known_sections(known(suites=args.suites.split(","), out=args.out / "known", workers=args.workers))
     pages.append("Beside these, the shipped networks, whose right answer nobody knows: masks and masking.")
     methods = list(dict.fromkeys([*fxlrp.rulebooks(), *BASELINES]))
     for name, model, data in shapes(args.pictures, args.networks.split(",")) if args.networks else ():
         console.print(f"[bold]{name}")
-        how = {"steps": args.steps, "batch_size": 4, "quantus": False}
+        how = {"steps": args.steps, "batch_size": 4, "quantus": False, "workers": args.workers}
         pages += network_sections(name, evaluate(model, methods, data, out=args.out / name.replace(" ", "-"), **how))
-    if not int(os.environ.get("RANK", 0)):
-        page = "\n\n".join(pages) + "\n"
-        print(page)
-        if args.docs:
-            args.docs.write_text(page)
+    page = "\n\n".join(pages) + "\n"
+    print(page)
+    if args.docs:
+        args.docs.write_text(page)
 
 
 if __name__ == "__main__":

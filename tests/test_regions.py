@@ -101,21 +101,24 @@ STEPS: dict[str, Callable[..., Tensor]] = {
     "split": lambda x, y, w: torch.cat(x.unbind(1)[::-1], 0).view(3, x.shape[0]).t(),
     "norm": lambda x, y, w: nn.functional.layer_norm(x + y, (3,)) if x.shape[1] == 3 else x + y,
 }
-BLOCK = st.lists(st.tuples(st.sampled_from([*STEPS]), st.integers(1, 4)), min_size=2, max_size=6)
-PROGRAM = st.tuples(st.lists(BLOCK, min_size=1, max_size=3), st.lists(st.integers(0, 2), min_size=2, max_size=7))
+BLOCK = st.lists(st.sampled_from([*STEPS]), min_size=2, max_size=6)
+PROGRAM = st.tuples(
+    st.lists(BLOCK, min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=7),  # which block, wired how
+)
 
 
 @settings(max_examples=60, deadline=None)
 @given(PROGRAM, st.booleans())
-def test_any_program_of_repeated_blocks(program: tuple[list[list[tuple[str, int]]], list[int]], symbolic: bool) -> None:
+def test_any_program_of_repeated_blocks(program: tuple[list[list[str]], list[tuple[int, int]]], symbolic: bool) -> None:
     blocks, order = program
     weights = [torch.randn(3) for _ in order]
 
     def run(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         values = [x, x * 2, x + 3]
-        for w, b in zip(weights, order, strict=True):
-            for step, back in blocks[b % len(blocks)]:
-                x, y = values[-1], values[-min(back, len(values))]
+        for w, (b, wired) in zip(weights, order, strict=True):
+            for k, step in enumerate(blocks[b % len(blocks)]):
+                x, y = values[-1], values[-1 - k * wired % 3]
                 x, y = (v if v.shape[1] == 3 and v.shape[0] != 3 else v.t() for v in (x, y))
                 values.append(STEPS[step](x, y, w))
         return values[-1].clone(), sum(v.sum() for v in values)

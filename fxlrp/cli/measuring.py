@@ -25,6 +25,8 @@ def evaluate(
     definition: options.Definition = "fixed",
     batch_size: options.BatchSize = 16,
     seed: options.Seed = 0,
+    workers: options.Workers = 0,
+    ray: options.RayAddress = None,
     column: options.Column = None,
     label: options.LabelColumn = None,
     as_json: options.AsJson = False,
@@ -42,7 +44,7 @@ def evaluate(
     tokens does and, with rationales, how people agree.
 
     [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
-    [dim]torchrun --nproc-per-node 4 -m fxlrp.cli evaluate timm:resnet50 pictures/ -o out/[/]
+    [dim]fxlrp evaluate timm:resnet50 pictures/ --workers 4 -o out/[/]
     [dim]fxlrp evaluate hf:DIR reviews.jsonl --methods attnlrp,occlusion,random -o out/[/]
     [dim]fxlrp evaluate --suite known -o known/[/]
     """
@@ -57,12 +59,14 @@ def evaluate(
 
     if suite is not None:
         asked = None if methods is None else split_names(methods)
-        gae_command.say(gae_command.run_known(suite, asked, output, err, seed=seed, limit=limit), output, out, as_json)
+        shared = {"workers": workers, "ray": ray}
+        known = gae_command.run_known(suite, asked, output, err, seed=seed, limit=limit, **shared)
+        gae_command.say(known, output, out, as_json)
         return
     assert model is not None
     assert data is not None
     loaded = load(model, arch, weights, trust, random_weights, device)
-    how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed}
+    how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed, "workers": workers, "ray": ray}
     if loaded.reads_text:
         of_pictures = {"masks": masks, "size": size, "mean": mean, "std": std}
         refuse_options(of_pictures | {"definition": None if definition == "fixed" else definition}, "pictures")

@@ -25,6 +25,7 @@ from fxlrp.inputs import LoadedModel, Preprocess, load_model
 from fxlrp.inputs.models import loaded_from
 from fxlrp.inputs.pictures import check_writable
 from fxlrp.methods import DEFAULT
+from fxlrp.ray_pool import check_ray, done_by_ray
 from fxlrp.rules.registry import Rulebook, find_rulebook
 
 if TYPE_CHECKING:
@@ -127,15 +128,12 @@ def check(asked: Asked, out: Path, data: Any, uses_ray: bool) -> None:
         value = getattr(asked, name)
         if value is not None and (type(value) is not int or value < 1):
             raise FxlrpError(f"--{name} is a number from 1, not {value}.")
-    if asked.workers < 0:
-        raise FxlrpError(f"--workers is a number from 0, not {asked.workers}.")
+    if uses_ray or asked.workers:
+        check_ray(asked.workers)
     if is_zarr(out) and kind == "top":
         raise FxlrpError("A .zarr keeps whole maps; give a folder for --keep top.")
-    missing = [
-        name for name, used in {"zarr": is_zarr(out), "ray": uses_ray}.items() if used and find_spec(name) is None
-    ]
-    if missing:
-        raise FxlrpError(f"{' and '.join(missing)} must be installed for this: pip install 'fxlrp[data]'.")
+    if is_zarr(out) and find_spec("zarr") is None:
+        raise FxlrpError("zarr must be installed for this: pip install 'fxlrp[data]'.")
     find_rulebook(asked.rules)
     check_there(data)
     if out.is_file():
@@ -203,12 +201,23 @@ def _run(job: Job, worker: Worker | None, workers: int, ray: str | None, progres
     if not missing:
         return
     if worker is None:
-        from fxlrp.data.by_ray import run_by_ray
-
-        run_by_ray(job, missing, max(1, workers), ray, tell)
+        make = partial(_shards_of, job)
+        for samples, errors in done_by_ray(make, missing, max(1, workers), ray, s.threads, s.device):
+            tell(samples, errors)
         return
     for shard in missing:
         tell(0, one_shard(job, worker, shard, lambda count: tell(count, 0)))
+
+
+def _shards_of(job: Job) -> Callable[[int], tuple[int, int]]:
+    """Return what explains and writes a shard, unless it is there: (its samples, how many of them failed)."""
+    worker = job.worker()
+
+    def shard(number: int) -> tuple[int, int]:
+        errors = 0 if _is_done(job, number) else one_shard(job, worker, number)
+        return len(job.settings.range_of(number)), errors
+
+    return shard
 
 
 def one_shard(job: Job, worker: Worker, shard: int, tell: Callable[[int], None] = lambda count: None) -> int:
@@ -224,7 +233,7 @@ def one_shard(job: Job, worker: Worker, shard: int, tell: Callable[[int], None] 
     return len(failed)
 
 
-def is_done(job: Job, shard: int) -> bool:
+def _is_done(job: Job, shard: int) -> bool:
     """Tell whether a shard is there."""
     with suppress(OSError):
         return os.path.getsize(part(job.out, shard)) > 0

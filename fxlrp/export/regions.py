@@ -19,13 +19,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxlrp.graph.plan import draws
-from fxlrp.nodes import aliases, args_of, leaves, writes_into
+from fxlrp.nodes import leaves
 from fxlrp.recent import Recent
 
 aten = torch.ops.aten
 
 LEAST = 24  # ops in a region: what is shorter is better fused with its surroundings
-MAY_VIEW = (aten._unsafe_view.default, aten.reshape.default)
 SEEN = 64  # shapes that a piece remembers
 SHARE = 0.4  # the part of all ops that may be left to compile, at most, for regions to pay
 
@@ -47,17 +46,14 @@ class Listing:
         self.inputs = [[a for a in _nodes_in(n) if not is_number(a)] for n in self.ops]
         numbers: dict[Any, int] = {}
         self.labels = np.array([numbers.setdefault(_label(n), len(numbers)) for n in self.ops], dtype=np.int64)
-        self.written = {i: self.index.get(_memory_of(n.args[0]), -1) for i, n in enumerate(self.ops) if writes_into(n)}
 
     def equal(self, a: int, b: int, size: int) -> int:
         """The number of ops, at most `size`, that do from a on what they do from b on: an argument is made by the same
-        op of both runs, or comes from outside, and nothing outside is written into."""
+        op of both runs, or comes from outside."""
         there: dict[fx.Node, fx.Node] = {}
         back: dict[fx.Node, fx.Node] = {}
         for k in range(size):
             if self.labels[a + k] != self.labels[b + k]:
-                return k
-            if a + k in self.written and not self.written[a + k] - a == self.written[b + k] - b >= 0:
                 return k
             for u, v in zip(self.inputs[a + k], self.inputs[b + k], strict=True):
                 i, j = self.index.get(u, -1) - a, self.index.get(v, -1) - b
@@ -261,13 +257,6 @@ def _dimension(number: fx.Node, tensors: Iterable[fx.Node]) -> tuple[fx.Node, in
 
 def _nodes_in(node: fx.Node) -> list[fx.Node]:
     return [a for a in leaves(node) if isinstance(a, fx.Node)]
-
-
-def _memory_of(node: fx.Node) -> fx.Node:
-    """The op that made the memory which a node's value may be a view of."""
-    while node.op == "call_function" and (aliases(node) or writes_into(node) or node.target in MAY_VIEW):
-        node = args_of(node)[0]
-    return node
 
 
 def _label(node: fx.Node) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,12 +44,12 @@ def run(
     console: Console,
     **options: Any,
 ) -> Report:
-    """Evaluate methods on the data set that `data` names; only the first process shows a progress bar.
+    """Evaluate methods on the data set that `data` names.
 
     Raises FxlrpError as `open_data` and `evaluate` do.
     """
     dataset = open_data(data, loaded.preprocess, masks)
-    with _progress(console, hidden=int(os.environ.get("RANK", 0)) > 0) as progress:
+    with _progress(console) as progress:
         return evaluate(
             loaded.module,
             list(dict.fromkeys(methods)),
@@ -65,7 +64,7 @@ def run_texts(
     model: Any, tokenizer: Any, texts: Any, methods: Sequence[str], out: Path | None, console: Console, **options: Any
 ) -> Report:
     """Evaluate methods on texts, as `run` does on pictures.  Raises FxlrpError as `evaluate_texts` does."""
-    with without_warnings(), _progress(console, hidden=int(os.environ.get("RANK", 0)) > 0) as progress:
+    with without_warnings(), _progress(console) as progress:
         names = list(dict.fromkeys(methods))
         return evaluate_texts(model, tokenizer, names, texts, out=out, progress=progress, **options)
 
@@ -73,15 +72,15 @@ def run_texts(
 def run_known(suite: str, methods: Sequence[str] | None, out: Path | None, console: Console, **how: Any) -> KnownReport:
     """Ask methods about networks that are known; `known` stands for all suites.  Raises FxlrpError as `known` does."""
     names = [name for part in suite.split(",") for name in (SUITES if part.strip() == "known" else [part.strip()])]
-    with _progress(console, hidden=int(os.environ.get("RANK", 0)) > 0) as progress:
+    with _progress(console) as progress:
         return known(methods, suites=list(dict.fromkeys(names)), out=out, progress=progress, **how)
 
 
 @contextmanager
-def _progress(console: Console, hidden: bool) -> Iterator[Callback]:
+def _progress(console: Console) -> Iterator[Callback]:
     """Show a progress bar, and yield what moves it: a function of how much is done, of how much."""
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -136,12 +135,10 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def say(report: Report | KnownReport, out: Path | None, console: Console, as_json: bool = False) -> None:
-    """Print the table, what could not be evaluated, and where the files are; of several processes the first does.
+    """Print the table, what could not be evaluated, and where the files are.
 
     as_json: print report.json in the place of it.
     """
-    if int(os.environ.get("RANK", 0)):
-        return
     if as_json:
         print(json.dumps(report.summary(), indent=1))
         return

@@ -1,9 +1,8 @@
-"""Evaluate methods on a data set, chunk by chunk, so that a run can go on later and share its work with others."""
+"""Evaluate methods on a data set, chunk by chunk, so that a run can go on later and Ray can share its work out."""
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.gae import quantus as quantus_measures
-from fxlrp.gae.conduct import Progress, conduct
+from fxlrp.gae.conduct import Progress, Ray, conduct
 from fxlrp.gae.data import Data
 from fxlrp.gae.definitions import DEFINITIONS, FIXED, PUBLISHED
 from fxlrp.gae.masking import MASKINGS
@@ -44,6 +43,8 @@ def evaluate(
     out: str | Path | None = None,
     masks: Sequence[Any] | None = None,
     limit: int | None = None,
+    workers: int = 0,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Measure GAE, masking curves and, where there are masks, localisation, of each method on each sample.
@@ -66,11 +67,12 @@ def evaluate(
     quantus: also measure sparseness, max-sensitivity and randomization with Quantus if it is installed, which takes a
         third as long again; if it is not, `report.notes` says so.
     out: a folder; results are kept there as they come, a run that was killed goes on, and results.parquet, report.json
-        and report.html are written at the end.  Under torchrun (RANK, WORLD_SIZE) the chunks are shared out and every
-        process returns the same report.
+        and report.html are written at the end.
     masks: a mask for each sample, instead of the data set's.
     limit: only the first so many samples.
-    progress(done, all): called after each piece of work of this process.
+    workers: Ray's actors, which share the work and get model, methods and data set by pickle; 0 for this process alone.
+    ray: the address of a cluster, `auto` for the one that is there.
+    progress(done, all): called after each piece of work, those of earlier runs counted.
 
     A method that raises is left out of the report's table and its error is in `report.errors`.
 
@@ -88,8 +90,8 @@ def evaluate(
     ways = tuple(dict.fromkeys(["zero", *maskings]))
     plan = Plan(model, data, steps, mosaics, seed, definition, batch_size, quantus_version, ways)
     notes = [WITHOUT_QUANTUS] if quantus and quantus_version is None else []
-    report = conduct(plan, named, functools.partial(_measure, plan), Report, notes=notes, out=out, progress=progress)
-    if out is not None and int(os.environ.get("RANK", 0)) == 0:
+    report = conduct(plan, named, _measure, Report, notes=notes, out=out, ray=Ray(workers, ray), progress=progress)
+    if out is not None:
         report.save(out, examples=functools.partial(plan.example, named))
     return report
 

@@ -46,7 +46,7 @@ class Plan:
     def __post_init__(self) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = weight.device, weight.dtype
-        self.sample: Callable[[int], Sample] = functools.lru_cache(8 * self.batch_size)(self.data.__getitem__)
+        self._remember()
         count = len(self.data)
         if self.definition == PUBLISHED:
             self.size, self.chunks = self.batch_size, count // self.batch_size
@@ -57,6 +57,17 @@ class Plan:
             self.chunks = -(-count // self.size)
             self.rings = [ring(count, self.seed, turn) for turn in range(self.mosaics)]
             self.where = [{i: p for p, i in enumerate(r)} for r in self.rings]
+
+    def _remember(self) -> None:
+        self.sample: Callable[[int], Sample] = functools.lru_cache(8 * self.batch_size)(self.data.__getitem__)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to other processes: not what is remembered."""
+        return {**vars(self), "sample": None, "made": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
 
     def manifest(self) -> dict[str, Any]:
         """Return all that results depend on: runs share a folder only where it is the same.

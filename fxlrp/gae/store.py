@@ -1,9 +1,8 @@
-"""Keep results on disk so that they survive SIGKILL: one line for each finished piece of work, one file a process.
+"""Keep results on disk so that they survive SIGKILL: one line for each finished piece of work.
 
-A line is written by one append and fsync; one that a kill cut short is cut off at the next start.  Everybody reads
-everybody's lines, so that a run goes on with another number of processes.  A line ends in a checksum of itself and of
-the run it belongs to, and says which method it is of by that method's digest: what was changed since, or comes from
-elsewhere, is refused.
+A line is written by one append and fsync; one that a kill cut short is cut off at the next start.  It ends in a
+checksum of itself and of the run it belongs to, and says which method it is of by that method's digest: what was
+changed since, or comes from elsewhere, is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from fxlrp.inputs.limits import read_json
 from fxlrp.whole_files import written_whole
 
 Piece = tuple[int, str]  # chunk, method
+PIECES = "pieces.jsonl"
 
 
 class Store:
@@ -31,26 +30,25 @@ class Store:
     methods: gives the digest of a method for its name, None if it is not of this run.
 
     Raises FxlrpError if the folder holds a run of another kind, or of another method under a name of these, or damaged
-    results, or cannot be written, or another process writes its part of it.
+    results, or cannot be written, or another process writes to it.
     """
 
-    def __init__(
-        self, folder: Path | None, manifest: dict[str, Any], methods: Callable[[str], str | None], rank: int = 0
-    ) -> None:
-        self.folder, self.rank, self.kept, self.methods = folder, rank, {}, methods
-        self._offsets: dict[Path, int] = {}
+    def __init__(self, folder: Path | None, manifest: dict[str, Any], methods: Callable[[str], str | None]) -> None:
+        self.folder, self.kept, self.methods = folder, {}, methods
         if folder is None:
             return
         self._run = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-        path = folder / f"part-{rank:04d}.jsonl"
+        path = folder / PIECES
         with usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _agree(folder / "manifest.json", manifest)
             self._file = path.open("ab", buffering=0)  # a buffer would be written again after a full disk
             try:
                 lock(self._file)
-                self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
-                self.read()
+                lines = path.read_bytes()
+                self._file.truncate(lines.rfind(b"\n") + 1)
+                for line in lines.split(b"\n")[:-1]:
+                    self._take(line, path)
             except BaseException:
                 self._file.close()
                 raise
@@ -78,19 +76,6 @@ class Store:
                 self._file.truncate(before)
                 raise
 
-    def read(self) -> None:
-        """Take in what any process has written since.  Raises FxlrpError for results of another run or method."""
-        if self.folder is None:
-            return
-        for path in sorted(self.folder.glob("part-*.jsonl")):
-            with usable(self.folder), path.open("rb") as file:
-                file.seek(self._offsets.get(path, 0))
-                whole = file.read()
-            end = whole.rfind(b"\n") + 1
-            self._offsets[path] = self._offsets.get(path, 0) + end
-            for line in whole[:end].split(b"\n")[:-1]:
-                self._take(line, path)
-
     def _take(self, line: bytes, path: Path) -> None:
         """Take in one line.  Raises FxlrpError if its checksum or its method is another."""
         body, separator, rest = line.rpartition(b',"sum":"')
@@ -112,12 +97,6 @@ class Store:
     def _sum(self, body: bytes) -> bytes:
         """Return the checksum of a line, which is another in another run."""
         return hashlib.sha256(self._run.encode() + body).hexdigest().encode()
-
-    def wait(self, pieces: set[Piece]) -> None:
-        """Wait until all of these are there, whoever computes them."""
-        while pieces - self.kept.keys():
-            time.sleep(0.2)
-            self.read()
 
     def close(self) -> None:
         if self.folder is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from fxlrp import FxlrpError
 from fxlrp.data import explain
-from fxlrp.data.by_ray import Actor
-from fxlrp.data.prepare import Asked, prepare
+from fxlrp.data.prepare import Asked, Job, prepare
+from fxlrp.data.run import _shards_of
+from fxlrp.ray_pool import Actor
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'fxlrp[data]')")
@@ -63,12 +65,16 @@ class Broken(Tensors):
 def test_what_stops_an_actor_is_told(tmp_path: Path) -> None:
     asked = Asked(batch=4, shard=4)
     job, _ = prepare(load, Broken(8), asked, tmp_path, None, fail_fast=True)
-    assert Actor(job)({"id": [1]})["failed"] == ["Sample 5 (5) failed: OSError: no such thing"]
-    actor = Actor(replace(job, settings=replace(job.settings, weights="others")))
-    assert actor({"id": [0]})["failed"] == ["small is another model here than where the run began."]
+
+    def told(job: Job, shard: int) -> dict[str, list[str]]:
+        return Actor(partial(_shards_of, job), 1)({"id": [shard]})
+
+    assert told(job, 1)["failed"] == ["Sample 5 (5) failed: OSError: no such thing"]
+    other = replace(job, settings=replace(job.settings, weights="others"))
+    assert told(other, 0)["failed"] == ["small is another model here than where the run began."]
     whole = replace(job, fail_fast=False)
-    assert Actor(whole)({"id": [1]}) == {"samples": [4], "errors": [1], "failed": [""]}
-    assert Actor(whole)({"id": [1]}) == {"samples": [4], "errors": [0], "failed": [""]}  # it is there
+    assert told(whole, 1) == {"done": ["[4, 1]"], "failed": [""]}
+    assert told(whole, 1) == {"done": ["[4, 0]"], "failed": [""]}  # it is there
 
 
 def test_an_address_where_no_ray_is(tmp_path: Path) -> None:

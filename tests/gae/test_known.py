@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,10 @@ def a_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(known.__globals__["SUITES"], "built", few)
 
 
-def work(out: Path, rank: int = 0, world: int = 1, slow: float = 0) -> None:
-    """One process of a run, which takes its time."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+def work(out: Path, slow: float = 0, workers: int = 0) -> None:
+    """A run, which takes its time."""
     known.__globals__["SUITES"]["built"] = few
-    known(WITHOUT_GRADIENTS, suites="built", out=out, progress=lambda *_: time.sleep(slow))
+    known(WITHOUT_GRADIENTS, suites="built", out=out, workers=workers, progress=lambda *_: time.sleep(slow))
 
 
 def results(out: Path) -> bytes:
@@ -59,24 +57,31 @@ def run_apart(*args: Any) -> Any:
     return started
 
 
-def test_killed_or_shared_it_is_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_it_is_the_same_bytes(tmp_path: Path) -> None:
     whole = run_apart(tmp_path / "whole")
     whole.join(60)
     kills = 0
     while kills < 3:
-        run = run_apart(tmp_path / "killed", 0, 1, 0.02)
+        run = run_apart(tmp_path / "killed", 0.02)
         run.join(0.3 + 0.1 * kills)
         kills += run.is_alive()
         run.kill()
         run.join()
-    runs = [run_apart(tmp_path / "killed"), *(run_apart(tmp_path / "shared", rank, 2) for rank in (0, 1))]
-    for run in runs:
-        run.join(60)
-        assert run.exitcode == 0
-    assert results(tmp_path / "whole") == results(tmp_path / "killed") == results(tmp_path / "shared")
-    lines = (tmp_path / "killed" / "part-0000.jsonl").read_text().splitlines()
+    run = run_apart(tmp_path / "killed")
+    run.join(60)
+    assert run.exitcode == 0
+    assert results(tmp_path / "whole") == results(tmp_path / "killed")
+    lines = (tmp_path / "killed" / "pieces.jsonl").read_text().splitlines()
     pieces = [(row["chunk"], row["method"]) for row in map(json.loads, lines)]
     assert len(pieces) == len(set(pieces)) == 9 * 3
+
+
+@pytest.mark.whole
+def test_shared_it_is_the_same_bytes(tmp_path: Path, a_few: None) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'fxlrp[data]')")
+    work(tmp_path / "whole")
+    work(tmp_path / "shared", workers=2)
+    assert results(tmp_path / "whole") == results(tmp_path / "shared")
 
 
 def shapley(net: nn.Module, x: Tensor) -> Tensor:

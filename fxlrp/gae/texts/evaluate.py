@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from fxlrp.errors import FxlrpError
-from fxlrp.gae.conduct import Progress, conduct
+from fxlrp.gae.conduct import Progress, Ray, conduct
 from fxlrp.gae.methods import name_methods
 from fxlrp.gae.texts.data import Texts
 from fxlrp.gae.texts.methods import BASELINES, Method, run
@@ -33,6 +32,8 @@ def evaluate(
     stability: bool = True,
     out: str | Path | None = None,
     limit: int | None = None,
+    workers: int = 0,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> TextReport:
     """Measure removal of tokens and, where people marked the texts, agreement with them, of each method on each text.
@@ -48,7 +49,7 @@ def evaluate(
     batch_size: texts in one call of the model, while tokens are removed.
     device: where to move the model to; without it, where it is.
     stability: also measure sensitivity and randomization, for which each method explains every text four times more.
-    out, limit, progress: as in `fxlrp.gae.evaluate`: a run goes on there, and processes share its work.
+    out, limit, workers, ray, progress: as in `fxlrp.gae.evaluate`: a run goes on, and Ray's actors share its work.
 
     A method that raises is left out of the report's table and its error is in `report.errors`.
 
@@ -66,9 +67,9 @@ def evaluate(
     if device is not None:
         model.to(device)
     plan = TextPlan(model, tokenizer, data, steps, seed, batch_size, stability)
-    report = conduct(plan, named, plan.measure, TextReport, out=out, progress=progress)
+    report = conduct(plan, named, TextPlan.measure, TextReport, out=out, ray=Ray(workers, ray), progress=progress)
     report.notes.extend(_notes(report))
-    if out is not None and int(os.environ.get("RANK", 0)) == 0:
+    if out is not None:
         report.save(out, examples=lambda method, samples: _shown(plan, method, named[method], samples))
     return report
 

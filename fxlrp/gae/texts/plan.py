@@ -45,11 +45,22 @@ class TextPlan:
     def __post_init__(self) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = weight.device, weight.dtype
-        self.sample: Callable[[int], Sample] = functools.lru_cache(8 * self.size)(self.data.__getitem__)
-        self.case: Callable[[int], Case] = functools.lru_cache(8 * self.size)(self._case)
+        self._remember()
         self.chunks = -(-len(self.data) // self.size)
         marks = [r for i in range(len(self.data)) if (r := self.data[i].rationale) is not None]
         self.share = sum(sum(r) / len(r) for r in marks) / len(marks) if marks else None
+
+    def _remember(self) -> None:
+        self.sample: Callable[[int], Sample] = functools.lru_cache(8 * self.size)(self.data.__getitem__)
+        self.case: Callable[[int], Case] = functools.lru_cache(8 * self.size)(self._case)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to other processes: not what is remembered."""
+        return {**vars(self), "sample": None, "case": None, "made": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
 
     def manifest(self) -> dict[str, Any]:
         """Return all that results depend on, but for methods and samples; as `gae.plan.Plan.manifest`."""

@@ -1,83 +1,90 @@
-"""Ray: shards are given to a pool of actors, each with a model and explainer of its own, which write what they explain.
+"""A pool of Ray's actors that share out numbered pieces of work.
 
-Ray Data streams the numbers of shards to whoever is free; an actor that dies is started again, and its shard is done
-anew.  Rows never go through Ray.
+Ray Data streams the numbers to whoever is free; an actor that dies is started again, and what it had is done anew.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from fxlrp.data.prepare import Job
-from fxlrp.data.run import is_done, one_shard
 from fxlrp.errors import FxlrpError
 
 MOST_BLOCKS = 10_000
-"""Shards are handed out one by one up to so many, several at a time beyond."""
+"""Pieces are handed out one by one up to so many, several at a time beyond."""
+
+Work = Callable[[int], Any]
 
 
 class Actor:
-    """Explains shards in a process of its own."""
+    """Does pieces of work in a process of its own, with what `make` makes there once."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        torch.set_num_threads(self.job.settings.threads)
+    def __init__(self, make: Callable[[], Work], threads: int) -> None:
+        torch.set_num_threads(threads)
         self.failed = ""
         try:
-            self.worker = self.job.worker()
+            self.work = make()
         except Exception as error:  # one that leaves an actor's start would be tried for ever
             self.failed = _said(error)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Explain the shard of a batch; what stops the run is told, not raised."""
-        shard = int(batch["id"][0])
-        samples = len(self.job.settings.range_of(shard))
-        if self.failed or is_done(self.job, shard):
-            return {"samples": [samples], "errors": [0], "failed": [self.failed]}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Do the piece of a batch; what stops the run is told, not raised."""
+        if self.failed:
+            return {"done": [""], "failed": [self.failed]}
         try:
-            return {"samples": [samples], "errors": [one_shard(self.job, self.worker, shard)], "failed": [""]}
+            return {"done": [json.dumps(self.work(int(batch["id"][0])))], "failed": [""]}
         except Exception as error:
-            return {"samples": [samples], "errors": [0], "failed": [_said(error)]}
+            return {"done": [""], "failed": [_said(error)]}
 
 
 def _said(error: Exception) -> str:
     return str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
 
 
-def run_by_ray(
-    job: Job, shards: Sequence[int], workers: int, address: str | None, tell: Callable[[int, int], None]
-) -> None:
-    """Explain shards by so many actors, of a Ray that is started here or is at an address.
+def check_ray(workers: int) -> None:
+    """Raise FxlrpError for a number of workers that can't be, and where Ray is not installed."""
+    if workers < 0:
+        raise FxlrpError(f"--workers is a number from 0, not {workers}.")
+    if find_spec("ray") is None:
+        raise FxlrpError("ray must be installed for this: pip install 'fxlrp[data]'.")
 
-    tell: called with samples and errors after each shard.
+
+def done_by_ray(
+    make: Callable[[], Work], pieces: Sequence[int], workers: int, address: str | None, threads: int, device: str
+) -> Iterator[Any]:
+    """Yield what make()(piece) returns for each piece, in the order in which they are done; it has to fit into JSON.
+
+    make: goes to each actor by pickle, and runs there once.
+    workers: how many actors, of a Ray that is started here or is at an address.
+    threads: of each actor.  device: cuda gives each a GPU.
 
     Raises FxlrpError for whatever stops an actor, and an address where no Ray is.
     """
-    with _ray(workers * job.settings.threads, address, job.settings.device) as ray:
-        gpus = 1 if job.settings.device == "cuda" else 0
-        pool = ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1)
-        numbers = [{"id": shard} for shard in shards]
+    with _ray(workers * threads, address, device) as ray:
+        pool = ray.data.ActorPoolStrategy(size=min(workers, len(pieces)), max_tasks_in_flight_per_actor=1)
+        numbers = [{"id": piece} for piece in pieces]
         rows = ray.data.from_items(numbers, override_num_blocks=min(len(numbers), MOST_BLOCKS)).map_batches(
             Actor,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(make, threads),
             batch_size=1,
             compute=pool,
-            num_cpus=job.settings.threads,
-            num_gpus=gpus,
+            num_cpus=threads,
+            num_gpus=1 if device == "cuda" else 0,
         )
         try:
             for row in rows.iter_rows():
                 if row["failed"]:
                     raise FxlrpError(row["failed"])
-                tell(int(row["samples"]), int(row["errors"]))
+                yield json.loads(row["done"])
         except ray.exceptions.RayError as error:
             lines = [line.strip() for line in str(error).splitlines() if "Error: " in line]
             raise FxlrpError(f"Ray stopped ({(lines or [str(error)])[-1]}); what is written is whole.") from error
