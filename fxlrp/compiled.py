@@ -40,8 +40,8 @@ def compile(explainer: Explainer, /, mode: str | None = None, **options: Any) ->
     questions about classes are compiled; a target of weights or a callable, `at` and `trace` run as before.
     Returns itself.
 
-    Blocks that the graph repeats are compiled once; other batch sizes and lengths from 2 on compile nothing anew, unless
-    dynamic=False.  CUDA graphs are recorded of the whole, for each size.  A graph that torch.compile would break into
+    Blocks that the graph repeats are compiled once; other batch sizes and lengths from 2 on compile nothing anew,
+    unless dynamic=False.  CUDA graphs are recorded of the whole, for each size.  A graph that torch.compile would break into
     pieces is an error, unless fullgraph=False.  Whenever something was compiled, the call's relevance is computed
     eagerly as well: FxlrpError if they differ by more than rounding.
     """

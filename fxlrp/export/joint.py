@@ -147,13 +147,14 @@ def spell_numel(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.find_nodes(op="call_function", target=aten.sym_numel.default)):
         (x,) = node.args
         with gm.graph.inserting_before(node):
-            sizes = [
-                n if isinstance(n, int) else gm.graph.call_function(aten.sym_size.int, (x, d))
-                for d, n in enumerate(x.meta["val"].shape)
-            ]
-            count: Any = math.prod(n for n in sizes if isinstance(n, int))
-            for size in (n for n in sizes if isinstance(n, fx.Node)):
+            shape = x.meta["val"].shape
+            count: Any = math.prod(n for n in shape if isinstance(n, int))
+            so_far = count
+            for d, n in ((d, n) for d, n in enumerate(shape) if not isinstance(n, int)):
+                size = gm.graph.call_function(aten.sym_size.int, (x, d))
                 count = gm.graph.call_function(operator.mul, (size, count))
+                so_far = n * so_far
+                size.meta, count.meta = {"val": n}, {"val": so_far}
         node.replace_all_uses_with(count)
         gm.graph.erase_node(node)
     gm.recompile()

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxlrp.graph.plan import draws
 from fxlrp.nodes import leaves
 from fxlrp.recent import Recent
 
@@ -260,7 +259,7 @@ def _nodes_in(node: fx.Node) -> list[fx.Node]:
 
 
 def _label(node: fx.Node) -> str:
-    """Equal for nodes that compute the same from equal arguments; a random draw equals no other."""
+    """Equal for nodes that compute the same from equal arguments."""
 
     def described(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -270,7 +269,5 @@ def _label(node: fx.Node) -> str:
     def argument(a: Any) -> Any:
         return described(a.meta.get("val")) if isinstance(a, fx.Node) else described(a)
 
-    if draws(node):
-        return node.name
     shape = pytree.tree_structure((node.args, node.kwargs))
     return repr((str(node.target), shape, [argument(a) for a in leaves(node)], described(node.meta.get("val"))))
