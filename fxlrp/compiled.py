@@ -41,9 +41,10 @@ def compile(explainer: Explainer, /, mode: str | None = None, **options: Any) ->
     Returns itself.
 
     Blocks that the graph repeats are compiled once; other batch sizes and lengths from 2 on compile nothing anew,
-    unless dynamic=False.  CUDA graphs are recorded of the whole, for each size.  A graph that torch.compile would break into
-    pieces is an error, unless fullgraph=False.  Whenever something was compiled, the call's relevance is computed
-    eagerly as well: FxlrpError if they differ by more than rounding.
+    unless dynamic=False.  CUDA graphs are recorded of the whole, for each size.
+
+    A graph that torch.compile would break into pieces is an error, unless fullgraph=False.  Whenever something was
+    compiled, the call's relevance is computed eagerly as well: FxlrpError if they differ by more than rounding.
     """
     explainer.compiling = {"mode": mode, "fullgraph": True, **options}
     explainer.plans.cache = replace(explainer.plans.cache, compiled=Recent(PLANS))
