@@ -37,7 +37,7 @@ fuzz: install
 	$(BIN)/python -W ignore -m tests.inputs.fuzzing --minutes $${MINUTES:-60} --seed $${SEED:-1} --keep out/fuzz
 
 tables: install  # docs/benchmarks.md, in half an hour
-	$(BIN)/python -m torch.distributed.run --nproc-per-node 2 -m benchmarks.tables --docs docs/benchmarks.md
+	$(BIN)/python -m benchmarks.tables --workers 2 --docs docs/benchmarks.md
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu
