@@ -240,6 +240,25 @@ def test_a_compiled_call_is_held_against_the_eager_one_once_for_what_was_compile
     assert calls == [True, False, True, True]
 
 
+def test_a_cache_that_begins_empty() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k = (layer(x).unflatten(2, (2, 2)).transpose(1, 2) for layer in (self.q, self.k))
+            keys = torch.cat([torch.tensor([]), k], dim=-2)
+            return self.head(((q @ keys.mT).softmax(-1) @ k).transpose(1, 2).flatten(2).mean(1))
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4)
+    explainer = convert(Model().eval(), x, rules="attnlrp")
+    assert not explainer.latest.graph.graph.find_nodes(op="call_function", target=aten.cat.default)
+    eager = explainer(x, target=0)
+    torch.testing.assert_close(explainer.compile()(x, target=0).relevance, eager.relevance)
+
+
 def test_maxima_that_turn_by_rounding_are_no_fault_of_the_compiler() -> None:
     """A compiler that computes in another order moves a maximum among equals, and with it relevance."""
 

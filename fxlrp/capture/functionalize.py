@@ -56,8 +56,8 @@ def _detached(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def plain_interface(gm: fx.GraphModule) -> None:
-    """Reduces a graph to its computation: removes guards, assertions on metadata, detaches and writes into inputs, and
-    replaces views, which hold only for the strides of one run."""
+    """Reduces a graph to its computation: removes guards, assertions on metadata, detaches, writes into inputs and
+    concatenations of one tensor, and replaces views, which hold only for the strides of one run."""
     join_straight_through(gm)
     _name_convolutions(gm)
     for node in reversed(gm.graph.nodes):
@@ -66,6 +66,9 @@ def plain_interface(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(node)
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
+        elif (only := _only_part(node)) is not None:
+            node.replace_all_uses_with(only)
+            gm.graph.erase_node(node)
         elif (
             node.op == "call_module"
             or node.target is torch._C._set_grad_enabled
@@ -74,6 +77,15 @@ def plain_interface(gm: fx.GraphModule) -> None:
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
     gm.recompile()
+
+
+def _only_part(node: fx.Node) -> fx.Node | None:
+    """What a concatenation consists of if all else is empty, as a cache is at the first token; Inductor (torch 2.14)
+    lays out such a one wrongly."""
+    if node.target is not aten.cat.default or any(writes_into(user) for user in node.users):
+        return None
+    parts = [n for n in args_of(node)[0] if n.meta["val"].shape != (0,)]
+    return parts[0] if len(parts) == 1 and parts[0].meta["val"].dtype == node.meta["val"].dtype else None
 
 
 def plain_ops(gm: fx.GraphModule) -> None:
