@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock  # noqa: F401 - it writes and removes a file when it is first imported
 import numpy as np
 import torch
 from PIL import Image
