@@ -106,11 +106,11 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("package", ["ray", "zarr"])
+@pytest.mark.parametrize(("package", "module"), [("ray", "fxlrp.ray_pool"), ("zarr", "fxlrp.data.run")])
 def test_a_package_that_is_missing_is_named(
-    package: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: str, module: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxlrp.data.run.find_spec", lambda name: None if name == package else name)
+    monkeypatch.setattr(f"{module}.find_spec", lambda name: None if name == package else name)
     result = run(MODEL, data, "-o", tmp_path / "out.zarr", "--workers", 2 if package == "ray" else 0)
     assert result.exit_code == 2
     assert f"{package} must be installed for this: pip install 'fxlrp[data]'" in said(result)
