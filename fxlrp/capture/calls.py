@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,22 +22,22 @@ class Signature:
     """The properties shared by calls that can share a graph.
 
     axes: where the samples of the call are.
+    shapes: structure, constants, dtypes, autocast, devices and shapes, except the batch size.
     """
 
     def __init__(self, args: tuple, kwargs: dict, axes: Axes) -> None:
         self._leaves, self._spec = pytree.tree_flatten((args, kwargs))
         places = iter(axes.inputs)
         self._axes = [next(places) if isinstance(leaf, Tensor) else None for leaf in self._leaves]
+        self.shapes = self._of(None)
+        self._like: tuple | None = None
 
-    @cached_property
-    def shapes(self) -> tuple:
-        """Structure, constants, dtypes, autocast, devices and shapes, except the batch size."""
-        return self._of(None)
-
-    @cached_property
+    # no functools.cached_property: before Python 3.12 it has a lock, which a fork may find held by another thread
+    @property
     def like(self) -> tuple:
         """The same without sequence lengths, for graphs that hold for any length."""
-        return self._of("length")
+        self._like = self._like or self._of("length")
+        return self._like
 
     @property
     def kind(self) -> tuple:

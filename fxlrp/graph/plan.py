@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +38,10 @@ class Form(NamedTuple):
 
 @dataclass
 class Plan:
-    """A rewritten graph, ready to run: inputs → (*outputs, *readouts), and the meaning of each of these."""
+    """A rewritten graph, ready to run: inputs → (*outputs, *readouts), and the meaning of each of these.
+
+    scores_shape: the shape of the explained output, samples first: [batch, classes], or another.
+    """
 
     graph: fx.GraphModule
     capture: Capture
@@ -56,12 +58,11 @@ class Plan:
     any_length: bool  # whether it holds for sequences of any length
     samples: dict[str, SampleAxis]  # where the samples are in the values of active nodes, by name, where that is known
     key: Hashable = None  # the key under which an explainer keeps it
+    _causal: bool | None = field(default=None, repr=False)
     _forms: Recent[Form] = field(default_factory=lambda: Recent(FORMS), repr=False)
 
-    @cached_property
-    def scores_shape(self) -> torch.Size:
-        """The shape of the explained output, samples first: [batch, classes], or another."""
-        return self.axes.rows(outputs_of(self.graph)[self.logits].meta["val"]).shape
+    def __post_init__(self) -> None:
+        self.scores_shape = self.axes.rows(outputs_of(self.graph)[self.logits].meta["val"]).shape
 
     @property
     def axes(self) -> Axes:
@@ -73,8 +74,14 @@ class Plan:
         """Whether each sample is explained alone: it takes its own branches, or can't be separated from the others."""
         return self.capture.mode is CaptureMode.THIS_INPUT or not self.samples_separable
 
-    @cached_property
+    @property
     def causal(self) -> bool:
+        """Whether each position of the logits [B, T, K] depends on no later entry of the sequence; found once."""
+        if self._causal is None:
+            self._causal = self._is_causal()
+        return self._causal
+
+    def _is_causal(self) -> bool:
         """Whether logits [B, T, K] depend only on entries of the sequence up to their own, tested at two entries: the
         first must reach the last position, and the last must reach the last position and no other."""
         outputs = outputs_of(self.graph)
