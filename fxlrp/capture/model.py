@@ -7,6 +7,8 @@ returns the tensors found in the model's output; everything else in them is cons
 from __future__ import annotations
 
 import inspect
+import itertools
+import sys
 import traceback
 from dataclasses import dataclass, field
 from enum import Enum
@@ -106,6 +108,22 @@ class Capture:
         return self.returned.names
 
 
+def _refuse_shared_out(model: nn.Module, tensors: list[Tensor]) -> None:
+    """Raises FxlrpError for tensors of which each process holds a part, by tensor parallelism or FSDP."""
+    parts = sys.modules.get("torch.distributed.tensor")  # takes long to import, and nobody has one without it
+    if parts is None:
+        return
+    named = itertools.chain(model.named_parameters(), model.named_buffers(), (("an input", t) for t in tensors))
+    shared = next((name for name, t in named if isinstance(t, parts.DTensor)), None)
+    if shared is not None:
+        raise FxlrpError(
+            f"Each process holds a part of {shared} (a DTensor), and torch.export traces no such model. Explain a "
+            "whole copy of it, with the weights that torch.distributed.checkpoint.state_dict.get_model_state_dict("
+            "model, options=StateDictOptions(full_state_dict=True)) gathers, and share the data out: fxlrp map "
+            "--workers N."
+        )
+
+
 def capture(
     model: nn.Module,
     args: tuple,
@@ -129,6 +147,7 @@ def capture(
     Raises FxlrpError, with the line in the user's model, if no mode succeeds.
     """
     tensors, rebuild = split_tensors(args, kwargs)
+    _refuse_shared_out(model, tensors)
     axes = Axes.first(tensors) if axes is None else axes
     seen: list[Returned] = []
     traced = model if itself else _twin(model)
