@@ -64,7 +64,7 @@ def finish(store: Store, work: Work, names: Sequence[str], ray: Ray, progress: P
     done = total - sum(map(len, missing.values()))
     tell(done, total)
     elsewhere = [k for k, methods in missing.items() if methods and ray]
-    here = ((k, work.pieces(k, missing[k], kept[k])) for k in missing if k not in elsewhere)
+    here = ((k, work.pieces(k, missing[k], kept[k])) for k, methods in missing.items() if not (methods and ray))
     for chunk, pieces in chain(here, _by_ray(work, missing, kept, elsewhere, ray)):
         for name, results in pieces:
             store.add(chunk, name, **results)
