@@ -10,6 +10,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def with_kind(error: BaseException) -> str:
+    """An exception's message, behind its kind unless it is our own."""
+    return str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
+
+
 class NoRelevance(UserWarning):
     """A map is zero although the score is not, or is not finite."""
 

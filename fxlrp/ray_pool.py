@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, with_kind
 
 MOST_BLOCKS = 10_000
 """Pieces are handed out one by one up to so many, several at a time beyond."""
@@ -34,7 +34,7 @@ class Actor:
         try:
             self.work = make()
         except Exception as error:  # one that leaves an actor's start would be tried for ever
-            self.failed = _said(error)
+            self.failed = with_kind(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Do the piece of a batch; what stops the run is told, not raised."""
@@ -43,11 +43,7 @@ class Actor:
         try:
             return {"done": [json.dumps(self.work(int(batch["id"][0])))], "failed": [""]}
         except Exception as error:
-            return {"done": [""], "failed": [_said(error)]}
-
-
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
+            return {"done": [""], "failed": [with_kind(error)]}
 
 
 def check_ray(workers: int) -> None:

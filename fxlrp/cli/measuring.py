@@ -57,16 +57,15 @@ def evaluate(
     from fxlrp.gae import command as gae_command
     from fxlrp.text.command import load_tokenizer
 
+    how = {"limit": limit, "seed": seed, "workers": workers, "ray": ray}
     if suite is not None:
         asked = None if methods is None else split_names(methods)
-        shared = {"workers": workers, "ray": ray}
-        known = gae_command.run_known(suite, asked, output, err, seed=seed, limit=limit, **shared)
-        gae_command.say(known, output, out, as_json)
+        gae_command.say(gae_command.run_known(suite, asked, output, err, **how), output, out, as_json)
         return
     assert model is not None
     assert data is not None
     loaded = load(model, arch, weights, trust, random_weights, device)
-    how = {"limit": limit, "steps": steps, "batch_size": batch_size, "seed": seed, "workers": workers, "ray": ray}
+    how |= {"steps": steps, "batch_size": batch_size}
     if loaded.reads_text:
         of_pictures = {"masks": masks, "size": size, "mean": mean, "std": std}
         refuse_options(of_pictures | {"definition": None if definition == "fixed" else definition}, "pictures")

@@ -63,14 +63,10 @@ class Listing:
                     return k
         return size
 
-    def leaving(self, start: int, size: int) -> list[int]:
-        """The ops of a run, counted from its start, whose values are used outside it."""
+    def leaving(self, start: int, size: int) -> int:
+        """The number of ops of a run whose values are used outside it."""
         run = range(start, start + size)
-        return [
-            i - start
-            for i in run
-            if any(self.index.get(u, -1) not in run and not is_number(u) for u in self.ops[i].users)
-        ]
+        return sum(any(self.index.get(u, -1) not in run and not is_number(u) for u in self.ops[i].users) for i in run)
 
 
 def is_number(node: fx.Node) -> bool:
@@ -87,12 +83,12 @@ def repeats(listing: Listing) -> list[Repeat]:
         size = min(lag, length)
         # where a repeated block begins is open: cut where the least goes from one to the next
         shifts = range(start, start + length % lag + 1) if length >= lag else range(start, start + 1)
-        start = min(shifts, key=lambda s: len(listing.leaving(s, size)))
+        start = min(shifts, key=lambda s: listing.leaving(s, size))
         size = listing.equal(start, start + lag, size)
         if size < LEAST:
             free[start + size] = False  # the op at which the two part
             continue
-        starts = list(_occurrences(listing, free, start, size))
+        starts = _occurrences(listing, free, start, size)
         found.append(Repeat(size, starts))
         for s in starts:
             free[s : s + size] = False
@@ -232,18 +228,8 @@ def _cut_out(listing: Listing, run: Repeat, operands: Sequence[fx.Node], given: 
 
 def _numbers_of(op: fx.Node) -> list[fx.Node]:
     """The numbers that an op's arguments are computed from, each after those it needs."""
-    found: dict[fx.Node, None] = {}
-
-    def add(number: fx.Node) -> None:
-        for a in _nodes_in(number):
-            if is_number(a):
-                add(a)
-        found.setdefault(number)
-
-    for a in _nodes_in(op):
-        if is_number(a):
-            add(a)
-    return list(found)
+    direct = [a for a in _nodes_in(op) if is_number(a)]
+    return list(dict.fromkeys(n for number in direct for n in (*_numbers_of(number), number)))
 
 
 def _dimension(number: fx.Node, tensors: Iterable[fx.Node]) -> tuple[fx.Node, int] | None:

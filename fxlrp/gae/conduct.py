@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, with_kind
 from fxlrp.gae.methods import identify
 from fxlrp.gae.report import Report
-from fxlrp.gae.store import Store
+from fxlrp.gae.store import Kept, Store
 from fxlrp.ray_pool import check_ray, done_by_ray
 
 Progress = Callable[[int, int], None]
@@ -52,11 +52,29 @@ class Work(Protocol):
         ...
 
 
-def finish(store: Store, work: Work, names: Sequence[str], ray: Ray, progress: Progress | None) -> None:
-    """Do what the store lacks of these methods, in this process or by Ray's actors.
+def finish(
+    work: Work,
+    named: Mapping[str, Any],
+    manifest: dict[str, Any],
+    out: str | Path | None,
+    ray: Ray,
+    progress: Progress | None,
+) -> Kept:
+    """Return the results of each chunk and method, after doing what `out` lacks of them, here or by Ray's actors.
 
-    Raises FxlrpError as the work and Ray do.
+    Raises FxlrpError as the work, the store and Ray do.
     """
+    identities = {} if out is None else {name: identify(method) for name, method in named.items()}
+    store = Store(None if out is None else Path(out), manifest, identities.get)
+    try:
+        _fill(store, work, list(named), ray, progress)
+    finally:
+        store.close()
+    return store.kept
+
+
+def _fill(store: Store, work: Work, names: Sequence[str], ray: Ray, progress: Progress | None) -> None:
+    """Do what a store lacks of these methods."""
     tell = progress or (lambda done, total: None)
     missing = {k: [name for name in names if (k, name) not in store] for k in range(work.chunks)}
     kept = {k: {store.kept[k, n]["of"] for n in names if (k, n) in store} for k in missing}
@@ -165,13 +183,8 @@ def conduct(
     """
     check(out, ray)
     manifest = plan.manifest()
-    identities = {} if out is None else {name: identify(method) for name, method in named.items()}
-    store = Store(None if out is None else Path(out), manifest, identities.get)
-    try:
-        finish(store, Measuring(plan, named, measure, out is not None), list(named), ray, progress)
-    finally:
-        store.close()
-    report = kind(*_gather(store, plan, list(named)), manifest, list(notes))
+    kept = finish(Measuring(plan, named, measure, out is not None), named, manifest, out, ray, progress)
+    report = kind(*_gather(kept, plan, list(named)), manifest, list(notes))
     if not report.methods:
         raise FxlrpError("No method could be evaluated: " + "; ".join(f"{m}: {e}" for m, e in report.errors.items()))
     return report
@@ -187,15 +200,14 @@ def check(out: str | Path | None, ray: Ray) -> None:
 
 def in_a_line(error: Exception) -> str:
     """Return the first line of what a method raised, with its kind unless it is our own."""
-    message = str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
-    return (message.strip() or type(error).__name__).splitlines()[0]
+    return (with_kind(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _gather(store: Store, plan: Chunks, methods: Sequence[str]) -> tuple[Rows, dict[str, str]]:
+def _gather(kept: Kept, plan: Chunks, methods: Sequence[str]) -> tuple[Rows, dict[str, str]]:
     """Put the pieces of all chunks together; a method with an error in any of them has no rows."""
     rows, errors = [], {}
     for method in methods:
-        pieces = [store.kept[k, method] for k in range(plan.chunks)]
+        pieces = [kept[k, method] for k in range(plan.chunks)]
         if error := next((p["error"] for p in pieces if "error" in p), None):
             errors[method] = error
         else:

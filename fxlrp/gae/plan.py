@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,22 @@ from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.masking import predict
 from fxlrp.gae.methods import Method, explain_by, run
 from fxlrp.gae.metric import Explain, Trial, Views, fixed_trial, published_trial
+
+Item = TypeVar("Item")
+
+
+class Remembered(Generic[Item]):
+    """What `read` gives for a number; remembers the latest `count`, which don't go to other processes."""
+
+    def __init__(self, read: Callable[[int], Item], count: int) -> None:
+        self.read, self.count = read, count
+        self._latest = functools.lru_cache(count)(read)
+
+    def __call__(self, number: int) -> Item:
+        return self._latest(number)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Remembered, (self.read, self.count)
 
 
 @dataclass
@@ -46,7 +62,7 @@ class Plan:
     def __post_init__(self) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = weight.device, weight.dtype
-        self._remember()
+        self.sample = Remembered[Sample](self.data.__getitem__, 8 * self.batch_size)
         count = len(self.data)
         if self.definition == PUBLISHED:
             self.size, self.chunks = self.batch_size, count // self.batch_size
@@ -57,17 +73,6 @@ class Plan:
             self.chunks = -(-count // self.size)
             self.rings = [ring(count, self.seed, turn) for turn in range(self.mosaics)]
             self.where = [{i: p for p, i in enumerate(r)} for r in self.rings]
-
-    def _remember(self) -> None:
-        self.sample: Callable[[int], Sample] = functools.lru_cache(8 * self.batch_size)(self.data.__getitem__)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What goes to other processes: not what is remembered."""
-        return {**vars(self), "sample": None, "made": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._remember()
 
     def manifest(self) -> dict[str, Any]:
         """Return all that results depend on: runs share a folder only where it is the same.

@@ -20,6 +20,7 @@ from fxlrp.inputs.limits import read_json
 from fxlrp.whole_files import written_whole
 
 Piece = tuple[int, str]  # chunk, method
+Kept = dict[Piece, dict[str, Any]]
 PIECES = "pieces.jsonl"
 
 
@@ -53,7 +54,7 @@ class Store:
                 self._file.close()
                 raise
 
-    kept: dict[Piece, dict[str, Any]]
+    kept: Kept
 
     def __contains__(self, piece: object) -> bool:
         return piece in self.kept

@@ -17,9 +17,9 @@ from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.known import agreement, built, grids, parts, suppressors
 from fxlrp.gae.known.cases import Case, Known
 from fxlrp.gae.known.report import KnownReport
-from fxlrp.gae.methods import BASELINES, Method, explain_by, identify, name_methods, run
+from fxlrp.gae.methods import BASELINES, Method, explain_by, name_methods, run
 from fxlrp.gae.plan import version_of
-from fxlrp.gae.store import Store
+from fxlrp.gae.store import Kept
 from fxlrp.rules.registry import find_rulebook, rulebooks
 
 SUITES: dict[str, Callable[..., list[Case]]] = {
@@ -68,7 +68,8 @@ def known(
     own = suites if isinstance(suites, Mapping) else {}
     if unknown := [name for name in names if name not in SUITES and name not in own]:
         raise FxlrpError(f"There is no suite {unknown[0]!r}; there are {', '.join(SUITES)}.")
-    check(out, Ray(workers, ray))
+    by = Ray(workers, ray)
+    check(out, by)
     networks = None if out is None else Path(out) / "networks"
     samples = {} if limit is None else {"samples": limit}
     of_name = {name: own[name] if name in own else SUITES[name](seed, networks, **samples) for name in names}
@@ -84,13 +85,8 @@ def known(
         **{package: version_of(package) for package in ("captum", "zennit")},
         "fxlrp": sources(),
     }
-    identities = {} if out is None else {name: identify(method) for name, method in named.items()}
-    store = Store(None if out is None else Path(out), manifest, identities.get)
-    try:
-        finish(store, Asking(cases, named, seed), list(named), Ray(workers, ray), progress)
-    finally:
-        store.close()
-    report = _gather(store, cases, list(named), manifest)
+    kept = finish(Asking(cases, named, seed), named, manifest, out, by, progress)
+    report = _gather(kept, cases, list(named), manifest)
     if out is not None:
         report.save(out)
     return report
@@ -131,17 +127,17 @@ def _rows(case: Known, method: Method, explainer: Explainer, seed: int) -> list[
     return case.score(relevance.expand_as(case.views.x) / (case.views.x.shape[1] // relevance.shape[1]))
 
 
-def _gather(store: Store, cases: Sequence[Case], methods: Sequence[str], manifest: dict[str, Any]) -> KnownReport:
+def _gather(kept: Kept, cases: Sequence[Case], methods: Sequence[str], manifest: dict[str, Any]) -> KnownReport:
     """Put the pieces of all cases together, methods first, in the order in which both were given."""
     rows, errors, facts = [], [], []
     for method in methods:
         for number, case in enumerate(cases):
-            piece = store.kept[number, method]
+            piece = kept[number, method]
             who = {"method": method, "suite": case.suite, "case": case.name}
             finish = FINISH.get(case.suite, list)
             rows += [{**who, **row} for row in finish(piece.get("rows", ()))]
             errors += [{**who, "error": piece["error"]}] if "error" in piece else []
     for number, case in enumerate(cases):
-        of_case = store.kept[number, methods[0]]["facts"]
+        of_case = kept[number, methods[0]]["facts"]
         facts += [{"suite": case.suite, "case": case.name, **of_case}] if of_case else []
     return KnownReport(rows, errors, facts, manifest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from fxlrp.explainer import convert
 from fxlrp.gae.identity import digest, sources
-from fxlrp.gae.plan import version_of
+from fxlrp.gae.plan import Remembered, version_of
 from fxlrp.gae.texts.attention import Base
 from fxlrp.gae.texts.case import Case, make_case
 from fxlrp.gae.texts.data import Sample, Texts
@@ -45,22 +44,11 @@ class TextPlan:
     def __post_init__(self) -> None:
         weight = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = weight.device, weight.dtype
-        self._remember()
+        self.sample = Remembered[Sample](self.data.__getitem__, 8 * self.size)
+        self.case = Remembered[Case](self._case, 8 * self.size)
         self.chunks = -(-len(self.data) // self.size)
         marks = [r for i in range(len(self.data)) if (r := self.data[i].rationale) is not None]
         self.share = sum(sum(r) / len(r) for r in marks) / len(marks) if marks else None
-
-    def _remember(self) -> None:
-        self.sample: Callable[[int], Sample] = functools.lru_cache(8 * self.size)(self.data.__getitem__)
-        self.case: Callable[[int], Case] = functools.lru_cache(8 * self.size)(self._case)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What goes to other processes: not what is remembered."""
-        return {**vars(self), "sample": None, "case": None, "made": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._remember()
 
     def manifest(self) -> dict[str, Any]:
         """Return all that results depend on, but for methods and samples; as `gae.plan.Plan.manifest`."""
