@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fxlrp.attribution import Attribution
+from fxlrp.capture.calls import Call
 from fxlrp.capture.precision import casts_made_again, widened
 from fxlrp.engine.seeds import Question, Target, at_position, by_classes
 from fxlrp.errors import FxlrpError
@@ -24,21 +25,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ModelCall:
-    """A call of the model, by the explainer that is asked about it.
-
-    plan: the plan that holds for it.  tensors: those among its arguments.
-    """
+class ModelCall(Call):
+    """A call of the model, by the explainer that is asked about it, with the plan that holds for it."""
 
     explainer: Explainer
     plan: Plan
-    tensors: list[Tensor]
-    args: tuple
-    kwargs: dict[str, Any]
 
     def outputs(self) -> list[Tensor]:
         """The tensors that the model itself returns."""
-        return self.explainer.plans.outputs(self.args, self.kwargs)
+        return self.explainer.plans.original.outputs(self)
 
     def about(self, target: Target) -> Explainer:
         """The explainer of the outputs that a target depends on, if it is a callable; else the one that is asked."""
@@ -77,7 +72,7 @@ def run_forward(
     given = [t.clone() if t.is_inference() else t.detach() for t in widened(call.tensors)]
     casts = casts_made_again() if plan.capture.narrow else nullcontext()
     try:
-        with plan.in_its_types(), explainer.plans.draw(plan), casts:
+        with plan.in_its_types(), explainer.plans.original.draw(plan), casts:
             out = (run or graph)(*given)
     except Exception:
         call.outputs()  # which says so, if the model itself refuses the call

@@ -68,7 +68,7 @@ def joint(
     """
     if args or kwargs:
         with torch.inference_mode(False), torch.enable_grad():
-            explainer.plan(*open_objects((args, kwargs)))
+            explainer.call(*open_objects((args, kwargs)))
     plan = explainer.latest
     if explainer.settings.shifts > 1:
         raise FxlrpError("A joint graph is of one picture: convert without shifts, and take the mean of its maps.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxlrp.answers import ModelCall, answer, run_forward, with_questions
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes, Batch
-from fxlrp.capture.calls import split_tensors
+from fxlrp.capture.calls import Call
 from fxlrp.capture.confine import LOCK
 from fxlrp.capture.objects import open_objects
 from fxlrp.compiled import by_compiled_graph, can_be_compiled, compile, export, joint
@@ -27,7 +26,7 @@ from fxlrp.inside.differentiable import explain_differentiably
 from fxlrp.inside.methods import edges, parts, weights
 from fxlrp.methods import DEFAULT
 from fxlrp.plans import PLANS, Plans, Settings, has_no_modes
-from fxlrp.recent import Recent
+from fxlrp.recent import Latest, Recent
 from fxlrp.reports.mass import Weighing
 from fxlrp.reports.report import Report
 from fxlrp.rows import asks_every_row, is_one_per_sample, one_by_one, row_by_row
@@ -35,15 +34,6 @@ from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.shifts import mean_over_shifts
 from fxlrp.targets import completed, depends_on, refuse_ambiguous
 from fxlrp.zero_maps import say_where_it_ended
-
-
-class _Latest(threading.local):
-    """The plan of this thread's latest call."""
-
-    plan: Plan | None = None
-
-    def __reduce__(self) -> tuple:
-        return _Latest, ()
 
 
 class Explainer(nn.Module):
@@ -63,14 +53,9 @@ class Explainer(nn.Module):
         self.training = False  # as the model is; an exported one can't be told so
         self.model, self.settings = model, settings
         self.plans = Plans(model, settings)
-        self._latest_here = _Latest()
-        self._latest: Plan | None = None  # of any thread
+        self._latest: Latest[Plan] = Latest()
         self.compiling: dict[str, Any] | None = None
         self._others: Recent[Explainer] = Recent(PLANS)
-
-    def __getstate__(self) -> dict[str, Any]:
-        new: dict[str, Any] = {"_latest_here": _Latest(), "_latest": None, "_others": Recent(PLANS)}
-        return {**self.__dict__, **new}
 
     @property
     def rulebook(self) -> Rulebook:
@@ -194,7 +179,7 @@ class Explainer(nn.Module):
             axes = self._axes_of_lists(args, kwargs)
             if axes is None:
                 raise
-            return one_by_one(self, axes, args, kwargs, questions, at)
+            return one_by_one(self, axes, Call.of(args, kwargs), questions, at)
         return self.answers(call, questions, at, compiled=compiled)
 
     def answers(
@@ -213,7 +198,7 @@ class Explainer(nn.Module):
         """
         plan, args, kwargs = call.plan, call.args, call.kwargs
         if plan.is_for_one and call.batch > 1:
-            return one_by_one(self, plan.axes, args, kwargs, questions, at)
+            return one_by_one(self, plan.axes, call, questions, at)
         by_rows = [run is None and asks_every_row(plan, q) for q in questions]
         if any(by_rows):
             return [
@@ -237,22 +222,17 @@ class Explainer(nn.Module):
 
     def _axes_of_lists(self, args: tuple, kwargs: dict) -> Axes | None:
         """The sample axes of a call that has a list of one number per sample, such as lengths; None for other calls."""
-        tensors, _ = split_tensors(args, kwargs)
-        if not tensors:
+        call = Call.of(args, kwargs)
+        if not call.tensors:
             return None
-        axes = self.plans.axes(self.plans.cache, args, kwargs, tensors)[0]
-        batch = axes.count(tensors)
+        axes = self.plans.axes(self.plans.cache, call)[0]
+        batch = axes.count(call.tensors)
         return axes if batch > 1 and any(is_one_per_sample(v, batch) for v in (*args, *kwargs.values())) else None
 
-    def plan(self, args: tuple, kwargs: dict) -> tuple[Plan, list[Tensor]]:
-        """The plan that holds for a call, and the tensors of the call."""
-        plan, tensors = self.plans.find(args, kwargs)
-        self._latest = self._latest_here.plan = plan
-        return plan, tensors
-
     def call(self, args: tuple, kwargs: dict) -> ModelCall:
-        """The call of the model with these arguments."""
-        return ModelCall(self, *self.plan(args, kwargs), args, kwargs)
+        """The call of the model with these arguments, and the plan that holds for it, captured if there is none."""
+        call = Call.of(args, kwargs)
+        return ModelCall(args, kwargs, call.tensors, self, self._latest.set(self.plans.find(call)))
 
     def of_target(self, plan: Plan, model_out: Sequence[Tensor], target: Target) -> Explainer:
         """The explainer of the outputs that a target depends on, if it is a callable; else this one."""
@@ -284,7 +264,7 @@ class Explainer(nn.Module):
 
         Raises FxlrpError where nothing is captured yet.
         """
-        plan = self._latest_here.plan or self._latest
+        plan = self._latest.get()
         if plan is None:
             raise FxlrpError("Nothing is captured yet: call the explainer once, or give convert() example_inputs.")
         return plan
@@ -353,5 +333,5 @@ def convert(
     if example_inputs is not None:
         named = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
         args = example_inputs if isinstance(example_inputs, tuple | list) else () if named else (example_inputs,)
-        explainer.plan(*open_objects((tuple(args), named)))
+        explainer.call(*open_objects((tuple(args), named)))
     return explainer

@@ -1,7 +1,8 @@
-"""A dictionary that keeps only the most recently used entries."""
+"""What was used last: a dictionary that keeps only the most recently used entries, and a value for each thread."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable
 from itertools import count
 from operator import itemgetter
@@ -55,3 +56,23 @@ class Recent(Generic[V]):
 
     def __reduce__(self) -> tuple:
         return Recent, (self.size,)
+
+
+class Latest(Generic[V]):
+    """The value that this thread set last, or, if it set none, the one that any thread did; a copy has none."""
+
+    def __init__(self) -> None:
+        self._of_any: V | None = None
+        self._here = threading.local()
+
+    def get(self) -> V | None:
+        """The value, or None if none was set."""
+        return getattr(self._here, "value", self._of_any)
+
+    def set(self, value: V) -> V:
+        """Stores a value and returns it."""
+        self._of_any = self._here.value = value
+        return value
+
+    def __reduce__(self) -> tuple:
+        return Latest, ()

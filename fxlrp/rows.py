@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.answers import ModelCall
 from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes
-from fxlrp.capture.calls import names_of, split_tensors
+from fxlrp.capture.calls import Call
 from fxlrp.capture.symbols import hint
 from fxlrp.engine.seeds import Question, by_classes
 from fxlrp.errors import FxlrpError
@@ -81,12 +81,7 @@ def row_by_row(call: ModelCall, question: Question, at: Sequence[str]) -> Attrib
 
 
 def one_by_one(
-    explainer: Explainer,
-    axes: Axes,
-    args: tuple,
-    kwargs: dict,
-    questions: Sequence[Question],
-    at: Sequence[str],
+    explainer: Explainer, axes: Axes, call: Call, questions: Sequence[Question], at: Sequence[str]
 ) -> list[Attribution]:
     """Explains each sample alone, if the model branches on values or its samples can't be told apart inside; joins the
     results with the model's output for the whole batch, and sums relevance at inputs that samples share.
@@ -94,25 +89,25 @@ def one_by_one(
     Explains the batch as one sample instead if a target returns one number for the whole batch, or if samples alone
     get other outputs than within the batch, as long as no entry of an input gets relevance from two rows.
     """
-    batch = axes.count(split_tensors(args, kwargs)[0])
-    output = explainer.plans.returned(args, kwargs)
+    batch, original = axes.count(call.tensors), explainer.plans.original
+    output = original.returned(call)
     together = explainer.other(explainer.settings.output, None)
     if explainer is not together and any(is_about_all(q.target, output) for q in questions):
-        return together.explain(args, kwargs, questions, at)
+        return together.explain(call.args, call.kwargs, questions, at)
 
     def explain_sample(i: int) -> list[Attribution]:
-        sample, named, *sample_questions = sample_of(axes, (args, kwargs), questions, i, batch)
+        sample, named, *sample_questions = sample_of(axes, (call.args, call.kwargs), questions, i, batch)
         return explainer.explain(sample, named, sample_questions, at)
 
     samples = [explain_sample(i) for i in range(batch)]
     try:
-        explainer.plans.check_rows(explainer.latest, axes, [p[0].output for p in samples], output, args, kwargs)
+        original.check_rows(explainer.latest, axes, [p[0].output for p in samples], output, call)
     except FxlrpError as mismatch:
         try:
-            return together.explain(args, kwargs, questions, at)
+            return together.explain(call.args, call.kwargs, questions, at)
         except FxlrpError:
             raise mismatch from None
-    at_inputs = dict(zip(names_of(args, kwargs), axes.inputs, strict=True))
+    at_inputs = dict(zip(call.names, axes.inputs, strict=True))
     return [_joined(parts, output, at_inputs) for parts in zip(*samples, strict=True)]
 
 

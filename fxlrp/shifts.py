@@ -18,7 +18,6 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.answers import ModelCall
 from fxlrp.attribution import Attribution
-from fxlrp.capture.calls import names_of
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
@@ -55,7 +54,7 @@ def mean_over_shifts(
     pictures = {n: x.shape[-2:] for n, x in zip(names, answers[0].inputs, strict=True) if x.ndim == 4}
     if not pictures:
         raise FxlrpError("shifts= moves pictures [batch, channels, height, width], and no explained input is one.")
-    axes = dict(zip(names_of(args, kwargs), plan.axes.inputs, strict=True))
+    axes = dict(zip(call.names, plan.axes.inputs, strict=True))
     moves = moves_within(max(CELL, _stride(plan)), shifts)[1:]
     sums = [list(a.each) for a in answers]
     for group in [[move] for move in moves] if any(axes[n] is None for n in names) else [moves]:

@@ -20,7 +20,7 @@ LAYERS = (
     "acceleration fast",
     "graph",
     "show",
-    "attribution boxes agreement relevance_pass",
+    "attribution boxes agreement original relevance_pass",
     "targets plans",
     "answers rows shifts",
     "export zero_maps",
@@ -65,3 +65,9 @@ def test_rules_know_no_graph() -> None:
     for path in (ROOT / "rules").glob("*.py"):
         if path.name != "registry.py":  # which types graph passes
             assert "fx" not in {n.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.alias)}, path
+
+
+def test_no_file_is_long() -> None:
+    """Each can be read at one go."""
+    long = {str(p.relative_to(ROOT)): n for p in ROOT.rglob("*.py") if (n := p.read_text().count("\n")) > 350}
+    assert not long

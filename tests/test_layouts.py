@@ -105,7 +105,7 @@ def captured_of(f: Callable[[Tensor], Tensor]) -> tuple[Capture, Layouts, fx.Nod
     captured = capture(Calling(f).eval(), (torch.randn(2, 6),), {})
     (start,), (end, *_) = captured.graph.graph.find_nodes(op="placeholder"), outputs_of(captured.graph)
     symbols = batch_symbols(captured.graph, captured.axes)
-    return captured, Layouts(captured.graph, captured.inputs, {start: 0}, 2, symbols), end
+    return captured, Layouts(captured.graph, captured.inputs, {start: 0}, 2, symbols, {}), end
 
 
 @pytest.mark.parametrize("name", MIXING)

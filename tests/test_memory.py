@@ -119,7 +119,7 @@ def test_a_copied_explainer_captures_anew() -> None:
     expected = explainer(x).relevance
     other = copy.deepcopy(explainer)
     assert len(other.plans.cache.plans) == 0
-    assert other._latest is None
+    assert other._latest.get() is None
     assert torch.equal(other(x).relevance, expected)
 
 

@@ -320,7 +320,8 @@ def test_residual_sums_are_told_by_their_depth(blocks: int) -> None:
     assert [n.args[2] for n in found] == [blocks + 1] * (blocks + 1)
     torch.testing.assert_close(explainer(x).output, model(x))
     for other in (explainer.by("abslrp-hybrid:sum=1"), explainer.by("reslrp")):
-        assert not any(getattr(n.target, "op", None) is residual_sum for n in other.plan((x,), {})[0].graph.graph.nodes)
+        nodes = other.call((x,), {}).plan.graph.graph.nodes
+        assert not any(getattr(n.target, "op", None) is residual_sum for n in nodes)
 
 
 def test_sums_of_what_tokens_are_looked_up_for_are_left_alone() -> None:

@@ -273,7 +273,7 @@ def check_signed(explainer: Explainer, program: Program, inputs: Sequence[Tensor
             assert off <= 1e-8 * size + 1e-12, f"x · gradient of input {i} is {off} off"
     for name in ("abslrp-hybrid", SIGNED[program.seed]):
         try:
-            explainer.by(name).plan(tuple(inputs), {})
+            explainer.by(name).call(tuple(inputs), {})
         except FxlrpError as error:  # whose rule for a softmax gives its input none, where there is no way around
             if "No input gets relevance by cp-lrp: its rule for softmax" not in str(error):
                 raise

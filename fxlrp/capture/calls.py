@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,33 @@ from fxlrp.capture.precision import autocast_types
 from fxlrp.errors import FxlrpError, first_line
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of a call of a model, and the tensors among them."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(cls, args: tuple, kwargs: dict[str, Any]) -> Call:
+        """The call with these arguments."""
+        return cls(args, kwargs, split_tensors(args, kwargs)[0])
+
+    @property
+    def names(self) -> list[str]:
+        """The path of each tensor."""
+        return names_of(self.args, self.kwargs)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The call with each tensor changed."""
+        return Call.of(*pytree.tree_map_only(Tensor, change, (self.args, self.kwargs)))
+
+    def signature(self, axes: Axes) -> Signature:
+        """What it has in common with calls that can share a graph, with samples at these axes."""
+        return Signature(self.args, self.kwargs, axes)
 
 
 class Signature:

@@ -64,6 +64,7 @@ class Capture:
     branches: whether the model branches on values, so that the trace holds for the values of its inputs.
     nearly: whether the graph's output equals the model's only up to rounding, as for a quantised model.
     kept: the file that it was read from, which may be outdated.
+    tried: what its ops do to the samples, as far as that was tried: see `fxlrp.graph.layouts`.
     """
 
     graph: fx.GraphModule
@@ -78,6 +79,7 @@ class Capture:
     branches: bool = False
     nearly: bool = False
     kept: Path | None = None
+    tried: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
     @property
     def any_length(self) -> bool:

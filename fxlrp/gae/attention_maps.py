@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import interpolate
 
+from fxlrp.answers import ModelCall
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.gae.metric import Explain, Views
@@ -77,11 +78,12 @@ def of_class(plan: Plan, target: Tensor) -> Score:
     return lambda logits: plan.axes.rows(logits).gather(1, target[:, None]).sum()
 
 
-def ran(plan: Plan, tensors: Sequence[Tensor], score: Score, nodes: Sequence[fx.Node]) -> list[tuple[Tensor, Tensor]]:
+def ran(call: ModelCall, score: Score, nodes: Sequence[fx.Node]) -> list[tuple[Tensor, Tensor]]:
     """The values of nodes, and the gradient of the logits' score for each."""
+    plan = call.plan
     recorded = _Recorded(plan.graph, nodes)
     with torch.enable_grad(), plan.in_its_types():
-        out = recorded.run(*tensors)
+        out = recorded.run(*call.tensors)
         values = [recorded.values[n] for n in nodes]
         gradients = torch.autograd.grad(score(out[plan.logits]), values, allow_unused=True)
     zeros = (torch.zeros_like(v) if g is None else g for v, g in zip(values, gradients, strict=True))
@@ -103,10 +105,10 @@ def _attention(model: nn.Module, name: str, step: Any) -> Explain:
 
     def explain(views: Views) -> Tensor:
         _check_pictures(views, name)
-        plan, tensors = explainer.plan((views.x,), {})
+        call = explainer.call((views.x,), {})
         size, batch = views.x.shape[-2:], len(views.x)
-        layers = nodes_of(plan, norms=False)
-        pairs = ran(plan, tensors, of_class(plan, views.target), layers) if layers else []
+        layers = nodes_of(call.plan, norms=False)
+        pairs = ran(call, of_class(call.plan, views.target), layers) if layers else []
         square = [(a, g) for a, g in pairs if a.ndim == 4 and len(a) == batch and a.shape[2] == a.shape[3]]
         counts = {a.shape[3] for a, _ in square}
         grid = grid_of(counts.pop(), size) if len(counts) == 1 else None
@@ -154,8 +156,8 @@ def legrad(model: nn.Module, seed: int) -> Explain:
 
     def explain(views: Views) -> Tensor:
         _check_pictures(views, "legrad")
-        plan, tensors = explainer.plan((views.x,), {})
-        row = legrad_of_tokens(plan, tensors, of_class(plan, views.target))
+        call = explainer.call((views.x,), {})
+        row = legrad_of_tokens(call, of_class(call.plan, views.target))
         if row is None:
             raise _no_attention("legrad")
         return _of_patches(row, views.x.shape[-2:], "legrad")
@@ -163,11 +165,12 @@ def legrad(model: nn.Module, seed: int) -> Explain:
     return explain
 
 
-def legrad_of_tokens(plan: Plan, tensors: Sequence[Tensor], score: Score) -> Tensor | None:
+def legrad_of_tokens(call: ModelCall, score: Score) -> Tensor | None:
     """LeGrad of each token [B, T]; None for a model without blocks of attention and norms.
 
     Raises FxlrpError if its tokens change in number.
     """
+    plan = call.plan
     order = {node: i for i, node in enumerate(plan.graph.graph.nodes)}
     layers, norms = nodes_of(plan, norms=False), nodes_of(plan, norms=True)
     until = [*(order[n] for n in layers[1:]), len(order)]
@@ -182,7 +185,7 @@ def legrad_of_tokens(plan: Plan, tensors: Sequence[Tensor], score: Score) -> Ten
     head = between(ends[-1], plan.graph.graph.output_node())[:-1]
     run = fx.Interpreter(plan.graph, garbage_collect_values=False)
     with torch.enable_grad(), plan.in_its_types():
-        run.run(*tensors)
+        run.run(*call.tensors)
         values, grads = dict(run.env), []
         for layer, end in zip(layers, ends, strict=True):
             if values[end].shape != values[ends[-1]].shape:
@@ -212,7 +215,7 @@ def libragrad(model: nn.Module, seed: int) -> Explain:
 
 def libragrad_of_tokens(explainer: Explainer, args: tuple, kwargs: dict[str, Any], **asked: Any) -> Tensor | None:
     """LibraGrad of each token [B, T]; None for a model without norms of tokens.  explainer: by cp-lrp."""
-    plan, _ = explainer.plan(args, kwargs)
+    plan = explainer.call(args, kwargs).plan
     calls = [n for n in plan.graph.graph.nodes if getattr(n.target, "op", None) in NORMS and n.name in plan.active]
     read = list(dict.fromkeys(args_of(n)[0].name for n in calls))
     a = explainer(*args, **kwargs, **asked, contrast=None, at=read)
@@ -234,9 +237,9 @@ def token_gradcam(explainer: Explainer) -> Explain:
 
     def explain(views: Views) -> Tensor:
         _check_pictures(views, "gradcam")
-        plan, tensors = explainer.plan((views.x,), {})
+        call = explainer.call((views.x,), {})
         size = views.x.shape[-2:]
-        for value, gradient in reversed(ran(plan, tensors, of_class(plan, views.target), nodes_of(plan, norms=True))):
+        for value, gradient in reversed(ran(call, of_class(call.plan, views.target), nodes_of(call.plan, norms=True))):
             grid = _grid_of_map(value, size)
             if grid is None or len(value) != len(views.x):
                 continue
@@ -259,7 +262,7 @@ def _grid_of_map(value: Tensor, size: Sequence[int]) -> Grid | None:
 
 def has_attention_after_convolutions(explainer: Explainer, x: Tensor) -> bool:
     """Whether the last thing a model does to a map is attention, and no convolution.  explainer: by PLAIN."""
-    plan, _ = explainer.plan((x,), {})
+    plan = explainer.call((x,), {}).plan
     kinds = [about(n.target).kind for n in plan.graph.graph.nodes if n.op == "call_function" and n.name in plan.active]
     return (
         "softmax" in kinds[len(kinds) - kinds[::-1].index("convolution") :]

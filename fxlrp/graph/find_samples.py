@@ -182,7 +182,7 @@ def _mix(
     assert axes.output is not None
     count = axes.count(inputs)
     starts, certain = starts_of(captured.graph, readouts, axes, count)
-    layouts = Layouts(captured.graph, inputs, starts, count, batch_symbols(captured.graph, axes))
+    layouts = Layouts(captured.graph, inputs, starts, count, batch_symbols(captured.graph, axes), captured.tried)
     if certain and layouts.of.get(explained) == SampleAxis(axes.output):
         return False
     probe = Probe(captured.graph, inputs, starts)

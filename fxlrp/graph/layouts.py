@@ -49,15 +49,22 @@ class Layouts:
     starts: the nodes where the samples are known, and their axes.
     count: the number of samples in the inputs that the graph was captured with.
     symbols: the symbols that stand for it.
+    tried: what trials of ops showed so far, of copies of this graph too; more is added.
     """
 
     def __init__(
-        self, gm: fx.GraphModule, inputs: Sequence[Tensor], starts: Mapping[fx.Node, int], count: int, symbols: set
+        self,
+        gm: fx.GraphModule,
+        inputs: Sequence[Tensor],
+        starts: Mapping[fx.Node, int],
+        count: int,
+        symbols: set,
+        tried: dict[tuple, Layout],
     ) -> None:
         self.gm, self.count, self.symbols = gm, count, symbols
         self.random = torch.Generator().manual_seed(0)
         self.shared: dict[fx.Node, Any] = dict(zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True))
-        self.tried: dict[tuple, Layout] = {}
+        self.tried, self.tried_here = tried, dict[tuple, Layout]()
         self.of: dict[fx.Node, Layout] = {}
         for node in gm.graph.nodes:
             if node in starts:
@@ -105,13 +112,15 @@ class Layouts:
     def _by_trial(self, node: fx.Node, before: Mapping[fx.Node, SampleAxis]) -> Layout:
         """The layout of a node's value, computed from values made for it."""
         signature = self._signature(node, before)
-        if signature not in self.tried:
+        indices = any(n not in before and _counts(n) for n in node.all_input_nodes)
+        tried = self.tried_here if indices else self.tried  # a copy of the graph may have others of the same name
+        if signature not in tried:
             facts = about(node.target)
             numbers = facts.routes and not facts.parts and all(n.meta["val"].is_floating_point() for n in before)
             trials = (self._moved, self._changed) if numbers else (self._changed,)
             found = (self._try(trial, node, before) for trial in trials)
-            self.tried[signature] = next((layout for layout in found if layout is not None), None)
-        return self.tried[signature]
+            tried[signature] = next((layout for layout in found if layout is not None), None)
+        return tried[signature]
 
     def _try(self, trial: Callable, node: fx.Node, before: Mapping[fx.Node, SampleAxis]) -> Layout:
         """The layout that fits what a trial shows: masks for two samples of the entries of each result that are
@@ -146,11 +155,16 @@ class Layouts:
             val = n.meta["val"]
             if not isinstance(val, Tensor):
                 return repr(val)
-            indices = n not in before and not val.is_floating_point()
+            name = n.name if n not in before and _counts(n) else None
             places = candidates(val, self.symbols)
-            return repr([n.name if indices else None, list(map(hint, val.shape)), val.dtype, before.get(n), places])
+            return repr([name, list(map(hint, val.shape)), val.dtype, before.get(n), places])
 
-        return node.target, repr(fx.node.map_arg((node.args, node.kwargs), describe))
+        return (
+            self.count,
+            frozenset(self.symbols),
+            node.target,
+            repr(fx.node.map_arg((node.args, node.kwargs), describe)),
+        )
 
     def _changed(self, node: fx.Node, before: Mapping[fx.Node, SampleAxis]) -> Iterator[list[Tensor]]:
         """Where a node's value, computed from random inputs, changes with each of two samples."""
@@ -201,6 +215,12 @@ class Layouts:
             else:
                 self.shared[n] = hint(n.meta["val"])
         return self.shared[n]
+
+
+def _counts(n: fx.Node) -> bool:
+    """Whether trials take a node's own value, as of indices and masks, and no random one."""
+    val = n.meta["val"]
+    return isinstance(val, Tensor) and not val.is_floating_point()
 
 
 def locate(changed: Tensor, axes: Iterable[int], count: int, sample: int = 0) -> Iterator[SampleAxis]:

@@ -82,7 +82,7 @@ class Samples:
         if not folded:
             return
         starts, self.known = starts_of(gm, readouts, axes, self.count)
-        layouts = Layouts(gm, captured.inputs, starts, self.count, self.symbols)
+        layouts = Layouts(gm, captured.inputs, starts, self.count, self.symbols, captured.tried)
         by_ops = {n: layouts.of.get(n, WHOLE) for n in folded}
         self.where |= {n: at for n, at in by_ops.items() if isinstance(at, SampleAxis)}
         folded -= self.where.keys()

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.axes import Axes
-from fxlrp.capture.calls import names_of, split_tensors
+from fxlrp.capture.calls import Call
 from fxlrp.capture.derivatives import as_symbols
 from fxlrp.capture.flat import returned_as
 from fxlrp.capture.model import Capture, CaptureMode, example_inputs, forward_names, length_axes
@@ -63,16 +63,14 @@ class GraphStore:
             self._warn(f"the model has {error}, which can't be compared in another process")
             return []
 
-    def load(
-        self, path: Path, model: nn.Module, args: tuple, kwargs: dict, run: Callable[[tuple, dict], Any]
-    ) -> Capture | None:
+    def load(self, path: Path, model: nn.Module, call: Call, run: Callable[[Call], Any]) -> Capture | None:
         """The graph in a file; None if there is none, and with a warning if it holds another thing.
 
         run: runs the model itself, for the structure of its output."""
         if not path.exists():
             return None
         try:
-            return _read(path, model, args, kwargs, run)
+            return _read(path, model, call, run)
         except Exception as error:
             why = first_line(error)[:200]
             self._warn(f"{path.name} is no graph of this model that fxlrp wrote ({why}); it is written anew")
@@ -135,7 +133,7 @@ def _written(model: nn.Module, captured: Capture, key: str) -> bytes:
     return as_bytes(constants, metadata={"graph": json.dumps(graph)})
 
 
-def _read(path: Path, model: nn.Module, args: tuple, kwargs: dict, run: Callable[[tuple, dict], Any]) -> Capture:
+def _read(path: Path, model: nn.Module, call: Call, run: Callable[[Call], Any]) -> Capture:
     """The capture in a file.  Raises ValueError, KeyError or others of their kind for what is no such file."""
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["graph"])
@@ -143,12 +141,11 @@ def _read(path: Path, model: nn.Module, args: tuple, kwargs: dict, run: Callable
     if about["format"] != FORMAT or about["key"] != path.stem:
         raise ValueError("it was written under another name")
     mode, axes = CaptureMode[about["mode"]], Axes(tuple(about["axes"][0]), about["axes"][1])
-    tensors, _ = split_tensors(args, kwargs)
-    inputs = example_inputs(tensors, axes, mode)
+    inputs = example_inputs(call.tensors, axes, mode)
     gm = _graph(about, inputs, _weights(model), constants)
-    _, returned = returned_as(run(args, kwargs), [])
-    names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
-    lengths, branches = length_axes(tensors, axes), bool(about["branches"])
+    _, returned = returned_as(run(call), [])
+    names, called = call.names, forward_names(model, call.args, call.kwargs)
+    lengths, branches = length_axes(call.tensors, axes), bool(about["branches"])
     return Capture(gm, inputs, names, called, mode, returned, axes, lengths, branches=branches, kept=path)
 
 

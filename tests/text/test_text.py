@@ -75,10 +75,10 @@ def test_padded_batch_equals_each_alone(kind: str, words, classifier) -> None:
 
 def test_any_length_goes_through_one_graph(words, classifier) -> None:
     explain(classifier, words, TEXTS[1])
-    latest = classifier._latest
+    latest = classifier.latest
     for text in ("dull dull dull film", " ".join(TEXTS)):
         explain(classifier, words, text)
-        assert classifier._latest is latest
+        assert classifier.latest is latest
 
 
 @pytest.mark.every(3)

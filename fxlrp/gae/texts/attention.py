@@ -48,9 +48,9 @@ def _of_attention(base: Base, name: str, row: Callable[[Layers, Tensor], Tensor]
     def explain(case: Case) -> Tensor:
         if case.decodes:
             raise FxlrpError(f"{name} is of attention among the tokens of one text; this model has a decoder, too.")
-        plan, tensors = explainer.plan((), case.inputs)
-        nodes, length = nodes_of(plan, norms=False), case.inputs["input_ids"].shape[1]
-        pairs = ran(plan, tensors, lambda logits: case.score(logits).sum(), nodes) if nodes else []
+        call = explainer.call((), case.inputs)
+        nodes, length = nodes_of(call.plan, norms=False), case.inputs["input_ids"].shape[1]
+        pairs = ran(call, lambda logits: case.score(logits).sum(), nodes) if nodes else []
         layers = [(a[0], g[0]) for a, g in pairs if a.ndim == 4 and a.shape[2:] == (length, length)]
         if not layers:
             raise FxlrpError(f"{name} needs layers of attention among all tokens; this model has none.")
@@ -97,8 +97,8 @@ def legrad(base: Base, seed: int) -> Explain:
     explainer = base.by(PLAIN)
 
     def explain(case: Case) -> Tensor:
-        plan, tensors = explainer.plan((), case.inputs)
-        return _row("legrad", legrad_of_tokens(plan, tensors, lambda logits: case.score(logits).sum()), case)
+        call = explainer.call((), case.inputs)
+        return _row("legrad", legrad_of_tokens(call, lambda logits: case.score(logits).sum()), case)
 
     return explain
 
