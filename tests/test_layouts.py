@@ -105,7 +105,7 @@ def captured_of(f: Callable[[Tensor], Tensor]) -> tuple[Capture, Layouts, fx.Nod
     captured = capture(Calling(f).eval(), (torch.randn(2, 6),), {})
     (start,), (end, *_) = captured.graph.graph.find_nodes(op="placeholder"), outputs_of(captured.graph)
     symbols = batch_symbols(captured.graph, captured.axes)
-    return captured, Layouts(captured.graph, captured.inputs, {start: 0}, 2, symbols, {}), end
+    return captured, Layouts(captured.graph, captured.inputs, {start: SampleAxis(0)}, 2, symbols, {}), end
 
 
 @pytest.mark.parametrize("name", MIXING)
@@ -126,7 +126,9 @@ def test_a_batch_folded_into_another_axis(name: str) -> None:
     """Each layout is the only one that nudging the first sample, and the last, leaves; all are known."""
     captured, layouts, _ = captured_of(FOLDED[name])
     nodes = {n for n in layouts.of if isinstance(n.meta.get("val"), Tensor)}
-    probe = Probe(captured.graph, captured.inputs, dict.fromkeys(captured.graph.graph.find_nodes(op="placeholder"), 0))
+    probe = Probe(
+        captured.graph, captured.inputs, dict.fromkeys(captured.graph.graph.find_nodes(op="placeholder"), SampleAxis(0))
+    )
     changed = [probe.changes(sample, nodes) for sample in (0, 1)]
     assert any(at.after > 1 or at.before > 1 for n in nodes if isinstance(at := layouts.of[n], SampleAxis))
     for node in nodes:

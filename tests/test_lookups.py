@@ -35,6 +35,7 @@ BODIES: dict[str, Callable[[Reads, Tensor], Tensor]] = {
     "with places": lambda m, ids: m.words(ids) + m.places(torch.arange(ids.shape[1])),
     "transposed": lambda m, ids: m.words(ids.t()).transpose(0, 1),
     "flattened": lambda m, ids: m.words(ids.flatten()).view(*ids.shape, 6),
+    "flattened, sequence first": lambda m, ids: m.words(ids.t().reshape(-1)).view(5, -1, 6).transpose(0, 1),
     "split": lambda m, ids: torch.stack([m.words(ids[:, t]) for t in range(5)], 1),
     "rolled and back": lambda m, ids: m.words(ids.roll(1, 1)).roll(-1, 1),
     "table indexed": lambda m, ids: m.words.weight[ids],
@@ -49,6 +50,7 @@ def relevance(name: str, ids: Tensor) -> Tensor:
     explainer = convert(model)
     a = explainer(ids, target=1, contrast=None)
     torch.testing.assert_close(a.output, model(ids))
+    assert not explainer.latest.is_for_one, "samples are explained one by one"
     assert a.relevance.shape == ids.shape
     torch.testing.assert_close(explainer(ids[1:2], target=1, contrast=None).relevance[0], a.relevance[1])
     return a.relevance

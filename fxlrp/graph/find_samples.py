@@ -181,7 +181,7 @@ def _mix(
     """Whether a row of the explained output depends on a sample other than its own; None if the probe can't run."""
     assert axes.output is not None
     count = axes.count(inputs)
-    starts, certain = starts_of(captured.graph, readouts, axes, count)
+    starts, certain = starts_of(captured, readouts, axes, inputs)
     layouts = Layouts(captured.graph, inputs, starts, count, batch_symbols(captured.graph, axes), captured.tried)
     if certain and layouts.of.get(explained) == SampleAxis(axes.output):
         return False
@@ -236,7 +236,7 @@ def _own_rows(
 ) -> bool:
     """Whether the first entry of an input along an axis reaches its row of the output, and the first and last reach no
     other row."""
-    fit = {n: axis for n in nodes if n.meta["val"].ndim > axis and n.meta["val"].shape[axis] == count}
+    fit = {n: SampleAxis(axis) for n in nodes if n.meta["val"].ndim > axis and n.meta["val"].shape[axis] == count}
     probe = Probe(captured.graph, captured.inputs, fit)
     if len(fit) < len(nodes):
         return False

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.capture.symbols import free_symbols, hint
 from fxlrp.nodes import args_of, target_of
 from fxlrp.ops import about, is_pointwise, of_kind
-from fxlrp.rules.per_sample import SampleAxis
+from fxlrp.rules.per_sample import SampleAxis, entries_of
 
 aten = torch.ops.aten
 
@@ -46,7 +46,7 @@ def plain(traced: Tensor, symbols: set) -> int | None:
 class Layouts:
     """The layouts of the nodes that depend on samples, as far as the ops show them.
 
-    starts: the nodes where the samples are known, and their axes.
+    starts: the nodes where the samples are known, and their layouts.
     count: the number of samples in the inputs that the graph was captured with.
     symbols: the symbols that stand for it.
     tried: what trials of ops showed so far, of copies of this graph too; more is added.
@@ -56,7 +56,7 @@ class Layouts:
         self,
         gm: fx.GraphModule,
         inputs: Sequence[Tensor],
-        starts: Mapping[fx.Node, int],
+        starts: Mapping[fx.Node, SampleAxis],
         count: int,
         symbols: set,
         tried: dict[tuple, Layout],
@@ -68,7 +68,7 @@ class Layouts:
         self.of: dict[fx.Node, Layout] = {}
         for node in gm.graph.nodes:
             if node in starts:
-                self.of[node] = SampleAxis(starts[node])
+                self.of[node] = starts[node]
             elif node.target is not aten.sym_size.int and any(n in self.of for n in node.all_input_nodes):
                 self.of[node] = self._after(node)
 
@@ -241,8 +241,7 @@ def locate(changed: Tensor, axes: Iterable[int], count: int, sample: int = 0) ->
 def _other_values(t: Tensor, layout: SampleAxis, sample: int) -> Tensor:
     """A copy of a tensor with other values of one sample, in the same range."""
     t = t.clone()
-    size = t.shape[layout.axis]
-    own = torch.arange(size, device=t.device).view(layout.before, -1, layout.after)[:, sample].flatten()
+    own = entries_of(sample, t.shape[layout.axis], layout).to(t.device)
     rows = t.index_select(layout.axis, own)
     counts = not (t.is_floating_point() or t.is_complex())
     return t.index_copy_(layout.axis, own, (1 - rows.int()).to(t.dtype) if counts else 2 - rows)

@@ -90,12 +90,12 @@ class Plan:
         length = hint(rows.shape[1])
         if length is None:
             return False
-        starts: dict[fx.Node, int] = {}
+        starts: dict[fx.Node, SampleAxis] = {}
         for place, ends in self.readouts.items():
             samples = 0 if isinstance(place, str) else self.axes.inputs[place]
             for node in (outputs[at] for at in ends):
                 fit = [a for a, n in enumerate(node.meta["val"].shape) if a != samples and hint(n) == length]
-                starts |= dict.fromkeys([node] if fit else [], fit[0] if fit else 0)
+                starts |= {node: SampleAxis(fit[0])} if fit else {}
         probe = Probe(self.graph, self.capture.inputs, starts)
         first, last = (probe.changes(i, {logits}) if starts else None for i in (0, length - 1))
         if first is None or last is None:

@@ -12,6 +12,7 @@ from fxlrp.capture.functions import Stepwise
 from fxlrp.capture.state import drawing
 from fxlrp.graph.layouts import differ
 from fxlrp.ops import about
+from fxlrp.rules.per_sample import SampleAxis, entries_of
 from fxlrp.rules.values import stands_for
 
 NUDGE = 1e-3
@@ -42,7 +43,7 @@ def _hides(node: fx.Node) -> bool:
 class Probe:
     """Runs a graph with and without one sample nudged, and compares the values."""
 
-    def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], starts: Mapping[fx.Node, int]) -> None:
+    def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor], starts: Mapping[fx.Node, SampleAxis]) -> None:
         self.graph, self.inputs, self.starts = graph, inputs, starts
         self.plain: dict[fx.Node, Tensor] = {}
         self.behind = {n: n.args[0] for n in graph.graph.nodes if _hides(n) and isinstance(n.args[0], fx.Node)}
@@ -77,9 +78,10 @@ class _Nudging(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self.probe.starts and self.sample is not None:
-            value = value.clone()
-            nudged_sample = value.select(self.probe.starts[n], self.sample)
-            nudged_sample.copy_(nudged(nudged_sample, self.by))
+            where = self.probe.starts[n]
+            own = entries_of(self.sample, value.shape[where.axis], where).to(value.device)
+            changed = nudged(value.index_select(where.axis, own), self.by)
+            value = value.index_copy(where.axis, own, changed.to(value.dtype))
         if n in self.probe.behind and self.sample is not None:
             before = self.probe.behind[n]
             value = torch.where(differ(self.probe.plain[before], self.env[before]), nudged(value, self.by), value)

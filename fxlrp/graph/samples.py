@@ -20,11 +20,15 @@ from fxlrp.rules.per_sample import WHOLE, SampleAxis
 
 
 def starts_of(
-    graph: fx.GraphModule, readouts: Mapping[Place, Sequence[fx.Node]], axes: Axes, count: int
-) -> tuple[dict[fx.Node, int], bool]:
-    """The nodes where relevance is read, with their sample axes, and whether all of these are known."""
-    symbols = batch_symbols(graph, axes)
-    starts, all_known = {}, True
+    captured: Capture, readouts: Mapping[Place, Sequence[fx.Node]], axes: Axes, inputs: Sequence[Tensor]
+) -> tuple[dict[fx.Node, SampleAxis], bool]:
+    """The nodes where relevance is read, with the layouts of their samples, and whether all of these are known.
+
+    inputs: tensors that the graph runs with.
+    """
+    graph, count, symbols = captured.graph, axes.count(inputs), batch_symbols(captured.graph, axes)
+    starts, all_known = dict[fx.Node, SampleAxis](), True
+    by_ops: Layouts | None = None
     for i, nodes in readouts.items():
         axis = 0 if isinstance(i, str) else axes.inputs[i]
         if axis is None:
@@ -33,11 +37,19 @@ def starts_of(
             shape = node.meta["val"].shape
             plain = plain_axis(node, symbols)
             if plain is not None:
-                starts[node] = plain
+                starts[node] = SampleAxis(plain)
             elif len(shape) > axis and shape[axis] == count:
-                starts[node] = axis
+                starts[node] = SampleAxis(axis)
             elif candidates(node.meta["val"], symbols):  # folded with another axis before the lookup
-                all_known = False
+                if by_ops is None:
+                    places = zip(graph.graph.find_nodes(op="placeholder"), axes.inputs, strict=True)
+                    at_inputs = {n: SampleAxis(a) for n, a in places if a is not None}
+                    by_ops = Layouts(graph, inputs, at_inputs, count, symbols, captured.tried)
+                found = by_ops.of.get(node)
+                if isinstance(found, SampleAxis):
+                    starts[node] = found
+                else:
+                    all_known = False
     return starts, all_known
 
 
@@ -81,7 +93,7 @@ class Samples:
         folded = {n for n in nodes if n not in self.where and isinstance(n.meta.get("val"), Tensor)}
         if not folded:
             return
-        starts, self.known = starts_of(gm, readouts, axes, self.count)
+        starts, self.known = starts_of(captured, readouts, axes, captured.inputs)
         layouts = Layouts(gm, captured.inputs, starts, self.count, self.symbols, captured.tried)
         by_ops = {n: layouts.of.get(n, WHOLE) for n in folded}
         self.where |= {n: at for n, at in by_ops.items() if isinstance(at, SampleAxis)}

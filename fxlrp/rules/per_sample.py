@@ -34,6 +34,11 @@ def sample_count(t: Tensor, batch: SampleAxis) -> int:
     return 1 if batch == WHOLE else t.shape[batch.axis] // (batch.before * batch.after)
 
 
+def entries_of(sample: int, length: int, batch: SampleAxis) -> Tensor:
+    """The indices of a sample's entries along the axis where the samples are, which has this length."""
+    return torch.arange(length).view(batch.before, -1, batch.after)[:, sample].flatten()
+
+
 def sample_sum(t: Tensor, batch: SampleAxis) -> Tensor:
     """Sum over everything but the samples: [B], in at least float32."""
     dtype = torch.promote_types(t.dtype, torch.float32)
