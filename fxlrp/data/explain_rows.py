@@ -184,9 +184,11 @@ class Worker:
             return [self._of_text(explain_encoded(self.explainer, self.tokenizer, [t], **self.asked)[0]) for t in texts]
         inputs = batched(self.explainer.model, self.tokenizer, texts)
         a = self.explainer(**inputs, **self.question)
+        lengths = torch.tensor([len(t.ids) for t in texts])
         relevance = a.named["input_ids"].detach().cpu()
-        of_each = zip(self._answers(a), texts, relevance, strict=True)
-        return [row | {"pieces": t.pieces} | _measured(r[None, : len(t.ids)], self.s)[0] for row, t, r in of_each]
+        relevance = relevance.where(torch.arange(relevance.shape[1]) < lengths[:, None], 0)
+        of_each = zip(self._answers(a), texts, _measured(relevance, self.s, lengths.tolist()), strict=True)
+        return [row | {"pieces": t.pieces} | measured for row, t, measured in of_each]
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -236,9 +238,12 @@ def _ahead(readers: ThreadPoolExecutor, read: Callable, batches: Sequence[range]
             coming.append(readers.submit(read, following))
 
 
-def _measured(relevance: Tensor, s: Settings) -> list[Row]:
+def _measured(relevance: Tensor, s: Settings, lengths: Sequence[int] | None = None) -> list[Row]:
     """Return what is kept of relevance [B, …] of each sample: it, in its type and where it is strongest, the share of
-    it that speaks for the target, in 0…1, and for checks its shape and largest value, NaN if any is."""
+    it that speaks for the target, in 0…1, and for checks its shape and largest value, NaN if any is.
+
+    lengths: of texts, whose relevance [B, T] is zero beyond them.
+    """
     flat = relevance.detach().float().flatten(1)
     total, positive = flat.abs().double().sum(1), flat.clamp(min=0).double().sum(1)
     share = torch.where(total > 0, positive / total, 0).tolist()
@@ -254,8 +259,9 @@ def _measured(relevance: Tensor, s: Settings) -> list[Row]:
         for row, where, r in zip(rows, places.cpu().numpy(), values, strict=True):
             row |= {"places": where, "relevance": r}
         return rows
-    for row, r in zip(rows, relevance.detach().to(number).cpu().numpy(), strict=True):
-        row["relevance"] = r
+    ends = [None] * len(rows) if lengths is None else lengths
+    for row, r, end in zip(rows, relevance.detach().to(number).cpu().numpy(), ends, strict=True):
+        row["relevance"] = r[:end]
     return rows
 
 
