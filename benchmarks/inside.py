@@ -185,7 +185,8 @@ def shapes(count: int, start: int) -> tuple[Tensor, Tensor, list[Any]]:
 
 def stars(args: argparse.Namespace) -> None:
     """Of each class, in pictures where the network sees it: how much of the five most relevant concepts' conditional
-    relevance lies on the object, and on it with a margin of half a cell of the network's last map (4 pixels)."""
+    relevance lies on the object, on it with a margin of one cell of the first convolution's map (2 pixels), and with
+    one of half a cell of the last map (4 pixels)."""
     from fxlrp.inputs import load_model
 
     module = load_model(str(EXAMPLES / "model.pt")).module
@@ -196,7 +197,7 @@ def stars(args: argparse.Namespace) -> None:
     names = importlib.import_module("examples.shapes").CLASSES
     for rules in (fxlrp.DEFAULT, "abslrp", "epsilon-plus", "gradient-input"):
         explainer = captured.by(rules)
-        for layer in ("layer2", "layer3", "layer4"):
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
             found: dict[str, list[list[float]]] = {name: [] for name in ("star", *names)}
             for k, p in enumerate(pictures):
                 cls = int(seen[k])
@@ -205,14 +206,14 @@ def stars(args: argparse.Namespace) -> None:
                 top = [i for i, _ in explainer.parts(layer, x[k : k + 1], target=cls).ranked(most=5)]
                 maps = explainer(x[k : k + 1], target=cls, given=[{layer: [c]} for c in top]).relevance[0].sum(1)
                 mask = torch.from_numpy(p.masks[p.labels.index(cls)]).float()
-                wide = nn.functional.max_pool2d(mask[None, None], 9, 1, 4)[0, 0]
+                wider = [nn.functional.max_pool2d(mask[None, None], 2 * r + 1, 1, r)[0, 0] for r in (0, 2, 4)]
                 positive = maps.clamp(min=0)
-                found[names[cls]].append([float((positive * m).sum() / positive.sum()) for m in (mask, wide)])
-            star = torch.tensor(found["star"]).mean(0)
-            every = torch.tensor([pair for several in found.values() for pair in several]).mean(0)
+                found[names[cls]].append([float((positive * m).sum() / positive.sum()) for m in wider])
+            star = torch.tensor(found["star"]).mean(0).tolist()
+            every = torch.tensor([shares for several in found.values() for shares in several]).mean(0).tolist()
             print(
-                f"{rules} {layer}: star {star[0]:.2f} on it, {star[1]:.2f} with a margin; "
-                f"every class {every[0]:.2f}, {every[1]:.2f}",
+                "{} {}: star {:.2f} on it, {:.2f} with 2 pixels around, {:.2f} with 4; "
+                "every class {:.2f}, {:.2f}, {:.2f}".format(rules, layer, *star, *every),
                 flush=True,
             )
 

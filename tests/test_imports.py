@@ -10,7 +10,7 @@ import fxlrp
 
 ROOT = Path(fxlrp.__file__).parent
 LAYERS = (
-    "errors recent whole_files nodes emit ops ray_pool",
+    "errors identity recent whole_files nodes emit ops ray_pool",
     "rules",
     "capture",
     "reports",

@@ -21,8 +21,8 @@ from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.explaining import classes_by_number
 from fxlrp.export.artifact import ExportedExplainer
-from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.methods import identify
+from fxlrp.identity import digest, sources
 from fxlrp.inputs import LoadedModel
 from fxlrp.inputs.pictures import channels_of
 from fxlrp.methods import DEFAULT

@@ -25,10 +25,10 @@ from fxlrp.gae.attention_maps import (
     token_gradcam,
 )
 from fxlrp.gae.definitions import FIXED, PUBLISHED
-from fxlrp.gae.identity import digest
 from fxlrp.gae.masking import Scores
 from fxlrp.gae.metric import Explain, Views
 from fxlrp.gae.peers import COMPOSITES, zennit
+from fxlrp.identity import digest
 from fxlrp.rules.registry import Rulebook, find_rulebook, rulebooks, user_rules
 
 Method = str | Explainer | Rulebook | Callable[[nn.Module, Tensor, Tensor], Tensor]

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fxlrp.errors import FxlrpError
 from fxlrp.gae.data import Data, Sample, ring
 from fxlrp.gae.definitions import PUBLISHED
-from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.masking import predict
 from fxlrp.gae.methods import Method, explain_by, run
 from fxlrp.gae.metric import Explain, Trial, Views, fixed_trial, published_trial
+from fxlrp.identity import digest, sources
 
 Item = TypeVar("Item")
 

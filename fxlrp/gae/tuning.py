@@ -16,12 +16,12 @@ from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.gae.data import Data
 from fxlrp.gae.definitions import FIXED
-from fxlrp.gae.identity import digest
 from fxlrp.gae.masking import predict
 from fxlrp.gae.measures import curves, localisation
 from fxlrp.gae.methods import identify
 from fxlrp.gae.plan import Plan
 from fxlrp.gae.store import Store
+from fxlrp.identity import digest
 from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import parameters_of
 

@@ -32,9 +32,9 @@ from fxlrp.capture.model import Capture, CaptureMode, example_inputs, forward_na
 from fxlrp.capture.symbols import hint
 from fxlrp.emit import KEPT, traced_value
 from fxlrp.errors import FxlrpError, first_line
+from fxlrp.identity import Unsteady, fingerprint
 from fxlrp.inputs.exported.bounds import FACTOR, LEAST
 from fxlrp.inputs.exported.operators import PYTHON, operators
-from fxlrp.inputs.fingerprint import Unsteady, fingerprint
 from fxlrp.whole_files import written_whole
 
 FORMAT = 1

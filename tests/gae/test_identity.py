@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import fxlrp
 from fxlrp import FxlrpError
-from fxlrp.gae.identity import digest
 from fxlrp.gae.methods import identify
+from fxlrp.identity import digest
 from fxlrp.rules.registry import find_rulebook
 
 SCALE = 2
@@ -156,7 +156,7 @@ def test_values_that_differ(one: Any, other: Any) -> None:
 
 def test_the_same_in_every_process() -> None:
     code = (
-        "import gae_cases, fxlrp; from fxlrp.gae.identity import digest; from fxlrp.gae.methods import identify;"
+        "import gae_cases, fxlrp; from fxlrp.identity import digest; from fxlrp.gae.methods import identify;"
         "print(digest(gae_cases.tiny()), identify('abslrp-hybrid'), identify(gae_cases.input_x_gradient),"
         "identify('gradcam'), digest({'ab', 'cd', 'ef'}))"
     )

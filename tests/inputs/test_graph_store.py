@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,7 @@ import fxlrp.plans
 from fxlrp import FxlrpError
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.cli import app
-from fxlrp.inputs.fingerprint import Unsteady, _origin, fingerprint
+from fxlrp.identity import Unsteady, fingerprint
 from fxlrp.nodes import values_of
 
 KEY = "graph"
@@ -193,9 +195,56 @@ def test_what_else_stands_in_the_file_of_a_class_is_part_of_it(tmp_path: Path, m
         code = "from torch import nn\nclass Own(nn.Module):\n  def forward(self, x):\n    return helper(x)\n"
         (tmp_path / "users_own.py").write_text(f"{code}def helper(x):\n  return {line}\n")
         monkeypatch.delitem(sys.modules, "users_own", raising=False)
-        _origin.cache_clear()
         seen.add(fingerprint(importlib.import_module("users_own").Own()))
     assert len(seen) == 2
+
+
+class Two(nn.Module):
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+def test_weights_count_by_their_shapes_and_by_which_are_one() -> None:
+    model, tied, shared = Two(), Two(), Two()
+    tied.second.weight = tied.first.weight
+    shared.second = shared.first
+    assert fingerprint(model) == fingerprint(Two())
+    assert len({fingerprint(m) for m in (model, tied, shared, Two(second=nn.Linear(3, 4)))}) == 4
+
+
+class Slots:
+    __slots__ = ("size",)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([torch.zeros(2)], [torch.ones(2)]),  # a constant of the graph
+        (Slots(1), Slots(2)),
+        (torch.strided, torch.sparse_coo),
+        (range(3), range(4)),
+        ({"a": (1, ...)}, {"a": (1, None)}),
+        (torch.device("cpu"), torch.device("meta")),
+    ],
+)
+def test_attributes_count_by_their_values(one: Any, other: Any) -> None:
+    assert fingerprint(Two(its=one)) == fingerprint(Two(its=copy.deepcopy(one)))
+    assert fingerprint(Two(its=one)) != fingerprint(Two(its=other))
+
+
+@pytest.mark.parametrize("make", [threading.Lock, lambda: (i for i in ()), lambda: torch.jit.script(nn.Linear(2, 2))])
+def test_what_has_no_state_that_could_be_seen(make: Callable[[], Any]) -> None:
+    with pytest.raises(Unsteady, match=r"model\.second\.its, a "):
+        fingerprint(Two(second=Two(its=make())))
 
 
 def test_defaults_and_closures_of_hooks_are_part_of_it() -> None:

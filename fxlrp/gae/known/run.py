@@ -13,13 +13,13 @@ from torch import Tensor
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.gae.conduct import Pieces, Progress, Ray, check, finish, in_a_line
-from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.known import agreement, built, grids, parts, suppressors
 from fxlrp.gae.known.cases import Case, Known
 from fxlrp.gae.known.report import KnownReport
 from fxlrp.gae.methods import BASELINES, Method, explain_by, name_methods, run
 from fxlrp.gae.plan import version_of
 from fxlrp.gae.store import Kept
+from fxlrp.identity import digest, sources
 from fxlrp.rules.registry import find_rulebook, rulebooks
 
 SUITES: dict[str, Callable[..., list[Case]]] = {

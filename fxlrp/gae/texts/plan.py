@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.explainer import convert
-from fxlrp.gae.identity import digest, sources
 from fxlrp.gae.plan import Remembered, version_of
 from fxlrp.gae.texts.attention import Base
 from fxlrp.gae.texts.case import Case, make_case
@@ -20,6 +19,7 @@ from fxlrp.gae.texts.methods import Explain, Method, explain_by, run
 from fxlrp.gae.texts.rationales import agreement
 from fxlrp.gae.texts.removal import removal
 from fxlrp.gae.texts.stability import Shadow, change, correlation
+from fxlrp.identity import digest, sources
 
 
 @dataclass

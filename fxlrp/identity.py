@@ -1,16 +1,19 @@
-"""A digest of anything that a score depends on: weights and code alike, so that no two things of one name are mixed up.
+"""Digests of what a score depends on, weights and code alike, or of what a model is traced by, weights' shapes alone.
 
-What comes with an installed package is known by its name and the package's version, everything else by its content: a
-tensor by its bytes, a function by its code and by what it refers to, an object by its class and its state.
+No two things of one name are mixed up.  What comes with an installed package is known by its name and the package's
+version, everything else by its content: a tensor by its bytes, a function by its code and by what it refers to, an
+object by its class and its state.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import platform
 import sys
 import sysconfig
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,22 @@ _OURS = str(Path(fxlrp.__file__).parent)
 _INSTALLED = (_OURS, *(sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib", "platstdlib")))
 _PLAIN = frozenset(vars(nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Unsteady(Exception):
+    """A value that no digest tells from others in another process; the message is its place."""
+
+
+def fingerprint(*things: Any) -> str:
+    """Return a digest of models and other values as they would be traced, by this torch, Python and fxlrp.
+
+    Models of one fingerprint are traced to the same graph in whatever process: of weights only the shapes count, and
+    which of them are one.
+
+    Raises Unsteady, with its place in the model, for a value whose state can't be seen, such as an open file.
+    """
+    versions = (str(torch.__version__), platform.python_version(), fxlrp.__version__, sys.platform)
+    return _TracedWalk().of([versions, *things]).hex()
 
 
 def digest(thing: Any) -> str:
@@ -63,6 +82,14 @@ class _Walk:
             self.taken[id(thing)] = thing, _sum(*self._parts(thing))
         return self.taken[id(thing)][1]
 
+    def weight(self, x: Tensor | None) -> bytes:
+        """Return the digest of a module's parameter or buffer."""
+        return self.of(x)
+
+    def inside(self, name: str, value: Any) -> bytes:
+        """Return the digest of a module's child or attribute."""
+        return self.of(value)
+
     def all(self, things: Iterable[Any]) -> Iterator[bytes]:
         """Yield the digests of things."""
         yield from map(self.of, things)
@@ -82,7 +109,9 @@ class _Walk:
                 yield from sorted(self.all(thing))
             case Mapping():
                 yield from self.all(pair for item in thing.items() for pair in item)
-            case torch.dtype() | torch.device() | torch._ops.OpOverload() | torch._ops.OpOverloadPacket():
+            case torch.dtype() | torch.device() | torch.layout() | torch.memory_format():
+                yield str(thing)
+            case torch._ops.OpOverload() | torch._ops.OpOverloadPacket():
                 yield str(thing)
             case types.CodeType():
                 yield thing.co_code
@@ -99,6 +128,8 @@ class _Walk:
                 yield from self.all((thing.fget, thing.fset))
             case staticmethod() | classmethod():
                 yield self.of(thing.__func__)
+            case weakref.ref():
+                yield self.of(thing())
             case type():
                 yield from self._class(thing)
             case nn.Module():
@@ -137,17 +168,22 @@ class _Walk:
     def _module(self, module: nn.Module) -> Iterator[Any]:
         """Yield a module's code, tensors, children, hooks and other attributes."""
         if isinstance(module, torch._dynamo.OptimizedModule):
-            yield self.of(module._orig_mod)
+            yield self.inside("_orig_mod", module._orig_mod)
             return
+        if isinstance(module, torch.jit.ScriptModule):  # constants of its code are not seen
+            self.unseen(module)
         traced = isinstance(module, torch.fx.GraphModule | torch.jit.ScriptModule)
         yield module.code if traced else self.of(type(module))
-        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        yield from self.all((tensors, list(module.named_children())))
+        for name, x in (*module._parameters.items(), *module._buffers.items()):
+            yield name
+            yield self.weight(x)
         yield from self.all(hook for name in _HOOKS for hook in vars(module).get(name, {}).values())
         rest = {name: value for name, value in vars(module).items() if name not in _PLAIN}
         if traced:  # of the rest only constants are used, most is how the code was made
             rest = {name: value for name, value in rest.items() if isinstance(value, Tensor)}
-        yield self.of(rest)
+        for name, value in (*module._modules.items(), *rest.items()):
+            yield name
+            yield self.inside(name, value)
 
     def _object(self, thing: Any) -> Iterator[Any]:
         """Yield the class of any other object, and its state as pickle would take it."""
@@ -156,13 +192,47 @@ class _Walk:
             return  # how a thing is compiled, not what it computes
         try:
             made = thing.__reduce_ex__(4)
-        except Exception:  # a lock, a file and the like, which have no state that a score could depend on
+        except Exception:  # a lock, a file and the like
+            self.unseen(thing)
             return
         if isinstance(made, str):
             yield made
             return
         yield from self.all(made[:3])
         yield from (self.of(list(more)) for more in made[3:5] if more is not None)
+
+    def unseen(self, thing: Any) -> None:
+        """Note a thing without a state that could be seen: no score depends on it."""
+
+
+class _TracedWalk(_Walk):
+    """Digests of what a model is traced by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where: list[str] = ["model"]
+        self.weights: dict[int, int] = {}
+
+    def weight(self, x: Tensor | None) -> bytes:
+        """Return the digest of the shape of a parameter or buffer, and of whether it was met before."""
+        if x is None:
+            return self.of(None)
+        number = self.weights.setdefault(id(x), len(self.weights))
+        kind = type(x)
+        about = (tuple(x.shape), x.dtype, x.device, x.layout)
+        return _sum(f"{kind.__module__}.{kind.__qualname__} {about} {number}")
+
+    def inside(self, name: str, value: Any) -> bytes:
+        """Return the digest of a module's child or attribute, whose name is said if it can't be seen."""
+        self.where.append(name)
+        found = self.of(value)
+        self.where.pop()
+        return found
+
+    def unseen(self, thing: Any) -> None:
+        """Raise Unsteady: how a thing is traced may depend on it."""
+        kind = type(thing)
+        raise Unsteady(f"{'.'.join(self.where)}, a {kind.__module__}.{kind.__qualname__}")
 
 
 def _sum(*parts: Any) -> bytes:
