@@ -50,7 +50,8 @@ def transformer() -> nn.Module:
     return Transformer(6).eval()
 
 
-@pytest.mark.parametrize("rules", ["abslrp", "abslrp-hybrid", "attnlrp", "gradient-input"])
+@pytest.mark.every(2)
+@pytest.mark.parametrize("rules", ["abslrp-hybrid", "abslrp", "attnlrp", "gradient-input"])
 def test_a_block_is_compiled_once_and_computes_the_same(
     transformer: nn.Module, rules: str, given_to_compile: list[fx.GraphModule]
 ) -> None:
@@ -69,6 +70,7 @@ def test_what_repeats_little_is_compiled_whole(cnn: nn.Module, given_to_compile:
     assert given_to_compile == [graph]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("dynamic", [None, True, False])
 def test_another_batch_compiles_nothing_anew(transformer: nn.Module, dynamic: bool | None) -> None:
     explainer = convert(transformer, tokens(2), rules="gradient-input").compile(backend="eager", dynamic=dynamic)
