@@ -21,7 +21,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +134,38 @@ def cost(count: int) -> None:
             f"{sum(ours) / sum(bare):.3f} of the first",
             flush=True,
         )
-        rates = []
+        walls, cpus = [], []
         for workers in (0, 1, 0, 1):
             shutil.rmtree(out, ignore_errors=True)
-            explain(model, data, out, workers=workers)
-            written = sorted(p.stat().st_mtime for p in out.glob("part-*.parquet"))
-            rates.append(written[-2] - written[0])  # the last is a part
-        alone, one = min(rates[::2]), min(rates[1::2])
-        print(f"{name}: one actor takes {one / alone:.3f} of the one process, after its first shard", flush=True)
+            marks = marked(out, partial(explain, model, data, out, workers=workers))
+            (began, cpu), (ended, more) = marks[0], marks[-2]  # the last shard is a part
+            walls.append(ended - began)
+            cpus.append(more - cpu)
+        ratios = [min(of[1::2]) / min(of[::2]) for of in (walls, cpus)]
+        print(
+            f"{name}: after its first shard, one actor takes {ratios[0]:.3f} of the one process by the clock, "
+            f"{ratios[1]:.3f} of its CPU time",
+            flush=True,
+        )
+
+
+def marked(out: Path, run: Callable[[], Any]) -> list[tuple[float, float]]:
+    """When each shard was there, and the CPU time until then of the actor, or of this process where there is none."""
+    marks: list[tuple[float, float]] = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    while thread.is_alive():
+        if count_of(out) > len(marks):
+            actors = [p for p in below(os.getpid()) if is_actor(p)]
+            marks.append((time.time(), sum(map(cpu_of, actors or [os.getpid()]))))
+        time.sleep(0.02)
+    return marks
+
+
+def cpu_of(pid: int) -> float:
+    """The seconds of CPU time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def killed(count: int, times: int = 10) -> None:
