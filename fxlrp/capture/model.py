@@ -175,24 +175,11 @@ def capture(
             errors.append(cause if isinstance(cause, Exception) else problem)
             branches |= isinstance(cause, GuardOnDataDependentSymNode)
             continue
-        mode = _mode_of(graph, attempt, after, axes, axes.count(tensors))
-        if mode is None:
-            continue
-        _mark_identities(graph, seen[-1].untouched)
-        names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
-        lengths = length_axes(tensors, axes)
-        return Capture(
-            graph,
-            attempt.inputs,
-            names,
-            called,
-            mode,
-            seen[-1],
-            axes,
-            lengths,
-            branches=branches,
-            nearly=flat.quantised,
-        )
+        if mode := _mode_of(graph, attempt, after, axes, axes.count(tensors)):
+            _mark_identities(graph, seen[-1].untouched)
+            names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
+            about = graph, attempt.inputs, names, called, mode, seen[-1], axes, length_axes(tensors, axes)
+            return Capture(*about, branches=branches, nearly=flat.quantised)
     _check_that_it_runs(model, *rebuild(detached))
     if traced is not model and _refuses(traced, *rebuild(detached)):
         return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches, itself=True)

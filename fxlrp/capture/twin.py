@@ -10,7 +10,7 @@ import functools
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,61 +28,71 @@ def twin(model: nn.Module) -> nn.Module:
     Copies the modules, the lists, dicts and sets they hold, and whatever refers to one of these: bound methods,
     functions with closures, partials, cached functions, helper objects.  Shares all else with the model.
     """
-    copied = _to_copy(model)
-    made: dict[int, Any] = {}
+    return _Twins(_to_copy(model)).of(model)
 
-    def twin_of(thing: Any) -> Any:
-        """The twin's counterpart of a thing in the model."""
-        if id(thing) not in copied:
+
+class _Twins:
+    """The counterparts of what is copied, by the id of the thing in the model, each made once."""
+
+    def __init__(self, copied: set[int]) -> None:
+        self.copied, self.made = copied, dict[int, Any]()
+
+    def of(self, thing: Any) -> Any:
+        """The counterpart of a thing in the model: the thing itself if it is shared."""
+        if id(thing) not in self.copied:
             return thing
-        if id(thing) not in made:
-            new = build(thing)
-            made.setdefault(id(thing), new)  # it exists already if something it holds refers back to it
-        return made[id(thing)]
+        if id(thing) not in self.made:
+            new = self._build(thing)
+            self.made.setdefault(id(thing), new)  # it exists already if something it holds refers back to it
+        return self.made[id(thing)]
 
-    def build(thing: Any) -> Any:
+    def _build(self, thing: Any) -> Any:
         kind: Any = type(thing)
-        new: Any
         if kind is tuple or kind is frozenset:
-            return kind(map(twin_of, thing))
+            return kind(map(self.of, thing))
         if isinstance(thing, types.MethodType):
-            return types.MethodType(twin_of(thing.__func__), twin_of(thing.__self__))
+            return types.MethodType(self.of(thing.__func__), self.of(thing.__self__))
         if kind is functools.partial:
-            return kind(
-                twin_of(thing.func), *map(twin_of, thing.args), **{k: twin_of(v) for k, v in thing.keywords.items()}
-            )
+            return kind(self.of(thing.func), *map(self.of, thing.args), **self._values(thing.keywords))
         if kind is CACHED:
-            return functools.lru_cache(**thing.cache_parameters())(twin_of(thing.__wrapped__))
+            return functools.lru_cache(**thing.cache_parameters())(self.of(thing.__wrapped__))
         if kind is weakref.ref:
-            return weakref.ref(twin_of(thing()))
+            return weakref.ref(self.of(thing()))
         if kind is types.FunctionType:
-            cells = [types.CellType() for _ in thing.__closure__ or ()]
-            new = types.FunctionType(
-                thing.__code__, thing.__globals__, thing.__name__, thing.__defaults__, tuple(cells) or None
-            )
-            made[id(thing)] = new
-            new.__kwdefaults__ = thing.__kwdefaults__
-            new.__qualname__, new.__module__ = thing.__qualname__, thing.__module__
-            new.__dict__.update({k: twin_of(v) for k, v in vars(thing).items()})
-            for cell, old in zip(cells, thing.__closure__ or (), strict=True):
-                for value in content(old):
-                    cell.cell_contents = twin_of(value)
-            return new
+            return self._function(thing)
         if kind in CONTAINERS:
-            empty = {defaultdict: lambda: kind(thing.default_factory), deque: lambda: kind(maxlen=thing.maxlen)}
-            new = made[id(thing)] = empty.get(kind, kind)()
-            if isinstance(thing, dict):
-                new.update({twin_of(k): twin_of(v) for k, v in thing.items()})
-            else:
-                add = new.add if kind is set else new.append
-                for item in thing:
-                    add(twin_of(item))
-            return new
-        new = made[id(thing)] = object.__new__(kind)
-        new.__dict__.update({k: twin_of(v) for k, v in vars(thing).items()})
+            return self._container(thing)
+        new = self.made[id(thing)] = object.__new__(kind)
+        new.__dict__.update(self._values(vars(thing)))
         return new
 
-    return twin_of(model)
+    def _function(self, function: types.FunctionType) -> types.FunctionType:
+        closure = function.__closure__ or ()
+        cells = tuple(types.CellType() for _ in closure)
+        about = function.__code__, function.__globals__, function.__name__, function.__defaults__
+        new = self.made[id(function)] = types.FunctionType(*about, cells or None)
+        new.__kwdefaults__ = function.__kwdefaults__
+        new.__qualname__, new.__module__ = function.__qualname__, function.__module__
+        new.__dict__.update(self._values(vars(function)))
+        for cell, old in zip(cells, closure, strict=True):
+            for value in content(old):
+                cell.cell_contents = self.of(value)
+        return new
+
+    def _container(self, thing: Any) -> Any:
+        kind: Any = type(thing)
+        empty = {defaultdict: lambda: kind(thing.default_factory), deque: lambda: kind(maxlen=thing.maxlen)}
+        new = self.made[id(thing)] = empty.get(kind, kind)()
+        if isinstance(thing, dict):
+            new.update({self.of(k): self.of(v) for k, v in thing.items()})
+        else:
+            add = new.add if kind is set else new.append
+            for item in thing:
+                add(self.of(item))
+        return new
+
+    def _values(self, named: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self.of(value) for name, value in named.items()}
 
 
 CACHED = type(functools.lru_cache(lambda: None))
