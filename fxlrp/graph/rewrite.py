@@ -66,11 +66,11 @@ def rewrite(
     facts = _run_passes(captured, rulebook, output, marked)
     if not facts.readouts:
         raise _nothing_explained(facts)
+    left_out = {} if read else find_left_out(captured, list(facts.readouts), facts.explained.end, rulebook.name)
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
     _check_reads(facts, read)
     random = any(map(draws, gm.graph.nodes))
     mode = captured.mode.value + ("; for one draw of its random numbers (seed=…)" if random else "")
-    left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), facts.explained.end)
     report = Report(rows, rulebook.name, mode, left_out)
     if strict:
         _refuse_generic(report)
