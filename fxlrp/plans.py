@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import fx, nn
 
 from fxlrp.capture.axes import Axes, Batch
+from fxlrp.capture.buffers import buffers_of
 from fxlrp.capture.calls import Call, equal
 from fxlrp.capture.confine import alone
 from fxlrp.capture.model import Capture, CaptureMode, capture, forward_names
@@ -125,7 +126,8 @@ class Plans:
                 plan = self._kept_plan(cache, call) or self.capture(cache, call)
         if plan.capture.mode is CaptureMode.THIS_INPUT:
             one = plan.axes.count(call.tensors) == 1
-            outdated = one and not all(map(equal, widened(call.tensors), plan.capture.inputs))
+            values = [*widened(call.tensors), *buffers_of(self.model)]
+            outdated = one and not all(map(equal, values, [*plan.capture.inputs, *plan.capture.buffers]))
         else:  # the model may take another branch at this batch size
             outdated = checked is None and not self.original.gives(plan, call)
             if outdated and plan.capture.kept:

@@ -1,5 +1,5 @@
-"""Zero maps: an attribution that is zero although the score is not says where relevance ended, and why; one that is
-not finite says what else is not."""
+"""Zero maps: an attribution that is zero at an input although the score is not says where relevance ended, and why;
+one that is not finite says what else is not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxlrp.attribution import Attribution
 from fxlrp.capture.confine import LOCK
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError, NoRelevance
-from fxlrp.reports.ended import find_end
+from fxlrp.reports.ended import find_end, find_end_to
 from fxlrp.reports.mass import Weighing
 from fxlrp.rows import sample_of
 
@@ -35,7 +35,10 @@ def _with_end(call: ModelCall, a: Attribution, question: Question) -> Attributio
     if message := not_finite(a):
         warn(message)
         return a
-    zero = zero_maps(a.each, [at_inputs.get(name, 0) for name in a.names], batch, columns)
+    axes = [at_inputs.get(name, 0) for name in a.names]
+    zero, within = zero_maps(a.each, axes, batch, columns), None
+    if not zero:
+        zero, within = _zero_at_one(a, axes, batch, columns)
     if not zero:
         return a
     if (other := call.about(question.target)) is not explainer:
@@ -53,11 +56,30 @@ def _with_end(call: ModelCall, a: Attribution, question: Question) -> Attributio
             explainer.answers(one, [asked], run=weighing.run)
     except FxlrpError:  # a callable that is about another sample
         return a
-    ended = find_end(one.plan.report.weighed(weighing.edges), [i for i, _ in zero])
+    report, samples = one.plan.report.weighed(weighing.edges), [i for i, _ in zero]
+    if within is None:
+        ended = find_end(report, samples)
+    else:
+        ended = find_end_to(report, samples, one.plan, weighing.env, within)
     if ended is None:
         return a
     warn(ended)
     return replace(a, ended=ended)
+
+
+def _zero_at_one(
+    a: Attribution, axes: Sequence[int | None], batch: int, columns: int
+) -> tuple[list[tuple[int, int]], int | None]:
+    """The (sample, column) pairs whose relevance is zero at one of several inputs, whose values there are not, and the
+    index of that input."""
+    each = zip(a.each, a.inputs, axes, strict=True)
+    for k, (r, x, axis) in enumerate(each if len(a.names) > 1 else ()):
+        if axis is not None or batch == 1:
+            silent = zero_maps([x], [axis], batch, 1)
+            zero = [(i, column) for i, column in zero_maps([r], [axis], batch, columns) if (i, 0) not in silent]
+            if zero:
+                return zero, k
+    return [], None
 
 
 def zero_maps(

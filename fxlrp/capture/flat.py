@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.calls import call
+from fxlrp.capture.confine import only_here, replaced
 from fxlrp.capture.derivatives import derivatives_noticed
 from fxlrp.capture.flex import flex_attention_spelled
 from fxlrp.capture.objects import PLAIN, open_objects
@@ -58,6 +60,7 @@ class Flat(nn.Module):
                 in_float() if self.quantised else nullcontext(),
                 derivatives_noticed(self._notice_below),
                 flex_attention_spelled(self._notice_below),
+                replaced(Distribution, "__init__", only_here(_unchecked, Distribution.__init__)),
                 DataDetached(),
                 SizesStayShort(),
             ):
@@ -79,6 +82,17 @@ class Flat(nn.Module):
         if not self.known.derives:
             self.known.derives = True
             raise RuntimeError("this is to be traced below autograd")
+
+
+_checked = Distribution.__init__
+NO_AXES = torch.Size()
+
+
+def _unchecked(
+    self: Distribution, batch_shape: torch.Size = NO_AXES, event_shape: torch.Size = NO_AXES, *_: Any, **__: Any
+) -> None:
+    """Makes a distribution that checks no values: the model itself does, and a graph would hold for these alone."""
+    _checked(self, batch_shape, event_shape, validate_args=False)
 
 
 def returned_as(returned: Any, passed_on: list[Tensor]) -> tuple[tuple[Tensor, ...], Returned]:

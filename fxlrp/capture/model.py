@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.axes import Axes
+from fxlrp.capture.buffers import buffers_of, copies
 from fxlrp.capture.caches import caches_cleaned
 from fxlrp.capture.calls import call_without_gradients, lengths_of, names_of, refused, split_tensors
 from fxlrp.capture.derivatives import transforming
@@ -63,6 +64,7 @@ class Capture:
     `graph` and `inputs` are in float32; empty for all other models.
     branches: whether the model branches on values, so that the trace holds for the values of its inputs.
     nearly: whether the graph's output equals the model's only up to rounding, as for a quantised model.
+    buffers: the values of the model's buffers, if the graph holds for these alone.
     kept: the file that it was read from, which may be outdated.
     tried: what its ops do to the samples, as far as that was tried: see `fxlrp.graph.layouts`.
     """
@@ -78,6 +80,7 @@ class Capture:
     narrow: list[list[torch.dtype]] = field(default_factory=list)
     branches: bool = False
     nearly: bool = False
+    buffers: list[Tensor] = field(default_factory=list, repr=False)
     kept: Path | None = None
     tried: dict[tuple, Any] = field(default_factory=dict, repr=False)
 
@@ -157,7 +160,7 @@ def capture(
     if traced is not model:
         hide_layers(model, traced)
         flat.quantised = hide_packed(traced)
-    detached = [t.detach().clone() for t in tensors]
+    detached = copies(tensors)
     attempts = _attempts(detached, axes, longer)
     attempts = attempts[-2:] if fixed or axes.whole else attempts
     errors: list[Exception] = []
@@ -179,7 +182,8 @@ def capture(
             _mark_identities(graph, seen[-1].untouched)
             names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
             about = graph, attempt.inputs, names, called, mode, seen[-1], axes, length_axes(tensors, axes)
-            return Capture(*about, branches=branches, nearly=flat.quantised)
+            buffers = copies(buffers_of(model)) if mode is CaptureMode.THIS_INPUT else []
+            return Capture(*about, branches=branches, nearly=flat.quantised, buffers=buffers)
     _check_that_it_runs(model, *rebuild(detached))
     if traced is not model and _refuses(traced, *rebuild(detached)):
         return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches, itself=True)
@@ -201,7 +205,7 @@ def length_axes(tensors: list[Tensor], axes: Axes) -> list[tuple[int, ...]]:
 
 def example_inputs(tensors: list[Tensor], axes: Axes, mode: CaptureMode) -> list[Tensor]:
     """The inputs that a call's graph of this mode is captured with."""
-    detached = [t.detach().clone() for t in tensors]
+    detached = copies(tensors)
     return next(attempt.inputs for attempt in _attempts(detached, axes, False) if attempt.mode is mode)
 
 

@@ -25,8 +25,8 @@ Term = tuple[fx.Node, bool]
 
 
 def join_straight_through(gm: fx.GraphModule) -> None:
-    """Replaces a sum by stands_for(x, q) if its value is one term q and its derivative that of another term x, whose
-    value cancels."""
+    """Replaces a sum by stands_for(x, sum) if its derivative is that of x, some of whose terms cancel in its value, and
+    its value has other terms instead."""
     if not any(n.target in DETACH for n in gm.graph.nodes):
         return
     sums: dict[fx.Node, Counter[Term]] = {}
@@ -34,27 +34,42 @@ def join_straight_through(gm: fx.GraphModule) -> None:
         terms = sums[node] = _terms(node, sums)
         if node.target not in SUMS:
             continue
-        value: Counter[fx.Node] = Counter()
-        for (summand, _), times in terms.items():
-            value[summand] += times
-        valued = [n for n, times in value.items() if times]
-        open_terms = [
-            (n, times) for (n, detached), times in terms.items() if times and not detached and n not in valued
-        ]
-        if len(valued) != 1 or value[valued[0]] != 1 or [times for _, times in open_terms] != [1]:
-            continue
-        ((x, _),) = open_terms
-        if _depends_smoothly(valued[0]) and terms[valued[0], False]:
-            continue  # both q and x have a derivative
-        if x.meta["val"].shape != node.meta["val"].shape:
+        valued = _counted(terms, (False, True))
+        still_open = _counted(terms, (False,)).items()
+        derived = Counter({n: times for n, times in still_open if n not in valued or _depends_smoothly(n)})
+        if not set(valued) - set(derived) or not set(derived) - set(valued):
+            continue  # nothing cancels, or what is left has a derivative of its own
+        x = Counter({(term, False): times for term, times in derived.items()})
+        alike = [n for n in _parts(node) if sums[n] == x]
+        if not alike or alike[0].meta["val"].shape != node.meta["val"].shape:
             continue
         users = list(node.users)
         with gm.graph.inserting_after(node):
-            joined = emit(gm.graph, node, stands_for, x, node)
+            joined = emit(gm.graph, node, stands_for, alike[0], node)
         for user in users:
             user.replace_input_with(node, joined)
         sums[joined] = Counter({(joined, False): 1})
         sums[node] = Counter({(node, True): 1})
+
+
+def _counted(terms: Counter[Term], detached: tuple[bool, ...]) -> Counter[fx.Node]:
+    """How often each summand is taken, of those that are `detached` or not."""
+    out: Counter[fx.Node] = Counter()
+    for (n, is_detached), times in terms.items():
+        out[n] += times * (is_detached in detached)
+    return Counter({n: times for n, times in out.items() if times})
+
+
+def _parts(node: fx.Node) -> list[fx.Node]:
+    """The nodes that a sum is made of, through sums and detaches, the nearest first."""
+    parts: dict[fx.Node, None] = {}
+    front = [a for a in args_of(node)[:2] if isinstance(a, fx.Node)]
+    while front:
+        n, *front = front
+        if n not in parts:
+            parts[n] = None
+            front += n.all_input_nodes if n.target in SUMS or n.target in DETACH else []
+    return list(parts)
 
 
 def _terms(node: fx.Node, sums: dict[fx.Node, Counter[Term]]) -> Counter[Term]:

@@ -14,6 +14,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_f
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from fxlrp.capture.buffers import buffers_of, copies, of_buffers, put_in
 from fxlrp.capture.confine import alone, quiet
 from fxlrp.capture.constants import evaluate_written_constants
 from fxlrp.capture.derivatives import as_symbols, trace_below_autograd, transforming
@@ -76,8 +77,9 @@ def _export(flat: Flat, tensors: list[Tensor], dims: tuple) -> fx.GraphModule:
 def _trace(flat: Flat, tensors: list[Tensor]) -> fx.GraphModule:
     """Traces the ops that run on these values, including the Python branches that these values take."""
     options: dict[str, Any] = {"pre_dispatch": True, "_error_on_data_dependent_ops": False, "record_stack_traces": True}
+    buffers = buffers_of(flat)
     with torch.enable_grad(), alone(), quiet():
-        traced = make_fx(flat, **options)(*(t.clone() for t in tensors))
+        traced = make_fx(of_buffers(flat, flat, buffers), **options)(*copies([*buffers, *tensors]))
         for node in traced.graph.find_nodes(op="get_attr"):  # tensors wrapped by torch.func became constants
             if is_dead_tensor_wrapper(operator.attrgetter(str(node.target))(traced)):
                 flat.known.derives = True
@@ -88,7 +90,8 @@ def _trace(flat: Flat, tensors: list[Tensor]) -> fx.GraphModule:
             fx.Interpreter(traced).run, FunctionalTensorMode(pre_dispatch=True, export=True)
         )
         with fx.traceback.preserve_node_meta():
-            graph = make_fx(functional, **options)(*(t.clone() for t in tensors))
+            graph = make_fx(functional, **options)(*copies([*buffers, *tensors]))
+    put_in(graph, buffers)
     inline_modes(graph)
     _note_values(graph, tensors)
     restore_vocabulary(graph)

@@ -104,12 +104,12 @@ class ByRule(ReplacedOp):
             return torch.view_as_complex(t.contiguous()) if a.is_complex() else t
 
         def pairs(part: Tensor) -> list[Tensor]:
-            return [as_pair(c.resolve_conj()) for c in call(like(part, z))]
+            return [as_pair(c) for c in call(like(part, z))]
 
         def join(cs: list[Tensor]) -> list[Tensor]:
             return [like(c, x) for c, x in zip(cs, xs, strict=True)]
 
-        return Call(pairs), join, as_pair(g.resolve_conj()), as_pair(z), [*map(as_pair, xs)]
+        return Call(pairs), join, as_pair(g), as_pair(z), [*map(as_pair, xs)]
 
     def call_rule(
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]

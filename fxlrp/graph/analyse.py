@@ -48,6 +48,11 @@ def find_active(
     return active
 
 
+def by_derivative(node: fx.Node, reached: set[fx.Node]) -> list[fx.Node]:
+    """The inputs among `reached` that a node depends on by a derivative, whatever its rule."""
+    return [n for n in carriers(node) if n in reached]
+
+
 def find_nonnegative(gm: fx.GraphModule) -> set[fx.Node]:
     """Nodes known to be ≥ 0 for any input (those after a ReLU, up to the next product)."""
     nonnegative: set[fx.Node] = set()

@@ -13,7 +13,7 @@ from torch import fx
 
 from fxlrp import emit
 from fxlrp.capture.model import Capture
-from fxlrp.graph.analyse import find_active, find_infinite, find_nonnegative
+from fxlrp.graph.analyse import by_derivative, find_active, find_infinite, find_nonnegative
 from fxlrp.graph.outputs import Output, explained_output
 from fxlrp.graph.reads import Place, find_readouts
 from fxlrp.graph.samples import Samples
@@ -59,10 +59,6 @@ class Facts:
 
     def stops_at(self) -> fx.Node | None:
         """Where relevance ends by this rulebook, of all nodes that have a derivative by a readout the last one."""
-
-        def by_derivative(node: fx.Node, reached: set[fx.Node]) -> list[fx.Node]:
-            return [n for n in carriers(node) if n in reached]
-
         nodes = find_active(self.captured.graph, self._starts, self.explained.end, by_derivative)
         ends = [n for n in nodes.difference(self._starts) if not self._flows(n, nodes)]
         return max(ends, key=list(self.captured.graph.graph.nodes).index, default=None)

@@ -11,8 +11,9 @@ from torch import Tensor, fx
 from fxlrp.capture.calls import finite
 from fxlrp.capture.model import Capture
 from fxlrp.errors import FxlrpError
+from fxlrp.graph.analyse import by_derivative, find_active
 from fxlrp.graph.lookups import Trail, find_given
-from fxlrp.ops import carriers
+from fxlrp.ops import about, carriers
 from fxlrp.patterns.sparse import is_sparse
 from fxlrp.rules.weighted import ones_for
 
@@ -93,28 +94,31 @@ def find_readouts(captured: Capture, marked: Mapping[fx.Node, str]) -> dict[Plac
     return {i: nodes for i, nodes in out.items() if nodes}
 
 
-def find_left_out(
-    gm: fx.GraphModule, parameters: Sequence[str], explained: Sequence[Place], end: fx.Node
-) -> dict[str, str]:
+def find_left_out(captured: Capture, explained: Sequence[Place], end: fx.Node, rulebook: str) -> dict[str, str]:
     """The reason why each input that is not explained gets no relevance."""
+    gm = captured.graph
     needed = {end}
     for node in reversed(gm.graph.nodes):
         if node in needed:
-            needed.update(carriers(node))
+            needed.update(node.all_input_nodes if about(node.target).kind == "step" else carriers(node))
 
-    def reason(name: str, node: fx.Node) -> str:
+    def reason(name: str, node: fx.Node, value: Tensor) -> str:
         if node not in needed:
             return "the explained output does not depend on its values"
         if is_sparse(node):
             return "a sparse tensor, which is a constant"
-        if not _is_float(node) and ASIDE.search(name) and Trail(node, counted=True).lookups():
+        if not finite(value):
+            return "a mask of infinite values"
+        derivable = _is_float(node) and end in find_active(gm, [node], end, by_derivative)
+        if ASIDE.search(name) and (derivable or Trail(node, counted=True).lookups()):
             return f"a mask or positions, by its name; read={name!r} explains it"
         if not _is_float(node):
             return "integers that look up no vectors: they pick, mask or are numbers beside others"
-        return "no derivative leads to it, or it is a mask of infinite values"
+        return f"no rule of {rulebook} gives it any" if derivable else "no derivative leads to it"
 
-    inputs = enumerate(zip(parameters, gm.graph.find_nodes(op="placeholder"), strict=True))
-    return {name: reason(name, node) for i, (name, node) in inputs if i not in explained}
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    inputs = enumerate(zip(captured.parameters, placeholders, captured.inputs, strict=True))
+    return {name: reason(name, node, value) for i, (name, node, value) in inputs if i not in explained}
 
 
 def _is_float(node: fx.Node) -> bool:

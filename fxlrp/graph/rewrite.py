@@ -27,6 +27,7 @@ from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.patterns.complex_numbers import write_apart
 from fxlrp.patterns.opaque import explain_opaque
 from fxlrp.patterns.sparse import refuse_sparse
+from fxlrp.patterns.unbatched import batch_convolutions
 from fxlrp.reports.report import NodeReport, Report, op_name, row_of
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.per_sample import WHOLE, Placement
@@ -65,11 +66,11 @@ def rewrite(
     facts = _run_passes(captured, rulebook, output, marked)
     if not facts.readouts:
         raise _nothing_explained(facts)
+    left_out = {} if read else find_left_out(captured, list(facts.readouts), facts.explained.end, rulebook.name)
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
     _check_reads(facts, read)
     random = any(map(draws, gm.graph.nodes))
     mode = captured.mode.value + ("; for one draw of its random numbers (seed=…)" if random else "")
-    left_out = {} if read else find_left_out(gm, captured.parameters, list(facts.readouts), facts.explained.end)
     report = Report(rows, rulebook.name, mode, left_out)
     if strict:
         _refuse_generic(report)
@@ -120,7 +121,7 @@ def _run_passes(captured: Capture, rulebook: Rulebook, output: Output, marked: M
     """Canonicalizes the graph by the rulebook's passes, and gives each op one output; returns the facts about it."""
     gm = captured.graph
     facts: Facts | None = None
-    for graph_pass in (explain_opaque, write_apart, *rulebook.passes, _split_outputs):
+    for graph_pass in (explain_opaque, write_apart, batch_convolutions, *rulebook.passes, _split_outputs):
         if facts is None:  # the graph is new or has changed
             facts = Facts(captured, rulebook, output, marked)
             refuse_sparse(gm, facts.active)

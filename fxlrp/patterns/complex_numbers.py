@@ -64,9 +64,7 @@ def split_complex(gm: fx.GraphModule, facts: Facts) -> bool:
                 node, lambda call, x, y, alpha=1: _sum(call, aten.sub.Tensor, call(aten.mul.Tensor, x, -alpha), -y)
             )
         elif op is aten.abs.default:
-            facts.replace(
-                node, lambda call, x: call(aten.linalg_vector_norm.default, call(aten.view_as_real.default, x), 2, [-1])
-            )
+            facts.replace(node, _magnitude)
         elif about(op).kind in ("positive sum", "sum") and _complex(node):
             facts.replace(node, lambda call, *args, op=op, **kw: _apart(call, op, *args, **kw))
         elif isinstance(entry, Rule) and entry.fn not in KNOWING and entry.fn.__module__.startswith("fxlrp."):
@@ -105,6 +103,11 @@ def _product(call: Insert, op: Callable, x: fx.Node, y: fx.Node, bias: fx.Node |
         real = call(aten.sub.Tensor, call(op, a, c, *with_real), call(op, b, d, *plain))
         imaginary = call(aten.add.Tensor, call(op, a, d, *with_imaginary), call(op, b, c, *plain))
     return call(aten.complex.default, real, imaginary)
+
+
+def _magnitude(call: Insert, z: fx.Node) -> fx.Node:
+    pair = call(aten.view_as_real.default, call(aten.resolve_conj.default, z))
+    return call(aten.linalg_vector_norm.default, pair, 2, [-1])
 
 
 def _sum(call: Insert, op: Callable, x: Any, y: Any, alpha: complex = 1) -> fx.Node:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 from torch._decomp import decomposition_table
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from fxlrp.capture.functionalize import functionalize_simple
@@ -62,8 +64,9 @@ OWN: dict[torch._ops.OpOverload, Callable] = {
 
 
 def take_apart(gm: fx.GraphModule, facts: Facts) -> bool:
-    """Decomposes every active node that would get the generic rule, if torch knows what it is composed of."""
-    traced: dict[tuple, fx.GraphModule] = {}  # nodes of one kind share a decomposition
+    """Decomposes every active node that would get the generic rule, if torch knows what it is composed of, whatever
+    the values."""
+    traced: dict[tuple, fx.GraphModule | None] = {}  # nodes of one kind share a decomposition
     changed = False
     for node in [n for n in gm.graph.nodes if facts.carries(n) and facts.entry(n) is None]:
         decomposition = _decomposition(node.target)
@@ -72,8 +75,10 @@ def take_apart(gm: fx.GraphModule, facts: Facts) -> bool:
         elif decomposition is not None:
             kind = _kind(node)
             if kind not in traced:
-                traced[kind] = trace(node, decomposition)
-            inline(node, traced[kind])
+                traced[kind] = _traced(node, decomposition)
+            if (inner := traced[kind]) is None:
+                continue
+            inline(node, inner)
         else:
             continue
         changed = True
@@ -103,6 +108,14 @@ def _kind(node: fx.Node) -> tuple:
     first = [leaves.index(leaf) for leaf in leaves]  # shows which operands are the same
     described = [f"{v.dtype} {tuple(v.shape)} {v.stride()}" if isinstance(v, Tensor) else repr(v) for v in values]
     return node.target, str(spec), *described, *first
+
+
+def _traced(node: fx.Node, made_of: Callable) -> fx.GraphModule | None:
+    """A node's decomposition as a graph; None if it depends on values, as CTC's on the lengths."""
+    try:
+        return trace(node, made_of)
+    except (DynamicOutputShapeException, DataDependentOutputException, GuardOnDataDependentSymNode):
+        return None
 
 
 def trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:

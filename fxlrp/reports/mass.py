@@ -67,5 +67,5 @@ class Weighing(fx.Interpreter):
 def _note(edges: dict[tuple[str, str], Mass], edge: tuple[str, str], a: Tensor, g: Tensor | None) -> None:
     if g is None:  # a C++ op without a derivative
         return
-    r = relevance(as_pair(a.resolve_conj()), as_pair(g.resolve_conj()), masked=True)
+    r = relevance(as_pair(a), as_pair(g), masked=True)
     edges[edge] = edges.get(edge, Mass()) + mass_of(r)

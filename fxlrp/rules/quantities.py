@@ -13,7 +13,7 @@ Maybe = Tensor | None
 
 def as_pair(t: Tensor) -> Tensor:
     """A complex tensor as the real one it is made of, with one more axis of two; a real one as it is."""
-    return torch.view_as_real(t) if t.is_complex() else t
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
 
 
 def by_parts(f: Callable[..., Tensor], *ts: Tensor) -> Tensor:

@@ -56,6 +56,10 @@ CASES: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], int, Tensor]] = {
     "convolution": (lambda m, x: m.conv(lifted(x).view(-1, 2, 3)).abs(), 6, rows(2, 6)),
     "functions": (lambda m, x: torch.view_as_real((1 + m.linear(lifted(x)).tanh()).exp()), 16, rows(2, 6)),
     "shifts": (lambda m, x: (2 - (lifted(x) + (1 + 2j)) / (2 - 1j) - 1).abs(), 6, rows(2, 6)),
+    "correlation": (lambda m, x: torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(x.flip(1)).conj()), 6, rows(2, 6)),
+    "square": (lambda m, x: (z := m.linear(lifted(x))).mul(z.conj()).real, 8, rows(2, 6)),
+    "magnitude of the conjugate": (lambda m, x: m.linear(lifted(x)).conj().abs(), 8, rows(2, 6)),
+    "adjoint": (lambda m, x: ((z := lifted(x).view(-1, 2, 3)) @ z.mH).abs(), 4, rows(2, 6)),
     "means": (lambda m, x: (m.linear(lifted(x)).view(-1, 2, 4).mean(1) / (1 + lifted(x)[:, :1])).abs(), 4, rows(2, 6)),
 }
 

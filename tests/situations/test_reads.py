@@ -108,6 +108,43 @@ def test_why_not() -> None:
     assert "does not depend" in why["other"]
 
 
+class Masked(nn.Module):
+    """Weighs, picks, hides, gates and divides by float inputs beside the explained one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(
+        self, x: Tensor, mask: Tensor, hard_mask: Tensor, far_mask: Tensor, gate: Tensor, scale: Tensor
+    ) -> Tensor:
+        y = self.net(x) * torch.heaviside(gate, torch.ones(1).to(x))
+        weights = (y.sum(-1) + far_mask).softmax(-1) * mask * (hard_mask > 0)
+        return self.head((y * weights[..., None]).sum(1)) * scale.rsqrt()
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_why_float_inputs_are_not_explained(rules: str) -> None:
+    model, x = Masked().double().eval(), torch.randn(2, 5, 4).double()
+    ones = torch.ones(2, 5).double()
+    far = torch.where(torch.arange(5) > 3, -torch.inf, 0).double().expand(2, 5)
+    call = (x, ones / 2, ones, far, ones[..., None], 2 * ones[:, :1])
+    explainer = convert(model, rules=rules)
+    a, why = explainer(*call, target=1), explainer.report().left_out
+    assert "read='mask' explains it" in why["mask"]
+    assert why["hard_mask"] == why["gate"] == "no derivative leads to it"
+    assert "infinite" in why["far_mask"]
+    if rules == "gradient-input":
+        assert "5" in a.named
+    else:
+        assert why["scale"] == f"no rule of {rules} gives it any"
+    asked = convert(model, rules=rules, read=("x", "mask"))(*call, target=1)
+    assert asked.named["1"].flatten(1).any(1).all()
+    for name in ("hard_mask", "far_mask", "gate"):
+        with pytest.raises(FxlrpError):
+            convert(model, rules=rules, read=name)(*call, target=1)
+
+
 def test_the_other_ways_to_run_it(tmp_path: Path) -> None:
     model = Text().double().eval()
     explainer = convert(model, read="embed")

@@ -106,3 +106,31 @@ def test_an_axis_of_one_is_squeezed_out(rules: str) -> None:
         torch.testing.assert_close(a.relevance[0], logits(X, target=2).relevance[0])
     total = convert(Net(lambda m, x: m.head(m.linear(x)).sum()).eval(), rules=rules)
     assert total(X, target=lambda out: out).relevance.shape == X.shape
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_what_an_op_consists_of_may_depend_on_values(rules: str) -> None:
+    """Then it is explained as a whole: CTC's loss, whose lengths are in a tensor."""
+
+    class Speech(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear = nn.Linear(4, 5).double()
+
+        def forward(self, x: Tensor, texts: Tensor, lengths: Tensor) -> Tensor:
+            scores, whole = self.linear(x).log_softmax(-1).transpose(0, 1), torch.full_like(lengths, x.shape[1])
+            return -F.ctc_loss(scores, texts, whole, lengths, reduction="none")
+
+    model, x, texts = Speech().eval(), torch.randn(2, 7, 4).double(), torch.tensor([[1, 2, 3], [2, 2, 4]])
+    lengths = torch.tensor([3, 2])
+    explainer = convert(model, rules=rules)
+    a = explainer(x, texts, lengths)
+    torch.testing.assert_close(a.output, model(x, texts, lengths).detach())
+    assert a.relevance.isfinite().all()
+    assert a.relevance.flatten(1).any(1).all()
+    torch.testing.assert_close(explainer(x[1:], texts[1:], lengths[1:]).relevance, a.relevance[1:])
+    if rules == "gradient-input":
+        x.requires_grad_()
+        (grad,) = torch.autograd.grad(model(x, texts, lengths).sum(), x)
+        torch.testing.assert_close(a.relevance, (x * grad).detach())

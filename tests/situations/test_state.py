@@ -107,6 +107,52 @@ def test_a_run_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> No
     explainer(X)
 
 
+class Queue(nn.Module):
+    """Compares with what it was given before, and keeps it where a number among its buffers says, as MoCo does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(6, 4).double()
+        self.register_buffer("queue", torch.randn(4, 8).double())
+        self.register_buffer("at", torch.zeros(1, dtype=torch.long))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        q = self.net(x)
+        out = q @ self.queue.clone().detach()
+        at = int(self.at)
+        self.queue[:, at : at + len(q)] = q.detach().mT
+        self.at[0] = (at + len(q)) % self.queue.shape[1]
+        return out * 2 if at > 3 else out
+
+
+class OfOne(Queue):
+    """Also branches on the values of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return -out if x.sum() > 0 else out
+
+
+@pytest.mark.parametrize("rules", ["abslrp", "abslrp-hybrid", "epsilon", "attnlrp", "gradient-input"])
+@pytest.mark.parametrize("kind", [Queue, OfOne])
+def test_a_model_that_writes_where_its_buffers_say(kind: type[Queue], rules: str) -> None:
+    """It is explained as it is now, and stays as it was; run since then, it is explained as it has become."""
+    model, x = kind().eval(), torch.randn(1, 6).double()
+    explainer = convert(model, rules=rules)
+    for _ in range(6):
+        kept = {k: v.clone() for k, v in model.state_dict().items()}
+        a = explainer(x, target=1, contrast=None)
+        assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
+        torch.testing.assert_close(a.relevance, convert(model, rules=rules)(x, target=1, contrast=None).relevance)
+        torch.testing.assert_close(a.output, model(x).detach())
+        assert a.relevance.any() or not a.output[0, 1] > 0
+    batch = torch.stack([x[0], -x[0]])
+    torch.testing.assert_close(explainer(batch, target=1, contrast=None).output, model(batch).detach())
+
+
 @functools.lru_cache(None)
 def table(n: int) -> Tensor:
     return torch.linspace(0, 1, n, dtype=torch.float64)

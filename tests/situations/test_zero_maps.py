@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 
@@ -95,3 +96,52 @@ def test_where_a_rulebook_passes_none_on_is_named() -> None:
     with pytest.raises(fxlrp.FxlrpError, match=r"by cp-lrp: its rule for softmax\.int \(.*test_zero_maps\.py"):
         convert(model, rules="cp-lrp")(X)
     assert convert(model, rules="attnlrp")(X).relevance.any()
+
+
+class Two(nn.Module):
+    """A sum of what two inputs become."""
+
+    def __init__(self, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(6, 10).double(), nn.Linear(6, 10).double(), nn.Linear(10, 4).double()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(self.first(self.a(x)) + self.second(self.b(y)))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("rules", "second", "why"),
+    [
+        ("gradient-input", torch.round, r"ends at round.*in steps"),
+        ("abslrp", lambda y: -y.exp(), r"ends at add.*gives none"),
+        ("epsilon", lambda y: y.exp().relu() - 100, None),
+        ("gradient-input", lambda y: (y - 100).relu(), None),
+        ("epsilon", lambda y: (y - 100).relu(), None),
+    ],
+)
+def test_one_input_of_several(rules: str, second: Callable[[Tensor], Tensor], why: str | None, swapped: bool) -> None:
+    """Its map is zero although the score depends on it: that is said unless nothing depends on it."""
+
+    model = (Two(second, torch.exp) if swapped else Two(torch.exp, second)).eval()
+    x = X[:, [3, 1, 2, 0, 4, 5]]
+    explainer = convert(model, rules=rules)
+    for batch in (5, 1):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", fxlrp.NoRelevance)
+            a = explainer(X[:batch], x[:batch], target=1, contrast=None)
+        said = [str(w.message) for w in caught if issubclass(w.category, fxlrp.NoRelevance)]
+        assert bool(said) == (why is not None) == (a.ended is not None)
+        for message in said:
+            assert f"is zero at {'x' if swapped else 'y'}" in message
+            assert re.search(why, message)
+
+
+def test_an_input_of_zeros_has_a_map_of_zeros() -> None:
+    """A first state, for one, where a bias takes what arrives."""
+    cell, state = nn.LSTMCell(6, 10).double(), torch.zeros(5, 10).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxlrp.NoRelevance)
+        convert(cell.eval(), rules="gradient-input")(X, (state, state))
