@@ -5,6 +5,10 @@ class FxlrpError(Exception):
     """Something the caller can mend; the message says what, where and what to do."""
 
 
+class Refused(FxlrpError):
+    """The model itself refuses the inputs of a call."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its kind if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

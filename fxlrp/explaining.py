@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxlrp.attribution import Attribution
 from fxlrp.boxes import Box, box_at, boxes_in
+from fxlrp.capture.calls import refused
 from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Contrast, Position
 from fxlrp.errors import FxlrpError
@@ -162,8 +163,12 @@ def explain_images(
 
 def _boxes(model: nn.Module, x: Tensor, labels: Sequence[str]) -> list[Box] | None:
     model = model.model if isinstance(model, Explainer) else model
-    with torch.no_grad():
-        return boxes_in(model(x), (x.shape[-2], x.shape[-1]), labels)
+    try:
+        with torch.no_grad():
+            found = model(x)
+    except Exception as error:
+        raise refused(error) from error
+    return boxes_in(found, (x.shape[-2], x.shape[-1]), labels)
 
 
 def edges_in(a: Attribution, call: tuple[tuple, dict]) -> Tensor | None:

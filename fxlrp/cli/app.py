@@ -79,6 +79,10 @@ def explain(
     from fxlrp.inputs import find_pictures, output_files
     from fxlrp.text.command import explain_texts
 
+    if not inputs and text_file is None:
+        raise FxlrpError(
+            "There is nothing to explain: give pictures, a .csv, .npy or .wav, or for a model of text a text in quotes."
+        )
     out.quiet = quiet
     of_texts: dict[str, Any] = {"text_file": text_file, "pair": pair}
     of_pictures: dict[str, Any] = {"box": box, "size": size, "mean": mean, "std": std}
@@ -138,8 +142,12 @@ def export(
 
     from fxlrp.cli.loading import load, parse_contrast, print_counts, take_pictures
     from fxlrp.explainer import convert
+    from fxlrp.export.artifact import check_file
     from fxlrp.export.artifact import export as save_explainer
+    from fxlrp.inputs.pictures import check_writable
 
+    check_file(output, aoti)
+    check_writable([output])
     loaded = load(model, arch, weights, trust, random_weights, "cpu")
     if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text; the command exports what takes pictures: use Explainer.export.")
@@ -241,7 +249,7 @@ def inspect(
 def compare(
     model: options.Model,
     given: options.Input,
-    rules: options.SeveralRules = options.COMPARED_RULES,
+    books: options.SeveralRules = options.COMPARED_RULES,
     output: options.ComparisonFile = Path("compare_fxlrp.png"),
     target: options.Target = None,
     contrast: options.Contrast = "default",
@@ -278,9 +286,11 @@ def compare(
     from fxlrp.cli.taking import taken
     from fxlrp.inputs import find_pictures
     from fxlrp.rules.registry import find_rulebook
+    from fxlrp.show.files import check_comparison
 
     out.quiet = quiet
-    books = [find_rulebook(name) for name in split_names(rules)]
+    rulebooks = [find_rulebook(name) for name in split_names(books)]
+    check_comparison(output)
     asked = Asked(target or (), contrast, position, strict=strict, shifts=shifts or 1)
     written = Written(html, as_json, colours, opacity, dpi)
     as_calls = are_calls([given])
@@ -290,7 +300,7 @@ def compare(
     file = Path(given) if as_calls else find_pictures([given])[0]
     loaded = load(model, arch, weights, trust, random_weights, device)
     loaded, reading = taken(loaded, model, as_calls, asked, labels, **of_pictures, **of_calls)
-    compare_rulebooks(loaded, reading, file, books, output, asked, written)
+    compare_rulebooks(loaded, reading, file, rulebooks, output, asked, written)
 
 
 @app.command()

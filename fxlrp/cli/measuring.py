@@ -55,6 +55,8 @@ def evaluate(
     from fxlrp.cli.loading import load, refuse_options, split_names, take_pictures
     from fxlrp.data.texts import open_texts
     from fxlrp.gae import command as gae_command
+    from fxlrp.gae.methods import BASELINES, name_methods
+    from fxlrp.gae.texts.methods import BASELINES as OF_TEXTS
     from fxlrp.text.command import load_tokenizer
 
     how = {"limit": limit, "seed": seed, "workers": workers, "ray": ray}
@@ -64,6 +66,7 @@ def evaluate(
         return
     assert model is not None
     assert data is not None
+    name_methods(list(dict.fromkeys(split_names(methods or ""))), {**BASELINES, **OF_TEXTS})
     loaded = load(model, arch, weights, trust, random_weights, device)
     how |= {"steps": steps, "batch_size": batch_size}
     if loaded.reads_text:

@@ -42,7 +42,7 @@ Rules = Annotated[
     str, typer.Option(help="Rulebook, as in gamma or gamma:gamma=0.1,epsilon=1e-6; `fxlrp rules` lists them.")
 ]
 RulesOrDefault = Annotated[str | None, typer.Option(help="Rulebook; `fxlrp rules` lists them.")]
-SeveralRules = Annotated[str, typer.Option(help="Rulebooks with commas between, each as for explain.")]
+SeveralRules = Annotated[str, typer.Option("--rules", help="Rulebooks with commas between, each as for explain.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model in which some op has no rule of its own.")]
 Cache = Annotated[
     Path | None, typer.Option(help="Keep captured graphs here, so that the next run need not trace.", metavar="DIR")

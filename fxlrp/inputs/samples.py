@@ -24,7 +24,7 @@ class Pictures:
         return len(self.files)
 
     def __getitem__(self, i: int) -> Tensor:
-        return self.loaded.like(self.loaded.preprocess(open_picture(self.files[i]))[0])
+        return self.loaded.like(self.loaded.preprocess(open_picture(self.files[i]))[0][None])[0]
 
     def first(self, count: int) -> Pictures:
         """The first so many."""

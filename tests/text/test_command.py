@@ -90,7 +90,7 @@ def test_generate(folder: Path, tmp_path: Path) -> None:
     ("args", "said"),
     [
         (("explain", "{cls}", "a film", "--target", "happy"), "knows bad, good"),
-        (("explain", "{cls}"), "There is no text"),
+        (("explain", "{cls}"), "There is nothing to explain"),
         (("explain", "{cls}", "a film", "-o", "x.png"), "written as .json, .csv, .html"),
         (("explain", "{cls}", "a film", "another", "-o", "x.json"), "one file for 2 texts"),
         (("explain", "examples/model.pt", "a.png", "--pair", "x"), "--pair goes with models that read text"),
