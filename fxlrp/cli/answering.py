@@ -136,7 +136,7 @@ def answer_files(
         if written.html is not None:
             pages.append(every_side(explainer, a, call, asked.at) if isinstance(explainer, Explainer) else [a])
     if written.html is not None:
-        write_pages(written.html, pages, SHOWN)
+        write_pages(written.html, pages, SHOWN, loaded.name)
     page = None if written.html is None else str(written.html)
     if written.as_json:
         print_json({"fxlrp": __version__, "rules": asked.rules, f"{reading.kind}s": rows, "page": page})
@@ -178,7 +178,7 @@ def compare_rulebooks(
             kept[name] = a
     wrote = [str(save_comparison(kept, output, **written.how(output)))]
     if written.html is not None:
-        wrote.append(str(write_pages(written.html, [list(kept.values())])))
+        wrote.append(str(write_pages(written.html, [list(kept.values())], model=loaded.name)))
     if written.as_json:
         print_json({"fxlrp": __version__, "wrote": wrote, "rules": {name: summary(a) for name, a in maps.items()}})
         return

@@ -221,7 +221,7 @@ def write_page(out: str | Path, clusters: Sequence[Cluster], to: str | Path) -> 
             dot = f'<span style="color:{COLOURS[number % len(COLOURS)]}">●</span>'
             cls = "cluster marked" if group.marked else "cluster"
             body.append(f'<div class="{cls}"><p>{dot} {html.escape(caption)}</p>{_mean(group)}{typical}</div>')
-    return write(Path(to), document("".join(body) + "</div>", POLICY))
+    return write(Path(to), document("".join(body) + "</div>", POLICY, _title(maps, clusters)))
 
 
 COLOURS = ("#214dd9", "#db141a", "#1a8a3c", "#b8860b", "#7b3fb8", "#00838f", "#c2185b", "#555")

@@ -42,3 +42,9 @@ def diverging(heat: np.ndarray) -> np.ndarray:
     """White at zero, red above, blue below: heat in −1…1, [H, W] → [H, W, 3] in 0…1."""
     strength = np.abs(heat)[..., None]
     return 1 - strength + colour(heat) * strength
+
+
+def shade(r: float) -> tuple[int, ...]:
+    """Return the colour of relevance, as red, green and blue: white at 0, red towards 1, blue towards −1."""
+    strength = min(abs(r), 1.0) ** 0.7 * 0.85
+    return tuple(round(255 + (c - 255) * strength) for c in (RED if r >= 0 else BLUE))

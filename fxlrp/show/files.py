@@ -66,14 +66,14 @@ def write(path: Path, content: bytes | str) -> Path:
     return path
 
 
-def write_pages(path: str | Path, calls: Sequence[Sequence[Attribution]], most: int = 64) -> Path:
+def write_pages(path: str | Path, calls: Sequence[Sequence[Attribution]], most: int = 64, model: str = "") -> Path:
     """Writes one page with every sample of several calls, at most so many of each, with the answers to it, and returns
-    its path.
+    its path.  model: its name, for the title.
 
     Raises FxlrpError if the path can't be written.
     """
     shown = [(answers, i) for answers in calls for i in range(min(most, samples_of(answers[0])))]
-    return write(Path(path), page_of(shown))
+    return write(Path(path), page_of(shown, model))
 
 
 def save_comparison(maps: Mapping[str, Attribution], path: str | Path, *, dpi: float = 100, **how: Any) -> Path:

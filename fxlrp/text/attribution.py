@@ -16,8 +16,9 @@ from rich.text import Text
 from torch import Tensor
 
 from fxlrp.errors import FxlrpError
-from fxlrp.show.colours import BLUE, RED
+from fxlrp.show.colours import shade
 from fxlrp.show.files import write
+from fxlrp.show.words import AGAINST
 from fxlrp.text.html import fragment, page
 from fxlrp.text.words import Piece, words_of
 
@@ -42,8 +43,13 @@ class Asked:
         sure = "" if self.probability is None else f" ({self.probability:.1%})"
         return f"{self.target}{against}{sure}"
 
+    @property
+    def against(self) -> str:
+        """What the target was set against, in words; nothing without a contrast."""
+        return "" if self.contrast is None else WAYS.get(self.contrast, f"against {self.contrast}")
 
-WAYS = ("others", "softmax")
+
+WAYS = AGAINST
 FORMAT = "fxlrp text attribution 1"
 
 
@@ -56,6 +62,7 @@ class TextAttribution:
     matrix: relevance, float32 [R, N]: a row per question, a column per token; red, for the target, is positive.
     asked: the R questions.
     dropped: tokens left out because the model takes no more.
+    rules: the rulebook's name.
     """
 
     segments: list[str]
@@ -63,6 +70,7 @@ class TextAttribution:
     matrix: Tensor
     asked: list[Asked]
     dropped: int = 0
+    rules: str = ""
 
     @property
     def tokens(self) -> list[str]:
@@ -172,6 +180,7 @@ class TextAttribution:
                 for a, row, words in zip(self.asked, self.matrix, self.word_matrix, strict=True)
             ],
             "dropped": self.dropped,
+            "rules": self.rules,
         }
 
     def _repr_html_(self) -> str:
@@ -187,8 +196,18 @@ class TextAttribution:
             "rows": [[float(f"{v:.5g}") for v in row] for row in self.matrix.tolist()],
             "titles": [a.title for a in self.asked],
             "tokens": [a.token for a in self.asked],
+            "asked": [" · ".join(filter(None, (a.against, self.rules))) for a in self.asked],
+            "words": [self._in_words(row) for row in self.word_matrix.tolist()],
             "note": f"The last {self.dropped} tokens are left out: the model takes no more." if self.dropped else "",
         }
+
+    def _in_words(self, row: Sequence[float], most: int = 10) -> list[str]:
+        """Say of the words with the most relevance how much it is, and whether for or against, for who can't see it."""
+        names, total = self._words()[0], sum(map(abs, row)) or 1.0
+        seen = [i for i, r in enumerate(row) if abs(r) >= 0.005 * total]
+        order = sorted(seen, key=lambda i: -abs(row[i]))[:most]
+        sides = {i: "for" if row[i] > 0 else "against" for i in order}
+        return [f"{names[i]} (word {i + 1}): {abs(row[i]) / total:.0%} of relevance, {sides[i]} it" for i in order]
 
     def save(self, path: str | Path) -> Path:
         """Write it to a file and return its path: all of it (.json), which `fxlrp.load` reads; a row for each question
@@ -218,7 +237,7 @@ class TextAttribution:
             pieces = [Piece(token, *span) for token, span in zip(held["tokens"], held["spans"], strict=True)]
             matrix = torch.tensor([q["scores"] for q in held["questions"]]).reshape(-1, len(pieces))
             asked = [Asked(*(q[f] for f in ("target", "contrast", "probability", "token"))) for q in held["questions"]]
-            return cls(list(held["segments"]), pieces, matrix, asked, int(held["dropped"]))
+            return cls(list(held["segments"]), pieces, matrix, asked, int(held["dropped"]), held.get("rules", ""))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FxlrpError(f"This is no attribution of a text: {error!r}.") from error
 
@@ -231,12 +250,14 @@ class TextAttribution:
         return write_html(path, [self])
 
 
-def write_html(path: str | Path, attributions: Sequence[TextAttribution]) -> Path:
+def write_html(path: str | Path, attributions: Sequence[TextAttribution], model: str = "") -> Path:
     """Write several attributions to one HTML file and return its path, as `TextAttribution.to_html` does.
+
+    model: its name, for the title.
 
     Raises FxlrpError if the path can't be written.
     """
-    return write(Path(path), page([a._panel() for a in attributions]))
+    return write(Path(path), page([a._panel() for a in attributions], model))
 
 
 def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str, str, Piece]]:
@@ -256,9 +277,3 @@ def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str
         out.append((gap, text[start : p.end].replace("\n", "↵\n"), p))
         at = max(at, p.end)
     return out
-
-
-def shade(r: float) -> tuple[int, ...]:
-    """Return the colour of relevance, as red, green and blue: white at 0, red towards 1, blue towards −1."""
-    strength = min(abs(r), 1.0) ** 0.7 * 0.85
-    return tuple(round(255 + (c - 255) * strength) for c in (RED if r >= 0 else BLUE))

@@ -102,7 +102,7 @@ def explain_texts(
         position=int(position) if position and position.lstrip("-").isdigit() else position,
         truncate=truncate,
     )
-    show(explained, html, console, as_json)
+    show(explained, html, console, as_json, Path(spec).name)
     for a, file in zip(explained, files, strict=False):
         a.save(file)
     if files and not as_json:
@@ -157,7 +157,7 @@ def generate_text(
         contrast=against(contrast),
         truncate=truncate,
     )
-    show([written], html, console)
+    show([written], html, console, model=Path(spec).name)
 
 
 def demo_text(output: Path, console: Console) -> None:
@@ -184,14 +184,16 @@ def quietly(ask: Any, *args: Any, **kwargs: Any) -> Any:
         return ask(*args, **kwargs)
 
 
-def show(explained: Sequence[TextAttribution], html: Path | None, console: Console, as_json: bool = False) -> None:
-    """Print attributions, as JSON if asked, and write them to one HTML file."""
+def show(
+    explained: Sequence[TextAttribution], html: Path | None, console: Console, as_json: bool = False, model: str = ""
+) -> None:
+    """Print attributions, as JSON if asked, and write them to one HTML file.  model: its name, for the title."""
     if as_json:
         print(json.dumps([a.to_dict() for a in explained], indent=1, ensure_ascii=False))
     for a in () if as_json else explained:
         a.show(console)
     if html is not None:
-        page = write_html(html, explained)
+        page = write_html(html, explained, model)
         if as_json:
             return
         console.print(f"wrote [bold]{page}[/]", soft_wrap=True)
