@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,12 @@ def diverging(heat: np.ndarray) -> np.ndarray:
     return 1 - strength + colour(heat) * strength
 
 
-def shade(r: float) -> tuple[int, ...]:
-    """Return the colour of relevance, as red, green and blue: white at 0, red towards 1, blue towards −1."""
+def shade(r: float, ends: Sequence[Sequence[float]] = (BLUE, RED)) -> tuple[int, ...]:
+    """Return the ground of a word by its relevance, as red, green and blue: white at 0, `ends` towards −1 and 1."""
     strength = min(abs(r), 1.0) ** 0.7 * 0.85
-    return tuple(round(255 + (c - 255) * strength) for c in (RED if r >= 0 else BLUE))
+    return tuple(round(255 + (c - 255) * strength) for c in ends[r >= 0])
+
+
+def ink(rgb: Sequence[float]) -> str:
+    """Return black or white, whichever can be read on a colour."""
+    return "white" if 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] < 115 else "black"

@@ -43,7 +43,7 @@ def save(a: Attribution, path: str | Path, *, index: int = 0, dpi: float = 100, 
     if suffix not in SUFFIXES:
         raise FxlrpError(f"{path} has no extension that is written; give a name that ends in {', '.join(SUFFIXES)}.")
     if suffix in FIGURES:
-        content: bytes | str = _drawn(plot(a, index=index, **how), suffix, dpi, summary(a))
+        content: bytes | str = drawn(plot(a, index=index, **how), suffix, dpi, summary(a))
     else:
         writers: dict[str, Callable[[], bytes | str]] = {
             ".html": lambda: page([a], index=index, **how),
@@ -96,7 +96,7 @@ def save_comparison(maps: Mapping[str, Attribution], path: str | Path, *, dpi: f
         every = {f"{n}.{key}": v for n, a in maps.items() for key, v in _arrays(a).items()}
         np.savez_compressed(out, **every)  # type: ignore[arg-type]
         return write(path, out.getvalue())
-    return write(path, _drawn(compare(maps, **how), suffix, dpi, {name: summary(a) for name, a in maps.items()}))
+    return write(path, drawn(compare(maps, **how), suffix, dpi, {name: summary(a) for name, a in maps.items()}))
 
 
 def check_comparison(path: Path) -> None:
@@ -133,7 +133,7 @@ def _sums(r: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _drawn(figure: Any, suffix: str, dpi: float, found: dict[str, Any]) -> bytes:
+def drawn(figure: Any, suffix: str, dpi: float, found: dict[str, Any]) -> bytes:
     """A figure as a file, which carries what was asked and found in its metadata."""
     kind = {".jpg": "jpeg", ".tif": "tiff"}.get(suffix, suffix.removeprefix("."))
     about = json.dumps(found, ensure_ascii=False)

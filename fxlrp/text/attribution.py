@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -17,10 +17,13 @@ from torch import Tensor
 
 from fxlrp.errors import FxlrpError
 from fxlrp.show.colours import shade
-from fxlrp.show.files import write
+from fxlrp.show.files import FIGURES, drawn, write
 from fxlrp.show.words import AGAINST
 from fxlrp.text.html import fragment, page
 from fxlrp.text.words import Piece, words_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Asked:
 
 WAYS = AGAINST
 FORMAT = "fxlrp text attribution 1"
+WRITTEN = (".json", ".csv", ".html", *FIGURES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,19 +213,34 @@ class TextAttribution:
         sides = {i: "for" if row[i] > 0 else "against" for i in order}
         return [f"{names[i]} (word {i + 1}): {abs(row[i]) / total:.0%} of relevance, {sides[i]} it" for i in order]
 
-    def save(self, path: str | Path) -> Path:
+    def plot(self, *, colours: str = "red-blue") -> Figure:
+        """Return a matplotlib figure of the words, coloured by relevance, which can be changed.
+
+        colours: red-blue, lightness (to be read without telling red from blue) or a map of matplotlib's.
+
+        Raises FxlrpError for colours that can't be.
+        """
+        from fxlrp.text.figure import plot
+
+        return plot(self, colours=colours)
+
+    def save(self, path: str | Path, *, colours: str = "red-blue", dpi: float = 100) -> Path:
         """Write it to a file and return its path: all of it (.json), which `fxlrp.load` reads; a row for each question
-        and token (.csv); or a page (.html).
+        and token (.csv); a page (.html); or a figure (.png, .svg, .pdf, .jpg, .webp), by `plot`.
+
+        colours, dpi: of a figure.
 
         Raises FxlrpError for another extension, and a path that can't be written.
         """
         path = Path(path)
         if path.suffix.lower() == ".html":
             return self.to_html(path)
+        if path.suffix.lower() in FIGURES:
+            return write(path, drawn(self.plot(colours=colours), path.suffix.lower(), dpi, self.to_dict()))
         if path.suffix.lower() == ".json":
             return write(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
         if path.suffix.lower() != ".csv":
-            raise FxlrpError(f"{path} has no extension that is written; give a name that ends in .json, .csv or .html.")
+            raise FxlrpError(f"{path} has no extension that is written; give a name that ends in {', '.join(WRITTEN)}.")
         file = io.StringIO()
         rows = csv.writer(file)
         rows.writerow(["target", "contrast", "token", "segment", "start", "end", "relevance"])

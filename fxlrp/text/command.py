@@ -19,10 +19,9 @@ from fxlrp.inputs.huggingface import check_tokenizer
 from fxlrp.inputs.pictures import check_writable
 from fxlrp.methods import DEFAULT
 from fxlrp.text.ask import explain
-from fxlrp.text.attribution import TextAttribution, write_html
+from fxlrp.text.attribution import WRITTEN, TextAttribution, write_html
 from fxlrp.text.continuations import generate
 
-WRITTEN = (".json", ".csv", ".html")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
@@ -82,6 +81,8 @@ def explain_texts(
     html: Path | None = None,
     output: Path | None = None,
     as_json: bool = False,
+    colours: str = "red-blue",
+    dpi: float = 100,
     console: Console,
 ) -> Explainer:
     """Explain texts, print them, write the files asked for, and return the explainer.
@@ -104,7 +105,7 @@ def explain_texts(
     )
     show(explained, html, console, as_json, Path(spec).name)
     for a, file in zip(explained, files, strict=False):
-        a.save(file)
+        a.save(file, colours=colours, dpi=dpi)
     if files and not as_json:
         console.print(f"wrote [bold]{output}[/]", soft_wrap=True)
     return explainer

@@ -55,6 +55,9 @@ def rows_of(
 
     Raises FxlrpError for names that the model does not know, and for a position that is not in the text.
     """
+    if position is not None and (callable(target) or task in (Task.CLASSES, Task.SPAN)):
+        what = "a target that is a callable" if callable(target) else f"this model, which gives {task.value}"
+        raise FxlrpError(f"position={position!r} is for a score at each token, not for {what}; leave it out.")
     if callable(target):
         return [Row(target, None, None, Asked("a score", None, None))]
     targets = list(target) if isinstance(target, list | tuple) else [target]
