@@ -51,6 +51,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     Image.new("RGB", (20, 20), "red").save("a.png")
+    for name in "ab":
+        Path("two").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), "blue").save(f"two/{name}.png")
     Path("nets.py").write_text(NETS.replace("END", "nn.Sigmoid()"))
 
 
@@ -75,6 +78,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("map m.pt nodir -o maps", "There is no nodir; DATA is a folder"),
         ("evaluate m.pt nodir", "There is no nodir; DATA is a folder"),
         ("tune m.pt nodir", "There is no nodir; DATA is a folder"),
+        ("compare m.pt two", "two holds 2 pictures, and one is asked about here: name it, as two/a.png"),
         ("evaluate m.pt . --methods abslrp,gradcan", "no method 'gradcan'"),
         ("evaluate m.pt . --methods gamma:gama=1", "no parameter 'gama'"),
         (
@@ -135,6 +139,19 @@ def test_classes_that_do_not_exclude_each_other_have_probabilities_of_their_own(
     run("map", "m.pt", *asked, "-o", "maps")
     row = next(iter(fxlrp.data.read("maps")))
     assert [s for _, s in sorted(zip(row["classes"], row["scores"], strict=True))] == expected
+
+
+@pytest.mark.parametrize("command", ["inspect", "doctor"])
+def test_a_model_of_tables_or_texts_is_examined_by_an_input(command: str) -> None:
+    torch.save(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), "tab.pt")
+    Path("t.csv").write_text("name,age,size\nAnn,3,1\nBob,1,2\n")
+    assert "What takes no pictures is given an INPUT, as a .csv or .npy" in sentence(command, "tab.pt")
+    said = run(command, "tab.pt", "t.csv", "--columns", "age,size").stdout
+    assert {"inspect": "3 nodes by rulebook", "doctor": "3: 2 rule, 1 structural"}[command] in said
+    if command == "inspect":
+        assert "relevance that arrives" in run(command, EXAMPLES / "text", "a fine film", "--mass").stdout
+    for more in (["--size", 8], ["--row", 5]):
+        sentence(command, "tab.pt", "t.csv", "--columns", "age,size", *more)
 
 
 def test_it_runs_as_a_module() -> None:

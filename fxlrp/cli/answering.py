@@ -23,8 +23,7 @@ from fxlrp.explaining import every_side
 from fxlrp.export.artifact import ExportedExplainer
 from fxlrp.inputs import LoadedModel, find_class
 from fxlrp.methods import DEFAULT
-from fxlrp.rules.registry import Rulebook
-from fxlrp.show.files import FIGURES, save, save_comparison, summary, write_pages
+from fxlrp.show.files import FIGURES, save, summary, write_pages
 from fxlrp.show.parts import Part, parts_of, samples_of
 from fxlrp.show.words import against, classes_of, headline, likeliest, maps_of
 
@@ -149,52 +148,6 @@ def answer_files(
             print_counts(explainer.report())
     if failed := [row["error"] for row in rows if "error" in row]:
         raise FxlrpError(f"{len(failed)} of {len(inputs)} {reading.kind}s were left out: {failed[0]}")
-
-
-def compare_rulebooks(
-    loaded: LoadedModel,
-    reading: Reading,
-    given: Path,
-    books: Sequence[Rulebook],
-    output: Path,
-    asked: Asked,
-    written: Written,
-) -> None:
-    """Explain what one file holds by several rulebooks, and write all maps beside each other to `output`; those that
-    are another's are left out.
-
-    Raises FxlrpError as `answer_files` does.
-    """
-    if isinstance(loaded.module, ExportedExplainer):
-        raise FxlrpError(f"{loaded.name} was exported by one rulebook; compare a model.")
-    read = reading.read(given)
-    explainer = convert(loaded.module, rules=books[0], strict=asked.strict, shifts=asked.shifts)
-    maps: dict[str, Attribution] = {}
-    for book in track(books, "explaining", console=err, transient=True):
-        maps[book.name], _ = reading.explain(explainer.by(book), read, asked.question(loaded, book.default_contrast))
-    kept: dict[str, Attribution] = {}
-    for name, a in maps.items():
-        if not any(_are_alike(a, other) for other in kept.values()):
-            kept[name] = a
-    wrote = [str(save_comparison(kept, output, **written.how(output)))]
-    if written.html is not None:
-        wrote.append(str(write_pages(written.html, [list(kept.values())], model=loaded.name)))
-    if written.as_json:
-        print_json({"fxlrp": __version__, "wrote": wrote, "rules": {name: summary(a) for name, a in maps.items()}})
-        return
-    print_answer(next(iter(maps.values())), given)
-    if same := [name for name in maps if name not in kept]:
-        out.print(f"  left out, being equal to one before: {', '.join(same)}")
-    for file in wrote:
-        out.print(f"  wrote [bold]{escape(file)}[/]", soft_wrap=True)
-
-
-def _are_alike(a: Attribution, b: Attribution) -> bool:
-    """Whether two answers are the same but for their scale and rounding."""
-    return all(
-        bool((r / r.abs().max().clamp(min=1e-30) - s / s.abs().max().clamp(min=1e-30)).abs().max() < 1e-4)
-        for r, s in zip(a.each, b.each, strict=True)
-    )
 
 
 def _of_the_first(a: Attribution, file: Path) -> str:

@@ -121,10 +121,13 @@ def tune(
 @errors_in_one_sentence
 def doctor(
     model: options.Model,
+    example: options.Example = None,
     rules: options.Rules = DEFAULT,
     device: options.Device = None,
     arch: options.Arch = None,
     weights: options.Weights = None,
+    columns: options.Columns = None,
+    row: options.Row = None,
     size: options.Size = None,
     as_json: options.AsJson = False,
     trust: options.Trust = False,
@@ -134,14 +137,17 @@ def doctor(
     """Say how a model was captured, which ops have no rule, what a map costs in time, and what to try.
 
     [dim]fxlrp doctor torchvision:swin_t --random-weights[/]
+    [dim]fxlrp doctor table.pt rows.csv --columns age,size --row 0[/]
     """
     from fxlrp.cli.doctor import examine
-    from fxlrp.cli.loading import load, take_pictures
+    from fxlrp.cli.loading import load
+    from fxlrp.cli.taking import example_of
     from fxlrp.explainer import convert
 
     loaded = load(model, arch, weights, trust, random_weights, device)
-    loaded = loaded if loaded.reads_text else take_pictures(loaded, size, None, None, None)
-    examine(loaded, convert(loaded.module, rules=rules), as_json)
+    explainer = convert(loaded.module, rules=rules)
+    call = example_of(loaded, model, example, size=size, mean=None, std=None, columns=columns, row=row)
+    examine(loaded, explainer, call, as_json)
 
 
 @app.command(

@@ -68,7 +68,10 @@ TokenContrast = Annotated[
 
 # Pictures.
 Input = Annotated[str, typer.Argument(help="As for explain, one.", metavar="INPUT")]
-PictureForMass = Annotated[Path | None, typer.Argument(help="A picture, for --mass.", metavar="[INPUT]")]
+Example = Annotated[
+    str | None,
+    typer.Argument(help="As for explain, one; without it a picture of noise, or some tokens.", metavar="[INPUT]"),
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(

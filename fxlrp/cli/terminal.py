@@ -45,10 +45,18 @@ def errors_in_one_sentence(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if debug:
                 raise
-            hint = " Pictures are given another size by --size." if "size" in kwargs else ""
-            raise typer.Exit(_print_error(error, hint)) from None
+            raise typer.Exit(_print_error(error, _hint(kwargs))) from None
 
     return run
+
+
+def _hint(options: dict[str, Any]) -> str:
+    """What to do where a model refuses what a command gives it."""
+    if "size" not in options:
+        return ""
+    is_noise = "example" in options and options["example"] is None
+    other = " What takes no pictures is given an INPUT, as a .csv or .npy." if is_noise else ""
+    return f" Pictures are given another size by --size.{other}"
 
 
 def _print_error(error: Exception, hint: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -277,6 +277,13 @@ def write_html(path: str | Path, attributions: Sequence[TextAttribution], model:
     Raises FxlrpError if the path can't be written.
     """
     return write(Path(path), page([a._panel() for a in attributions], model))
+
+
+def side_by_side(answers: Mapping[str, TextAttribution]) -> TextAttribution:
+    """Make one attribution of several answers about one text, by name: a row for each, which its name begins."""
+    rows = [replace(row, target=f"{name}: {row.target}") for name, a in answers.items() for row in a.asked]
+    matrix = torch.cat([a.matrix for a in answers.values()])
+    return replace(next(iter(answers.values())), matrix=matrix, asked=rows, rules="")
 
 
 def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str, str, Piece]]:

@@ -70,13 +70,8 @@ def explain_texts(
     texts: Sequence[str],
     *,
     text_file: Path | None = None,
-    pair: str | None = None,
-    target: str | None = None,
-    contrast: str | None = None,
-    position: str | None = None,
     rules: str | None = None,
     strict: bool = False,
-    truncate: bool = False,
     cache: Path | None = None,
     html: Path | None = None,
     output: Path | None = None,
@@ -84,25 +79,18 @@ def explain_texts(
     colours: str = "red-blue",
     dpi: float = 100,
     console: Console,
+    **question: Any,
 ) -> Explainer:
     """Explain texts, print them, write the files asked for, and return the explainer.
 
-    output: a file for one text, or a folder.  Raises FxlrpError as `fxlrp.text.explain` does.
+    output: a file for one text, or a folder.  question: as `fxlrp.text.explain` takes it.
+
+    Raises FxlrpError as `fxlrp.text.explain` does.
     """
     every_text = read_texts(texts, text_file)
     files = output_files(len(every_text), output)
     explainer = convert(model, rules=rules or DEFAULT, strict=strict, cache=cache)
-    explained = quietly(
-        explain,
-        explainer,
-        load_tokenizer(spec),
-        every_text,
-        pair=pair,
-        target=target,
-        contrast=against(contrast),
-        position=int(position) if position and position.lstrip("-").isdigit() else position,
-        truncate=truncate,
-    )
+    explained = quietly(explain, explainer, load_tokenizer(spec), every_text, **question)
     show(explained, html, console, as_json, Path(spec).name)
     for a, file in zip(explained, files, strict=False):
         a.save(file, colours=colours, dpi=dpi)
@@ -172,6 +160,13 @@ def demo_text(output: Path, console: Console) -> None:
     ]
     explainer = convert(load_model(folder).module)
     show(explain(explainer, load_tokenizer(folder), texts, target=["positive", "negative"]), output, console)
+
+
+def question_of(targets: Sequence[str] | None, contrast: str, position: str | None) -> dict[str, Any]:
+    """Return a question as the library takes it, from what was typed."""
+    target = None if not targets else targets[0] if len(targets) == 1 else list(targets)
+    place = int(position) if position and position.lstrip("-").isdigit() else position
+    return {"target": target, "contrast": against(contrast), "position": place}
 
 
 def against(contrast: str | None) -> str | None:

@@ -118,7 +118,7 @@ def test_a_text_attribution_is_kept_and_read_again(tmp_path: Path) -> None:
     assert max(abs(float(r["relevance"]) - s) for r, s in zip(rows, a.scores.tolist(), strict=True)) < 1e-5
     assert 'class="text"' in a.save(tmp_path / "a.html").read_text()
     with pytest.raises(FxlrpError, match="no extension that is written"):
-        a.save(tmp_path / "a.png")
+        a.save(tmp_path / "a.npz")
     for content, said in (("{", "is not JSON"), ("{}", "holds no attribution of a text")):
         (tmp_path / "b.json").write_text(content)
         with pytest.raises(FxlrpError, match=said):
