@@ -141,6 +141,25 @@ def test_classes_that_do_not_exclude_each_other_have_probabilities_of_their_own(
     assert [s for _, s in sorted(zip(row["classes"], row["scores"], strict=True))] == expected
 
 
+def test_what_is_printed_of_one_and_of_several() -> None:
+    """One row is no "1 rows", what was read and written fits 80 columns, and no sentence is broken."""
+    torch.save(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), "tab.pt")
+    Path("t.csv").write_text("age,size\n3,1\n1,2\n")
+    one, both = (run("explain", "tab.pt", "t.csv", "--target", 1, *more) for more in (["--row", 0], []))
+    assert "t.csv: 1 row of 2 numbers" in one.stderr
+    assert "t.csv: 2 rows of 2 numbers" in both.stderr
+    assert "  counted most: " in one.stdout
+    (deep := Path("a folder with a long name/" * 3)).mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (20, 20), "red").save(deep / name)
+    said = run("explain", "nets.py:fixed", deep, "--size", 16, "-o", "maps", "--html", "why.html").stdout.splitlines()
+    assert f"read from {deep}, written to maps" in said
+    assert any(line.startswith(" a.png ") and "a_fxlrp.png" in line for line in said)
+    assert "explained against the others by probability; red spoke for the class, blue against it" in said
+    assert "<title>fixed: why class " in Path("why.html").read_text()
+    assert "1 row" in run("map", "nets.py:fixed", deep, "--size", 16, "--limit", 1, "-o", "kept").stdout
+
+
 @pytest.mark.parametrize("command", ["inspect", "doctor"])
 def test_a_model_of_tables_or_texts_is_examined_by_an_input(command: str) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), "tab.pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonpath, relpath
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +174,11 @@ def print_answer(a: Attribution, given: Path) -> None:
     for k in range(maps_of(a)):
         sentence = f"{headline(a, 0, k)}; {against(a) or 'no contrast'}"
         out.print(f"  explained [bold]{escape(sentence)}[/]", soft_wrap=True)
-    for part in parts_of(a):
+    parts = parts_of(a)
+    for part in parts:
         if part.kind != "picture":
-            out.print(f"  {part.name}: {escape(strongest(part, 0))}", soft_wrap=True)
+            where = "counted most" if len(parts) == 1 else f"input {part.name}" if part.name.isdigit() else part.name
+            out.print(f"  {escape(where)}: {escape(strongest(part, 0))}", soft_wrap=True)
 
 
 def print_samples(a: Attribution) -> None:
@@ -189,7 +192,7 @@ def print_samples(a: Attribution) -> None:
         table.add_row(str(i), escape(headline(a, i)), escape(most))
     out.print(table)
     if count > SHOWN:
-        out.print(f"  and {count - SHOWN} more; --json and -o FILE.csv have all")
+        out.print(f"  and {count - SHOWN} more; --json and -o FILE.csv have all", soft_wrap=True)
 
 
 def strongest(part: Part, k: int, most: int = 3) -> str:
@@ -208,15 +211,25 @@ def print_table(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(box=None)
     for column in (kind, "explained", "likeliest", "wrote"):
         table.add_column(column, overflow="fold")  # a path that is cut is no path
-    for row in rows:
+    (where, given), (place, wrote) = (_beneath([row.get(key, "") for row in rows]) for key in (kind, "wrote"))
+    for row, name, file in zip(rows, given, wrote, strict=True):
         if "error" in row:
-            table.add_row(escape(row[kind]), "[red]can't be read[/]", "", "")
+            table.add_row(escape(name), "[red]can't be read[/]", "", "")
             continue
         best = row["classes"][0] if "classes" in row else None
         explained = row["explained"][0]["target"]
         likeliest = f"{best['name']}, {100 * best['probability']:.1f} %" if best else ""
         other = "" if explained == likeliest else likeliest
-        table.add_row(*map(escape, (row[kind], explained, other, row["wrote"])))
+        table.add_row(*map(escape, (name, explained, other, file)))
     out.print(table)
+    out.print(f"read from [bold]{escape(where)}[/], written to [bold]{escape(place)}[/]", soft_wrap=True)
     against = next((row["against"] for row in rows if "against" in row), "")
-    out.print(f"explained {against or 'without a contrast'}; red spoke for the class, blue against it")
+    sides = "red spoke for the class, blue against it"
+    out.print(f"explained {against or 'without a contrast'}; {sides}", soft_wrap=True)
+
+
+def _beneath(files: Sequence[str]) -> tuple[str, list[str]]:
+    """The folder that files are in, and what each is called there."""
+    folder = commonpath([str(Path(file).absolute().parent) for file in files if file] or ["/"])
+    shown = relpath(folder)
+    return folder if shown.startswith("..") else shown, [file and relpath(file, folder) for file in files]

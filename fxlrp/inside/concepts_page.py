@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fxlrp import __version__
+from fxlrp.errors import counted
 from fxlrp.inside.references import Reference
 from fxlrp.show.colours import BLUE, RED, colour
 from fxlrp.show.page import POLICY, document, encoded
@@ -50,8 +51,8 @@ def page(concepts: Concepts, shown: Sequence[Shown], headline: str = "", explain
     body = (
         f'<style>{css}</style><main class="fxk" id="{name}"><h1>{html.escape(title)}</h1>'
         f'<div class="soft">{html.escape(concepts.at)}, {len(concepts.mean)} {concepts.by} over '
-        f"{concepts.count} samples · rulebook {html.escape(str(concepts.about.get('rules', '')))} · a share is of Σ|R| "
-        "at the place</div>"
+        f"{counted(concepts.count, 'sample')} · rulebook {html.escape(str(concepts.about.get('rules', '')))} · a share "
+        "is of Σ|R| at the place</div>"
         f'<p>{heat}<label><input type="checkbox" name="active"> what is most active, beside</label></p>'
         f"{whole}{''.join(_concept(concepts, s, largest) for s in shown)}"
         f'<p class="soft">fxlrp {__version__}</p><script>{script.replace("ID", name)}</script></main>'

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, counted
 from fxlrp.show.colours import shade
 from fxlrp.show.files import FIGURES, drawn, write
 from fxlrp.show.words import AGAINST
@@ -128,7 +128,7 @@ class TextAttribution:
         there are no colours, each word with its relevance in parts of the largest."""
         console = console or Console(highlight=False)
         if self.dropped:
-            console.print(f"[yellow]note:[/] the last {self.dropped} tokens are left out: the model takes no more.")
+            console.print(f"[yellow]note:[/] {self._note}", soft_wrap=True)
         for row, asked in zip(self.matrix, self.asked, strict=True):
             console.print(Text(asked.title, style="bold"), soft_wrap=True)
             text = self._coloured(row, asked) if console.color_system else self._numbered(row)
@@ -202,8 +202,13 @@ class TextAttribution:
             "tokens": [a.token for a in self.asked],
             "asked": [" · ".join(filter(None, (a.against, self.rules))) for a in self.asked],
             "words": [self._in_words(row) for row in self.word_matrix.tolist()],
-            "note": f"The last {self.dropped} tokens are left out: the model takes no more." if self.dropped else "",
+            "note": self._note if self.dropped else "",
         }
+
+    @property
+    def _note(self) -> str:
+        gone = counted(self.dropped, "token")
+        return f"{gone} at the end {'is' if self.dropped == 1 else 'are'} left out: the model takes no more."
 
     def _in_words(self, row: Sequence[float], most: int = 10) -> list[str]:
         """Say of the words with the most relevance how much it is, and whether for or against, for who can't see it."""

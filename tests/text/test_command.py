@@ -120,7 +120,7 @@ def test_standard_input_and_pair(folder: Path) -> None:
 def test_truncate(folder: Path) -> None:
     long = "dull " * 100
     assert "the model takes 64" in run("explain", folder / "cls", long, code=2)
-    assert "tokens are left out" in run("explain", folder / "cls", long, "--truncate")
+    assert "tokens at the end are left out" in run("explain", folder / "cls", long, "--truncate")
 
 
 def test_generate(folder: Path, tmp_path: Path) -> None:
