@@ -272,7 +272,7 @@ def main() -> None:
     """Run the `fxlrp` command."""
     from fxlrp.cli import app  # with the commands of other files, even if this one is run by itself
 
-    app()
+    app(prog_name="fxlrp")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,7 @@ def evaluate(
     random_weights: options.RandomWeights = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure how good explanations are: GAE, masking curves and, with masks, localisation; of texts, what removing
-    tokens does and, with rationales, how people agree.
+    """Measure how good explanations are: by masking, GAE, masks of objects; of texts by removal and rationales.
 
     [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
     [dim]fxlrp evaluate timm:resnet50 pictures/ --workers 4 -o out/[/]

@@ -38,9 +38,7 @@ RandomWeights = Annotated[
 ]
 
 # The question and the rules.
-Rules = Annotated[
-    str, typer.Option(help="Rulebook, as in gamma or gamma:gamma=0.1,epsilon=1e-6; `fxlrp rules` lists them.")
-]
+Rules = Annotated[str, typer.Option(help="Rulebook, as gamma or gamma:gamma=0.1; `fxlrp rules` lists them.")]
 RulesOrDefault = Annotated[str | None, typer.Option(help="Rulebook; `fxlrp rules` lists them.")]
 SeveralRules = Annotated[str, typer.Option("--rules", help="Rulebooks with commas between, each as for explain.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model in which some op has no rule of its own.")]
@@ -115,7 +113,7 @@ Heatmaps = Annotated[
         "-o",
         "--output",
         help="File for one picture (.png .svg .pdf .jpg .webp .html .json .csv .npz .safetensors), folder for several; "
-        "./NAME_fxlrp.png.  Of a text: .json .csv .html, or a folder.",
+        "./NAME_fxlrp.png.  Of a text: .png .svg .pdf .html .json .csv, or a folder.",
     ),
 ]
 ExportFile = Annotated[Path, typer.Option("-o", "--output", help="A .pt2 or .onnx file.")]
