@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxlrp import __version__
 from fxlrp.show.figure import MOST_CURVES, MOST_FEATURES
-from fxlrp.show.parts import Part, laid_out, parts_of, reduced, top_of
+from fxlrp.show.parts import Part, laid_out, parts_of, reduced, samples_of, top_of
 from fxlrp.show.words import against, headline, likeliest, maps_of, subject
 
 if TYPE_CHECKING:
@@ -102,16 +102,20 @@ def _shown(
         f'<span class="soft">{label}</span><span data-row="{row}"></span>'
         for row, label in (("name", "class"), ("against", "contrast"), ("rules", "rulebook"))
     )
+    count = samples_of(answers[0])
+    which = f'<div class="soft">sample {index} of {count}, from 0</div>' if count > 1 else ""
+    slides = any(part.kind != "features" for part in parts)  # bars are as long as their relevance
     tools = "".join(
         f'<label>{what} <input type="range" name="{what}" min="0" max="100" value="{value}"></label>'
         for what, value in (("opacity", 85), ("threshold", 0))
+        if slides
     )
     likely = "".join(
         f"<tr><td>{html.escape(n)}</td><td>{100 * p:.1f} %</td></tr>" for _, n, p in likeliest(answers[0], index)
     )
     encoded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return (
-        f'<div class="fxa" id="{name}"><h1></h1><div class="soft asked"></div>'
+        f'<div class="fxa" id="{name}"><h1></h1><div class="soft asked"></div>{which}'
         f'<div class="rows">{rows}</div><div class="inputs">{"<figure></figure>" * len(parts)}</div>'
         f'<div class="tools">{tools}{SWITCH}</div>'
         f'<div class="soft">{SCALE} &emsp;<output class="value"></output></div>{WORDS.format(what="places")}'
