@@ -40,6 +40,7 @@ class Attribution:
     pictures: the picture of each sample [H, W, 3], uint8 or in 0…1, if the input was made of one.
     position: the explained position in a sequence or map of logits, as it was asked for.
     asked: a target that is no class, in words.
+    independent: whether classes don't exclude each other, so that the probability of each is its own sigmoid.
     features: the names of an input's features.  edges: of nodes, which are joined [2, E].
     """
 
@@ -61,6 +62,7 @@ class Attribution:
     asked: str = ""
     features: tuple[str, ...] = ()
     edges: Tensor | None = None
+    independent: bool = False
 
     @property
     def each(self) -> tuple[Tensor, ...]:

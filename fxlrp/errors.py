@@ -1,13 +1,22 @@
-"""The one exception fxlrp raises for what a caller can mend, its one warning, and how others are put in words."""
+"""The exceptions that fxlrp raises for what a caller can mend, its one warning, and what is put in words."""
 
 
 class FxlrpError(Exception):
     """Something the caller can mend; the message says what, where and what to do."""
 
 
+class Refused(FxlrpError):
+    """The model itself refuses the inputs of a call."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its kind if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something: 1 row, 2 rows."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def with_kind(error: BaseException) -> str:

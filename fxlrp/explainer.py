@@ -19,6 +19,7 @@ from fxlrp.capture.objects import open_objects
 from fxlrp.compiled import by_compiled_graph, can_be_compiled, compile, export, joint
 from fxlrp.engine.seeds import Contrast, Given, Position, Question, Target
 from fxlrp.errors import FxlrpError
+from fxlrp.export.artifact import ExportedExplainer
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
 from fxlrp.inside.conditions import answer_given
@@ -317,8 +318,8 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise FxlrpError(f"fxlrp.convert takes an nn.Module, not {type(model).__name__}.")
-    if isinstance(model, Explainer):
-        raise FxlrpError("This is an explainer already; convert the model it was made from.")
+    if isinstance(model, Explainer | ExportedExplainer):
+        raise FxlrpError("This is an explainer already; take the model it was made from.")
     if getattr(model, "training", False) and not has_no_modes(model):
         raise FxlrpError("The model is in training mode; call model.eval() first (dropout and batch norm change).")
     if type(shifts) is not int or shifts < 1 or type(seed) is not int:

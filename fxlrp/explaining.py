@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxlrp.attribution import Attribution
 from fxlrp.boxes import Box, box_at, boxes_in
+from fxlrp.capture.calls import refused
 from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Contrast, Position
 from fxlrp.errors import FxlrpError
@@ -88,7 +89,7 @@ def explain(
         asked = {"target": target, "contrast": contrast, "position": position}
         answers = _of_texts(model, loaded, tokenizer, inputs, rules=rules, **asked, **kwargs)
         if html is not None:
-            write_html(html, answers if isinstance(answers, list) else [answers])
+            write_html(html, answers if isinstance(answers, list) else [answers], loaded.name)
         return answers
     names = tuple(labels or loaded.labels or ())
     explainer: Any = model if isinstance(model, Explainer) else loaded.module
@@ -103,12 +104,12 @@ def explain(
         a = explainer(*inputs, **question, **kwargs)
         joined = edges if edges is not None else edges_in(a, (inputs, kwargs))
         a = replace(a, labels=names, features=tuple(features), edges=joined)
-        return _shown(explainer, a, (inputs, kwargs), question, html)
+        return _shown(explainer, a, (inputs, kwargs), question, html, loaded.name)
     loaded = replace(loaded, preprocess=preprocess or loaded.preprocess, labels=list(names))
     surest = box is None and target is None and position is None and not kwargs and not isinstance(model, Explainer)
     given = inputs[0] if isinstance(inputs[0], list | tuple) else inputs
     a, x = _of_pictures(explainer, loaded, given, box=box, surest=surest, **question, **kwargs)
-    return _shown(explainer, a, ((x,), kwargs), question, html)
+    return _shown(explainer, a, ((x,), kwargs), question, html, loaded.name)
 
 
 def _of_pictures(
@@ -162,8 +163,12 @@ def explain_images(
 
 def _boxes(model: nn.Module, x: Tensor, labels: Sequence[str]) -> list[Box] | None:
     model = model.model if isinstance(model, Explainer) else model
-    with torch.no_grad():
-        return boxes_in(model(x), (x.shape[-2], x.shape[-1]), labels)
+    try:
+        with torch.no_grad():
+            found = model(x)
+    except Exception as error:
+        raise refused(error) from error
+    return boxes_in(found, (x.shape[-2], x.shape[-1]), labels)
 
 
 def edges_in(a: Attribution, call: tuple[tuple, dict]) -> Tensor | None:
@@ -208,12 +213,12 @@ def every_side(
 
 
 def _shown(
-    explainer: nn.Module, a: Attribution, call: tuple[tuple, dict], question: dict, html: str | Path | None
+    explainer: nn.Module, a: Attribution, call: tuple[tuple, dict], question: dict, html: str | Path | None, name: str
 ) -> Attribution:
     """The attribution, after writing a page of it if there is a file for one."""
     if html is not None:
         sides = every_side(explainer, a, call, question.get("at", ())) if isinstance(explainer, Explainer) else [a]
-        write_pages(html, [sides])
+        write_pages(html, [sides], model=name)
     return a
 
 

@@ -120,12 +120,14 @@ def _joined(parts: Sequence[Attribution], output: object, at_inputs: Mapping[str
     maps = zip(zip(*(p.each for p in parts), strict=True), axes, strict=True)
     inputs = zip(zip(*(p.inputs for p in parts), strict=True), axes, strict=True)
     relevance = [sum(rs[1:], rs[0]) if axis is None else torch.cat(rs, axis) for rs, axis in maps]
-    return Attribution(
-        relevance[0] if len(relevance) == 1 else tuple(relevance),
-        output,
-        torch.cat([p.logits for p in parts]),
-        None if parts[0].target is None else torch.cat([p.target for p in parts if p.target is not None]),
-        parts[0].names,
-        tuple(xs[0] if axis is None else torch.cat(xs, axis) for xs, axis in inputs),
-        {name: torch.cat([p.latent[name] for p in parts]) for name in parts[0].latent},
+    return replace(
+        parts[0],
+        relevance=relevance[0] if len(relevance) == 1 else tuple(relevance),
+        output=output,
+        logits=torch.cat([p.logits for p in parts]),
+        target=None if parts[0].target is None else torch.cat([p.target for p in parts if p.target is not None]),
+        inputs=tuple(xs[0] if axis is None else torch.cat(xs, axis) for xs, axis in inputs),
+        latent={name: torch.cat([p.latent[name] for p in parts]) for name in parts[0].latent},
+        trace=None,
+        ended=None,
     )

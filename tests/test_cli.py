@@ -97,7 +97,8 @@ def test_how_a_figure_looks(files: Path) -> None:
 
 def test_several_pictures(files: Path) -> None:
     said = run("explain", files / "net.pt", f"{files}/*.png", "-o", "maps").output
-    assert said.count("maps/") == 2
+    assert "written to maps" in said
+    assert said.count("_fxlrp.png") == 2
     assert said.count("%") <= 4  # a row for each
     assert sorted(p.name for p in Path("maps").iterdir()) == ["a_fxlrp.png", "b_fxlrp.png"]
 

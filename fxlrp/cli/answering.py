@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonpath, relpath
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from fxlrp.explaining import every_side
 from fxlrp.export.artifact import ExportedExplainer
 from fxlrp.inputs import LoadedModel, find_class
 from fxlrp.methods import DEFAULT
-from fxlrp.rules.registry import Rulebook
-from fxlrp.show.files import FIGURES, save, save_comparison, summary, write_pages
+from fxlrp.show.files import FIGURES, save, summary, write_pages
 from fxlrp.show.parts import Part, parts_of, samples_of
 from fxlrp.show.words import against, classes_of, headline, likeliest, maps_of
 
@@ -136,7 +136,7 @@ def answer_files(
         if written.html is not None:
             pages.append(every_side(explainer, a, call, asked.at) if isinstance(explainer, Explainer) else [a])
     if written.html is not None:
-        write_pages(written.html, pages, SHOWN)
+        write_pages(written.html, pages, SHOWN, loaded.name)
     page = None if written.html is None else str(written.html)
     if written.as_json:
         print_json({"fxlrp": __version__, "rules": asked.rules, f"{reading.kind}s": rows, "page": page})
@@ -149,52 +149,6 @@ def answer_files(
             print_counts(explainer.report())
     if failed := [row["error"] for row in rows if "error" in row]:
         raise FxlrpError(f"{len(failed)} of {len(inputs)} {reading.kind}s were left out: {failed[0]}")
-
-
-def compare_rulebooks(
-    loaded: LoadedModel,
-    reading: Reading,
-    given: Path,
-    books: Sequence[Rulebook],
-    output: Path,
-    asked: Asked,
-    written: Written,
-) -> None:
-    """Explain what one file holds by several rulebooks, and write all maps beside each other to `output`; those that
-    are another's are left out.
-
-    Raises FxlrpError as `answer_files` does.
-    """
-    if isinstance(loaded.module, ExportedExplainer):
-        raise FxlrpError(f"{loaded.name} was exported by one rulebook; compare a model.")
-    read = reading.read(given)
-    explainer = convert(loaded.module, rules=books[0], strict=asked.strict, shifts=asked.shifts)
-    maps: dict[str, Attribution] = {}
-    for book in track(books, "explaining", console=err, transient=True):
-        maps[book.name], _ = reading.explain(explainer.by(book), read, asked.question(loaded, book.default_contrast))
-    kept: dict[str, Attribution] = {}
-    for name, a in maps.items():
-        if not any(_are_alike(a, other) for other in kept.values()):
-            kept[name] = a
-    wrote = [str(save_comparison(kept, output, **written.how(output)))]
-    if written.html is not None:
-        wrote.append(str(write_pages(written.html, [list(kept.values())])))
-    if written.as_json:
-        print_json({"fxlrp": __version__, "wrote": wrote, "rules": {name: summary(a) for name, a in maps.items()}})
-        return
-    print_answer(next(iter(maps.values())), given)
-    if same := [name for name in maps if name not in kept]:
-        out.print(f"  left out, being equal to one before: {', '.join(same)}")
-    for file in wrote:
-        out.print(f"  wrote [bold]{escape(file)}[/]", soft_wrap=True)
-
-
-def _are_alike(a: Attribution, b: Attribution) -> bool:
-    """Whether two answers are the same but for their scale and rounding."""
-    return all(
-        bool((r / r.abs().max().clamp(min=1e-30) - s / s.abs().max().clamp(min=1e-30)).abs().max() < 1e-4)
-        for r, s in zip(a.each, b.each, strict=True)
-    )
 
 
 def _of_the_first(a: Attribution, file: Path) -> str:
@@ -220,9 +174,11 @@ def print_answer(a: Attribution, given: Path) -> None:
     for k in range(maps_of(a)):
         sentence = f"{headline(a, 0, k)}; {against(a) or 'no contrast'}"
         out.print(f"  explained [bold]{escape(sentence)}[/]", soft_wrap=True)
-    for part in parts_of(a):
+    parts = parts_of(a)
+    for part in parts:
         if part.kind != "picture":
-            out.print(f"  {part.name}: {escape(strongest(part, 0))}", soft_wrap=True)
+            where = "counted most" if len(parts) == 1 else f"input {part.name}" if part.name.isdigit() else part.name
+            out.print(f"  {escape(where)}: {escape(strongest(part, 0))}", soft_wrap=True)
 
 
 def print_samples(a: Attribution) -> None:
@@ -236,7 +192,7 @@ def print_samples(a: Attribution) -> None:
         table.add_row(str(i), escape(headline(a, i)), escape(most))
     out.print(table)
     if count > SHOWN:
-        out.print(f"  and {count - SHOWN} more; --json and -o FILE.csv have all")
+        out.print(f"  and {count - SHOWN} more; --json and -o FILE.csv have all", soft_wrap=True)
 
 
 def strongest(part: Part, k: int, most: int = 3) -> str:
@@ -255,15 +211,25 @@ def print_table(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(box=None)
     for column in (kind, "explained", "likeliest", "wrote"):
         table.add_column(column, overflow="fold")  # a path that is cut is no path
-    for row in rows:
+    (where, given), (place, wrote) = (_beneath([row.get(key, "") for row in rows]) for key in (kind, "wrote"))
+    for row, name, file in zip(rows, given, wrote, strict=True):
         if "error" in row:
-            table.add_row(escape(row[kind]), "[red]can't be read[/]", "", "")
+            table.add_row(escape(name), "[red]can't be read[/]", "", "")
             continue
         best = row["classes"][0] if "classes" in row else None
         explained = row["explained"][0]["target"]
         likeliest = f"{best['name']}, {100 * best['probability']:.1f} %" if best else ""
         other = "" if explained == likeliest else likeliest
-        table.add_row(*map(escape, (row[kind], explained, other, row["wrote"])))
+        table.add_row(*map(escape, (name, explained, other, file)))
     out.print(table)
+    out.print(f"read from [bold]{escape(where)}[/], written to [bold]{escape(place)}[/]", soft_wrap=True)
     against = next((row["against"] for row in rows if "against" in row), "")
-    out.print(f"explained {against or 'without a contrast'}; red spoke for the class, blue against it")
+    sides = "red spoke for the class, blue against it"
+    out.print(f"explained {against or 'without a contrast'}; {sides}", soft_wrap=True)
+
+
+def _beneath(files: Sequence[str]) -> tuple[str, list[str]]:
+    """The folder that files are in, and what each is called there."""
+    folder = commonpath([str(Path(file).absolute().parent) for file in files if file] or ["/"])
+    shown = relpath(folder)
+    return folder if shown.startswith("..") else shown, [file and relpath(file, folder) for file in files]

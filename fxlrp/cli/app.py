@@ -74,24 +74,26 @@ def explain(
     """
     from fxlrp.cli.answering import Asked, Written, answer_files
     from fxlrp.cli.calls import are_calls
-    from fxlrp.cli.loading import load, print_counts, refuse_options, split_names
+    from fxlrp.cli.loading import load, may_read_text, print_counts, refuse_options, split_names
     from fxlrp.cli.taking import taken
     from fxlrp.inputs import find_pictures, output_files
-    from fxlrp.text.command import explain_texts
+    from fxlrp.text.command import explain_texts, question_of
 
+    if not inputs and text_file is None:
+        raise FxlrpError(
+            "There is nothing to explain: give pictures, a .csv, .npy or .wav, or for a model of text a text in quotes."
+        )
     out.quiet = quiet
     of_texts: dict[str, Any] = {"text_file": text_file, "pair": pair}
     of_pictures: dict[str, Any] = {"box": box, "size": size, "mean": mean, "std": std}
     of_calls: dict[str, Any] = {"columns": columns, "row": row}
-    may_read_text = Path(model).is_dir() or model.startswith("hf:")
-    loaded = load(model, arch, weights, trust, random_weights, device) if may_read_text else None
+    loaded = load(model, arch, weights, trust, random_weights, device) if may_read_text(model) else None
     if loaded is not None and loaded.reads_text:
         refuse_options(of_pictures | {"at": at, "shifts": shifts, "labels": labels}, "pictures")
         refuse_options(of_calls, "tables")
-        targets = None if not target else target[0] if len(target) == 1 else target
-        question = {"target": targets, "contrast": None if contrast == "default" else contrast, "position": position}
-        how = {**question, **of_texts, "rules": rules, "strict": strict, "truncate": truncate, "cache": cache}
-        how |= {"html": html, "output": output, "as_json": as_json}
+        how = {**question_of(target, contrast, position), "pair": pair, "truncate": truncate}
+        how |= {"rules": rules, "strict": strict, "cache": cache, "text_file": text_file}
+        how |= {"html": html, "output": output, "as_json": as_json, "colours": colours, "dpi": dpi}
         explainer = explain_texts(loaded.module, model, inputs or [], console=out, **how)
         return None if as_json else print_counts(explainer.report())
     refuse_options(of_texts, "text")
@@ -138,8 +140,12 @@ def export(
 
     from fxlrp.cli.loading import load, parse_contrast, print_counts, take_pictures
     from fxlrp.explainer import convert
+    from fxlrp.export.artifact import check_file
     from fxlrp.export.artifact import export as save_explainer
+    from fxlrp.inputs.pictures import check_writable
 
+    check_file(output, aoti)
+    check_writable([output])
     loaded = load(model, arch, weights, trust, random_weights, "cpu")
     if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text; the command exports what takes pictures: use Explainer.export.")
@@ -190,11 +196,13 @@ def generate(
 @errors_in_one_sentence
 def inspect(
     model: options.Model,
-    picture: options.PictureForMass = None,
+    example: options.Example = None,
     rules: options.Rules = DEFAULT,
     device: options.Device = None,
     arch: options.Arch = None,
     weights: options.Weights = None,
+    columns: options.Columns = None,
+    row: options.Row = None,
     size: options.Size = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -207,90 +215,27 @@ def inspect(
     as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show which rule explains each op of a model; with a picture, where its relevance goes.
+    """Show which rule explains each op of a model; with an input, where its relevance goes.
 
     [dim]fxlrp inspect torchvision:densenet121 --random-weights[/]
     [dim]fxlrp inspect model.pt cat.png --mass --depth 2[/]
+    [dim]fxlrp inspect table.pt rows.csv --columns age,size --row 0[/]
     """
-    if mass and picture is None:
-        raise FxlrpError("--mass weighs the explanation of a picture: fxlrp inspect MODEL INPUT --mass.")
-    from fxlrp.cli.loading import example_call, load, take_pictures, warn_of_generic_ops
+    if mass and example is None:
+        raise FxlrpError("--mass weighs the explanation of an input: fxlrp inspect MODEL INPUT --mass.")
+    from fxlrp.cli.loading import load, warn_of_generic_ops
+    from fxlrp.cli.taking import example_of
     from fxlrp.explainer import convert
-    from fxlrp.inputs import open_picture
 
     loaded = load(model, arch, weights, trust, random_weights, device)
     explainer = convert(loaded.module, rules=rules, strict=strict)
-    if loaded.reads_text:
-        if picture is not None:
-            raise FxlrpError(f"{loaded.name} reads text; the command takes pictures.")
-        explainer(**example_call(loaded)[1])
-        report = explainer.report()
-    else:
-        loaded = take_pictures(loaded, size, mean, std, None)
-        seen = None if picture is None else loaded.like(loaded.preprocess(open_picture(picture))[0][None])
-        report = explainer.report(*(example_call(loaded)[0] if seen is None else (seen,)))
+    args, kwargs = example_of(loaded, model, example, size=size, mean=mean, std=std, columns=columns, row=row)
+    report = explainer.report(*args, **kwargs)
     if as_json:
         print_json({"fxlrp": __version__, "model": loaded.name, **report.to_dict()})
     else:
         out.print(report.tree(depth) if mass else report.table(nodes=nodes))
     warn_of_generic_ops(report)
-
-
-@app.command()
-@errors_in_one_sentence
-def compare(
-    model: options.Model,
-    given: options.Input,
-    rules: options.SeveralRules = options.COMPARED_RULES,
-    output: options.ComparisonFile = Path("compare_fxlrp.png"),
-    target: options.Target = None,
-    contrast: options.Contrast = "default",
-    device: options.Device = None,
-    arch: options.Arch = None,
-    weights: options.Weights = None,
-    position: options.Position = None,
-    box: options.Box = None,
-    columns: options.Columns = None,
-    row: options.Row = None,
-    html: options.Html = None,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-    colours: options.Colours = "red-blue",
-    opacity: options.Opacity = 0.85,
-    dpi: options.Dpi = 100,
-    shifts: options.Shifts = None,
-    size: options.Size = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    labels: options.Labels = None,
-    trust: options.Trust = False,
-    random_weights: options.RandomWeights = False,
-    strict: options.Strict = False,
-    debug: options.Debug = False,
-) -> None:
-    """Explain one picture or call by several rulebooks, all maps beside each other.
-
-    [dim]fxlrp compare model.pt cat.png --rules abslrp,gamma:gamma=0.1,attnlrp -o six.png[/]
-    """
-    from fxlrp.cli.answering import Asked, Written, compare_rulebooks
-    from fxlrp.cli.calls import are_calls
-    from fxlrp.cli.loading import load, refuse_options, split_names
-    from fxlrp.cli.taking import taken
-    from fxlrp.inputs import find_pictures
-    from fxlrp.rules.registry import find_rulebook
-
-    out.quiet = quiet
-    books = [find_rulebook(name) for name in split_names(rules)]
-    asked = Asked(target or (), contrast, position, strict=strict, shifts=shifts or 1)
-    written = Written(html, as_json, colours, opacity, dpi)
-    as_calls = are_calls([given])
-    of_pictures: dict[str, Any] = {"box": box, "size": size, "mean": mean, "std": std}
-    of_calls: dict[str, Any] = {"columns": columns, "row": row}
-    refuse_options(of_pictures if as_calls else of_calls, "pictures" if as_calls else "tables")
-    file = Path(given) if as_calls else find_pictures([given])[0]
-    loaded = load(model, arch, weights, trust, random_weights, device)
-    loaded, reading = taken(loaded, model, as_calls, asked, labels, **of_pictures, **of_calls)
-    compare_rulebooks(loaded, reading, file, books, output, asked, written)
 
 
 @app.command()
@@ -327,7 +272,7 @@ def main() -> None:
     """Run the `fxlrp` command."""
     from fxlrp.cli import app  # with the commands of other files, even if this one is run by itself
 
-    app()
+    app(prog_name="fxlrp")
 
 
 if __name__ == "__main__":

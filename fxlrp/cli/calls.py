@@ -43,7 +43,7 @@ def calls(loaded: LoadedModel, spec: str, columns: Sequence[str] = (), row: int 
     def explain(
         explainer: AnyExplainer, held: Call, question: dict[str, Any]
     ) -> tuple[Attribution, tuple[tuple, dict]]:
-        args, kwargs = call = _as_taken(loaded, held, spec)
+        args, kwargs = call = as_taken(loaded, held, spec)
         a = explainer(*args, **kwargs, **question)
         about = {"labels": tuple(loaded.labels or ()), "features": held.features, "edges": edges_in(a, call)}
         return replace(a, **about), call
@@ -51,7 +51,7 @@ def calls(loaded: LoadedModel, spec: str, columns: Sequence[str] = (), row: int 
     return Reading("call", read, explain)
 
 
-def _as_taken(loaded: LoadedModel, call: Call, spec: str) -> tuple[tuple, dict[str, Any]]:
+def as_taken(loaded: LoadedModel, call: Call, spec: str) -> tuple[tuple, dict[str, Any]]:
     """The arguments on the model's device, floats in its dtype; sound by the feature extractor beside the model, if
     there is one."""
     args, kwargs = call.args, call.kwargs

@@ -13,6 +13,7 @@ from rich.markup import escape
 from fxlrp.cli import options
 from fxlrp.cli.app import app
 from fxlrp.cli.terminal import err, errors_in_one_sentence, out
+from fxlrp.errors import counted
 from fxlrp.methods import DEFAULT
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def map_data(
     out.quiet = quiet
     with _progress() as progress:
         maps = explain(load, data, output, ray=ray, fail_fast=fail_fast, progress=progress, **how)
-    failed = f", [yellow]{maps.errors} of them errors[/]" if maps.errors else ""
-    out.print(f"wrote [bold]{escape(str(output))}[/]: {len(maps)} rows{failed}", soft_wrap=True)
+    failed = f", [yellow]{maps.errors} of them without a map[/]" if maps.errors else ""
+    out.print(f"wrote [bold]{escape(str(output))}[/]: {counted(len(maps), 'row')}{failed}", soft_wrap=True)
     first = next((row for row in maps if row["error"] is not None), None) if maps.errors else None
     if first is not None:
         out.print(f"  the first: {escape(first['key'])}: {escape(first['error'])}", soft_wrap=True)
@@ -172,6 +173,6 @@ def _progress() -> Iterator[Progress]:
             if not began:  # what earlier runs did says nothing of the speed
                 began.append(done)
                 bar.reset(task, total=total, completed=done)
-            bar.update(task, completed=done, total=total, failed=f"{errors} errors" if errors else "")
+            bar.update(task, completed=done, total=total, failed=counted(errors, "error") if errors else "")
 
         yield tell

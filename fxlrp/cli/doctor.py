@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from fxlrp.cli.loading import example_call
 from fxlrp.cli.terminal import out, print_json
 from fxlrp.explainer import Explainer
 from fxlrp.inputs import LoadedModel
@@ -20,9 +19,9 @@ from fxlrp.reports.report import Report
 ROUNDS = 3
 
 
-def examine(loaded: LoadedModel, explainer: Explainer, as_json: bool = False) -> None:
-    """Print the examination of a model by an example call of it, as a table or JSON."""
-    args, kwargs = example_call(loaded)
+def examine(loaded: LoadedModel, explainer: Explainer, call: tuple[tuple, dict], as_json: bool = False) -> None:
+    """Print the examination of a model by an example call of it, (args, kwargs), as a table or JSON."""
+    args, kwargs = call
     began = time.perf_counter()
     explainer(*args, **kwargs)
     captured = time.perf_counter() - began

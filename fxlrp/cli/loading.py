@@ -14,7 +14,7 @@ from torch import Tensor
 from fxlrp.capture.precision import WIDER
 from fxlrp.cli.terminal import err, out
 from fxlrp.engine.seeds import Contrast
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, counted
 from fxlrp.inputs import LoadedModel, find_class, load_labels, load_model
 from fxlrp.inputs.pictures import Preprocess, channels_of
 from fxlrp.reports.report import Report
@@ -41,6 +41,11 @@ def load(
     for note in loaded.notes:
         err.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     return loaded
+
+
+def may_read_text(model: str) -> bool:
+    """Tell whether a model may be one that reads text, by how it was named: then it is loaded before its inputs are."""
+    return Path(model).is_dir() or model.startswith("hf:")
 
 
 def named(loaded: LoadedModel, labels: Path | None) -> LoadedModel:
@@ -123,8 +128,8 @@ def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 def print_counts(report: Report) -> None:
     """Print how many nodes were explained by which kind of rule, and warn of those without a rule of their own."""
     counts = report.counts
-    out.print(f"rulebook {report.rulebook}: {counts['rule']} nodes by rule, {counts['structural']} structural", end="")
-    out.print(f", {counts['generic']} by the generic rule")
+    by_rule = f"{counted(counts['rule'], 'node')} by rule, {counts['structural']} structural"
+    out.print(f"rulebook {report.rulebook}: {by_rule}, {counts['generic']} by the generic rule", soft_wrap=True)
     warn_of_generic_ops(report)
 
 

@@ -40,8 +40,7 @@ def evaluate(
     random_weights: options.RandomWeights = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure how good explanations are: GAE, masking curves and, with masks, localisation; of texts, what removing
-    tokens does and, with rationales, how people agree.
+    """Measure how good explanations are: by masking, GAE, masks of objects; of texts by removal and rationales.
 
     [dim]fxlrp evaluate model.pt pictures/ --methods abslrp,gradcam,random --masks masks/ -o out/[/]
     [dim]fxlrp evaluate timm:resnet50 pictures/ --workers 4 -o out/[/]
@@ -55,6 +54,8 @@ def evaluate(
     from fxlrp.cli.loading import load, refuse_options, split_names, take_pictures
     from fxlrp.data.texts import open_texts
     from fxlrp.gae import command as gae_command
+    from fxlrp.gae.methods import BASELINES, name_methods
+    from fxlrp.gae.texts.methods import BASELINES as OF_TEXTS
     from fxlrp.text.command import load_tokenizer
 
     how = {"limit": limit, "seed": seed, "workers": workers, "ray": ray}
@@ -64,6 +65,7 @@ def evaluate(
         return
     assert model is not None
     assert data is not None
+    name_methods(list(dict.fromkeys(split_names(methods or ""))), {**BASELINES, **OF_TEXTS})
     loaded = load(model, arch, weights, trust, random_weights, device)
     how |= {"steps": steps, "batch_size": batch_size}
     if loaded.reads_text:
@@ -118,10 +120,13 @@ def tune(
 @errors_in_one_sentence
 def doctor(
     model: options.Model,
+    example: options.Example = None,
     rules: options.Rules = DEFAULT,
     device: options.Device = None,
     arch: options.Arch = None,
     weights: options.Weights = None,
+    columns: options.Columns = None,
+    row: options.Row = None,
     size: options.Size = None,
     as_json: options.AsJson = False,
     trust: options.Trust = False,
@@ -131,14 +136,17 @@ def doctor(
     """Say how a model was captured, which ops have no rule, what a map costs in time, and what to try.
 
     [dim]fxlrp doctor torchvision:swin_t --random-weights[/]
+    [dim]fxlrp doctor table.pt rows.csv --columns age,size --row 0[/]
     """
     from fxlrp.cli.doctor import examine
-    from fxlrp.cli.loading import load, take_pictures
+    from fxlrp.cli.loading import load
+    from fxlrp.cli.taking import example_of
     from fxlrp.explainer import convert
 
     loaded = load(model, arch, weights, trust, random_weights, device)
-    loaded = loaded if loaded.reads_text else take_pictures(loaded, size, None, None, None)
-    examine(loaded, convert(loaded.module, rules=rules), as_json)
+    explainer = convert(loaded.module, rules=rules)
+    call = example_of(loaded, model, example, size=size, mean=None, std=None, columns=columns, row=row)
+    examine(loaded, explainer, call, as_json)
 
 
 @app.command(

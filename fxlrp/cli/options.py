@@ -38,11 +38,9 @@ RandomWeights = Annotated[
 ]
 
 # The question and the rules.
-Rules = Annotated[
-    str, typer.Option(help="Rulebook, as in gamma or gamma:gamma=0.1,epsilon=1e-6; `fxlrp rules` lists them.")
-]
+Rules = Annotated[str, typer.Option(help="Rulebook, as gamma or gamma:gamma=0.1; `fxlrp rules` lists them.")]
 RulesOrDefault = Annotated[str | None, typer.Option(help="Rulebook; `fxlrp rules` lists them.")]
-SeveralRules = Annotated[str, typer.Option(help="Rulebooks with commas between, each as for explain.")]
+SeveralRules = Annotated[str, typer.Option("--rules", help="Rulebooks with commas between, each as for explain.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a model in which some op has no rule of its own.")]
 Cache = Annotated[
     Path | None, typer.Option(help="Keep captured graphs here, so that the next run need not trace.", metavar="DIR")
@@ -68,7 +66,10 @@ TokenContrast = Annotated[
 
 # Pictures.
 Input = Annotated[str, typer.Argument(help="As for explain, one.", metavar="INPUT")]
-PictureForMass = Annotated[Path | None, typer.Argument(help="A picture, for --mass.", metavar="[INPUT]")]
+Example = Annotated[
+    str | None,
+    typer.Argument(help="As for explain, one; without it a picture of noise, or some tokens.", metavar="[INPUT]"),
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
@@ -112,7 +113,7 @@ Heatmaps = Annotated[
         "-o",
         "--output",
         help="File for one picture (.png .svg .pdf .jpg .webp .html .json .csv .npz .safetensors), folder for several; "
-        "./NAME_fxlrp.png.  Of a text: .json .csv .html, or a folder.",
+        "./NAME_fxlrp.png.  Of a text: .png .svg .pdf .html .json .csv, or a folder.",
     ),
 ]
 ExportFile = Annotated[Path, typer.Option("-o", "--output", help="A .pt2 or .onnx file.")]

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fxlrp.errors import FxlrpError, NoRelevance
+from fxlrp.cli.checks import check_options
+from fxlrp.errors import FxlrpError, NoRelevance, Refused
 from fxlrp.methods import DEFAULT, described
 
 out = Console(highlight=False)
@@ -37,19 +38,29 @@ def errors_in_one_sentence(command: Callable[..., None]) -> Callable[..., None]:
             warnings.simplefilter("always", NoRelevance)
             warnings.showwarning = _print_warning  # type: ignore[assignment]
         try:
+            check_options(kwargs)
             command(*args, debug=debug, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
             if debug:
                 raise
-            raise typer.Exit(_print_error(error)) from None
+            raise typer.Exit(_print_error(error, _hint(kwargs))) from None
 
     return run
 
 
-def _print_error(error: Exception) -> int:
-    """Print an error and return the exit code that it stands for."""
+def _hint(options: dict[str, Any]) -> str:
+    """What to do where a model refuses what a command gives it."""
+    if "size" not in options:
+        return ""
+    is_noise = "example" in options and options["example"] is None
+    other = " What takes no pictures is given an INPUT, as a .csv or .npy." if is_noise else ""
+    return f" Pictures are given another size by --size.{other}"
+
+
+def _print_error(error: Exception, hint: str) -> int:
+    """Print an error and return the exit code that it stands for; hint: what to do where the model refuses inputs."""
     if not isinstance(error, FxlrpError | OSError):
         from fxlrp.inputs.hubs import first_line
 
@@ -62,6 +73,7 @@ def _print_error(error: Exception) -> int:
     )
     if isinstance(error, OSError):
         sentence = f"Cannot read or write, {sentence.split('] ')[-1]}; give another path, or free this one."
+    sentence += hint if isinstance(error, Refused) else ""
     err.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
     return 2
 

@@ -21,7 +21,7 @@ import numpy as np
 from fxlrp.data.reading import Maps, read
 from fxlrp.data.view import chosen, figures, flat, overlay
 from fxlrp.data.writing import Row
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, counted
 from fxlrp.show.files import write
 from fxlrp.show.page import POLICY, document
 from fxlrp.show.parts import reduced
@@ -213,15 +213,15 @@ def write_page(out: str | Path, clusters: Sequence[Cluster], to: str | Path) -> 
     body = [f"<style>{css}</style><div class=clusters><h1>{html.escape(_title(maps, clusters))}</h1>"]
     for name in dict.fromkeys(c.name for c in clusters):
         groups = [c for c in clusters if c.name == name]
-        body.append(f"<h2>{html.escape(name)}, {groups[0].among} samples</h2>{_scatter(groups)}")
+        body.append(f"<h2>{html.escape(name)}, {counted(groups[0].among, 'sample')}</h2>{_scatter(groups)}")
         for number, group in enumerate(groups):
             typical = figures(maps, [maps[i] for i in _places(maps, group.members[:EXAMPLES])])
             mark = ", which all others hardly look at: an artefact?" if group.marked else ""
-            caption = f"{len(group.members)} samples: {str(group).partition(', ')[2]}{mark}"
+            caption = f"{counted(len(group.members), 'sample')}: {str(group).partition(', ')[2]}{mark}"
             dot = f'<span style="color:{COLOURS[number % len(COLOURS)]}">●</span>'
             cls = "cluster marked" if group.marked else "cluster"
             body.append(f'<div class="{cls}"><p>{dot} {html.escape(caption)}</p>{_mean(group)}{typical}</div>')
-    return write(Path(to), document("".join(body) + "</div>", POLICY))
+    return write(Path(to), document("".join(body) + "</div>", POLICY, _title(maps, clusters)))
 
 
 COLOURS = ("#214dd9", "#db141a", "#1a8a3c", "#b8860b", "#7b3fb8", "#00838f", "#c2185b", "#555")

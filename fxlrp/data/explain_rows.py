@@ -174,7 +174,8 @@ class Worker:
         if logits.ndim == 2 and logits.shape[1] == 1:
             rows = [{"contrast": None, "name": "the score", "classes": [0], "scores": each.tolist()} for each in logits]
         elif logits.ndim == 2:
-            best = torch.stack([probabilities(each) for each in logits]).topk(min(CLASSES, logits.shape[1]), 1)
+            chances = torch.stack([probabilities(each, a.independent) for each in logits])
+            best = chances.topk(min(CLASSES, logits.shape[1]), 1)
             for row, classes, scores in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
                 row |= {"classes": classes, "scores": scores}
         return rows

@@ -14,7 +14,7 @@ from torch import Tensor
 from fxlrp.data.settings import Settings, part, read_settings, rows_folder
 from fxlrp.data.tables import arrow
 from fxlrp.data.writing import Row, is_zarr, open_zarr, whole_shards
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, counted
 
 
 class Maps(Sequence[Row]):
@@ -111,7 +111,10 @@ class Maps(Sequence[Row]):
         return _OfTensors(self)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} maps of {self.settings.samples} samples of {self.settings.data}, {self.errors} errors>"
+        return (
+            f"<{counted(len(self), 'map')} of {counted(self.settings.samples, 'sample')} of {self.settings.data}, "
+            f"{counted(self.errors, 'error')}>"
+        )
 
 
 class _OfTensors(torch.utils.data.IterableDataset[tuple[Tensor, int]]):

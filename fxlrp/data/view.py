@@ -51,7 +51,7 @@ def view(out: str | Path, to: str | Path, *, limit: int | None = None, name: str
     left = "" if len(cards) == count else f"; {len(cards)} of {count:,} are shown, taken evenly"
     policy = POLICY if is_page else POLICY.replace("img-src data:", "img-src 'self' file: data:")
     body = _body({"rows": cards, "red": RED, "blue": BLUE}, _headline(maps) + left)
-    return write(to if is_page else to / "index.html", document(body, policy))
+    return write(to if is_page else to / "index.html", document(body, policy, _headline(maps)))
 
 
 def chosen(maps: Maps, limit: int, name: str | None) -> tuple[Iterator[Row], int]:

@@ -19,6 +19,7 @@ from fxlrp.capture.derivatives import transpose_convolutions
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.engine.seeds import Contrast, by_classes, directions
 from fxlrp.errors import FxlrpError
+from fxlrp.graph.outputs import are_independent
 from fxlrp.nodes import args_of
 
 if TYPE_CHECKING:
@@ -54,9 +55,14 @@ def export(
         return _export(explainer, Path(path), contrast, aoti, about)
 
 
-def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, about: Mapping[str, Any] | None) -> Path:
+def check_file(path: Path, aoti: bool = False) -> None:
+    """Raises FxlrpError for a path that no explainer is written to."""
     if path.suffix not in (".pt2", ".onnx") or (aoti and path.suffix != ".pt2"):
         raise FxlrpError(f"{path} should end in .pt2 or .onnx (--aoti: .pt2).")
+
+
+def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, about: Mapping[str, Any] | None) -> Path:
+    check_file(path, aoti)
     plan, contrast = explainer.latest, explainer.rulebook.resolve(contrast)
     if any(isinstance(i, str) for i in plan.readouts):
         raise FxlrpError("An exported explainer is read at inputs alone; convert the model without read=….")
@@ -85,6 +91,7 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
         "rulebook": explainer.rulebook.name,
         "contrast": contrast,
         "axes": list(plan.axes.inputs),
+        "independent": are_independent(explainer.model, plan.head),
         **(about or {}),
     }
     torch.export.save(program, str(path), extra_files={RECORD: json.dumps(record)})
@@ -155,11 +162,19 @@ class ExportedExplainer(nn.Module):
             raise FxlrpError(f"The explainer was exported for {len(axes.inputs)} inputs ({names}), of other shapes.")
         return axes.count(args)
 
-    def forward(self, *args: Tensor, target: Any = None, contrast: Contrast = "default") -> Attribution:
+    def forward(
+        self, *args: Tensor, target: Any = None, contrast: Contrast = "default", **question: Any
+    ) -> Attribution:
         """Explains a call; target is None, a class or a tensor of one for each sample [B].
 
-        Raises FxlrpError for a contrast other than it was exported with, and for a target that is no class.
+        Raises FxlrpError for a contrast other than it was exported with, a target that is no class, and any other
+        question.
         """
+        if question:
+            raise FxlrpError(
+                f"An exported explainer knows its inputs, target and contrast alone, not {', '.join(question)}: ask "
+                "the model that it was exported from."
+            )
         if contrast not in ("default", self.about["contrast"]):
             fixed = self.about["contrast"]
             raise FxlrpError(f"This explainer was exported with contrast={fixed!r}, not {contrast!r}; export another.")
@@ -182,4 +197,5 @@ class ExportedExplainer(nn.Module):
         index = logits.argmax(1) if target is None else classes.expand(count)
         every = maps[0] if len(maps) == 1 else tuple(maps)
         made = {"rules": self.about.get("rulebook", ""), "contrast": self.about["contrast"]}
+        made["independent"] = self.about.get("independent") is True
         return Attribution(every, logits, logits, index, names, inputs, **made)

@@ -39,7 +39,7 @@ def name_methods(methods: Any, baselines: Iterable[str] | None = None) -> dict[s
 
     baselines: the names that are no rulebook's; without them those of `BASELINES`.
 
-    Raises FxlrpError for two of one name, and for a name that nothing has.
+    Raises FxlrpError for two of one name, a name that nothing has, and parameters that a rulebook does not.
     """
     named: dict[str, Any] = {}
     others = list(BASELINES if baselines is None else baselines)
@@ -49,9 +49,11 @@ def name_methods(methods: Any, baselines: Iterable[str] | None = None) -> dict[s
     for name, method in pairs:
         if name in named:
             raise FxlrpError(f"Two methods are called {name!r}; give a dict from names to methods.")
-        if isinstance(method, str) and method.partition(":")[0] not in rulebooks() and method not in others:
-            every = ", ".join([*rulebooks(), *others])
-            raise FxlrpError(f"There is no method {method!r}; there are {every}.")
+        if isinstance(method, str) and method not in others:
+            if method.partition(":")[0] not in rulebooks():
+                every = ", ".join([*rulebooks(), *others])
+                raise FxlrpError(f"There is no method {method!r}; there are {every}.")
+            find_rulebook(method)
         named[name] = method
     return named
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxlrp.capture.flat import NotCaptured
 from fxlrp.capture.model import Capture
@@ -123,6 +124,13 @@ def _probability_head(output: fx.Node) -> list[fx.Node]:
     if about(node.target).kind == "softmax" and node.meta["val"].ndim == 2 and node.args[1] in (1, -1):
         return [node, *head]
     return head if any(n.target in SIGMOIDS or _rescales(n) for n in head) else []
+
+
+def are_independent(model: nn.Module, head: Sequence[fx.Node] = ()) -> bool:
+    """Whether classes don't exclude each other: their sigmoid is the output, or the model's config says so, as those of
+    transformers do."""
+    says = getattr(getattr(model, "config", None), "problem_type", None)
+    return says == "multi_label_classification" or any(n.target in SIGMOIDS for n in head)
 
 
 def _rescales(node: fx.Node) -> bool:

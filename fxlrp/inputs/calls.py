@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, counted
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".csv", ".wav")
 MOST_BYTES = 2**30
@@ -120,9 +120,8 @@ def _table(path: Path, columns: Sequence[str], row: int | None) -> Call:
     if row is not None:
         numbered = [(n, line) for n, line in numbered if n == row]
     if not numbered:
-        raise FxlrpError(
-            f"{path} has {len(lines)} rows; there is no row {row}." if row is not None else f"{path} has no row."
-        )
+        there = counted(len(lines), "row")
+        raise FxlrpError(f"{path} has {there}; there is no row {row}." if row is not None else f"{path} has no row.")
     if len(numbered) > MOST_ROWS:
         raise FxlrpError(f"{path} has {len(numbered)} rows, more than {MOST_ROWS}: say which, --row N.")
     wide = len(names) or len(numbered[0][1])
@@ -137,7 +136,7 @@ def _table(path: Path, columns: Sequence[str], row: int | None) -> Call:
                 "takes, --columns A,B,…, and put numbers for what is missing."
             )
     x = torch.tensor([[float(cell) for cell in line] for _, line in numbered])
-    return Call((x,), features=names, about=f"{len(x)} rows of {wide} numbers")
+    return Call((x,), features=names, about=f"{counted(len(x), 'row')} of {counted(wide, 'number')}")
 
 
 def _is_number(cell: str) -> bool:
@@ -158,5 +157,5 @@ def _sound(path: Path) -> Call:
     sound = samples.reshape(-1, channels).mean(1)
     if not sound.size:
         raise FxlrpError(f"{path} holds no sound.")
-    about = f"{len(sound) / rate:.2f} s of sound, {len(sound)} samples at {rate} Hz"
+    about = f"{len(sound) / rate:.2f} s of sound, {counted(len(sound), 'sample')} at {rate} Hz"
     return Call((torch.from_numpy(sound)[None],), rate=rate, about=about)

@@ -91,6 +91,9 @@ def load_model(
     Raises FxlrpError: no such file or name, no network, weights that do not fit, a pickle that wants too much.
     """
     path = Path(spec)
+    for code in (spec, arch):
+        if code is not None and code.endswith(".py"):
+            raise _without_function(code)
     if spec.endswith((".pt2", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")) or path.is_file():
         loaded = _from_file(path, arch, trust, weights)
     elif weights is not None:
@@ -213,6 +216,17 @@ def _from_python(file: Path, factory: str, options: dict[str, Any]) -> LoadedMod
     if not isinstance(module, nn.Module):
         raise FxlrpError(f"{file}:{factory} returns a {type(module).__name__}; it should return a torch.nn.Module.")
     return loaded_from(module, factory)
+
+
+def _without_function(file: str) -> FxlrpError:
+    """Return the error for a Python file without the function that makes the model, with those that it has."""
+    try:
+        tree = ast.parse(Path(file).read_text("utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return FxlrpError(f"{file} can't be read as Python; give path/to/file.py:factory.")
+    names = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    which = " or ".join(f"{file}:{name}" for name in names[:5]) or f"{file}:NAME"
+    return FxlrpError(f"{file} is a Python file: say which function or class in it makes the model, {which}.")
 
 
 def _from_file(path: Path, arch: str | None, trust: bool, key: str | None) -> LoadedModel:

@@ -24,7 +24,7 @@ class Pictures:
         return len(self.files)
 
     def __getitem__(self, i: int) -> Tensor:
-        return self.loaded.like(self.loaded.preprocess(open_picture(self.files[i]))[0])
+        return self.loaded.like(self.loaded.preprocess(open_picture(self.files[i]))[0][None])[0]
 
     def first(self, count: int) -> Pictures:
         """The first so many."""
@@ -76,4 +76,12 @@ def sample_of(model: str, loaded: LoadedModel, given: str) -> Pictures | Texts:
     """One sample: a picture's file, or a text.  Raises FxlrpError for a file that is none."""
     if loaded.reads_text:
         return Texts(read_texts([given], None), loaded, load_tokenizer(model))
-    return Pictures(find_pictures([given])[:1], loaded)
+    return Pictures([one_picture(given)], loaded)
+
+
+def one_picture(given: str) -> Path:
+    """The only picture that a file, folder or glob names.  Raises FxlrpError for several."""
+    files = find_pictures([given])
+    if len(files) > 1:
+        raise FxlrpError(f"{given} holds {len(files)} pictures, and one is asked about here: name it, as {files[0]}.")
+    return files[0]

@@ -39,9 +39,10 @@ def page(edges: Edges, index: int = 0, most: int = 30) -> str:
         f'<td>{html.escape(t)}</td><td class="n">{r:+.4g}</td><td class="n">{r / total:+.1%}</td></tr>'
         for k, (s, t, r) in enumerate(top)
     )
-    target = "" if edges.target is None else f" for {html.escape(name_of(edges.labels, int(edges.target[index])))}"
+    target = "" if edges.target is None else f" for {name_of(edges.labels, int(edges.target[index]))}"
+    title = f"Relevance from module to module{target}"
     body = (
-        f'<style>{css}</style><main class="fxc" id="{name}"><h1>Relevance from module to module{target}</h1>'
+        f'<style>{css}</style><main class="fxc" id="{name}"><h1>{html.escape(title)}</h1>'
         f'<div class="soft">rulebook {html.escape(edges.rules)} · red spoke for it, blue against it · an arc goes '
         "from a module's output directly into another's input</div>"
         f'<div class="tools"><label>edges <input type="range" min="1" max="{max(len(top), 1)}" '
@@ -52,7 +53,7 @@ def page(edges: Edges, index: int = 0, most: int = 30) -> str:
         f'<th class="n">relevance</th><th class="n">of the output\'s</th></tr></thead><tbody>{rows}</tbody></table>'
         f'</details><p class="soft">fxlrp {__version__}</p><script>{script.replace("ID", name)}</script></main>'
     )
-    return document(body, POLICY)
+    return document(body, POLICY, title)
 
 
 def _svg(edges: Edges, index: int, most: int) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fxlrp.capture.objects import open_objects
 from fxlrp.engine.seeds import Contrast, Question, Target
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, counted
 from fxlrp.inside.parts import parts_of_run
 from fxlrp.inside.places import HEADS, place
 from fxlrp.inside.references import call_of
@@ -76,7 +76,7 @@ class Concepts(Tabled):
 
     def table(self, most: int = 20) -> Table:
         """A rich table of the parts with the largest mean share."""
-        out = Table(title=f"{self.at}: {self.by} over {self.count} samples")
+        out = Table(title=f"{self.at}: {self.by} over {counted(self.count, 'sample')}")
         for column in (self.by.removesuffix("s"), "mean share", "most relevant in", "most active in"):
             out.add_column(column, justify="right")
         for part in self.ranked(most):
@@ -85,7 +85,7 @@ class Concepts(Tabled):
         return out
 
     def __repr__(self) -> str:
-        return f"<Concepts of {self.at}: {len(self.mean)} {self.by} over {self.count} samples>"
+        return f"<Concepts of {self.at}: {len(self.mean)} {self.by} over {counted(self.count, 'sample')}>"
 
 
 def concepts(

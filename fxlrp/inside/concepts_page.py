@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fxlrp import __version__
+from fxlrp.errors import counted
 from fxlrp.inside.references import Reference
 from fxlrp.show.colours import BLUE, RED, colour
 from fxlrp.show.page import POLICY, document, encoded
@@ -44,19 +45,19 @@ def page(concepts: Concepts, shown: Sequence[Shown], headline: str = "", explain
     css, script = (Path(__file__).with_name(f"concepts.{kind}").read_text("utf-8") for kind in ("css", "js"))
     pictures = any(r.picture is not None for s in shown for r in (*s.relevant, *s.active))
     heat = '<label><input type="checkbox" name="heat"> relevance over the references</label> &emsp;' if pictures else ""
-    title = f"{html.escape(headline)}, for these concepts" if headline else f"Concepts at {html.escape(concepts.at)}"
+    title = f"{headline}, for these concepts" if headline else f"Concepts at {concepts.at}"
     whole = "" if explained is None else f'<div class="asked">{_figure(explained, "all of it", whole=True)}</div>'
     largest = max((abs(s.share) for s in shown), default=1.0) or 1.0
     body = (
-        f'<style>{css}</style><main class="fxk" id="{name}"><h1>{title}</h1>'
+        f'<style>{css}</style><main class="fxk" id="{name}"><h1>{html.escape(title)}</h1>'
         f'<div class="soft">{html.escape(concepts.at)}, {len(concepts.mean)} {concepts.by} over '
-        f"{concepts.count} samples · rulebook {html.escape(str(concepts.about.get('rules', '')))} · a share is of Σ|R| "
-        "at the place</div>"
+        f"{counted(concepts.count, 'sample')} · rulebook {html.escape(str(concepts.about.get('rules', '')))} · a share "
+        "is of Σ|R| at the place</div>"
         f'<p>{heat}<label><input type="checkbox" name="active"> what is most active, beside</label></p>'
         f"{whole}{''.join(_concept(concepts, s, largest) for s in shown)}"
         f'<p class="soft">fxlrp {__version__}</p><script>{script.replace("ID", name)}</script></main>'
     )
-    return document(body, POLICY)
+    return document(body, POLICY, title)
 
 
 def _concept(concepts: Concepts, s: Shown, largest: float) -> str:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.engine.seeds import Contrast, Question, Target
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, counted
 from fxlrp.graph.plan import Item, Plan
 from fxlrp.inside.blocks import LAYERS
 from fxlrp.inside.places import op_of, place, short_name
@@ -55,7 +55,7 @@ class Weights(Tabled):
 
     def table(self) -> Table:
         """A rich table of the layers: how many weights carry half of their relevance."""
-        out = Table(title=f"relevance of weights over {self.count} samples, by {self.rules}")
+        out = Table(title=f"relevance of weights over {counted(self.count, 'sample')}, by {self.rules}")
         for column in ("parameter", "weights", "relevance", "half of |R| in"):
             out.add_column(column, justify="left" if column == "parameter" else "right")
         for name, r in self.weight.items():
@@ -65,7 +65,7 @@ class Weights(Tabled):
         return out
 
     def __repr__(self) -> str:
-        return f"<Weights of {len(self.weight)} layers over {self.count} samples>"
+        return f"<Weights of {len(self.weight)} layers over {counted(self.count, 'sample')}>"
 
 
 class Layer(NamedTuple):

@@ -146,6 +146,7 @@ class Report:
             title=f"{len(self.nodes)} nodes by rulebook {self.rulebook}",
             caption=f"{totals}\ncaptured by {self.mode}{escape(without)}",
         )
+        out.box = None if not nodes else out.box
         colour = {"rule": "green", "structural": "cyan", "generic": "bold red", "inactive": "dim"}
         if nodes:
             for column in ("node", "op", "kind", "rule", "module", "source"):
@@ -159,7 +160,7 @@ class Report:
         for n in self.nodes:
             groups.setdefault((n.op, n.kind, n.rule), []).append(n)
         for (op, kind, rule), members in sorted(groups.items(), key=lambda kv: (KINDS.index(kv[0][1]), -len(kv[1]))):
-            first = " ".join(filter(None, (members[0].module, members[0].source.split("  ")[0])))
+            first = members[0].module or members[0].source.split("  ")[0]
             out.add_row(op, kind, rule, str(len(members)), first, style=colour[kind])
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,3 +43,14 @@ def diverging(heat: np.ndarray) -> np.ndarray:
     """White at zero, red above, blue below: heat in −1…1, [H, W] → [H, W, 3] in 0…1."""
     strength = np.abs(heat)[..., None]
     return 1 - strength + colour(heat) * strength
+
+
+def shade(r: float, ends: Sequence[Sequence[float]] = (BLUE, RED)) -> tuple[int, ...]:
+    """Return the ground of a word by its relevance, as red, green and blue: white at 0, `ends` towards −1 and 1."""
+    strength = min(abs(r), 1.0) ** 0.7 * 0.85
+    return tuple(round(255 + (c - 255) * strength) for c in ends[r >= 0])
+
+
+def ink(rgb: Sequence[float]) -> str:
+    """Return black or white, whichever can be read on a colour."""
+    return "white" if 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] < 115 else "black"

@@ -47,7 +47,7 @@ def plot(
     rows = [(part, k) for k in range(maps_of(a, index)) for part in parts]
     heights = [_height(part) for part, _ in rows]
     wide = 3 * SIDE + 1
-    figure = _figure(figsize=(wide, sum(heights) + 0.35), layout="constrained", dpi=100)
+    figure = blank(figsize=(wide, sum(heights) + 0.35), layout="constrained", dpi=100)
     bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for band, (part, k) in zip(bands, rows, strict=True):
         of = f"  ({part.name})" if len(parts) > 1 else ""
@@ -68,7 +68,7 @@ def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opaci
     titles = {name: "\n".join(filter(None, (name, against(a)))) for name, a in maps.items()}
     title = headline(next(iter(maps.values())))
     if all(len(parts) == 1 and parts[0].kind == "picture" for parts in every.values()):
-        figure = _figure(figsize=(SIDE * (len(maps) + 1), 2 * SIDE + 1), layout="constrained", dpi=100)
+        figure = blank(figsize=(SIDE * (len(maps) + 1), 2 * SIDE + 1), layout="constrained", dpi=100)
         columns = figure.subplots(2, len(maps) + 1).T
         first = next(iter(every.values()))[0]
         columns[0][0].imshow(first.values)
@@ -82,7 +82,7 @@ def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opaci
     else:
         rows = [(name, part) for name, parts in every.items() for part in parts]
         heights = [_height(part) for _, part in rows]
-        figure = _figure(figsize=(3 * SIDE + 1, sum(heights) + 0.8), layout="constrained", dpi=100)
+        figure = blank(figsize=(3 * SIDE + 1, sum(heights) + 0.8), layout="constrained", dpi=100)
         bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
         for band, (name, part) in zip(bands, rows, strict=True):
             band.suptitle(titles[name].replace("\n", " · "), fontsize=10)
@@ -91,7 +91,7 @@ def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opaci
     return figure
 
 
-def _figure(**how: Any) -> Figure:
+def blank(**how: Any) -> Figure:
     """A figure that a notebook shows, without pyplot, which would keep it."""
     from matplotlib.figure import Figure
 

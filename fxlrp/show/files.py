@@ -43,7 +43,7 @@ def save(a: Attribution, path: str | Path, *, index: int = 0, dpi: float = 100, 
     if suffix not in SUFFIXES:
         raise FxlrpError(f"{path} has no extension that is written; give a name that ends in {', '.join(SUFFIXES)}.")
     if suffix in FIGURES:
-        content: bytes | str = _drawn(plot(a, index=index, **how), suffix, dpi, summary(a))
+        content: bytes | str = drawn(plot(a, index=index, **how), suffix, dpi, summary(a))
     else:
         writers: dict[str, Callable[[], bytes | str]] = {
             ".html": lambda: page([a], index=index, **how),
@@ -66,14 +66,14 @@ def write(path: Path, content: bytes | str) -> Path:
     return path
 
 
-def write_pages(path: str | Path, calls: Sequence[Sequence[Attribution]], most: int = 64) -> Path:
+def write_pages(path: str | Path, calls: Sequence[Sequence[Attribution]], most: int = 64, model: str = "") -> Path:
     """Writes one page with every sample of several calls, at most so many of each, with the answers to it, and returns
-    its path.
+    its path.  model: its name, for the title.
 
     Raises FxlrpError if the path can't be written.
     """
     shown = [(answers, i) for answers in calls for i in range(min(most, samples_of(answers[0])))]
-    return write(Path(path), page_of(shown))
+    return write(Path(path), page_of(shown, model))
 
 
 def save_comparison(maps: Mapping[str, Attribution], path: str | Path, *, dpi: float = 100, **how: Any) -> Path:
@@ -85,6 +85,7 @@ def save_comparison(maps: Mapping[str, Attribution], path: str | Path, *, dpi: f
     Raises FxlrpError for another extension, and a path that can't be written.
     """
     path = Path(path)
+    check_comparison(path)
     suffix = path.suffix.lower()
     if suffix == ".html":
         return write_pages(path, [list(maps.values())])
@@ -95,10 +96,15 @@ def save_comparison(maps: Mapping[str, Attribution], path: str | Path, *, dpi: f
         every = {f"{n}.{key}": v for n, a in maps.items() for key, v in _arrays(a).items()}
         np.savez_compressed(out, **every)  # type: ignore[arg-type]
         return write(path, out.getvalue())
-    if suffix not in FIGURES:
-        extensions = ", ".join((*FIGURES, ".html", ".json", ".npz"))
-        raise FxlrpError(f"{path} has no extension that a comparison is written as; give one of {extensions}.")
-    return write(path, _drawn(compare(maps, **how), suffix, dpi, {name: summary(a) for name, a in maps.items()}))
+    return write(path, drawn(compare(maps, **how), suffix, dpi, {name: summary(a) for name, a in maps.items()}))
+
+
+def check_comparison(path: Path) -> None:
+    """Raises FxlrpError for an extension that no comparison is written as."""
+    if path.suffix.lower() not in (extensions := (*FIGURES, ".html", ".json", ".npz")):
+        raise FxlrpError(
+            f"{path} has no extension that a comparison is written as; give one of {', '.join(extensions)}."
+        )
 
 
 def summary(a: Attribution, most: int = 5) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def _sums(r: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _drawn(figure: Any, suffix: str, dpi: float, found: dict[str, Any]) -> bytes:
+def drawn(figure: Any, suffix: str, dpi: float, found: dict[str, Any]) -> bytes:
     """A figure as a file, which carries what was asked and found in its metadata."""
     kind = {".jpg": "jpeg", ".tif": "tiff"}.get(suffix, suffix.removeprefix("."))
     about = json.dumps(found, ensure_ascii=False)
@@ -184,7 +190,7 @@ def _safetensors(a: Attribution) -> bytes:
     about = {
         "format": FORMAT, "fxlrp": __version__, "names": a.names, "rules": a.rules, "labels": a.labels,
         "contrast": a.contrast, "given": a.given, "several": isinstance(a.relevance, tuple), "latent": list(a.latent),
-        "asked": a.asked, "features": a.features,
+        "asked": a.asked, "features": a.features, "independent": a.independent,
         "position": None if a.position is None else torch.as_tensor(a.position).tolist(),
     }  # fmt: skip
     held = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
@@ -234,6 +240,7 @@ def load(path: str | Path) -> Attribution | TextAttribution:
             asked=about.get("asked", ""),
             features=tuple(about.get("features", ())),
             edges=tensors.get("edges"),
+            independent=about.get("independent", False),
         )
     except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise FxlrpError(f"{path} holds no attribution that can be read: {error}.") from error

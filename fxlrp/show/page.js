@@ -3,22 +3,9 @@
   var now = { view: 0, palette: 'red-blue', opacity: 0.85, threshold: 0 };
   function find(what) { return root.querySelector(what); }
   function all(what) { return [].slice.call(root.querySelectorAll(what)); }
-  function make(name, parent, text) {
-    var e = document.createElement(name);
-    if (text !== undefined) e.textContent = text;
-    if (parent) parent.appendChild(e);
-    return e;
-  }
-  function said(v) { return v.toPrecision(3).replace(/-/g, '−'); }
-
-  // colours: t in −1…1
-  var stops = { 'red-blue': [[33, 77, 217], [255, 255, 255], [219, 20, 26]], lightness: d.lightness };
-  function colour(t) {
-    var list = stops[now.palette], at = (Math.max(-1, Math.min(1, t)) + 1) / 2 * (list.length - 1);
-    var i = Math.min(list.length - 2, Math.floor(at)), f = at - i;
-    return [0, 1, 2].map(function (c) { return Math.round(list[i][c] * (1 - f) + list[i + 1][c] * f); });
-  }
-  function css(t) { return 'rgb(' + colour(t).join(',') + ')'; }
+  var make = fx.make, said = fx.said;
+  function colour(t) { return fx.colour(now.palette, t); }
+  function css(t) { return fx.css(colour(t)); }
 
   // a map of w × h entries, stored as a grey picture: 128 is zero, the distance from it the root of |relevance|
   function values(map, then) {
@@ -182,10 +169,8 @@
     });
     var first = view.maps[0];
     all('.end').forEach(function (e, i) { e.textContent = said((2 * i - 1) * first.top); });
-    find('.bar').style.background = 'linear-gradient(90deg,' + [-1, -.75, -.5, -.25, 0, .25, .5, .75, 1].map(css).join(',') + ')';
-    var list = find('.words');
-    list.textContent = '';
-    view.maps.forEach(function (m) { m.words.forEach(function (w) { make('li', list, w); }); });
+    find('.bar').style.background = fx.bar(css);
+    fx.list(find('.words'), [].concat.apply([], view.maps.map(function (m) { return m.words; })));
     var inside = find('.inside');
     inside.textContent = '';
     view.inside.forEach(function (m) {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxlrp import __version__
 from fxlrp.show.figure import MOST_CURVES, MOST_FEATURES
-from fxlrp.show.parts import Part, laid_out, parts_of, reduced, top_of
+from fxlrp.show.parts import Part, laid_out, parts_of, reduced, samples_of, top_of
 from fxlrp.show.words import against, headline, likeliest, maps_of, subject
 
 if TYPE_CHECKING:
@@ -27,8 +27,13 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 """What the browser may load for a page: nothing but what is in it."""
 MOST_PIXELS, MOST_MAP = 768, 384
 """The longest side of a picture and of a map in a page; larger ones are reduced."""
-LIGHTNESS = [[0, 34, 78], [64, 77, 107], [124, 123, 120], [187, 175, 113], [254, 232, 56]]
-"""cividis, dark to light: it can be read whatever colours one tells apart."""
+SWITCH = (
+    '<label>colours <select><option value="red-blue">red for, blue against</option>'
+    '<option value="lightness">light for, dark against</option></select></label>'
+)
+SCALE = 'against <output class="end"></output><span class="bar"></span><output class="end"></output> for'
+WORDS = '<details><summary>the most relevant {what}, in words</summary><ol class="words"></ol></details>'
+VERSION = f'<p class="soft">fxlrp {__version__}</p>'
 _ids = itertools.count()
 
 
@@ -37,17 +42,23 @@ def page(answers: Sequence[Attribution], *, index: int = 0, **how: Any) -> str:
     return page_of([(answers, index)], **how)
 
 
-def page_of(shown: Sequence[tuple[Sequence[Attribution], int]], **how: Any) -> str:
-    """A whole HTML file of the answers to calls, each about a sample."""
-    body = "".join(_shown(answers, index=index, **how) for answers, index in shown)
-    script = f"document.querySelectorAll('.fxa').forEach({_code('js')})"
-    return document(f"<style>{_code('css')}</style>{body}<script>{script}</script>", POLICY)
+def page_of(shown: Sequence[tuple[Sequence[Attribution], int]], model: str = "", **how: Any) -> str:
+    """A whole HTML file of the answers to calls, each about a sample.  model: its name, for the title."""
+    names = [f"fxa-{next(_ids)}" for _ in shown]
+    body = "".join(_shown(a, name=name, index=index, **how) for (a, index), name in zip(shown, names, strict=True))
+    return document(_with_code(body, names), POLICY, why([headline(a[0], i) for a, i in shown], model))
 
 
-def document(body: str, policy: str) -> str:
+def why(asked: Sequence[str], model: str) -> str:
+    """The title of a page about these questions."""
+    first = "; ".join(list(dict.fromkeys(asked))[:3])
+    return f"{model}: why {first}?" if model else f"why {first}?"
+
+
+def document(body: str, policy: str, title: str) -> str:
     """A whole HTML file, which loads what the policy lets it."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-    head += '<meta name="viewport" content="width=device-width"><title>fxlrp</title>'
+    head += '<meta name="viewport" content="width=device-width">' + f"<title>{html.escape(title)} · fxlrp</title>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
@@ -64,12 +75,19 @@ def fragment(
     """
     name = f"fxa-{next(_ids)}"
     body = _shown(answers, index=index, picture=picture, features=features, name=name)
-    script = f"{_code('js')}(document.getElementById('{name}'))"
-    return f"<style>{_code('css')}</style>{body}<script>{script}</script>"
+    return _with_code(body, [name])
 
 
-def _code(kind: str) -> str:
-    return Path(__file__).with_name(f"page.{kind}").read_text("utf-8").strip()
+def _with_code(body: str, names: Sequence[str]) -> str:
+    return with_code(body, names, Path(__file__).parent)
+
+
+def with_code(body: str, names: Sequence[str], folder: Path) -> str:
+    """Markup with the style and script of a folder, which is run on each element of these ids."""
+    style, script = ((folder / f"page.{kind}").read_text("utf-8").strip() for kind in ("css", "js"))
+    shared = Path(__file__).with_name("shared.js").read_text("utf-8")
+    run = f"{json.dumps(names)}.map(function(i){{return document.getElementById(i)}}).forEach({script});"
+    return f"<style>{style}</style>{body}<script>(function(){{\n{shared}{run}\n}})()</script>"
 
 
 def _shown(
@@ -78,32 +96,33 @@ def _shown(
     """The markup and data of `fragment`, without style and script."""
     parts = parts_of(answers[0], index, picture, features)
     views = [view for a in answers for view in _views(a, index, features)]
-    data = {"inputs": [_input(p) for p in parts], "views": views, "lightness": LIGHTNESS}
+    data = {"inputs": [_input(p) for p in parts], "views": views}
     trace = next((a.trace for a in answers if a.trace is not None), None)
     rows = "".join(
         f'<span class="soft">{label}</span><span data-row="{row}"></span>'
         for row, label in (("name", "class"), ("against", "contrast"), ("rules", "rulebook"))
     )
+    count = samples_of(answers[0])
+    which = f'<div class="soft">sample {index} of {count}, from 0</div>' if count > 1 else ""
+    slides = any(part.kind != "features" for part in parts)  # bars are as long as their relevance
     tools = "".join(
         f'<label>{what} <input type="range" name="{what}" min="0" max="100" value="{value}"></label>'
         for what, value in (("opacity", 85), ("threshold", 0))
+        if slides
     )
     likely = "".join(
         f"<tr><td>{html.escape(n)}</td><td>{100 * p:.1f} %</td></tr>" for _, n, p in likeliest(answers[0], index)
     )
     encoded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return (
-        f'<div class="fxa" id="{name}"><h1></h1><div class="soft asked"></div>'
+        f'<div class="fxa" id="{name}"><h1></h1><div class="soft asked"></div>{which}'
         f'<div class="rows">{rows}</div><div class="inputs">{"<figure></figure>" * len(parts)}</div>'
-        f'<div class="tools">{tools}<label>colours <select><option value="red-blue">red for, blue against</option>'
-        '<option value="lightness">light for, dark against</option></select></label></div>'
-        '<div class="soft">against <output class="end"></output><span class="bar"></span><output class="end"></output>'
-        ' for &emsp;<output class="value"></output></div>'
-        f'<details><summary>the most relevant places, in words</summary><ol class="words"></ol></details>'
+        f'<div class="tools">{tools}{SWITCH}</div>'
+        f'<div class="soft">{SCALE} &emsp;<output class="value"></output></div>{WORDS.format(what="places")}'
         f"<details{'' if likely else ' hidden'}><summary>the likeliest classes</summary>"
         f"<table>{likely}</table></details>"
         '<details class="layers" open><summary>inside the network</summary><div class="inside"></div></details>'
-        f'{_flow(trace)}<p class="soft">fxlrp {__version__}</p>'
+        f"{_flow(trace)}{VERSION}"
         f'<script type="application/json">{encoded}</script></div>'
     )
 

@@ -39,9 +39,11 @@ def scores_of(a: Attribution) -> Tensor | None:
     return logits if logits.ndim == 2 and len(logits) == rows else None
 
 
-def probabilities(scores: Tensor) -> Tensor:
-    """The softmax of scores [K], or what they are if they add up to 1."""
+def probabilities(scores: Tensor, independent: bool = False) -> Tensor:
+    """The softmax of scores [K], or what they are if they add up to 1; of independent classes the sigmoid of each."""
     scores = scores.float()
+    if independent:
+        return scores.sigmoid()
     are_probabilities = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4
     return scores if are_probabilities else scores.softmax(0)
 
@@ -51,7 +53,7 @@ def likeliest(a: Attribution, index: int = 0, most: int = 5) -> list[tuple[int, 
     scores = scores_of(a)
     if scores is None or scores.shape[1] < 2 or index >= len(scores):
         return []
-    chances = probabilities(scores[index])
+    chances = probabilities(scores[index], a.independent)
     best = chances.topk(min(most, len(chances))).indices.tolist()
     return [(k, name_of(a.labels, k), float(chances[k])) for k in best]
 
@@ -90,7 +92,8 @@ def headline(a: Attribution, index: int = 0, k: int = 0) -> str:
         return name
     if scores.shape[1] == 1:
         return f"{name}, {float(scores[index, 0]):.4g}"
-    return f"{name}, {100 * float(probabilities(scores[index])[classes_of(a, index)[k]]):.1f} %"
+    chances = probabilities(scores[index], a.independent)
+    return f"{name}, {100 * float(chances[classes_of(a, index)[k]]):.1f} %"
 
 
 def against(a: Attribution) -> str:

@@ -39,7 +39,8 @@ def answers(
     for text, scores, of_text in zip(texts, relevance_of_all, rows, strict=True):
         length = len(text.pieces) - (total - width)  # without padding
         matrix = torch.cat([scores[:, :length], scores[:, width:]], 1)
-        out.append(TextAttribution(text.segments, text.pieces, matrix, [row.asked for row in of_text], text.dropped))
+        asked, rules = [row.asked for row in of_text], explainer.rulebook.name
+        out.append(TextAttribution(text.segments, text.pieces, matrix, asked, text.dropped, rules))
     return out
 
 

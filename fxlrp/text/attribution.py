@@ -5,21 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from fxlrp.errors import FxlrpError
-from fxlrp.show.colours import BLUE, RED
-from fxlrp.show.files import write
+from fxlrp.errors import FxlrpError, counted
+from fxlrp.show.colours import shade
+from fxlrp.show.files import FIGURES, drawn, write
+from fxlrp.show.words import AGAINST
 from fxlrp.text.html import fragment, page
 from fxlrp.text.words import Piece, words_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,15 @@ class Asked:
         sure = "" if self.probability is None else f" ({self.probability:.1%})"
         return f"{self.target}{against}{sure}"
 
+    @property
+    def against(self) -> str:
+        """What the target was set against, in words; nothing without a contrast."""
+        return "" if self.contrast is None else WAYS.get(self.contrast, f"against {self.contrast}")
 
-WAYS = ("others", "softmax")
+
+WAYS = AGAINST
 FORMAT = "fxlrp text attribution 1"
+WRITTEN = (".json", ".csv", ".html", *FIGURES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +66,7 @@ class TextAttribution:
     matrix: relevance, float32 [R, N]: a row per question, a column per token; red, for the target, is positive.
     asked: the R questions.
     dropped: tokens left out because the model takes no more.
+    rules: the rulebook's name.
     """
 
     segments: list[str]
@@ -63,6 +74,7 @@ class TextAttribution:
     matrix: Tensor
     asked: list[Asked]
     dropped: int = 0
+    rules: str = ""
 
     @property
     def tokens(self) -> list[str]:
@@ -116,7 +128,7 @@ class TextAttribution:
         there are no colours, each word with its relevance in parts of the largest."""
         console = console or Console(highlight=False)
         if self.dropped:
-            console.print(f"[yellow]note:[/] the last {self.dropped} tokens are left out: the model takes no more.")
+            console.print(f"[yellow]note:[/] {self._note}", soft_wrap=True)
         for row, asked in zip(self.matrix, self.asked, strict=True):
             console.print(Text(asked.title, style="bold"), soft_wrap=True)
             text = self._coloured(row, asked) if console.color_system else self._numbered(row)
@@ -172,6 +184,7 @@ class TextAttribution:
                 for a, row, words in zip(self.asked, self.matrix, self.word_matrix, strict=True)
             ],
             "dropped": self.dropped,
+            "rules": self.rules,
         }
 
     def _repr_html_(self) -> str:
@@ -187,22 +200,52 @@ class TextAttribution:
             "rows": [[float(f"{v:.5g}") for v in row] for row in self.matrix.tolist()],
             "titles": [a.title for a in self.asked],
             "tokens": [a.token for a in self.asked],
-            "note": f"The last {self.dropped} tokens are left out: the model takes no more." if self.dropped else "",
+            "asked": [" · ".join(filter(None, (a.against, self.rules))) for a in self.asked],
+            "words": [self._in_words(row) for row in self.word_matrix.tolist()],
+            "note": self._note if self.dropped else "",
         }
 
-    def save(self, path: str | Path) -> Path:
+    @property
+    def _note(self) -> str:
+        gone = counted(self.dropped, "token")
+        return f"{gone} at the end {'is' if self.dropped == 1 else 'are'} left out: the model takes no more."
+
+    def _in_words(self, row: Sequence[float], most: int = 10) -> list[str]:
+        """Say of the words with the most relevance how much it is, and whether for or against, for who can't see it."""
+        names, total = self._words()[0], sum(map(abs, row)) or 1.0
+        seen = [i for i, r in enumerate(row) if abs(r) >= 0.005 * total]
+        order = sorted(seen, key=lambda i: -abs(row[i]))[:most]
+        sides = {i: "for" if row[i] > 0 else "against" for i in order}
+        return [f"{names[i]} (word {i + 1}): {abs(row[i]) / total:.0%} of relevance, {sides[i]} it" for i in order]
+
+    def plot(self, *, colours: str = "red-blue") -> Figure:
+        """Return a matplotlib figure of the words, coloured by relevance, which can be changed.
+
+        colours: red-blue, lightness (to be read without telling red from blue) or a map of matplotlib's.
+
+        Raises FxlrpError for colours that can't be.
+        """
+        from fxlrp.text.figure import plot
+
+        return plot(self, colours=colours)
+
+    def save(self, path: str | Path, *, colours: str = "red-blue", dpi: float = 100) -> Path:
         """Write it to a file and return its path: all of it (.json), which `fxlrp.load` reads; a row for each question
-        and token (.csv); or a page (.html).
+        and token (.csv); a page (.html); or a figure (.png, .svg, .pdf, .jpg, .webp), by `plot`.
+
+        colours, dpi: of a figure.
 
         Raises FxlrpError for another extension, and a path that can't be written.
         """
         path = Path(path)
         if path.suffix.lower() == ".html":
             return self.to_html(path)
+        if path.suffix.lower() in FIGURES:
+            return write(path, drawn(self.plot(colours=colours), path.suffix.lower(), dpi, self.to_dict()))
         if path.suffix.lower() == ".json":
             return write(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
         if path.suffix.lower() != ".csv":
-            raise FxlrpError(f"{path} has no extension that is written; give a name that ends in .json, .csv or .html.")
+            raise FxlrpError(f"{path} has no extension that is written; give a name that ends in {', '.join(WRITTEN)}.")
         file = io.StringIO()
         rows = csv.writer(file)
         rows.writerow(["target", "contrast", "token", "segment", "start", "end", "relevance"])
@@ -218,7 +261,7 @@ class TextAttribution:
             pieces = [Piece(token, *span) for token, span in zip(held["tokens"], held["spans"], strict=True)]
             matrix = torch.tensor([q["scores"] for q in held["questions"]]).reshape(-1, len(pieces))
             asked = [Asked(*(q[f] for f in ("target", "contrast", "probability", "token"))) for q in held["questions"]]
-            return cls(list(held["segments"]), pieces, matrix, asked, int(held["dropped"]))
+            return cls(list(held["segments"]), pieces, matrix, asked, int(held["dropped"]), held.get("rules", ""))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FxlrpError(f"This is no attribution of a text: {error!r}.") from error
 
@@ -231,12 +274,21 @@ class TextAttribution:
         return write_html(path, [self])
 
 
-def write_html(path: str | Path, attributions: Sequence[TextAttribution]) -> Path:
+def write_html(path: str | Path, attributions: Sequence[TextAttribution], model: str = "") -> Path:
     """Write several attributions to one HTML file and return its path, as `TextAttribution.to_html` does.
+
+    model: its name, for the title.
 
     Raises FxlrpError if the path can't be written.
     """
-    return write(Path(path), page([a._panel() for a in attributions]))
+    return write(Path(path), page([a._panel() for a in attributions], model))
+
+
+def side_by_side(answers: Mapping[str, TextAttribution]) -> TextAttribution:
+    """Make one attribution of several answers about one text, by name: a row for each, which its name begins."""
+    rows = [replace(row, target=f"{name}: {row.target}") for name, a in answers.items() for row in a.asked]
+    matrix = torch.cat([a.matrix for a in answers.values()])
+    return replace(next(iter(answers.values())), matrix=matrix, asked=rows, rules="")
 
 
 def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str, str, Piece]]:
@@ -256,9 +308,3 @@ def laid_out(segments: Sequence[str], pieces: Sequence[Piece]) -> list[tuple[str
         out.append((gap, text[start : p.end].replace("\n", "↵\n"), p))
         at = max(at, p.end)
     return out
-
-
-def shade(r: float) -> tuple[int, ...]:
-    """Return the colour of relevance, as red, green and blue: white at 0, red towards 1, blue towards −1."""
-    strength = min(abs(r), 1.0) ** 0.7 * 0.85
-    return tuple(round(255 + (c - 255) * strength) for c in (RED if r >= 0 else BLUE))

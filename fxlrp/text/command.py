@@ -19,10 +19,9 @@ from fxlrp.inputs.huggingface import check_tokenizer
 from fxlrp.inputs.pictures import check_writable
 from fxlrp.methods import DEFAULT
 from fxlrp.text.ask import explain
-from fxlrp.text.attribution import TextAttribution, write_html
+from fxlrp.text.attribution import WRITTEN, TextAttribution, write_html
 from fxlrp.text.continuations import generate
 
-WRITTEN = (".json", ".csv", ".html")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 
@@ -71,40 +70,30 @@ def explain_texts(
     texts: Sequence[str],
     *,
     text_file: Path | None = None,
-    pair: str | None = None,
-    target: str | None = None,
-    contrast: str | None = None,
-    position: str | None = None,
     rules: str | None = None,
     strict: bool = False,
-    truncate: bool = False,
     cache: Path | None = None,
     html: Path | None = None,
     output: Path | None = None,
     as_json: bool = False,
+    colours: str = "red-blue",
+    dpi: float = 100,
     console: Console,
+    **question: Any,
 ) -> Explainer:
     """Explain texts, print them, write the files asked for, and return the explainer.
 
-    output: a file for one text, or a folder.  Raises FxlrpError as `fxlrp.text.explain` does.
+    output: a file for one text, or a folder.  question: as `fxlrp.text.explain` takes it.
+
+    Raises FxlrpError as `fxlrp.text.explain` does.
     """
     every_text = read_texts(texts, text_file)
     files = output_files(len(every_text), output)
     explainer = convert(model, rules=rules or DEFAULT, strict=strict, cache=cache)
-    explained = quietly(
-        explain,
-        explainer,
-        load_tokenizer(spec),
-        every_text,
-        pair=pair,
-        target=target,
-        contrast=against(contrast),
-        position=int(position) if position and position.lstrip("-").isdigit() else position,
-        truncate=truncate,
-    )
-    show(explained, html, console, as_json)
+    explained = quietly(explain, explainer, load_tokenizer(spec), every_text, **question)
+    show(explained, html, console, as_json, Path(spec).name)
     for a, file in zip(explained, files, strict=False):
-        a.save(file)
+        a.save(file, colours=colours, dpi=dpi)
     if files and not as_json:
         console.print(f"wrote [bold]{output}[/]", soft_wrap=True)
     return explainer
@@ -157,7 +146,7 @@ def generate_text(
         contrast=against(contrast),
         truncate=truncate,
     )
-    show([written], html, console)
+    show([written], html, console, model=Path(spec).name)
 
 
 def demo_text(output: Path, console: Console) -> None:
@@ -173,6 +162,13 @@ def demo_text(output: Path, console: Console) -> None:
     show(explain(explainer, load_tokenizer(folder), texts, target=["positive", "negative"]), output, console)
 
 
+def question_of(targets: Sequence[str] | None, contrast: str, position: str | None) -> dict[str, Any]:
+    """Return a question as the library takes it, from what was typed."""
+    target = None if not targets else targets[0] if len(targets) == 1 else list(targets)
+    place = int(position) if position and position.lstrip("-").isdigit() else position
+    return {"target": target, "contrast": against(contrast), "position": place}
+
+
 def against(contrast: str | None) -> str | None:
     """Return a contrast as the library takes it: the rulebook's if none is typed, None for "none"."""
     return "default" if contrast is None else None if contrast == "none" else contrast
@@ -184,14 +180,16 @@ def quietly(ask: Any, *args: Any, **kwargs: Any) -> Any:
         return ask(*args, **kwargs)
 
 
-def show(explained: Sequence[TextAttribution], html: Path | None, console: Console, as_json: bool = False) -> None:
-    """Print attributions, as JSON if asked, and write them to one HTML file."""
+def show(
+    explained: Sequence[TextAttribution], html: Path | None, console: Console, as_json: bool = False, model: str = ""
+) -> None:
+    """Print attributions, as JSON if asked, and write them to one HTML file.  model: its name, for the title."""
     if as_json:
         print(json.dumps([a.to_dict() for a in explained], indent=1, ensure_ascii=False))
     for a in () if as_json else explained:
         a.show(console)
     if html is not None:
-        page = write_html(html, explained)
+        page = write_html(html, explained, model)
         if as_json:
             return
         console.print(f"wrote [bold]{page}[/]", soft_wrap=True)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer
+from fxlrp.graph.outputs import are_independent
+from fxlrp.show.words import probabilities
 from fxlrp.text.attribution import WAYS, Asked
 from fxlrp.text.encode import Encoded
 from fxlrp.text.tasks import Task, best_span, find_label, find_vocabulary_word, labels_of
@@ -53,6 +55,9 @@ def rows_of(
 
     Raises FxlrpError for names that the model does not know, and for a position that is not in the text.
     """
+    if position is not None and (callable(target) or task in (Task.CLASSES, Task.SPAN)):
+        what = "a target that is a callable" if callable(target) else f"this model, which gives {task.value}"
+        raise FxlrpError(f"position={position!r} is for a score at each token, not for {what}; leave it out.")
     if callable(target):
         return [Row(target, None, None, Asked("a score", None, None))]
     targets = list(target) if isinstance(target, list | tuple) else [target]
@@ -63,6 +68,7 @@ def rows_of(
     logits = outputs["logits"]
     size = logits.shape[-1]
     labels = labels_of(model, size) if task in OF_CLASSES else None
+    independent = task in OF_CLASSES and are_independent(model)
 
     def index(wanted: Name) -> int:
         return find_label(wanted, labels) if labels else find_vocabulary_word(wanted, tokenizer, size)
@@ -79,7 +85,7 @@ def rows_of(
             if isinstance(against, int) and against == i and wanted is None:  # "why not this?" when it is the top one
                 i = int(scores.masked_fill(torch.arange(size, device=scores.device) == i, float("-inf")).argmax())
             token, against_name = at if task in AT_TOKENS else None, contrast_name(against, name)
-            rows.append(Row(i, against, at, Asked(name(i), against_name, probability(scores, i), token)))
+            rows.append(Row(i, against, at, Asked(name(i), against_name, probability(scores, i, independent), token)))
     return rows
 
 
@@ -99,10 +105,9 @@ def word_of(tokenizer: Any, token: int) -> str:
     return word if word.isprintable() and word else str(tokenizer.convert_ids_to_tokens(token))
 
 
-def probability(scores: Tensor, i: int) -> float:
-    """Return the probability of class i by its scores [K]: their softmax, the sigmoid of a single one."""
-    scores = scores.detach().float()
-    return float(scores.sigmoid()[0] if len(scores) == 1 else scores.softmax(0)[i])
+def probability(scores: Tensor, i: int, independent: bool = False) -> float:
+    """Return the probability of class i by its scores [K]: their softmax; the sigmoid of independent or single ones."""
+    return float(probabilities(scores.detach(), independent or len(scores) == 1)[i])
 
 
 def _places(task: Task, tokenizer: Any, text: Encoded, position: Name | None) -> list[int | None]:

@@ -45,7 +45,7 @@ def of_tokens(a: Attribution, tokenizer: Any, labels: Sequence[str] = ()) -> lis
                 raise FxlrpError(f"Class {max(classes)} was explained, and labels has {len(labels)} names.")
             names = [labels[k] if labels else f"class {k}" for k in classes]
         scores = matrices[i, :, : len(row)].detach().float().cpu()
-        out.append(TextAttribution([text], pieces, scores, [Asked(name) for name in names]))
+        out.append(TextAttribution([text], pieces, scores, [Asked(name) for name in names], rules=a.rules))
     return out
 
 

@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 def test_a_broken_file_is_a_row_and_the_exit_code_is_0(data: Path, tmp_path: Path) -> None:
     result = run(MODEL, data, "-o", tmp_path / "out", "--target", "star", "--contrast", "ring", "--batch", 2)
     assert result.exit_code == 0, result.output
-    assert "5 rows, 1 of them errors" in said(result)
+    assert "5 rows, 1 of them without a map" in said(result)
     assert "the first: 002.png: " in said(result)
     maps = read(tmp_path / "out")
     assert [(r["name"], r["contrast"]) for r in maps if not r["error"]] == [("star", "ring")] * 4

@@ -62,8 +62,8 @@ def test_a_circuit(tmp_path: Path) -> None:
     ("args", "words"),
     [
         (("circuit", "no.pt", PICTURE, "-o", "c.png"), "none of .html"),
-        (("concepts", "no.pt", "pictures", "--at", "x", "--by", "colours"), "channels or heads"),
-        (("concepts", "no.pt", "pictures", "--at", "x", "--directions", "no.npy"), "no file no.npy"),
+        (("concepts", "no.pt", ".", "--at", "x", "--by", "colours"), "channels or heads"),
+        (("concepts", "no.pt", ".", "--at", "x", "--directions", "no.npy"), "no file no.npy"),
         (("concepts", MODEL, PICTURE, "--at", "nowhere"), "names no module"),
     ],
 )

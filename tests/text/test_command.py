@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import fxlrp
@@ -63,6 +64,54 @@ def test_files(folder: Path, tmp_path: Path) -> None:
     assert [a.segments[0] for a in loaded] == ["a gripping film", "a dull mess"]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_a_figure_of_words(suffix: str, folder: Path, tmp_path: Path) -> None:
+    """Each on ground of its colour, with what was asked; the lines hold what fits."""
+    text = "a gripping film, $5 and $6 " + "acted and acted and " * 5
+    file = tmp_path / f"why{suffix}"
+    said = run("explain", folder / "cls", text, "--target", "good", "-o", file, "--colours", "lightness")
+    assert file.name in said
+    assert b"gripping" in file.read_bytes()  # in the metadata
+    a = fxlrp.explain(folder / "cls", text, target="good")
+    axes = a.plot().axes[0]
+    shown = {t.get_text(): t for t in axes.texts}
+    assert {a.asked[0].title, "gripping", f"{a.asked[0].against} · {a.rules}"} <= shown.keys()
+    assert len({round(t.get_position()[1], 2) for t in axes.texts}) > 4  # two lines of words, or more
+    renderer = axes.figure.canvas.get_renderer()
+    assert all(0 < (at := t.get_window_extent(renderer)).x0 < at.x1 < axes.figure.bbox.x1 for t in axes.texts)
+    grounds = [p.get_facecolor() for p in axes.patches][-len(a.pieces) :]
+    strong = int(a.scores.abs().argmax())
+    assert min(grounds[strong][:3]) == min(min(g[:3]) for g in grounds)
+    assert (grounds[strong][0] > grounds[strong][2]) == bool(a.scores[strong] > 0)
+
+
+def test_compare_rulebooks_on_a_text(folder: Path, tmp_path: Path) -> None:
+    """A row of words for each, as each explains alone; what equals one before is left out."""
+    names = "abslrp,attnlrp,gradient-input,gradient-input:"
+    asked = ("compare", folder / "cls", "a gripping film", "--target", "good", "--rules", names)
+    said = run(*asked, "-o", tmp_path / "c.json", "--html", tmp_path / "c.html")
+    together = fxlrp.load(tmp_path / "c.json")
+    assert [q.target for q in together.asked] == [f"{name}: good" for name in names.split(",")[:3]]
+    assert all(f"{name}: good (" in said for name in names.split(",")[:3])
+    for row, name in zip(together.matrix, names.split(","), strict=False):
+        alone = fxlrp.explain(folder / "cls", "a gripping film", target="good", rules=name)
+        torch.testing.assert_close(row, alone.scores)
+    assert (tmp_path / "c.html").read_text().count("<button") == 3
+    run(*asked, "-o", tmp_path / "c.png")
+    assert list(json.loads(run(*asked, "-o", tmp_path / "d.json", "--json"))["rules"]) == names.split(",")[:3]
+
+
+def test_labels_that_do_not_exclude_each_other(tmp_path: Path) -> None:
+    words = wordpiece()
+    model = bert("SequenceClassification", words, problem_type="multi_label_classification", num_labels=3)
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    out = run("explain", tmp_path, "a gripping film", "--target", 0, "--target", 1, "--target", 2, "--json")
+    found = [q["probability"] for q in json.loads(out)[0]["questions"]]
+    expected = model(**words("a gripping film", return_tensors="pt")).logits[0].sigmoid()
+    assert found == pytest.approx(expected.tolist(), abs=1e-5)
+
+
 def test_standard_input_and_pair(folder: Path) -> None:
     said = run("explain", f"hf:{folder / 'cls'}", "-", "--pair", "in Paris", "--contrast", "none", input="Ada lives\n")
     assert "Ada lives in Paris" in without_numbers(said)
@@ -71,7 +120,7 @@ def test_standard_input_and_pair(folder: Path) -> None:
 def test_truncate(folder: Path) -> None:
     long = "dull " * 100
     assert "the model takes 64" in run("explain", folder / "cls", long, code=2)
-    assert "tokens are left out" in run("explain", folder / "cls", long, "--truncate")
+    assert "tokens at the end are left out" in run("explain", folder / "cls", long, "--truncate")
 
 
 def test_generate(folder: Path, tmp_path: Path) -> None:
@@ -90,8 +139,12 @@ def test_generate(folder: Path, tmp_path: Path) -> None:
     ("args", "said"),
     [
         (("explain", "{cls}", "a film", "--target", "happy"), "knows bad, good"),
-        (("explain", "{cls}"), "There is no text"),
-        (("explain", "{cls}", "a film", "-o", "x.png"), "written as .json, .csv, .html"),
+        (("explain", "{cls}"), "There is nothing to explain"),
+        (("explain", "{cls}", "a film", "-o", "x.npz"), "written as .json, .csv, .html, .png"),
+        (("compare", "{cls}", "a film", "-o", "x.npz"), "written as .json, .csv, .html, .png"),
+        (("compare", "{cls}", "a film", "--size", "8"), "--size goes with models that read pictures"),
+        (("explain", "{cls}", "a film", "--position", "1"), "--position 1 is for a score at each token, not for this"),
+        (("explain", "{cls}", "a film", "--position", "film"), "position='film' is for a score at each token"),
         (("explain", "{cls}", "a film", "another", "-o", "x.json"), "one file for 2 texts"),
         (("explain", "examples/model.pt", "a.png", "--pair", "x"), "--pair goes with models that read text"),
         (("explain", "{cls}", "--text-file", "nowhere.txt"), "There is no file nowhere.txt"),

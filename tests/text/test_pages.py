@@ -24,10 +24,10 @@ def visit(open_page, tmp_path: Path):
 
 
 def colours(page) -> list[tuple[float, ...]]:
-    """Red, green, blue and opacity of each token's background, as the browser paints it."""
+    """Red, green, blue of each token's background, as the browser paints it, and how far from white that is."""
     found = page.locator(".t").evaluate_all("all => all.map(t => getComputedStyle(t).backgroundColor)")
     values = [[float(v) for v in c[c.index("(") + 1 : -1].split(",")] for c in found]
-    return [tuple([*v, 1.0][:4]) for v in values]
+    return [(*v, 1 - min(v) / 255) for v in values]
 
 
 def assert_shown(page, scores: torch.Tensor) -> None:
@@ -50,13 +50,39 @@ def test_classes(visit) -> None:
     assert page.locator("button[aria-pressed=true]").inner_text() == "good (20.0%)"
     dull = page.locator(".t").nth(3)
     dull.hover()
-    assert dull.evaluate("t => getComputedStyle(t, '::after').content") == '"-0.800"'
+    assert dull.evaluate("t => getComputedStyle(t, '::after').content") == '"−0.800"'
     assert page.locator(".t").nth(2).evaluate("t => getComputedStyle(t, '::after').content") == "none"
     page.get_by_text("all rows").click()
     cells = page.locator("table tr").nth(1).locator("td")
     assert cells.all_inner_texts()[0] == "bad (80.0%)"
     cells.first.click()
     assert_shown(page, matrix[0])
+
+
+def test_what_a_page_says_and_its_other_colours(visit) -> None:
+    """As the pages of pictures do: what was asked, the rulebook and version, the words by relevance, a second map."""
+    matrix = torch.tensor([[0.1, -0.5, 0.1, 0.9, 0.0], [0.0, 0.4, -0.1, -0.8, 0.3]])
+    asked = [Asked("bad", "softmax", 0.8), Asked("good", "bad", 0.2)]
+    page = visit(TextAttribution([TEXT], PIECES, matrix, asked, rules="gamma"))
+    assert page.title() == "why bad (80.0%)? · fxlrp"
+    assert page.get_by_text(f"fxlrp {fxlrp.__version__}", exact=True).is_visible()
+    assert page.locator(".question").inner_text() == "against the others by probability · gamma"
+    listed = page.locator(".words li")
+    assert listed.all_text_contents() == [
+        "dull (word 3): 60% of relevance, for it",
+        "not (word 1): 33% of relevance, against it",
+        "a (word 2): 7% of relevance, for it",
+    ]
+    page.locator("select").select_option("lightness")
+    shades = [sum(c[:3]) for c in colours(page)]
+    assert shades[1] < shades[0]  # against is dark
+    red, green, blue, _ = colours(page)[3]
+    assert min(red, green) > 200 > blue  # for is light, yellow
+    page.get_by_role("button", name="good").click()
+    assert page.locator(".question").inner_text() == "against bad · gamma"
+    inks = page.locator(".t").evaluate_all("all => all.map(t => getComputedStyle(t).color)")
+    assert inks[3] == "rgb(255, 255, 255)" != inks[1]  # white on dark
+    assert listed.first.text_content() == "dull (word 3): 50% of relevance, against it"
 
 
 def test_generation(visit) -> None:
@@ -92,7 +118,7 @@ def test_a_text_attribution_is_kept_and_read_again(tmp_path: Path) -> None:
     assert max(abs(float(r["relevance"]) - s) for r, s in zip(rows, a.scores.tolist(), strict=True)) < 1e-5
     assert 'class="text"' in a.save(tmp_path / "a.html").read_text()
     with pytest.raises(FxlrpError, match="no extension that is written"):
-        a.save(tmp_path / "a.png")
+        a.save(tmp_path / "a.npz")
     for content, said in (("{", "is not JSON"), ("{}", "holds no attribution of a text")):
         (tmp_path / "b.json").write_text(content)
         with pytest.raises(FxlrpError, match=said):

@@ -9,7 +9,8 @@ import numpy as np
 
 from fxlrp.gae.html import bars, differences, document, panel, table
 from fxlrp.gae.texts.report import Shown, TextReport
-from fxlrp.text.attribution import TextAttribution, laid_out, shade
+from fxlrp.show.colours import shade
+from fxlrp.text.attribution import TextAttribution, laid_out
 
 WAYS = {
     "hidden": "Tokens hidden from attention",
