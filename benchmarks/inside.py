@@ -185,8 +185,8 @@ def shapes(count: int, start: int) -> tuple[Tensor, Tensor, list[Any]]:
 
 def stars(args: argparse.Namespace) -> None:
     """Of each class, in pictures where the network sees it: how much of the five most relevant concepts' conditional
-    relevance lies on the object, on it with a margin of one cell of the first convolution's map (2 pixels), and with
-    one of half a cell of the last map (4 pixels)."""
+    relevance lies in the object's bounding box (the inside-total ratio of Kohlbrenner et al., 1910.09840, whose boxes
+    these are), on the object itself, and on it with a margin of one cell of the first convolution's map, 2 pixels."""
     from fxlrp.inputs import load_model
 
     module = load_model(str(EXAMPLES / "model.pt")).module
@@ -206,16 +206,25 @@ def stars(args: argparse.Namespace) -> None:
                 top = [i for i, _ in explainer.parts(layer, x[k : k + 1], target=cls).ranked(most=5)]
                 maps = explainer(x[k : k + 1], target=cls, given=[{layer: [c]} for c in top]).relevance[0].sum(1)
                 mask = torch.from_numpy(p.masks[p.labels.index(cls)]).float()
-                wider = [nn.functional.max_pool2d(mask[None, None], 2 * r + 1, 1, r)[0, 0] for r in (0, 2, 4)]
+                wide = nn.functional.max_pool2d(mask[None, None], 5, 1, 2)[0, 0]
                 positive = maps.clamp(min=0)
-                found[names[cls]].append([float((positive * m).sum() / positive.sum()) for m in wider])
+                places = (box(mask), mask, wide)
+                found[names[cls]].append([float((positive * m).sum() / positive.sum()) for m in places])
             star = torch.tensor(found["star"]).mean(0).tolist()
             every = torch.tensor([shares for several in found.values() for shares in several]).mean(0).tolist()
             print(
-                "{} {}: star {:.2f} on it, {:.2f} with 2 pixels around, {:.2f} with 4; "
+                "{} {}: star {:.2f} in its box, {:.2f} on it, {:.2f} with 2 pixels around; "
                 "every class {:.2f}, {:.2f}, {:.2f}".format(rules, layer, *star, *every),
                 flush=True,
             )
+
+
+def box(mask: Tensor) -> Tensor:
+    """The rectangle around what a mask [H, W] marks, as a mask."""
+    y, x = mask.nonzero().unbind(1)
+    out = torch.zeros_like(mask)
+    out[y.min() : y.max() + 1, x.min() : x.max() + 1] = 1
+    return out
 
 
 def patching(args: argparse.Namespace) -> None:
