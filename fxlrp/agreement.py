@@ -92,10 +92,10 @@ def _tf32(inputs: Sequence[Tensor]) -> bool:
     return cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
 
 
-def moved_by_rounding(t: Tensor) -> Tensor:
-    """A float tensor with each entry moved by a few units in its last place, alternately up and down; other tensors
-    unchanged."""
+def moved_by_rounding(t: Tensor, period: int = 2) -> Tensor:
+    """A float tensor with each entry moved by a few units in its last place, every `period`-th up and the others down;
+    other tensors unchanged."""
     if not t.is_floating_point():
         return t
-    signs = (torch.arange(t.numel(), device=t.device) % 2 * 2 - 1).view(t.shape).to(t.dtype)
+    signs = ((torch.arange(t.numel(), device=t.device) % period == 1) * 2 - 1).view(t.shape).to(t.dtype)
     return t * (1 + 4 * torch.finfo(t.dtype).eps * signs)

@@ -335,7 +335,9 @@ def test_random_programs(program: Program) -> None:
         assert all(r.isfinite().all() for r in relevances), "relevance against the others is not finite"
         logits.append(a.logits)
 
-    if torch.allclose(torch.cat(logits[2:]), logits[1], rtol=1e-10, atol=1e-10):
+    if logits[1].abs().max() < 1e-9:
+        event("the score is what rounding left of a sum that cancels")
+    elif torch.allclose(torch.cat(logits[2:]), logits[1], rtol=1e-10, atol=1e-10):
         check_signed(explainer, program, inputs, logits[1])
     ledger.clear()
     whole = explain(explainer, inputs)
