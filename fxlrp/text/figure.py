@@ -41,9 +41,8 @@ def plot(a: TextAttribution, *, colours: str = "red-blue") -> Figure:
     axes.set_axis_off()
     for k, (row, asked) in enumerate(zip(a.matrix[:count].tolist(), a.asked[:count], strict=True)):
         top, y = max(map(abs, row), default=0) or 1.0, MARGIN + k * block
-        about = " · ".join(filter(None, (asked.against, a.rules)))
         _write(axes, MARGIN, y, asked.title, weight="bold")
-        _write(axes, MARGIN, y + 0.8 * LINE, about, fontsize=8, color="0.35")
+        _write(axes, MARGIN, y + 0.8 * LINE, a._small_print(asked), fontsize=8, color="0.35")
         _scale(axes, y, top, ends)
         for i, line in enumerate(lines):
             for x, wide, token, shown in line:

@@ -51,6 +51,8 @@ def test_explain(folder: Path, tmp_path: Path) -> None:
     assert said.count("good, not bad") == 3
     assert "a gripping film" in without_numbers(said)
     assert "rulebook abslrp-hybrid" in said
+    assert re.search(r"good, not bad \(.*%\)  abslrp-hybrid\n", said)
+    assert "against the others by probability · abslrp-hybrid" in run("explain", folder / "cls", "a gripping film")
     page = (tmp_path / "out.html").read_text()
     assert page.count("why <b>good, not bad") == 3
     assert not re.search(r"https?:", page)
