@@ -74,7 +74,8 @@ def explain(
     """
     from fxlrp.cli.answering import Asked, Written, answer_files
     from fxlrp.cli.calls import are_calls
-    from fxlrp.cli.loading import load, may_read_text, print_counts, refuse_options, split_names
+    from fxlrp.cli.checks import may_read_text
+    from fxlrp.cli.loading import load, print_counts, refuse_options, split_names
     from fxlrp.cli.taking import taken
     from fxlrp.inputs import find_pictures, output_files
     from fxlrp.text.command import explain_texts, question_of
@@ -142,10 +143,8 @@ def export(
     from fxlrp.explainer import convert
     from fxlrp.export.artifact import check_file
     from fxlrp.export.artifact import export as save_explainer
-    from fxlrp.inputs.pictures import check_writable
 
     check_file(output, aoti)
-    check_writable([output])
     loaded = load(model, arch, weights, trust, random_weights, "cpu")
     if loaded.reads_text:
         raise FxlrpError(f"{loaded.name} reads text; the command exports what takes pictures: use Explainer.export.")

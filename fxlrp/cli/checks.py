@@ -15,14 +15,46 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, check in _CHECKS.items():
         if options.get(name) is not None:
             check(options[name])
+    if not may_read_text(options.get("model") or ""):
+        for given in filter(None, map(options.get, ("given", "example", "explain"))):
+            _input(given)
+
+
+def may_read_text(model: str) -> bool:
+    """Tell whether a model may be one that reads text, by how it is named: then it is loaded before its inputs are."""
+    return Path(model).is_dir() or model.startswith("hf:")
+
+
+def _input(given: str) -> None:
+    from fxlrp.inputs.calls import SUFFIXES
+    from fxlrp.inputs.samples import one_picture
+
+    if Path(given).suffix.lower() in SUFFIXES:
+        _file(Path(given))
+    else:
+        one_picture(given)
+
+
+def _file(path: Path) -> None:
+    if not path.is_file():
+        raise FxlrpError(f"There is no file {path}.")
+
+
+def _folder(path: Path) -> None:
+    if not path.is_dir():
+        raise FxlrpError(f"There is no folder {path}.")
+
+
+def _writable(path: Path) -> None:
+    from fxlrp.inputs.pictures import check_writable
+
+    check_writable([path])
 
 
 def _page(path: Path) -> None:
-    from fxlrp.inputs.pictures import check_writable
-
     if path.suffix.lower() not in (".html", ".htm"):
         raise FxlrpError(f"--html {path}: a page is a file that ends in .html; figures and numbers are written by -o.")
-    check_writable([path])
+    _writable(path)
 
 
 def _rulebook(name: str) -> None:
@@ -68,6 +100,9 @@ def _there(data: str) -> None:
 
 _CHECKS: dict[str, Callable[[Any], None]] = {
     "html": _page,
+    "output": _writable,
+    "text_file": _file,
+    "masks": _folder,
     "rules": _rulebook,
     "colours": _colours,
     "labels": _labels,

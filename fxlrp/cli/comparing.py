@@ -65,7 +65,8 @@ def compare(
     """
     from fxlrp.cli.answering import Asked, Written
     from fxlrp.cli.calls import are_calls
-    from fxlrp.cli.loading import load, may_read_text, refuse_options, split_names
+    from fxlrp.cli.checks import may_read_text
+    from fxlrp.cli.loading import load, refuse_options, split_names
     from fxlrp.cli.taking import taken
     from fxlrp.inputs.samples import one_picture
     from fxlrp.rules.registry import find_rulebook

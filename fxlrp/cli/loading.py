@@ -43,11 +43,6 @@ def load(
     return loaded
 
 
-def may_read_text(model: str) -> bool:
-    """Tell whether a model may be one that reads text, by how it was named: then it is loaded before its inputs are."""
-    return Path(model).is_dir() or model.startswith("hf:")
-
-
 def named(loaded: LoadedModel, labels: Path | None) -> LoadedModel:
     """Give a model the class names in a file.  Raises FxlrpError for a model of texts, and a file that has none."""
     if loaded.reads_text:

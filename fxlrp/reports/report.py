@@ -60,7 +60,9 @@ class Conservation:
             caption=f"nodes that keep all but {least:g} of the seed are left out",
         )
         for column in ("node", "op", "rule", "arrives", "leaves", "lost", "module", "source"):
-            out.add_column(column, justify="right" if column in ("arrives", "leaves", "lost") else "left")
+            out.add_column(
+                column, justify="right" if column in ("arrives", "leaves", "lost") else "left", overflow="fold"
+            )
         lost = self.lost
         for n in self.nodes:
             if abs(lost[n.name]) >= least * abs(self.seed):
@@ -145,14 +147,15 @@ class Report:
         out = Table(
             title=f"{len(self.nodes)} nodes by rulebook {self.rulebook}",
             caption=f"{totals}\ncaptured by {self.mode}{escape(without)}",
+            box=None,
         )
-        out.box = None if not nodes else out.box
         colour = {"rule": "green", "structural": "cyan", "generic": "bold red", "inactive": "dim"}
         if nodes:
             for column in ("node", "op", "kind", "rule", "module", "source"):
                 out.add_column(column, overflow="fold", no_wrap=column == "op")
             for n in self.nodes:
-                out.add_row(n.name, n.op, n.kind, n.rule, n.module, n.source, style=colour[n.kind])
+                source = escape(n.source.split("  ")[0])
+                out.add_row(n.name, n.op, n.kind, n.rule, n.module, source, style=colour[n.kind])
             return out
         for column in ("op", "kind", "rule", "nodes", "first at"):
             out.add_column(column, overflow="fold", no_wrap=column == "op")

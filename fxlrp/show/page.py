@@ -103,7 +103,7 @@ def _shown(
         for row, label in (("name", "class"), ("against", "contrast"), ("rules", "rulebook"))
     )
     count = samples_of(answers[0])
-    which = f'<div class="soft">sample {index} of {count}, from 0</div>' if count > 1 else ""
+    which = f'<div class="soft">sample {index % count} of {count}, from 0</div>' if count > 1 else ""
     slides = any(part.kind != "features" for part in parts)  # bars are as long as their relevance
     tools = "".join(
         f'<label>{what} <input type="range" name="{what}" min="0" max="100" value="{value}"></label>'

@@ -48,8 +48,8 @@ class Asked:
 
     @property
     def against(self) -> str:
-        """What the target was set against, in words; nothing without a contrast."""
-        return "" if self.contrast is None else WAYS.get(self.contrast, f"against {self.contrast}")
+        """What the target was set against, in words; nothing without a contrast, or where the title says it."""
+        return WAYS.get(self.contrast or "", "")
 
 
 WAYS = AGAINST
@@ -130,7 +130,7 @@ class TextAttribution:
         if self.dropped:
             console.print(f"[yellow]note:[/] {self._note}", soft_wrap=True)
         for row, asked in zip(self.matrix, self.asked, strict=True):
-            console.print(Text(asked.title, style="bold"), soft_wrap=True)
+            console.print(Text.assemble((asked.title, "bold"), f"  {self._small_print(asked)}"), soft_wrap=True)
             text = self._coloured(row, asked) if console.color_system else self._numbered(row)
             console.print(text, soft_wrap=True, highlight=False, markup=False)
 
@@ -200,10 +200,14 @@ class TextAttribution:
             "rows": [[float(f"{v:.5g}") for v in row] for row in self.matrix.tolist()],
             "titles": [a.title for a in self.asked],
             "tokens": [a.token for a in self.asked],
-            "asked": [" · ".join(filter(None, (a.against, self.rules))) for a in self.asked],
+            "asked": [self._small_print(a) for a in self.asked],
             "words": [self._in_words(row) for row in self.word_matrix.tolist()],
             "note": self._note if self.dropped else "",
         }
+
+    def _small_print(self, asked: Asked) -> str:
+        """Name what a question set the target against, and the rulebook."""
+        return " · ".join(filter(None, (asked.against, self.rules)))
 
     @property
     def _note(self) -> str:

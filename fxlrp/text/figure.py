@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fxlrp import __version__
+from fxlrp.errors import counted
 from fxlrp.show.colours import colour_map, ink, shade
 from fxlrp.show.figure import blank
 
@@ -17,10 +18,13 @@ WIDE, MARGIN = 9.0, 0.25
 """Inches of a figure, and of its margins."""
 LINE, SIZE = 0.3, 11
 """Inches from line to line, and points of the letters."""
+HIGHEST = 100.0
+"""Inches: there is no larger picture than of 65,536 pixels."""
 
 
 def plot(a: TextAttribution, *, colours: str = "red-blue") -> Figure:
-    """A matplotlib figure of a text: for each question what was asked, a scale, and the words coloured by relevance.
+    """A matplotlib figure of a text: for each question what was asked, a scale, and the words coloured by relevance; of
+    more questions than fit 100 inches, the first.
 
     colours: as in `fxlrp.show.colours.colour_map`, whose error it raises.
     """
@@ -29,16 +33,16 @@ def plot(a: TextAttribution, *, colours: str = "red-blue") -> Figure:
     figure = blank(figsize=(WIDE, 1.0), dpi=100)
     lines = _lines(a, figure)
     block = (len(lines) + 2.2) * LINE
-    high = block * len(a.asked) + MARGIN + 0.2
+    count = min(len(a.asked), max(1, int(HIGHEST / block)))
+    high = block * count + MARGIN + 0.2
     figure.set_size_inches(WIDE, high)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDE), ylim=(high, 0))
     axes.set_axis_off()
-    for k, (row, asked) in enumerate(zip(a.matrix.tolist(), a.asked, strict=True)):
+    for k, (row, asked) in enumerate(zip(a.matrix[:count].tolist(), a.asked[:count], strict=True)):
         top, y = max(map(abs, row), default=0) or 1.0, MARGIN + k * block
-        about = " · ".join(filter(None, (asked.against, a.rules)))
         _write(axes, MARGIN, y, asked.title, weight="bold")
-        _write(axes, MARGIN, y + 0.8 * LINE, about, fontsize=8, color="0.35")
+        _write(axes, MARGIN, y + 0.8 * LINE, a._small_print(asked), fontsize=8, color="0.35")
         _scale(axes, y, top, ends)
         for i, line in enumerate(lines):
             for x, wide, token, shown in line:
@@ -48,7 +52,17 @@ def plot(a: TextAttribution, *, colours: str = "red-blue") -> Figure:
                 _ground(axes, at, wide, 0.8 * LINE, colour, edge)
                 how = {"style": "italic"} if a.pieces[token].end <= a.pieces[token].start else {}
                 _write(axes, at[0], at[1] + 0.4 * LINE, shown, va="center", color=ink(colour), **how)
-    _write(axes, WIDE - MARGIN, high - 0.06, f"fxlrp {__version__}", fontsize=6, color="0.5", ha="right", va="bottom")
+    left_out = f"{counted(len(a.asked) - count, 'question')} more, which a page has · " if count < len(a.asked) else ""
+    _write(
+        axes,
+        WIDE - MARGIN,
+        high - 0.06,
+        f"{left_out}fxlrp {__version__}",
+        fontsize=6,
+        color="0.5",
+        ha="right",
+        va="bottom",
+    )
     return figure
 
 

@@ -298,7 +298,7 @@ def test_the_command_takes_a_factory_and_says_what_is_wrong(tmp_path: Path) -> N
     said = command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:data", "--methods", "random", "--steps", 2, "--limit", 4)
     assert "random" in said
     assert "no function other" in command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:other", code=2)
-    assert "There is no folder nowhere" in command(EXAMPLES / "model.pt", "nowhere", code=2)
+    assert "There is no nowhere" in command(EXAMPLES / "model.pt", "nowhere", code=2)
     masks = ("--masks", tmp_path)
     assert "There is no mask for" in command(EXAMPLES / "model.pt", EXAMPLES / "pictures", *masks, code=2)
     assert "has its own" in command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:data", *masks, code=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def test_explain(folder: Path, tmp_path: Path) -> None:
     assert said.count("good, not bad") == 3
     assert "a gripping film" in without_numbers(said)
     assert "rulebook abslrp-hybrid" in said
+    assert re.search(r"good, not bad \(.*%\)  abslrp-hybrid\n", said)
+    assert "against the others by probability · abslrp-hybrid" in run("explain", folder / "cls", "a gripping film")
     page = (tmp_path / "out.html").read_text()
     assert page.count("why <b>good, not bad") == 3
     assert not re.search(r"https?:", page)
@@ -83,6 +86,17 @@ def test_a_figure_of_words(suffix: str, folder: Path, tmp_path: Path) -> None:
     strong = int(a.scores.abs().argmax())
     assert min(grounds[strong][:3]) == min(min(g[:3]) for g in grounds)
     assert (grounds[strong][0] > grounds[strong][2]) == bool(a.scores[strong] > 0)
+
+
+def test_a_figure_of_more_questions_than_one_can_hold(folder: Path, tmp_path: Path) -> None:
+    a = fxlrp.explain(folder / "cls", "a gripping film " * 10)
+    many = replace(a, matrix=a.matrix.expand(400, -1), asked=a.asked * 400)
+    figure = many.plot()
+    assert figure.get_size_inches()[1] <= 101
+    shown = [t.get_text() for t in figure.axes[0].texts]
+    drawn = shown.count(a.asked[0].title)
+    assert 50 < drawn < 400
+    assert f"{400 - drawn} questions more" in shown[-1]
 
 
 def test_compare_rulebooks_on_a_text(folder: Path, tmp_path: Path) -> None:
