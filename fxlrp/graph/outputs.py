@@ -116,13 +116,28 @@ def _probability_head(output: fx.Node) -> list[fx.Node]:
         about(node.target).copies
         or node.target in SIGMOIDS
         or _rescales(node)
-        or (node.target in SQUEEZES and _one_score(node))
+        or (node.target in SQUEEZES and (_one_score(node) or _of_rows(node)))
     ):
         head.insert(0, node)
         node = args_of(node)[0]
     if about(node.target).kind == "softmax" and node.meta["val"].ndim == 2 and node.args[1] in (1, -1):
         return [node, *head]
-    return head if any(n.target in SIGMOIDS or _rescales(n) for n in head) else []
+    return head if any(n.target in SIGMOIDS or _rescales(n) or _of_rows(n) for n in head) else []
+
+
+def score_rows(gm: fx.GraphModule, scores: fx.Node) -> None:
+    """Makes a vector of scores, one per row, the only class of each row: [rows, 1]."""
+    with gm.graph.inserting_after(scores):
+        rows = emit(gm.graph, scores, aten.unsqueeze.default, scores, -1)
+    with gm.graph.inserting_after(rows):
+        vector = emit(gm.graph, scores, aten.squeeze.dim, rows, -1)
+    scores.replace_all_uses_with(vector, delete_user_cb=lambda user: user is not rows)
+
+
+def _of_rows(node: fx.Node) -> bool:
+    """Whether a node makes a vector of scores of the rows that `score_rows` made of it."""
+    source = args_of(node)[0]
+    return node.target is aten.squeeze.dim and source.target is aten.unsqueeze.default
 
 
 def _rescales(node: fx.Node) -> bool:
