@@ -72,6 +72,8 @@ def trace_below_autograd(f: Callable, tensors: Sequence[Tensor]) -> fx.GraphModu
     mode = detect_fake_mode(tensors) or nullcontext()
     with torch.enable_grad(), mode, enable_python_dispatcher(), _without_kernels():
         traced = make_fx(f, **options, record_stack_traces=True)(*(t.clone() for t in tensors))
+    for check in traced.graph.find_nodes(op="call_function", target=aten._linalg_check_errors.default):
+        traced.graph.erase_node(check)  # functionalization takes it for an effect, and the model itself checks
     traced.graph.eliminate_dead_code()
     functional = dispatch_functionalize(fx.Interpreter(traced).run, FunctionalTensorMode(export=True))
     with torch.no_grad(), mode, enable_python_dispatcher(), fx.traceback.preserve_node_meta():

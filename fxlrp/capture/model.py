@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -343,4 +344,5 @@ def _why(error: Exception) -> str:
 
 
 def _not_of_user(file: str) -> bool:
-    return "/torch/" in file or str(Path(__file__).parents[1]) + "/" in file
+    generated = re.search(r"<(string|eval_with_key|frozen)\b", file)  # functions that torch.fx makes
+    return generated is not None or "/torch/" in file or str(Path(__file__).parents[1]) + "/" in file

@@ -97,7 +97,7 @@ class Molecule(nn.Module):
         return energy, -gradient(energy.sum(), at)
 
 
-def check(model: nn.Module, x: Tensor, *before: Tensor, rules: str, output: int | None = None) -> None:
+def check(model: nn.Module, x: Tensor, *before: Tensor, rules: str, output: int | None = None, generic: int = 0) -> None:
     """The output is the model's, rows alone are rows of the batch, and gradient-input is x times its own gradient."""
 
     def own(x: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def check(model: nn.Module, x: Tensor, *before: Tensor, rules: str, output: int 
     if rules == "gradient-input":
         expected = x * torch.autograd.grad((y * weights).sum(), leaf)[0]
         torch.testing.assert_close(relevance[-1], expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
-    assert not explainer.report().counts["generic"]
+    assert explainer.report().counts["generic"] == generic
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -143,6 +143,31 @@ def test_forces(rules: str) -> None:
     chance = torch.Generator().manual_seed(0)
     z, at = torch.randint(10, (3, 5), generator=chance), torch.randn(3, 5, 3, dtype=torch.float64, generator=chance)
     check(Molecule().double().eval(), at, z, rules=rules, output=1)
+
+
+class Lagrangian(nn.Module):
+    """The acceleration that a learned Lagrangian gives, by its Hessian."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.acceleration)(*x.chunk(2, -1))
+
+    def acceleration(self, q: Tensor, v: Tensor) -> Tensor:
+        mass = torch.func.hessian(self.energy, 1)(q, v)
+        mixed = torch.func.jacrev(torch.func.grad(self.energy, 1), 0)(q, v)
+        return torch.linalg.solve(mass, torch.func.grad(self.energy)(q, v) - mixed @ v)
+
+    def energy(self, q: Tensor, v: Tensor) -> Tensor:
+        return self.net(torch.cat([q, v])).sum() + v.square().sum()
+
+
+@pytest.mark.parametrize("rules", ["gradient-input", "abslrp-hybrid"])
+def test_solves_with_hessians(rules: str) -> None:
+    check(Lagrangian().double().eval(), X, rules=rules, generic=int(rules != "gradient-input"))
 
 
 def test_conserves() -> None:

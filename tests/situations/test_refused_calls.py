@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxlrp import FxlrpError, convert
+from fxlrp.capture.model import _why
 from fxlrp.engine.seeds import Question
 
 
@@ -124,3 +125,12 @@ def test_the_way_out_of_a_complex_score() -> None:
             return self.model(x).abs()
 
     assert convert(Sizes().double().eval(), rules="epsilon")(X[:, 0]).relevance.any(1).all()
+
+
+def test_the_line_named_is_one_of_the_users() -> None:
+    """Not of a function that torch makes from a string while it traces."""
+    scope: dict[str, Any] = {"torch": torch}
+    exec("made = lambda x: torch.functional.einsum('of nothing', x)", scope)
+    with pytest.raises(RuntimeError) as raised:
+        scope["made"](X)
+    assert 'test_refused_calls.py", line' in _why(raised.value)
