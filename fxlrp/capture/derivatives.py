@@ -48,8 +48,13 @@ def derivatives_noticed(notice: Callable[[], None]) -> Iterator[None]:
 
 def transforming(error: BaseException | None) -> bool:
     """Whether an error or one of its causes was raised inside torch.func."""
+    return raised_in(error, TRANSFORMS)
+
+
+def raised_in(error: BaseException | None, files: tuple[str, ...]) -> bool:
+    """Whether an error or one of its causes was raised inside one of these files or folders."""
     while error is not None:
-        if any(f.filename.endswith(TRANSFORMS) for f in traceback.extract_tb(error.__traceback__)):
+        if any(f in frame.filename for frame in traceback.extract_tb(error.__traceback__) for f in files):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -97,7 +97,9 @@ class Molecule(nn.Module):
         return energy, -gradient(energy.sum(), at)
 
 
-def check(model: nn.Module, x: Tensor, *before: Tensor, rules: str, output: int | None = None, generic: int = 0) -> None:
+def check(
+    model: nn.Module, x: Tensor, *before: Tensor, rules: str, output: int | None = None, generic: int = 0
+) -> None:
     """The output is the model's, rows alone are rows of the batch, and gradient-input is x times its own gradient."""
 
     def own(x: Tensor) -> Tensor:
