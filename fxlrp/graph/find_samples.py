@@ -15,7 +15,7 @@ from fxlrp.capture.state import drawing
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.layouts import Layouts
 from fxlrp.graph.lookups import cast_one_hots
-from fxlrp.graph.outputs import Output, explained_output, score_rows
+from fxlrp.graph.outputs import Output, explained_output, score_rows, spell_reals
 from fxlrp.graph.probe import NUDGE, PUSHES, Probe
 from fxlrp.graph.reads import Place, find_readouts
 from fxlrp.graph.samples import batch_symbols, starts_of
@@ -29,11 +29,13 @@ PRIMES = (5, 7, 11, 13, 17, 19)
 
 
 def spelled(captured: Capture) -> Capture:
-    """The capture with special lookup ops written out as plain ones, so that readouts can be found."""
+    """The capture with special lookup ops written out as plain ones, so that readouts can be found, and with outputs
+    that are complex by their type alone as real ones."""
     spell_packed(captured.graph, captured.inputs)
     spell_bags(captured.graph)
     spell_sparse(captured.graph)
     cast_one_hots(captured.graph)
+    spell_reals(captured.graph, captured.inputs)
     return captured
 
 
