@@ -139,17 +139,24 @@ def score_rows(gm: fx.GraphModule, scores: fx.Node) -> None:
 def spell_reals(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     """Makes an output of complex numbers that never have an imaginary part, as the power y · ȳ, of its real part."""
     wanted = {n for n in outputs_of(gm) if isinstance(n, fx.Node) and _complex(n)}
-    for given in (inputs, [nudged(t) if t.is_floating_point() or t.is_complex() else t for t in inputs]):
-        runner = fx.Interpreter(gm, garbage_collect_values=False)
-        with torch.no_grad():
-            if wanted:
-                runner.run(*(t.detach().clone() for t in given))
-        wanted = {n for n in wanted if _is_real(runner.env[n])}
+    for change in (torch.clone, nudged):
+        if wanted:
+            runner = fx.Interpreter(gm, garbage_collect_values=False)
+            with torch.no_grad():
+                try:
+                    runner.run(*(change(t.detach()) if _is_dense(t) else t.detach().clone() for t in inputs))
+                except (RuntimeError, IndexError, ValueError):  # the network refuses the nudged values
+                    return
+            wanted = {n for n in wanted if _is_real(runner.env[n])}
     for node in wanted:
         with gm.graph.inserting_before(gm.graph.output_node()):
             real = emit(gm.graph, node, aten.real.default, node)
             whole = emit(gm.graph, node, aten._to_copy.default, real, dtype=node.meta["val"].dtype)
         gm.graph.output_node().replace_input_with(node, whole)
+
+
+def _is_dense(t: Tensor) -> bool:
+    return t.layout is torch.strided and (t.is_floating_point() or t.is_complex())
 
 
 def _is_real(z: Tensor) -> bool:

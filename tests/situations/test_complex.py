@@ -163,3 +163,19 @@ def test_what_is_real_by_chance_is_complex() -> None:
     assert not Spectrum()(even).imag.any()
     with pytest.raises(FxlrpError, match="is complex"):
         convert(Spectrum().eval(), rules="epsilon")(even)
+
+
+@pytest.mark.parametrize("name", ["real", "complex"])
+def test_what_is_given_beside_complex_numbers_may_be_sparse(name: str) -> None:
+    """Its entries can't be nudged, to see whether an output has an imaginary part."""
+
+    class Graph(nn.Module):
+        def forward(self, x: Tensor, a: Tensor) -> Tensor:
+            y = torch.sparse.mm(a, x)
+            return y if name == "real" else lifted(y) * lifted(y).conj()
+
+    a = torch.sparse_coo_tensor(torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.ones(3).double(), (3, 3))
+    explainer = convert(Graph().eval(), rules="epsilon", batch=None)
+    found = explainer(rows(3, 4), a, position=1, target=0)
+    assert found.relevance[2].any()
+    assert not found.relevance[:2].any()
