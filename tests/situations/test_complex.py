@@ -179,3 +179,14 @@ def test_what_is_given_beside_complex_numbers_may_be_sparse(name: str) -> None:
     found = explainer(rows(3, 4), a, position=1, target=0)
     assert found.relevance[2].any()
     assert not found.relevance[:2].any()
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_a_complex_constant_that_is_added_is_no_mask(rules: str) -> None:
+    start = torch.zeros(6, dtype=torch.complex128)
+    model = Net(lambda m, x: (start + lifted(x)).abs(), 6).eval()
+    explainer = convert(model, rules=rules)
+    a = explainer(rows(2, 6), target=1)
+    torch.testing.assert_close(a.output, model(rows(2, 6)).detach())
+    torch.testing.assert_close(explainer(rows(2, 6)[1:], target=1).relevance, a.relevance[1:])
+    assert a.relevance.any(1).all()

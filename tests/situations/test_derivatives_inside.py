@@ -191,6 +191,29 @@ def test_batches_of_any_size() -> None:
     assert explainer.graph is graph
 
 
+def test_leaves_buffers_as_they_were() -> None:
+    """A model that counts its calls beside the derivative it takes."""
+
+    class Counts(Derived):
+        def __init__(self) -> None:
+            super().__init__(force)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("mean", torch.zeros(6).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+            return super().forward(x)
+
+    model = Counts().eval()
+    for x in (X, X[:1]):
+        a = convert(model, rules="gradient-input")(x, target=1, contrast=None)
+        assert not model.calls
+        assert not model.mean.any()
+        expected = convert(Derived(force).eval(), rules="gradient-input")(x, target=1, contrast=None)
+        torch.testing.assert_close(a.relevance, expected.relevance)
+
+
 def test_leaves_no_gradients() -> None:
     """A model that calls backward itself keeps what it has, and nothing of the trace."""
 
