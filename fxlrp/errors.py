@@ -33,3 +33,8 @@ OWN_GENERATOR = (
     "torch's (convert(…, seed=…) says which draw), or draw before the call and give the model what was drawn."
 )
 """What is wrong with a draw that is none of torch's own, and what to do."""
+PAD = (
+    "pad the sequences instead (pad_sequence, or to_padded_tensor outside of the model), and leave out by a mask what "
+    "is padded"
+)
+"""What to do instead of a nested tensor."""

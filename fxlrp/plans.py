@@ -17,7 +17,7 @@ from fxlrp.capture.confine import alone
 from fxlrp.capture.model import Capture, CaptureMode, capture, forward_names
 from fxlrp.capture.precision import no_autocast, widened
 from fxlrp.capture.state import Attribute, State, drawing
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import PAD, FxlrpError
 from fxlrp.graph.find_samples import find_samples, spelled
 from fxlrp.graph.outputs import Output
 from fxlrp.graph.plan import Plan
@@ -110,6 +110,8 @@ class Plans:
             raise FxlrpError("There is no tensor in the call; pass the model's inputs.")
         if any(t.is_meta for t in call.tensors):
             raise FxlrpError("The call has tensors on the meta device, with no values to explain; pass real ones.")
+        if any(t.is_nested for t in call.tensors):
+            raise FxlrpError(f"The call has a nested tensor, which torch can't trace: {PAD}.")
         if getattr(self.model, "training", False) and not has_no_modes(self.model):
             raise FxlrpError("The model was put into training mode; call model.eval() before explaining.")
         state = self.cache.state

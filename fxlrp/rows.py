@@ -14,7 +14,7 @@ from fxlrp.attribution import Attribution
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import Call
 from fxlrp.capture.symbols import hint
-from fxlrp.engine.seeds import Question, by_classes
+from fxlrp.engine.seeds import Question, by_classes, class_numbers
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.plan import Plan
 from fxlrp.targets import is_about_all, of_sample
@@ -61,6 +61,11 @@ def row_by_row(call: ModelCall, question: Question, at: Sequence[str]) -> Attrib
     count = hint(plan.scores_shape[1])
     if count is None:  # as many as values say
         count = plan.axes.rows(call.outputs()[plan.explained]).shape[1]
+    if hint(plan.scores_shape[2]) == 1 and question.target is not None and class_numbers(question.target).any():
+        raise FxlrpError(
+            f"This output is one score for each of {count} rows: position=1 (or any other number) says which one is "
+            "explained; without it, each is, by what it depends on."
+        )
     targets = [of_sample(question.target, i, count) for i in range(count)]
     rows = [replace(question, target=target, position=i) for i, target in enumerate(targets)]
     answers = call.explainer.answers(call, rows, at)

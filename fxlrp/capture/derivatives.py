@@ -48,8 +48,13 @@ def derivatives_noticed(notice: Callable[[], None]) -> Iterator[None]:
 
 def transforming(error: BaseException | None) -> bool:
     """Whether an error or one of its causes was raised inside torch.func."""
+    return raised_in(error, TRANSFORMS)
+
+
+def raised_in(error: BaseException | None, files: tuple[str, ...]) -> bool:
+    """Whether an error or one of its causes was raised inside one of these files or folders."""
     while error is not None:
-        if any(f.filename.endswith(TRANSFORMS) for f in traceback.extract_tb(error.__traceback__)):
+        if any(f in frame.filename for frame in traceback.extract_tb(error.__traceback__) for f in files):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -72,6 +77,8 @@ def trace_below_autograd(f: Callable, tensors: Sequence[Tensor]) -> fx.GraphModu
     mode = detect_fake_mode(tensors) or nullcontext()
     with torch.enable_grad(), mode, enable_python_dispatcher(), _without_kernels():
         traced = make_fx(f, **options, record_stack_traces=True)(*(t.clone() for t in tensors))
+    for check in traced.graph.find_nodes(op="call_function", target=aten._linalg_check_errors.default):
+        traced.graph.erase_node(check)  # functionalization takes it for an effect, and the model itself checks
     traced.graph.eliminate_dead_code()
     functional = dispatch_functionalize(fx.Interpreter(traced).run, FunctionalTensorMode(export=True))
     with torch.no_grad(), mode, enable_python_dispatcher(), fx.traceback.preserve_node_meta():

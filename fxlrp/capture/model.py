@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from fxlrp.capture.axes import Axes
 from fxlrp.capture.buffers import buffers_of, copies
 from fxlrp.capture.caches import caches_cleaned
 from fxlrp.capture.calls import call_without_gradients, lengths_of, names_of, refused, split_tensors
-from fxlrp.capture.derivatives import transforming
+from fxlrp.capture.derivatives import raised_in, transforming
 from fxlrp.capture.flat import Flat, OfModel, Returned, close_output
 from fxlrp.capture.functionalize import plain_ops
 from fxlrp.capture.functions import hide_layers, settle
@@ -34,7 +35,7 @@ from fxlrp.capture.state import draws_kept
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.capture.trace import trace_flat
 from fxlrp.capture.twin import twin
-from fxlrp.errors import OWN_GENERATOR, FxlrpError
+from fxlrp.errors import OWN_GENERATOR, PAD, FxlrpError
 from fxlrp.nodes import outputs_of
 
 aten = torch.ops.aten
@@ -321,6 +322,8 @@ def _why(error: Exception) -> str:
             f"This model takes derivatives inside forward, or maps over samples, by torch.func{where}: write them out "
             "in torch operations, or convert the module they are taken of (the energy, not the force)."
         )
+    if raised_in(error, ("torch/nested/",)) or "nested tensor" in first.lower():
+        return f"This model makes a nested tensor{where}, which torch can't trace: {PAD}."
     if "torch._C.Generator" in first:  # torch 2.11 can't trace one
         return f"This model{where} {OWN_GENERATOR}"
     return (
@@ -330,4 +333,5 @@ def _why(error: Exception) -> str:
 
 
 def _not_of_user(file: str) -> bool:
-    return "/torch/" in file or str(Path(__file__).parents[1]) + "/" in file
+    generated = re.search(r"<(string|eval_with_key|frozen)\b", file)  # functions that torch.fx makes
+    return bool(generated) or any(part in file for part in ("/torch/", "/sympy/", f"{Path(__file__).parents[1]}/"))

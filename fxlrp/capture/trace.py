@@ -101,9 +101,12 @@ def _trace(flat: Flat, tensors: list[Tensor]) -> fx.GraphModule:
 
 def _derive(flat: Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphModule:
     """Traces a model that takes derivatives, which are visible as ops only below autograd."""
-    symbolic = tensors if dims is None else as_symbols(tensors, dims)
+    buffers = buffers_of(flat)
+    given = copies([*buffers, *tensors])
+    symbolic = given if dims is None else as_symbols(given, [None] * len(buffers) + list(dims))
     with alone(), quiet(), gradients_kept(flat):
-        graph = trace_below_autograd(flat, symbolic)
+        graph = trace_below_autograd(of_buffers(flat, flat, buffers), symbolic)
+    put_in(graph, buffers)
     if dims is None:
         _note_values(graph, tensors)
     else:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxlrp.capture.axes import Axes, joined_by_sparse
 from fxlrp.capture.model import Capture, CaptureMode
+from fxlrp.capture.state import drawing
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.layouts import Layouts
 from fxlrp.graph.lookups import cast_one_hots
-from fxlrp.graph.outputs import Output, explained_output
+from fxlrp.graph.outputs import Output, explained_output, score_rows, spell_reals
 from fxlrp.graph.probe import NUDGE, PUSHES, Probe
 from fxlrp.graph.reads import Place, find_readouts
 from fxlrp.graph.samples import batch_symbols, starts_of
@@ -27,11 +29,13 @@ PRIMES = (5, 7, 11, 13, 17, 19)
 
 
 def spelled(captured: Capture) -> Capture:
-    """The capture with special lookup ops written out as plain ones, so that readouts can be found."""
+    """The capture with special lookup ops written out as plain ones, so that readouts can be found, and with outputs
+    that are complex by their type alone as real ones."""
     spell_packed(captured.graph, captured.inputs)
     spell_bags(captured.graph)
     spell_sparse(captured.graph)
     cast_one_hots(captured.graph)
+    spell_reals(captured.graph, captured.inputs)
     return captured
 
 
@@ -81,9 +85,52 @@ def find_samples(
         return recaptured
     if settled_axes:
         return captured
-    shape = _explained(captured, output)[0].meta["val"].shape
+    explained, readouts = _explained(captured, output)
+    shape = explained.meta["val"].shape
     captured.axes = Axes.none(tensors, 0 if len(shape) and isinstance(shape[0], int) and shape[0] == 1 else None)
+    if len(shape) == 1 and captured.axes.output is None and _are_apart(captured, explained, readouts):
+        score_rows(captured.graph, explained)
     return captured
+
+
+ROWS = 64
+"""The maximum number of scores that are tried for being apart."""
+
+
+def _are_apart(captured: Capture, scores: fx.Node, readouts: Mapping[Place, Sequence[fx.Node]]) -> bool:
+    """Whether no entry of an input has a derivative to two scores of a vector, as the energies of graphs that lie
+    beside each other; classes share their inputs."""
+    starts = {n for nodes in readouts.values() for n in nodes}
+    leaves: list[Tensor] = []
+
+    class FromLeaves(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in starts:
+                value = value.detach().requires_grad_()
+                leaves.append(value)
+            return value
+
+    def reached(score: Tensor) -> list[Tensor]:
+        grads = torch.autograd.grad(score, leaves, retain_graph=True, allow_unused=True)
+        return [x != x if d is None else d != 0 for d, x in zip(grads, leaves, strict=True)]
+
+    with torch.enable_grad(), drawing(0, captured.inputs):
+        runner = FromLeaves(captured.graph, garbage_collect_values=False)
+        try:
+            runner.run(*(t.detach().clone() for t in captured.inputs))
+            vector = runner.env[scores]
+            if not vector.requires_grad or not 1 < len(vector) <= ROWS:
+                return False
+            before = reached(vector[0])
+            for score in vector[1:]:
+                own = reached(score)
+                if any(bool((a & b).any()) for a, b in zip(before, own, strict=True)):
+                    return False
+                before = [a | b for a, b in zip(before, own, strict=True)]
+        except (RuntimeError, IndexError, ValueError):  # an op has no derivative
+            return False
+    return any(bool(r.any()) for r in before)
 
 
 def _at_other_axes(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxlrp.capture.flat import NotCaptured
 from fxlrp.capture.model import Capture
@@ -16,7 +16,8 @@ from fxlrp.capture.symbols import hint
 from fxlrp.emit import emit
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.analyse import can_carry
-from fxlrp.nodes import args_of, outputs_of
+from fxlrp.graph.probe import nudged
+from fxlrp.nodes import args_of, outputs_of, values_of
 from fxlrp.ops import SCALINGS, SUMS, about
 
 aten = torch.ops.aten
@@ -117,13 +118,66 @@ def _probability_head(output: fx.Node) -> list[fx.Node]:
         about(node.target).copies
         or node.target in SIGMOIDS
         or _rescales(node)
-        or (node.target in SQUEEZES and _one_score(node))
+        or (node.target in SQUEEZES and (_one_score(node) or _of_rows(node)))
     ):
         head.insert(0, node)
         node = args_of(node)[0]
     if about(node.target).kind == "softmax" and node.meta["val"].ndim == 2 and node.args[1] in (1, -1):
         return [node, *head]
-    return head if any(n.target in SIGMOIDS or _rescales(n) for n in head) else []
+    return head if any(n.target in SIGMOIDS or _rescales(n) or _of_rows(n) or _of_reals(n) for n in head) else []
+
+
+def score_rows(gm: fx.GraphModule, scores: fx.Node) -> None:
+    """Makes a vector of scores, one per row, the only class of each row: [rows, 1]."""
+    with gm.graph.inserting_after(scores):
+        rows = emit(gm.graph, scores, aten.unsqueeze.default, scores, -1)
+    with gm.graph.inserting_after(rows):
+        vector = emit(gm.graph, scores, aten.squeeze.dim, rows, -1)
+    scores.replace_all_uses_with(vector, delete_user_cb=lambda user: user is not rows)
+
+
+def spell_reals(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Makes an output of complex numbers that never have an imaginary part, as the power y · ȳ, of its real part."""
+    wanted = {n for n in outputs_of(gm) if isinstance(n, fx.Node) and _complex(n)}
+    for change in (torch.clone, nudged):
+        if wanted:
+            runner = fx.Interpreter(gm, garbage_collect_values=False)
+            with torch.no_grad():
+                try:
+                    runner.run(*(change(t.detach()) if _is_dense(t) else t.detach().clone() for t in inputs))
+                except (RuntimeError, IndexError, ValueError):  # the network refuses the nudged values
+                    return
+            wanted = {n for n in wanted if _is_real(runner.env[n])}
+    for node in wanted:
+        with gm.graph.inserting_before(gm.graph.output_node()):
+            real = emit(gm.graph, node, aten.real.default, node)
+            whole = emit(gm.graph, node, aten._to_copy.default, real, dtype=node.meta["val"].dtype)
+        gm.graph.output_node().replace_input_with(node, whole)
+
+
+def _is_dense(t: Tensor) -> bool:
+    return t.layout is torch.strided and (t.is_floating_point() or t.is_complex())
+
+
+def _is_real(z: Tensor) -> bool:
+    """Whether the imaginary part of complex numbers is rounding alone, and the real part is not zero."""
+    largest = z.real.abs().max() if z.numel() else z.new_zeros(()).real
+    return bool(largest > 0) and bool(z.imag.abs().max() <= 4 * torch.finfo(z.dtype).eps * largest)
+
+
+def _of_reals(node: fx.Node) -> bool:
+    """Whether a node makes complex numbers of real ones."""
+    return node.target is aten._to_copy.default and _complex(node) and not _complex(args_of(node)[0])
+
+
+def _complex(node: fx.Node) -> bool:
+    return any(v.is_complex() for v in values_of(node))
+
+
+def _of_rows(node: fx.Node) -> bool:
+    """Whether a node makes a vector of scores of the rows that `score_rows` made of it."""
+    source = args_of(node)[0]
+    return node.target is aten.squeeze.dim and source.target is aten.unsqueeze.default
 
 
 def are_independent(model: nn.Module, head: Sequence[fx.Node] = ()) -> bool:

@@ -45,7 +45,7 @@ def mark_masks(gm: fx.GraphModule, facts: Facts) -> bool:
 
 
 def _is_mask(value: object) -> bool:
-    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or value.ndim == 0:
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or not value.ndim or value.is_complex():
         return False
     return bool(((value == 0) | (value < SHUT)).all())
 

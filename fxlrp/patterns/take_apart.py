@@ -50,10 +50,14 @@ def _beside_mean(op: torch._ops.OpOverload) -> Callable:
     return both
 
 
-LERPS: dict[torch._ops.OpOverload, Callable] = dict.fromkeys((aten.lerp.Scalar, aten.lerp.Tensor), _mixed)
-"""The decompositions of lerp, which is part of others (quantile's) and is decomposed with them."""
+LOSSES = (aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
+PARTS: dict[torch._ops.OpOverload, Callable] = {
+    **dict.fromkeys((aten.lerp.Scalar, aten.lerp.Tensor), _mixed),
+    **{op: decomposition_table[op] for op in LOSSES},
+}
+"""Decompositions of ops that others consist of, as quantile of lerp, and are decomposed with them."""
 OWN: dict[torch._ops.OpOverload, Callable] = {
-    **LERPS,
+    **PARTS,
     **{getattr(aten.var_mean, o): _beside_mean(getattr(aten.var, o)) for o in ("default", "dim", "correction")},
     **{getattr(aten.std_mean, o): _beside_mean(getattr(aten.std, o)) for o in ("default", "dim", "correction")},
     aten.rrelu.default: lambda x, lower=1 / 8, upper=1 / 3, *_: aten.leaky_relu.default(x, (lower + upper) / 2),
@@ -132,11 +136,11 @@ def trace(node: fx.Node, made_of: Callable) -> fx.GraphModule:
     mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
     python = made_of is decomposition_table.get(target_of(node))  # C++ compositions show only below autograd
     with mode:
-        traced = make_fx(call, None if python else LERPS, pre_dispatch=python)(*values)
+        traced = make_fx(call, None if python else PARTS, pre_dispatch=python)(*values)
         if functionalize_simple(traced):
             return traced
         functional = dispatch_functionalize(fx.Interpreter(traced).run, FunctionalTensorMode(pre_dispatch=python))
-        return make_fx(functional, None if python else LERPS, pre_dispatch=python)(*values)
+        return make_fx(functional, None if python else PARTS, pre_dispatch=python)(*values)
 
 
 def inline(node: fx.Node, inner: fx.GraphModule) -> None:

@@ -71,7 +71,7 @@ def find_end_to(
 def _ended(node: NodeReport, samples: Sequence[int]) -> Ended:
     if node.op in NAMES and node.kind != "rule":
         why = "which goes in steps, so that its derivative is zero"
-    elif node.kind == "rule":
+    elif node.kind != "structural":
         why = f"whose rule {node.rule} gives none of it to what carries it on: it went to constants, as biases are"
     else:
         why = NO_DERIVATIVE

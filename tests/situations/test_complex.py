@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxlrp import convert
+from fxlrp import FxlrpError, convert
 
 BOOKS = ("abslrp", "abslrp-hybrid", "epsilon", "gradient-input")
 WINDOW = torch.hann_window(16, dtype=torch.float64)
@@ -128,3 +128,65 @@ def test_complex_inputs(rules: str) -> None:
     split = Net(lambda m, x: m.linear(torch.view_as_complex(x)).abs(), 8).eval()
     pairs = convert(split, rules=rules)(torch.view_as_real(z).contiguous(), target=1, contrast=None)
     torch.testing.assert_close(torch.view_as_real(a.relevance), pairs.relevance)
+
+
+POWERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "product": lambda z: z * z.conj(),
+    "vecdot": lambda z: torch.linalg.vecdot(z.view(-1, 4, 2), z.view(-1, 4, 2)),
+    "einsum": lambda z: torch.einsum("bki,bki->bk", z.view(-1, 4, 2), z.view(-1, 4, 2).conj()),
+}
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+@pytest.mark.parametrize("name", list(POWERS))
+def test_a_power_is_explained_though_its_type_is_complex(name: str, rules: str) -> None:
+    net = Net(lambda m, x: POWERS[name](m.linear(lifted(x))), 8).eval()
+    net.head = nn.Identity()
+    real = Net(lambda m, x: POWERS[name](m.linear(lifted(x))).real, 8).eval()
+    real.head = nn.Identity()
+    x = rows(3, 6)
+    a, b = (convert(m, rules=rules)(x, target=1) for m in (net, real))
+    torch.testing.assert_close(a.output, net(x).detach())
+    assert a.output.is_complex()
+    torch.testing.assert_close(a.relevance, b.relevance)
+    assert a.relevance.any()
+    by_callable = convert(net, rules=rules)(x, target=lambda out: out.abs()[:, 1])
+    torch.testing.assert_close(by_callable.relevance, convert(real, rules=rules)(x, target=lambda y: y[:, 1]).relevance)
+
+
+def test_what_is_real_by_chance_is_complex() -> None:
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft(x)
+
+    even = torch.tensor([[3.0, 1.0, 2.0, 1.0]]).double()
+    assert not Spectrum()(even).imag.any()
+    with pytest.raises(FxlrpError, match="is complex"):
+        convert(Spectrum().eval(), rules="epsilon")(even)
+
+
+@pytest.mark.parametrize("name", ["real", "complex"])
+def test_what_is_given_beside_complex_numbers_may_be_sparse(name: str) -> None:
+    """Its entries can't be nudged, to see whether an output has an imaginary part."""
+
+    class Graph(nn.Module):
+        def forward(self, x: Tensor, a: Tensor) -> Tensor:
+            y = torch.sparse.mm(a, x)
+            return y if name == "real" else lifted(y) * lifted(y).conj()
+
+    a = torch.sparse_coo_tensor(torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.ones(3).double(), (3, 3))
+    explainer = convert(Graph().eval(), rules="epsilon", batch=None)
+    found = explainer(rows(3, 4), a, position=1, target=0)
+    assert found.relevance[2].any()
+    assert not found.relevance[:2].any()
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_a_complex_constant_that_is_added_is_no_mask(rules: str) -> None:
+    start = torch.zeros(6, dtype=torch.complex128)
+    model = Net(lambda m, x: (start + lifted(x)).abs(), 6).eval()
+    explainer = convert(model, rules=rules)
+    a = explainer(rows(2, 6), target=1)
+    torch.testing.assert_close(a.output, model(rows(2, 6)).detach())
+    torch.testing.assert_close(explainer(rows(2, 6)[1:], target=1).relevance, a.relevance[1:])
+    assert a.relevance.any(1).all()

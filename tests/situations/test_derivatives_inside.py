@@ -97,7 +97,9 @@ class Molecule(nn.Module):
         return energy, -gradient(energy.sum(), at)
 
 
-def check(model: nn.Module, x: Tensor, *before: Tensor, rules: str, output: int | None = None) -> None:
+def check(
+    model: nn.Module, x: Tensor, *before: Tensor, rules: str, output: int | None = None, generic: int = 0
+) -> None:
     """The output is the model's, rows alone are rows of the batch, and gradient-input is x times its own gradient."""
 
     def own(x: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ def check(model: nn.Module, x: Tensor, *before: Tensor, rules: str, output: int 
     if rules == "gradient-input":
         expected = x * torch.autograd.grad((y * weights).sum(), leaf)[0]
         torch.testing.assert_close(relevance[-1], expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
-    assert not explainer.report().counts["generic"]
+    assert explainer.report().counts["generic"] == generic
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -145,6 +147,31 @@ def test_forces(rules: str) -> None:
     check(Molecule().double().eval(), at, z, rules=rules, output=1)
 
 
+class Lagrangian(nn.Module):
+    """The acceleration that a learned Lagrangian gives, by its Hessian."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.acceleration)(*x.chunk(2, -1))
+
+    def acceleration(self, q: Tensor, v: Tensor) -> Tensor:
+        mass = torch.func.hessian(self.energy, 1)(q, v)
+        mixed = torch.func.jacrev(torch.func.grad(self.energy, 1), 0)(q, v)
+        return torch.linalg.solve(mass, torch.func.grad(self.energy)(q, v) - mixed @ v)
+
+    def energy(self, q: Tensor, v: Tensor) -> Tensor:
+        return self.net(torch.cat([q, v])).sum() + v.square().sum()
+
+
+@pytest.mark.parametrize("rules", ["gradient-input", "abslrp-hybrid"])
+def test_solves_with_hessians(rules: str) -> None:
+    check(Lagrangian().double().eval(), X, rules=rules, generic=int(rules != "gradient-input"))
+
+
 def test_conserves() -> None:
     """The force of a quadratic energy is linear."""
     model = Derived(force)
@@ -162,6 +189,29 @@ def test_batches_of_any_size() -> None:
     graph = explainer.graph
     explainer(torch.cat([X, X]))
     assert explainer.graph is graph
+
+
+def test_leaves_buffers_as_they_were() -> None:
+    """A model that counts its calls beside the derivative it takes."""
+
+    class Counts(Derived):
+        def __init__(self) -> None:
+            super().__init__(force)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("mean", torch.zeros(6).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+            return super().forward(x)
+
+    model = Counts().eval()
+    for x in (X, X[:1]):
+        a = convert(model, rules="gradient-input")(x, target=1, contrast=None)
+        assert not model.calls
+        assert not model.mean.any()
+        expected = convert(Derived(force).eval(), rules="gradient-input")(x, target=1, contrast=None)
+        torch.testing.assert_close(a.relevance, expected.relevance)
 
 
 def test_leaves_no_gradients() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxlrp import FxlrpError, convert
+from fxlrp.capture.model import _why
 from fxlrp.engine.seeds import Question
 
 
@@ -124,3 +126,44 @@ def test_the_way_out_of_a_complex_score() -> None:
             return self.model(x).abs()
 
     assert convert(Sizes().double().eval(), rules="epsilon")(X[:, 0]).relevance.any(1).all()
+
+
+def test_the_line_named_is_one_of_the_users() -> None:
+    """Not of a function that torch makes from a string while it traces."""
+    scope: dict[str, Any] = {"torch": torch}
+    exec("made = lambda x: torch.functional.einsum('of nothing', x)", scope)
+    with pytest.raises(RuntimeError) as raised:
+        scope["made"](X)
+    assert 'test_refused_calls.py", line' in _why(raised.value)
+
+
+class Nested(Words):
+    """Sequences of different lengths in one nested tensor, made in one of three ways or given."""
+
+    def __init__(self, how: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.head(self.how(*given).to_padded_tensor(0.0).sum(1))
+
+
+NESTED: dict[str, tuple[Callable[..., Tensor], tuple]] = {
+    "of parts": (
+        lambda t, n: torch.nested.nested_tensor([t[0][: n[0].item()], t[1][: n[1].item()]], layout=torch.jagged),
+        (X, torch.tensor([3, 2])),
+    ),
+    "of a line": (torch.nested.nested_tensor_from_jagged, (X[0], torch.tensor([0, 2, 3]))),
+    "of a list": (lambda *rows: torch.nested.as_nested_tensor(list(rows)), (X[0], X[1, :2])),
+    "given": (lambda t: t, (torch.nested.nested_tensor([X[0], X[1, :2]], layout=torch.jagged),)),
+}
+
+
+@pytest.mark.parametrize("name", list(NESTED))
+def test_nested_tensors(name: str) -> None:
+    how, call = NESTED[name]
+    model = Nested(how).double().eval()
+    assert model(*call).shape == (2, 3)
+    with pytest.raises(FxlrpError, match=r"a nested tensor.*torch can't trace: pad the sequences") as refusal:
+        convert(model)(*call)
+    assert name == "given" or "test_refused_calls.py" in str(refusal.value)

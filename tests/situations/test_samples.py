@@ -360,3 +360,61 @@ def test_a_callable_that_fails_says_what_it_was_given() -> None:
         convert(model, rules="epsilon")(*call, target=lambda out: out[:, 7])
     a = convert(model, rules="epsilon", batch=None)(*call, target=lambda out: out[1, 2])
     assert a.relevance[1].any(1).tolist() == [False, True, False, False]
+
+
+class Energies(nn.Module):
+    """One energy for each graph of several that lie beside each other, of messages by distance, as E(n) networks have;
+    with `known`, their number is not read from the values."""
+
+    def __init__(self, known: bool, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.message = nn.Sequential(nn.Linear(9, 8), nn.SiLU())
+        self.energy = nn.Sequential(nn.Linear(12, 8), nn.SiLU(), nn.Linear(8, 1))
+        self.known, self.end = known, end
+
+    def forward(self, h: Tensor, places: Tensor, edges: Tensor, graph: Tensor) -> Tensor:
+        to, of = edges
+        distance = (places[to] - places[of]).square().sum(-1, keepdim=True)
+        messages = self.message(torch.cat([h[to], h[of], distance], -1))
+        nodes = torch.cat([h, h.new_zeros(len(h), 8).index_add(0, to, messages)], -1)
+        count = 3 if self.known else int(graph.max()) + 1
+        return self.end(h.new_zeros(count).index_add(0, graph, self.energy(nodes).squeeze(-1)))
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("end", [lambda e: e, torch.sigmoid, lambda e: 27.2 * e - 3])
+@pytest.mark.parametrize("known", [True, False])
+def test_one_score_for_each_graph(known: bool, end: Callable[[Tensor], Tensor], rules: str) -> None:
+    """They are no classes: each is explained, by its own graph."""
+    model = Energies(known, end).double().eval()
+    edges = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0], [1, 2, 0, 4, 3, 6, 5, 2]])
+    graph = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    h, places = x(7, 4), x(7, 3, seed=2)
+    explainer = convert(model, rules=rules)
+    a = explainer(h, places, edges, graph)
+    torch.testing.assert_close(a.output, model(h, places, edges, graph).detach())
+    assert a.logits.shape == (3, 1)
+    apart = [explainer(h, places, edges, graph, position=i) for i in range(3)]
+    for i, one in enumerate(apart):
+        for r in one.relevance:
+            assert rules == "abslrp" or r[graph == i].any()  # which gives nothing to summands all below zero
+            assert not r[graph != i].any()
+    for whole, *parts in zip(a.relevance, *(one.relevance for one in apart), strict=True):
+        torch.testing.assert_close(whole, sum(parts))
+    with pytest.raises(FxlrpError, match=r"one score for each of 3 rows: position=1"):
+        explainer(h, places, edges, graph, target=1)
+    if rules == "gradient-input":
+        explainer = convert(model, rules=rules)
+        total = explainer(h, places, edges, graph, target=lambda out: out.sum())
+        leaf = h.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(model(leaf, places, edges, graph).sum(), leaf)
+        torch.testing.assert_close(total.relevance[0], h * grad)
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_classes_of_one_sample_are_no_rows(rules: str) -> None:
+    model = made(lambda m, t: m.h(t.relu()).mean(0), h=nn.Linear(6, 4))
+    a = convert(model, rules=rules)(x(5, 6), target=2)
+    assert a.logits.shape == (1, 4)
+    assert a.target.tolist() == [2]

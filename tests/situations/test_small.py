@@ -52,6 +52,35 @@ def test_rare_ops(name: str, rules: str) -> None:
     assert found.relevance.any()
 
 
+CLASSES = torch.tensor([1, 3, 0])
+WEIGHTS = torch.tensor([0.2, 0.5, 0.3, 1.0]).double()
+LOSSES: dict[str, tuple[Body, Body]] = {
+    "cross entropy": (
+        lambda m, x: F.cross_entropy(m.head(m.linear(x)), CLASSES, reduction="none"),
+        lambda m, x: -m.head(m.linear(x)).log_softmax(1).gather(1, CLASSES[:, None])[:, 0],
+    ),
+    "with weights": (
+        lambda m, x: F.cross_entropy(m.head(m.linear(x)), CLASSES, WEIGHTS, reduction="none"),
+        lambda m, x: -(m.head(m.linear(x)).log_softmax(1) * WEIGHTS).gather(1, CLASSES[:, None])[:, 0],
+    ),
+    "of maps": (
+        lambda m, x: F.nll_loss(
+            m.head(m.linear(x)).log_softmax(1)[..., None, None], CLASSES.view(-1, 1, 1), reduction="none"
+        )[:, 0, 0],
+        lambda m, x: -m.head(m.linear(x)).log_softmax(1).gather(1, CLASSES[:, None])[:, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_loss_is_explained_as_it_is_written_out(name: str, rules: str) -> None:
+    found, expected = (convert(Net(f).eval(), rules=rules)(X) for f in LOSSES[name])
+    torch.testing.assert_close(found.output, expected.output)
+    torch.testing.assert_close(found.relevance, expected.relevance, rtol=1e-5, atol=1e-5)  # by ε once more or less
+    assert found.relevance.any(1).all()
+
+
 @pytest.mark.parametrize("rules", BOOKS)
 def test_a_quantile_between_two_values(rules: str) -> None:
     a = convert(Net(lambda m, x: m.head(m.linear(x).quantile(0.3, 1, keepdim=True) * m.linear(x))).eval(), rules=rules)(
