@@ -114,9 +114,11 @@ def _conditions(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
         expected, alone = alone[0], []
     explainer = fxlrp.convert(model, args or kwargs)
     target = _target(expected)
-    nodes = [n for n in explainer.report().nodes if n.kind != "inactive" and n.module and not n.op.startswith("sym_")]
-    place = nodes[len(nodes) // 2].module if nodes else _middle(explainer)
     question: dict[str, Any] = {"target": target, "contrast": None}
+    weighed = explainer.report(*args, **question, **kwargs).nodes
+    active = [n for n in weighed if n.kind != "inactive" and n.arrives is not None and n.arrives.size]
+    nodes = [n for n in active if n.module and not n.op.startswith("sym_")]
+    place = nodes[len(nodes) // 2].module if nodes else active[len(active) // 2].name  # where modules are not known
     count = explainer.parts(place, *args, **question, **kwargs).relevance.shape[1]
     halves = [{place: list(range(count // 2))}, {place: list(range(count // 2, count))}]
     given = [*halves, *[{place: list(range(count))}] * 3]  # as many as no picture has colours
@@ -135,12 +137,6 @@ def _conditions(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
         rows = max(rows, *(float((a[0] - r[i]).abs().max()) / size for a, r in zip(ones, maps, strict=True)))
     wrong = parts > 1e-3 or rows > 1e-2
     return f"{'failed: ' if wrong else ''}{count} channels at {place}, halves apart {parts:.0e}, rows {rows:.0e}"
-
-
-def _middle(explainer: fxlrp.Explainer) -> str:
-    """The node in the middle of a graph whose modules are not known."""
-    nodes = [n.name for n in explainer.report().nodes if n.kind != "inactive"]
-    return nodes[len(nodes) // 2]
 
 
 def cost(args: argparse.Namespace) -> None:
