@@ -1,8 +1,12 @@
-"""The one exception fxlrp raises for what a caller can mend, its one warning, and how others are put in words."""
+"""The exception fxlrp raises for what a caller can mend, its one warning, and how others are put in words."""
 
 
 class FxlrpError(Exception):
     """Something the caller can mend; the message says what, where and what to do."""
+
+
+class Refusal(FxlrpError):
+    """The model itself refuses a call."""
 
 
 def first_line(error: BaseException) -> str:
