@@ -5,7 +5,7 @@ class FxlrpError(Exception):
     """Something the caller can mend; the message says what, where and what to do."""
 
 
-class Refused(FxlrpError):
+class InputsRefused(FxlrpError):
     """The model itself refuses the inputs of a call."""
 
 

@@ -15,7 +15,7 @@ from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import Call
 from fxlrp.capture.symbols import hint
 from fxlrp.engine.seeds import Question, by_classes, class_numbers
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, InputsRefused
 from fxlrp.graph.plan import Plan
 from fxlrp.targets import is_about_all, of_sample
 
@@ -92,7 +92,8 @@ def one_by_one(
     results with the model's output for the whole batch, and sums relevance at inputs that samples share.
 
     Explains the batch as one sample instead if a target returns one number for the whole batch, or if samples alone
-    get other outputs than within the batch, as long as no entry of an input gets relevance from two rows.
+    are refused by the model or get other outputs than within the batch, as long as no entry of an input gets relevance
+    from two rows.
     """
     batch, original = axes.count(call.tensors), explainer.plans.original
     output = original.returned(call)
@@ -104,7 +105,10 @@ def one_by_one(
         sample, named, *sample_questions = sample_of(axes, (call.args, call.kwargs), questions, i, batch)
         return explainer.explain(sample, named, sample_questions, at)
 
-    samples = [explain_sample(i) for i in range(batch)]
+    try:
+        samples = [explain_sample(i) for i in range(batch)]
+    except InputsRefused:  # they are no calls on their own
+        return together.explain(call.args, call.kwargs, questions, at)
     try:
         original.check_rows(explainer.latest, axes, [p[0].output for p in samples], output, call)
     except FxlrpError as mismatch:

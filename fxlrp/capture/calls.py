@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.objects import PLAIN, close_objects
 from fxlrp.capture.precision import autocast_types
-from fxlrp.errors import FxlrpError, Refused, first_line
+from fxlrp.errors import InputsRefused, first_line
 
 aten = torch.ops.aten
 
@@ -104,10 +104,12 @@ def call_without_gradients(model: nn.Module, args: tuple, kwargs: dict) -> Any:
         return call(model, args, kwargs)
 
 
-def refused(error: Exception) -> FxlrpError:
+def refused(error: Exception) -> InputsRefused:
     """The error that says that the model itself refuses a call, for the exception that it raised."""
     reason = first_line(error)
-    return Refused(f"The model itself refuses these inputs ({reason}); check their number, shape, type and values.")
+    return InputsRefused(
+        f"The model itself refuses these inputs ({reason}); check their number, shape, type and values."
+    )
 
 
 def split_tensors(args: tuple, kwargs: dict) -> tuple[list[Tensor], Callable[[Any], tuple[tuple, dict]]]:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fxlrp.cli.checks import check_options
-from fxlrp.errors import FxlrpError, NoRelevance, Refused
+from fxlrp.errors import FxlrpError, InputsRefused, NoRelevance
 from fxlrp.methods import DEFAULT, described
 
 out = Console(highlight=False)
@@ -73,7 +73,7 @@ def _print_error(error: Exception, hint: str) -> int:
     )
     if isinstance(error, OSError):
         sentence = f"Cannot read or write, {sentence.split('] ')[-1]}; give another path, or free this one."
-    sentence += hint if isinstance(error, Refused) else ""
+    sentence += hint if isinstance(error, InputsRefused) else ""
     err.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
     return 2
 

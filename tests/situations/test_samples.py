@@ -418,3 +418,24 @@ def test_classes_of_one_sample_are_no_rows(rules: str) -> None:
     a = convert(model, rules=rules)(x(5, 6), target=2)
     assert a.logits.shape == (1, 4)
     assert a.target.tolist() == [2]
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_samples_that_the_model_refuses_alone_are_rows_of_one(rules: str) -> None:
+    """Films, each by its users: an edge leads to a film that is not there where one is alone."""
+
+    def films(m: Any, users: Tensor, some: Tensor, edges: Tensor) -> Tensor:
+        seen = torch.zeros(len(some), 5).to(some).index_add(0, edges[1], m["u"](users)[edges[0]])
+        return m["h"]((m["v"](some) + seen).relu())
+
+    model = made(films, u=nn.Linear(3, 5), v=nn.Linear(4, 5), h=nn.Linear(5, 2))
+    call = (x(3, 3), x(4, 4, seed=2), torch.tensor([[0, 1, 2], [0, 1, 2]]))
+    a = convert(model, rules=rules)(*call, target=1, contrast=None)
+    torch.testing.assert_close(a.output, model(*call).detach())
+    whole = convert(model, rules=rules, batch=None)
+    for i in range(4):
+        one = whole(*call, target=1, contrast=None, position=i)
+        torch.testing.assert_close(a.named["1"][i], one.named["1"][i])
+    if rules in ("abslrp-hybrid", "epsilon"):  # the others know the samples apart inside
+        with pytest.raises(FxlrpError, match=r"depend on each other, or on inputs that they share.*position=0"):
+            convert(model, rules=rules)(*call[:2], torch.tensor([[0, 1, 2, 0], [0, 1, 2, 3]]), target=1)
