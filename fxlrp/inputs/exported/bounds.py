@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from fxlrp.errors import FxlrpError, Refused
+from fxlrp.errors import FxlrpError, InputsRefused
 
 LEAST = 2**27
 """Numbers that a network may always make in one pass: half a gigabyte."""
@@ -40,7 +40,7 @@ def check_bounds(module: nn.Module, inputs: Sequence[Tensor]) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         named = " and ".join(map(str, shapes))
-        raise Refused(f"The exported network does not run for inputs of shape {named} ({reason}).") from error
+        raise InputsRefused(f"The exported network does not run for inputs of shape {named} ({reason}).") from error
 
 
 class _Adding(fx.Interpreter):
