@@ -75,4 +75,4 @@ def test_checks_leave_the_graph_open(name: str, rules: str) -> None:
         assert "any size" in explainer.report().mode
     assert a.relevance.any()
     with pytest.raises(ValueError, match="to satisfy the constraint"):
-        distributions.Normal(X, -torch.ones(1))
+        distributions.Normal(X, -torch.ones(1), validate_args=True)  # torch.compile turns off the default
