@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -245,7 +246,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", CONFIGS)
-def test_hostile_configs_are_one_sentence(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_configs_are_one_sentence(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(functools.partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+    sys.setrecursionlimit(1000)  # Inductor doubles it, and then nothing is nested too deeply
     marker = tmp_path / "marker"
     monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail(f"asks {asked} on the terminal"))
     path = folder(tmp_path, **CONFIGS[how])
