@@ -60,18 +60,19 @@ def run_apart(*args: Any) -> Any:
 def test_killed_it_is_the_same_bytes(tmp_path: Path) -> None:
     whole = run_apart(tmp_path / "whole")
     whole.join(60)
-    kills = 0
-    while kills < 3:
-        run = run_apart(tmp_path / "killed", 0.02)
-        run.join(0.3 + 0.1 * kills)
-        kills += run.is_alive()
+    pieces_of = tmp_path / "killed" / "pieces.jsonl"
+    for enough in (2, 9, 16):  # of 27 pieces
+        run = run_apart(tmp_path / "killed", 0.1)
+        while run.is_alive() and (not pieces_of.exists() or pieces_of.read_bytes().count(b"\n") < enough):
+            time.sleep(0.01)
+        assert run.is_alive()
         run.kill()
         run.join()
     run = run_apart(tmp_path / "killed")
     run.join(60)
     assert run.exitcode == 0
     assert results(tmp_path / "whole") == results(tmp_path / "killed")
-    lines = (tmp_path / "killed" / "pieces.jsonl").read_text().splitlines()
+    lines = pieces_of.read_text().splitlines()
     pieces = [(row["chunk"], row["method"]) for row in map(json.loads, lines)]
     assert len(pieces) == len(set(pieces)) == 9 * 3
 
