@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxlrp.agreement import ROUNDINGS, is_noise, moved_by_rounding, no_fast_attention, rounding, share_apart
 from fxlrp.capture.axes import Axes
+from fxlrp.capture.buffers import copies
 from fxlrp.capture.calls import Call, call_without_gradients, refused
 from fxlrp.capture.flat import open_output
 from fxlrp.capture.precision import widened
@@ -43,7 +44,7 @@ class Original:
         expected = self.outputs(call)
         with torch.no_grad(), plan.in_its_types(), self.draw(plan):
             try:
-                outputs = plan.graph(*(t.detach().clone() for t in widened(call.tensors)))
+                outputs = plan.graph(*copies(widened(call.tensors)))
             except (RuntimeError, IndexError):  # captured for other shapes or values
                 return [float("inf")]
         ends = outputs_of(plan.graph)

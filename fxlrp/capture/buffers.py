@@ -15,12 +15,12 @@ def buffers_of(model: nn.Module) -> list[Tensor]:
     return list({id(b): b for module in _modules(model) for b in module._buffers.values() if b is not None}.values())
 
 
-def of_buffers(model: nn.Module, f: Callable, buffers: Sequence[Tensor]) -> Callable:
-    """f(*tensors) as a function of the model's buffers and of the tensors."""
+def of_buffers(model: nn.Module, buffers: Sequence[Tensor]) -> Callable:
+    """model(*tensors) as a function of its buffers and of the tensors."""
 
     def lifted(*given: Tensor) -> Any:
         with _in_place_of(model, buffers, given[: len(buffers)]):
-            return f(*given[len(buffers) :])
+            return model(*given[len(buffers) :])
 
     return lifted
 

@@ -79,7 +79,7 @@ def _trace(flat: Flat, tensors: list[Tensor]) -> fx.GraphModule:
     options: dict[str, Any] = {"pre_dispatch": True, "_error_on_data_dependent_ops": False, "record_stack_traces": True}
     buffers = buffers_of(flat)
     with torch.enable_grad(), alone(), quiet():
-        traced = make_fx(of_buffers(flat, flat, buffers), **options)(*copies([*buffers, *tensors]))
+        traced = make_fx(of_buffers(flat, buffers), **options)(*copies([*buffers, *tensors]))
         for node in traced.graph.find_nodes(op="get_attr"):  # tensors wrapped by torch.func became constants
             if is_dead_tensor_wrapper(operator.attrgetter(str(node.target))(traced)):
                 flat.known.derives = True
@@ -105,7 +105,7 @@ def _derive(flat: Flat, tensors: list[Tensor], dims: tuple | None) -> fx.GraphMo
     given = copies([*buffers, *tensors])
     symbolic = given if dims is None else as_symbols(given, [None] * len(buffers) + list(dims))
     with alone(), quiet(), gradients_kept(flat):
-        graph = trace_below_autograd(of_buffers(flat, flat, buffers), symbolic)
+        graph = trace_below_autograd(of_buffers(flat, buffers), symbolic)
     put_in(graph, buffers)
     if dims is None:
         _note_values(graph, tensors)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp.capture.axes import Axes, joined_by_sparse
+from fxlrp.capture.buffers import copies
 from fxlrp.capture.model import Capture, CaptureMode
 from fxlrp.capture.state import drawing
 from fxlrp.errors import FxlrpError
@@ -118,7 +119,7 @@ def _are_apart(captured: Capture, scores: fx.Node, readouts: Mapping[Place, Sequ
     with torch.enable_grad(), drawing(0, captured.inputs):
         runner = FromLeaves(captured.graph, garbage_collect_values=False)
         try:
-            runner.run(*(t.detach().clone() for t in captured.inputs))
+            runner.run(*copies(captured.inputs))
             vector = runner.env[scores]
             if not vector.requires_grad or not 1 < len(vector) <= ROWS:
                 return False
