@@ -49,7 +49,7 @@ class Op:
     parts: it splits complex numbers into their parts, or joins these.
     values: the indices of the arguments whose entries the result is made of.
     sign: the result is always ≥ 0 ("positive"), or ≥ 0 if all its values are ("kept").
-    shape_only: the result depends only on the shapes and types of tensors.
+    shape_only: the result is a constant to relevance: only its tensors' shapes and types count, or a sign as in a gate.
     shape_argument: the index of the argument of which only the shape or type is used, or that gets no relevance.
     constants: the names of the arguments that get no relevance, whatever they depend on.
     kind: the class of ops that some rules treat alike.
@@ -102,8 +102,8 @@ def those(condition: Callable[[Op], bool]) -> tuple[Any, ...]:
 
 
 def of_kind(*kinds: Kind) -> tuple[Any, ...]:
-    """The ops of these kinds, overload by overload."""
-    return those(lambda op: op.kind in kinds)
+    """The ops of these kinds that relevance can pass, overload by overload."""
+    return those(lambda op: op.kind in kinds and not op.shape_only)
 
 
 @functools.cache
