@@ -366,12 +366,53 @@ def test_a_graph_has_nodes_and_edges(open_page, tmp_path: Path) -> None:
     assert len((tmp_path / "g.csv").read_text().splitlines()) == 1 + 2 * 6
 
 
+class Bonds(Nodes):
+    """Nodes given by numbers, and edges with features; one answer for the whole graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.atoms, self.bonds = nn.Embedding(4, 2), nn.Linear(3, 2)
+
+    def forward(self, atoms: Tensor, edges: Tensor, bonds: Tensor) -> Tensor:
+        x = self.atoms(atoms)
+        heard = (x[edges[0]] * self.bonds(bonds)).relu()
+        return self.head(torch.zeros_like(x).index_add(0, edges[1], heard)).sum(0, keepdim=True)
+
+
+def test_nodes_and_edges_that_both_have_relevance(open_page, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = torch.tensor([[0, 1, 2], [1, 2, 3]])
+    edges = torch.cat([path, path.flip(0)], 1)  # both directions: six rows are three lines
+    atoms = torch.tensor([0, 1, 2, 3])
+    a = fxlrp.explain(Bonds().eval(), atoms, edges, torch.randn(6, 3), features=("C", "N", "O", "F"))
+    assert isinstance(a, Attribution)
+    nodes, bonds = parts_of(a)
+    assert (nodes.kind, nodes.labels) == ("nodes", ("C", "N", "O", "F"))
+    assert (bonds.kind, bonds.labels[0], bonds.labels[5]) == ("edges", "edge 0 → 1", "edge 3 → 2")
+    np.testing.assert_allclose(nodes.relevance[0], a.each[0].detach().reshape(4, -1).sum(1))
+    np.testing.assert_allclose(bonds.relevance[0], a.each[1].detach().sum(1))
+    sums = bonds.relevance[0, :3] + bonds.relevance[0, 3:]
+    page = open_page(a.to_html(tmp_path / "both.html"))
+    first, second = page.locator("svg.graph").all()
+    assert [t.split(":")[0] for t in first.locator("circle title").all_text_contents()] == ["C", "N", "O", "F"]
+    said = [t.split(": ") for t in second.locator("line title").all_text_contents()]
+    assert [name for name, _ in said] == ["0 – 1", "1 – 2", "2 – 3"]
+    np.testing.assert_allclose([float(v.replace("−", "-")) for _, v in said], sums, rtol=0.01)
+    captions = page.locator("figcaption").all_inner_texts()
+    tops = [float(c.rpartition(" ")[2]) for c in captions if c.startswith("input ")]
+    np.testing.assert_allclose(tops, [np.abs(nodes.relevance).max(), np.abs(sums).max()], rtol=0.01)
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    lines = a.plot().subfigs[1].axes[0].collections[-1]
+    np.testing.assert_allclose(lines.get_array(), sums)
+
+
 def test_a_large_graph_shows_the_nodes_that_count() -> None:
     x = torch.zeros(1000, 1)
     x[500:700] = torch.rand(200, 1) + 0.1
     edges = torch.stack([torch.arange(999), torch.arange(1, 1000)])
     a = Attribution(x, x, torch.zeros(1, 2), torch.tensor([0]), ("0",), (x,), edges=edges)
-    nodes, places, joined = laid_out(parts_of(a)[0])
+    nodes, places, joined, _ = laid_out(parts_of(a)[0])
     assert len(nodes) == len(places) == 300
     assert set(range(500, 700)) <= set(nodes.tolist())
     assert {(int(nodes[u]), int(nodes[v])) for u, v in joined} >= {(i, i + 1) for i in range(500, 699)}

@@ -155,7 +155,7 @@ def _csv(a: Attribution) -> str:
             for name, r in zip(asked, part.relevance, strict=True):
                 for place in np.ndindex(*r.shape):
                     at = " ".join(map(str, place))
-                    value = "" if part.kind in ("picture", "graph") else f"{part.values[place]:.6g}"
+                    value = "" if part.kind in ("picture", "nodes", "edges") else f"{part.values[place]:.6g}"
                     label = part.labels[place[0]] if part.labels else ""
                     rows.writerow([i, name, part.name, at, label, value, f"{r[place]:.6g}"])
     return out.getvalue()
