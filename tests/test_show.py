@@ -14,14 +14,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import randomize
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor, nn
 
 import fxlrp
 from fxlrp import Attribution, FxlrpError, convert
+from fxlrp.errors import NoGlyphs
 from fxlrp.show.figure import compare
 from fxlrp.show.files import SUFFIXES, save_comparison, write_pages
 from fxlrp.show.parts import laid_out, parts_of
+from fxlrp.text.attribution import Asked as AskedOfText
+from fxlrp.text.attribution import TextAttribution
+from fxlrp.text.words import Piece
 
 CLASSES = ("cat", "dog, hound", "<owl>")
 
@@ -122,6 +127,34 @@ def test_a_figure_of_features_and_curves() -> None:
     for axes, row in zip(lines, order, strict=False):
         np.testing.assert_allclose(axes.lines[0].get_ydata(), a.inputs[1][1, row].numpy())
         np.testing.assert_allclose(axes.collections[0].get_array(), (every[row][1:] + every[row][:-1]) / 2)
+
+
+def test_letters_that_the_fonts_of_a_figure_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn) -> None:
+    from fontTools.ttLib import TTFont
+    from matplotlib import font_manager
+
+    manager, letters = font_manager.fontManager, "\U00012000\U00012001"  # cuneiform
+    monkeypatch.setattr(manager, "ttflist", [f for f in manager.ttflist if f.name == "DejaVu Sans"])
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(p) for p in tmp_path.glob("*.ttf")])
+    x = torch.rand(1, 2)
+    a = Attribution(x, x, torch.rand(1, 2), torch.tensor([0]), inputs=(x,), labels=(letters, "b"))
+    words = TextAttribution([letters], [Piece(letters, 0, 0, 2)], torch.ones(1, 1), [AskedOfText("good")])
+    for drawn in (a, words):
+        with pytest.warns(NoGlyphs, match=f"letters {letters[0]}, {letters[1]}, which are drawn as boxes: install"):
+            drawn.save(tmp_path / "boxes.png")
+    font = TTFont(font_manager.findfont("DejaVu Sans"))  # as installed now: one that calls its A and B cuneiform
+    for table in font["cmap"].tables:
+        if table.format == 12:
+            table.cmap |= {ord(letter): glyph for letter, glyph in zip(letters, "AB", strict=True)}
+    for entry in font["name"].names:
+        entry.string = "Of Clay"
+    font.save(tmp_path / "clay.ttf")
+    recwarn.clear()
+    for drawn in (a, words):
+        (text,) = (t for t in drawn.plot().findobj(Text) if letters in t.get_text())
+        assert text.get_family()[-1] == "Of Clay"
+        drawn.save(tmp_path / "letters.png")
+    assert not recwarn.list
 
 
 def test_colours_and_samples_that_can_not_be() -> None:

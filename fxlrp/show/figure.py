@@ -10,6 +10,7 @@ import numpy as np
 
 from fxlrp import __version__
 from fxlrp.show.colours import colour_map
+from fxlrp.show.fonts import legible
 from fxlrp.show.parts import Part, laid_out, parts_of, top_of
 from fxlrp.show.words import against, headline, maps_of, small_print
 
@@ -54,7 +55,7 @@ def plot(
         band.suptitle(f"{headline(a, index, k)}{of}\n{small_print(a)}".strip(), fontsize=11)
         _DRAWN[part.kind](band, part, k, palette, opacity)
     figure.text(0.005, 0.004, f"fxlrp {__version__}", fontsize=6, color="0.5", va="bottom")
-    return figure
+    return legible(figure)
 
 
 def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opacity: float = 0.85) -> Figure:
@@ -88,7 +89,7 @@ def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opaci
             band.suptitle(titles[name].replace("\n", " · "), fontsize=10)
             _DRAWN[part.kind](band, part, 0, palette, opacity)
     figure.suptitle(title, fontsize=12)
-    return figure
+    return legible(figure)
 
 
 def blank(**how: Any) -> Figure:
