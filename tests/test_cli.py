@@ -117,6 +117,18 @@ def test_a_broken_picture_among_many(files: Path) -> None:
     assert found["pictures"][1]["explained"][0]["target"].startswith("fox") or found["pictures"][1]["classes"]
 
 
+def test_more_pictures_than_fit_a_screen(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxlrp.cli.answering.SHOWN", 4)
+    (files / "many").mkdir()
+    for i in range(4):
+        shutil.copy(files / "a.png", files / "many" / f"{i}.png")
+        (files / "many" / f"broken{i}.png").write_text("no picture")
+    result = run("explain", files / "net.pt", files / "many", "-o", "maps", code=2)
+    assert re.findall(r"^ (\S+\.png)", result.stdout, re.MULTILINE) == ["0.png", "1.png", "broken0.png", "broken1.png"]
+    assert "and 4 more; --json prints all" in result.stdout
+    assert "\n\n" not in result.stderr  # no bar where there is no terminal
+
+
 def test_json_alone_and_quiet(files: Path) -> None:
     result = run("explain", files / "net.pt", files / "a.png", "--json", "--html", "a.html")
     found = json.loads(result.stdout)

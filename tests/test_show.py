@@ -209,6 +209,8 @@ def test_numbers(saved: Path) -> None:
         y, x = map(int, row["place"].split())
         k = CLASSES.index(row["class"])
         np.testing.assert_allclose(float(row["relevance"]), heat[int(row["sample"]), k, y, x], rtol=1e-5)
+    score = picture(target=lambda out: out.sum(1)).save(saved.with_suffix(".csv"))
+    assert {row["class"] for row in csv.DictReader(score.open())} == {"the score"}
     arrays = np.load(a.save(saved.with_suffix(".npz")))
     np.testing.assert_allclose(arrays["relevance.0"], a.relevance.detach().float().numpy())
     np.testing.assert_array_equal(arrays["target"], a.target)
