@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fxlrp.cli.checks import check_options
-from fxlrp.errors import FxlrpError, InputsRefused, NoGlyphs, NoRelevance
+from fxlrp.errors import FxlrpError, InputsRefused, NoGlyphs, NoRelevance, missing
 from fxlrp.methods import DEFAULT, described
 
 out = Console(highlight=False)
@@ -63,6 +63,8 @@ def _hint(options: dict[str, Any]) -> str:
 
 def _print_error(error: Exception, hint: str) -> int:
     """Print an error and return the exit code that it stands for; hint: what to do where the model refuses inputs."""
+    if isinstance(error, ModuleNotFoundError):
+        error = missing(error.name or "") or error
     if not isinstance(error, FxlrpError | OSError):
         from fxlrp.inputs.hubs import first_line
 
