@@ -29,7 +29,7 @@ class Question:
     """A question about the output: why `target` and not `contrast`?
 
     position: the position in a sequence of logits [B, T, K] (one for all or one per sample [B], from the end if
-    negative), or (y, x) in a map of logits [B, K, H, W].  A contrast of "default" is the rulebook's.
+    negative), or (y, x) in a map of logits [B, K, H, W].  A contrast of "default": see `Rulebook.resolve`.
     given: what relevance has to pass inside: a condition, or a list of K of them, which are asked apart; of these,
     at_once: how many go through one pass, which bounds its memory."""
 
