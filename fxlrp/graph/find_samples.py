@@ -13,7 +13,7 @@ from fxlrp.capture.axes import Axes, joined_by_sparse
 from fxlrp.capture.buffers import copies
 from fxlrp.capture.model import Capture, CaptureMode
 from fxlrp.capture.state import drawing
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, InputsRefused
 from fxlrp.graph.layouts import Layouts
 from fxlrp.graph.lookups import cast_one_hots
 from fxlrp.graph.outputs import Output, explained_output, score_rows, spell_reals
@@ -65,7 +65,7 @@ def find_samples(
         except FxlrpError as error:
             if sure:
                 raise
-            failed = error
+            failed = failed if isinstance(error, InputsRefused) else error
             continue
         if settled_axes := settled(captured, output, tensors):
             captured.axes = settled_axes
@@ -145,6 +145,8 @@ def _at_other_axes(
     for axes in other_axes(captured, output):
         try:
             recaptured = capture(axes)
+        except InputsRefused:  # an entry along these axes is no call on its own
+            continue
         except FxlrpError as error:
             failed = error
             continue
