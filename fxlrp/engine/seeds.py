@@ -52,7 +52,10 @@ def at_position(rows: Tensor, position: Position) -> Tensor:
     index = torch.as_tensor(position, device=rows.device)
     if rows.ndim < 3:
         shape = tuple(rows.shape)
-        raise FxlrpError(f"position={position} is one in a sequence, but the explained output has shape {shape}.")
+        raise FxlrpError(
+            f"position={position} is one in a sequence, but the explained output has shape {shape}, whose rows are "
+            "explained each by itself: leave it out, or, if they are places of one sample, convert(…, batch=None)."
+        )
     if rows.ndim == 3:
         index = index[..., None] if index.ndim == 0 or len(index) == batch else index
     if index.dtype.is_floating_point or index.shape not in ((len(places),), (batch, len(places))):
