@@ -175,8 +175,7 @@ class Worker:
             scores = (logits.sigmoid() if a.independent else logits).tolist()
             rows = [{"contrast": None, "name": "the score", "classes": [0], "scores": each} for each in scores]
         elif logits.ndim == 2:
-            chances = torch.stack([probabilities(each, a.independent) for each in logits])
-            best = chances.topk(min(CLASSES, logits.shape[1]), 1)
+            best = probabilities(logits, a.independent).topk(min(CLASSES, logits.shape[1]), 1)
             for row, classes, scores in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
                 row |= {"classes": classes, "scores": scores}
         return rows

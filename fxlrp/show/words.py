@@ -40,12 +40,12 @@ def scores_of(a: Attribution) -> Tensor | None:
 
 
 def probabilities(scores: Tensor, independent: bool = False) -> Tensor:
-    """The softmax of scores [K], or what they are if they add up to 1; of independent classes the sigmoid of each."""
+    """The softmax of scores […, K], or what they are if they add up to 1; of independent classes the sigmoid of each."""
     scores = scores.float()
     if independent:
         return scores.sigmoid()
-    are_probabilities = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4
-    return scores if are_probabilities else scores.softmax(0)
+    are_probabilities = (scores >= 0).all(-1, keepdim=True) & ((scores.sum(-1, keepdim=True) - 1).abs() < 1e-4)
+    return torch.where(are_probabilities, scores, scores.softmax(-1))
 
 
 def chance_of(a: Attribution, index: int = 0, k: int = 0) -> float | None:
