@@ -40,7 +40,7 @@ def scores_of(a: Attribution) -> Tensor | None:
 
 
 def probabilities(scores: Tensor, independent: bool = False) -> Tensor:
-    """The softmax of scores […, K], or what they are if they add up to 1; of independent classes the sigmoid of each."""
+    """The softmax of scores […, K], or they themselves if they add up to 1; the sigmoid of independent classes."""
     scores = scores.float()
     if independent:
         return scores.sigmoid()
