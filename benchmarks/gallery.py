@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 import fxlrp
 from benchmarks.faithfulness import load_kit
 from benchmarks.photographs import photographs
+from benchmarks.recipes import keep
 from fxlrp.inputs import LoadedModel, Preprocess, imagenet_labels
 from fxlrp.show.parts import heat_of, parts_of
 
@@ -62,6 +63,7 @@ def page(loaded: LoadedModel, out: Path) -> None:
         shown.wait_for_timeout(500)
         shown.screenshot(path=out, full_page=True)
         browser.close()
+    keep(Image.open(out), out)
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     loaded = mobilenet(args.kit)
-    strip(loaded).save(args.out / "photographs.jpg", quality=90, subsampling=0, optimize=True)
+    strip(loaded).save(args.out / "photographs.jpg", quality=85, optimize=True)
     page(loaded, args.out / "page.png")
 
 

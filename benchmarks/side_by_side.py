@@ -25,6 +25,7 @@ import fxlrp
 from benchmarks import localization
 from benchmarks.faithfulness import Task, heatmaps, load_kit
 from benchmarks.photographs import photographs
+from benchmarks.recipes import keep
 from fxlrp.cli.loading import split_names
 from fxlrp.inputs import imagenet_labels
 from fxlrp.show.colours import diverging
@@ -101,7 +102,10 @@ def main() -> None:
     image = draw(sheet, split_names(args.methods), 192 if args.kit else 128)
     name = f"{sheet.task.name}_side_by_side.{'jpg' if args.kit else 'png'}"
     out = args.out or Path(__file__).parents[1] / "docs" / "images" / name
-    image.save(out, optimize=True, quality=90, subsampling=0)
+    if args.kit:
+        image.save(out, optimize=True, quality=70)
+    else:
+        keep(image, out)
     print(out)
 
 

@@ -1,11 +1,15 @@
 """The architectures of the example networks, untrained: `--arch examples/models.py:cnn` names one of them."""
 
+from itertools import pairwise
+
+import torch
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross", "heart", "crescent")  # those of shapes.py
 SIZE = 64  # side of a picture in pixels
@@ -59,3 +63,71 @@ def deep_swin() -> nn.Module:
     """A Swin transformer of twelve blocks, with windows of 4 x 4 tokens that are shifted; its last map is 8 x 8."""
     shape = {"embed_dim": 48, "depths": (2, 10), "num_heads": (2, 4), "window_size": 4, "mlp_ratio": 2}
     return _described(SwinTransformer(SIZE, num_classes=len(CLASSES), drop_path_rate=0.0, **shape))
+
+
+class Detector(nn.Module):
+    """Finds objects: each cell of a map says what has its middle there and where that object's sides are."""
+
+    def __init__(self, trunk: nn.Module, width: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.hidden = nn.Conv2d(width, width, 3, padding=1)
+        self.what, self.sides = nn.Conv2d(width, len(CLASSES), 1), nn.Conv2d(width, 4, 1)
+
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B, classes, 8, 8] and how far the sides are from each cell's middle [B, 4, 8, 8], in pixels."""
+        hidden = self.hidden(self.trunk.forward_features(x)).relu()
+        return self.what(hidden), 8 * F.softplus(self.sides(hidden))
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        """Boxes [N, 4], scores [N] and labels [N] for each picture, as torchvision's detectors return them."""
+        found = []
+        for scores, sides in zip(*self.maps(x), strict=True):
+            scores = scores.sigmoid()
+            highest = scores == F.max_pool2d(scores.amax(0, keepdim=True), 3, 1, 1)  # beside all others
+            label, row, column = (highest & (scores > 0.3)).nonzero().unbind(1)
+            middle, reach = 8 * torch.stack([column, row], 1) + 4, sides[:, row, column].T
+            boxes = torch.cat([middle - reach[:, :2], middle + reach[:, 2:]], 1)
+            found.append({"boxes": boxes, "scores": scores[label, row, column], "labels": label})
+        return found
+
+
+def detector() -> nn.Module:
+    """A detector without anchors on the residual network of `cnn`."""
+    trunk = cnn()
+    model = Detector(trunk, trunk.num_features)
+    nn.init.constant_(model.what.bias, -3.0)  # most cells have nothing in them
+    return _described(model)
+
+
+class Segmenter(nn.Module):
+    """Says what each pixel is, background first: a U-Net, which halves the picture three times and doubles it again."""
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 48, 64)) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(_twice(a, b) for a, b in pairwise((3, *widths)))
+        self.up = nn.ModuleList(_twice(a + b, a) for a, b in [*pairwise(widths)][::-1])
+        self.head = nn.Conv2d(widths[0], len(CLASSES) + 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores [B, 1 + classes, 64, 64]."""
+        kept = []
+        for block in self.down:
+            x = block(F.max_pool2d(x, 2) if kept else x)
+            kept.append(x)
+        for block, finer in zip(self.up, kept[-2::-1], strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="bilinear"), finer], 1))
+        return self.head(x)
+
+
+def _twice(a: int, b: int) -> nn.Module:
+    """Two convolutions with batch norm and ReLU."""
+    first = nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
+    return nn.Sequential(*first, nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+
+
+def segmenter() -> nn.Module:
+    """A U-Net of 0.2 million parameters."""
+    model = _described(Segmenter())
+    model.pretrained_cfg["label_names"] = ["background", *CLASSES]
+    return model

@@ -81,5 +81,6 @@ def box_at(boxes: Sequence[Box] | None, k: int) -> Box:
     if boxes is None:
         raise FxlrpError("The model returns no boxes with scores and labels, so there is no box to explain.")
     if not 0 <= k < len(boxes):
-        raise FxlrpError(f"There is no box {k}: {len(boxes)} were found; a picture of what the model knows has some.")
+        found = f"the last that was found is {len(boxes) - 1}" if boxes else "none was found"
+        raise FxlrpError(f"There is no box {k}: {found}; a picture of what the model knows has more.")
     return boxes[k]

@@ -1,4 +1,4 @@
-"""The exceptions that fxlrp raises for what a caller can mend, its one warning, and what is put in words."""
+"""The exceptions that fxlrp raises for what a caller can mend, its warnings, and what is put in words."""
 
 
 class FxlrpError(Exception):
@@ -26,6 +26,10 @@ def with_kind(error: BaseException) -> str:
 
 class NoRelevance(UserWarning):
     """A map is zero although the score is not, or is not finite."""
+
+
+class NoGlyphs(UserWarning):
+    """No font has some letters of a figure."""
 
 
 OWN_GENERATOR = (

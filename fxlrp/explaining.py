@@ -69,8 +69,8 @@ def explain(
     target, contrast, position, at: as in `Explainer.forward`; classes may be named.  rules, shifts: as in `convert`.
     box: of a detector, whose score is explained: 0, the surest, if nothing else is asked: see `fxlrp.boxes`.
     labels: names of the classes, if the model does not bring them.  preprocess: how it takes pictures, likewise.
-    features: names for an input of so many numbers.  edges: of nodes, which are joined [2, E]; an argument of such
-      integers is taken for them.
+    features: names for an input of so many numbers, or of a graph's nodes.  edges: which nodes are joined [2, E]; an
+      argument of such integers is taken for them.
     tokenizer: of a module that reads text; a name brings its own.
     arch, pretrained, trust: as in `fxlrp.inputs.load_model`.  device: where the model runs, if it is loaded here.
     html: a file to write a page to, with buttons for other classes, contrasts and rulebooks: see `every_side`.

@@ -74,7 +74,7 @@ def test_boxes_by_scores_are_the_scores_own() -> None:
         )
     first = fxlrp.explain(model, picture)
     torch.testing.assert_close(first.relevance, fxlrp.explain(model, picture, box=0).relevance)
-    with pytest.raises(FxlrpError, match="There is no box 4: 4 were found"):
+    with pytest.raises(FxlrpError, match="There is no box 4: the last that was found is 3"):
         fxlrp.explain(model, picture, box=4)
 
 

@@ -284,3 +284,15 @@ def test_an_output_that_is_what_rounding_left_may_differ(seed: int) -> None:
 class Shifted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + 1e-12 * torch.compiler.is_exporting()
+
+
+def test_what_is_in_no_module_says_so() -> None:
+    from torch._export.passes._node_metadata_hook import _EMPTY_NN_MODULE_STACK_KEY as nowhere
+
+    from fxlrp.reports.report import row_of
+
+    node = torch.fx.Graph().call_function(torch.relu, ())
+    node.meta["nn_module_stack"] = {nowhere: (nowhere, nn.Module)}  # as torch.export has it of sizes
+    assert row_of(node).module == ""
+    node.meta["nn_module_stack"]["L['self'].head"] = ("head", nn.Linear)
+    assert row_of(node).module == "head"

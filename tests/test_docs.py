@@ -64,6 +64,21 @@ def test_commands_of_the_pages_run(line: str, place: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize("page", [p for p in PAGES if p.stem in ("README", "tutorial", "guide", "text", "datasets")])
+def test_commands_of_a_page_run_one_after_the_other(page: Path) -> None:
+    """A folder of maps or results takes nothing else: what two commands of a page write is apart."""
+    lines = [
+        line.partition("#")[0] for kind in ("", "bash") for block in blocks(page, kind) for line in block.split("\n")
+    ]
+    wrote: dict[str, set[str]] = {}
+    for line in lines:
+        if found := re.match(r"fxlrp (\w+) .*-o ([\w./-]+)", line):
+            wrote.setdefault(found[2].rstrip("/"), set()).add(found[1])
+    assert not {
+        place: commands for place, commands in wrote.items() if len(commands) > 1 and commands & {"map", "evaluate"}
+    }
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem not in ("coverage", "situations")], ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text("utf-8"), flags=re.DOTALL)

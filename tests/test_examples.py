@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import fxlrp
+from fxlrp.inputs import load_model
 
 pytest.importorskip("timm")
 
@@ -45,6 +49,43 @@ def test_relevance_lands_on_the_object_asked_for(name: str, pictures: Pictures) 
     assert ours.target >= 1.3 * baseline.target
     assert ours.other <= 0.6 * baseline.other
     assert ours.pointing >= baseline.pointing + 0.1
+
+
+EXAMPLES = Path(fxlrp.__file__).parent / "examples"
+
+
+def trained(name: str) -> torch.nn.Module:
+    return load_model(str(EXAMPLES / f"{name}.safetensors"), arch=f"{EXAMPLES / 'models.py'}:{name}").module.float()
+
+
+@torch.no_grad()
+def test_networks_that_say_where_things_are(pictures: Pictures) -> None:
+    said = trained("segmenter")(pictures.x).argmax(1)
+    found, hits = trained("detector")(pictures.x), []
+    for kinds, boxes, masks, labels in zip(said, found, pictures.masks, pictures.labels, strict=True):
+        for mask, label in zip(masks, labels.tolist(), strict=True):
+            assert (kinds[mask] == label + 1).float().mean() > 0.6
+            y, x = mask.nonzero().T.float()
+            middle = torch.stack([x, y]).mean(1)
+            corners = boxes["boxes"][boxes["labels"] == label]
+            hits.append(bool(((corners[:, :2] < middle) & (middle < corners[:, 2:])).all(1).any()))
+    assert sum(hits) >= 0.95 * len(hits)
+    assert ((said > 0) == pictures.masks.any(1)).float().mean() > 0.98
+
+
+def test_a_molecule_is_explained_by_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import molecules
+
+    net = molecules.Network().eval()
+    net.load_state_dict(load_file(EXAMPLES / "molecules.safetensors"))
+    explainer = fxlrp.convert(net)
+    drawn = [molecules.molecule(seed) for seed in range(20_000_000, 20_000_010)]
+    with torch.no_grad():
+        assert [int(net(m.x, m.edges).argmax()) for m in drawn] == [m.label for m in drawn]
+    for m in (m for m in drawn if m.label):
+        by_atom = explainer(m.x, m.edges, target=1).relevance.sum(1)
+        assert int(by_atom.argmax()) in m.group
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.whole)])

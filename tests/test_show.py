@@ -14,14 +14,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import randomize
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor, nn
 
 import fxlrp
 from fxlrp import Attribution, FxlrpError, convert
+from fxlrp.errors import NoGlyphs
 from fxlrp.show.figure import compare
 from fxlrp.show.files import SUFFIXES, save_comparison, write_pages
 from fxlrp.show.parts import laid_out, parts_of
+from fxlrp.text.attribution import Asked as AskedOfText
+from fxlrp.text.attribution import TextAttribution
+from fxlrp.text.words import Piece
 
 CLASSES = ("cat", "dog, hound", "<owl>")
 
@@ -122,6 +127,34 @@ def test_a_figure_of_features_and_curves() -> None:
     for axes, row in zip(lines, order, strict=False):
         np.testing.assert_allclose(axes.lines[0].get_ydata(), a.inputs[1][1, row].numpy())
         np.testing.assert_allclose(axes.collections[0].get_array(), (every[row][1:] + every[row][:-1]) / 2)
+
+
+def test_letters_that_the_fonts_of_a_figure_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn) -> None:
+    from fontTools.ttLib import TTFont
+    from matplotlib import font_manager
+
+    manager, letters = font_manager.fontManager, "\U00012000\U00012001"  # cuneiform
+    monkeypatch.setattr(manager, "ttflist", [f for f in manager.ttflist if f.name == "DejaVu Sans"])
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(p) for p in tmp_path.glob("*.ttf")])
+    x = torch.rand(1, 2)
+    a = Attribution(x, x, torch.rand(1, 2), torch.tensor([0]), inputs=(x,), labels=(letters, "b"))
+    words = TextAttribution([letters], [Piece(letters, 0, 0, 2)], torch.ones(1, 1), [AskedOfText("good")])
+    for drawn in (a, words):
+        with pytest.warns(NoGlyphs, match=f"letters {letters[0]}, {letters[1]}, which are drawn as boxes: install"):
+            drawn.save(tmp_path / "boxes.png")
+    font = TTFont(font_manager.findfont("DejaVu Sans"))  # as installed now: one that calls its A and B cuneiform
+    for table in font["cmap"].tables:
+        if table.format == 12:
+            table.cmap |= {ord(letter): glyph for letter, glyph in zip(letters, "AB", strict=True)}
+    for entry in font["name"].names:
+        entry.string = "Of Clay"
+    font.save(tmp_path / "clay.ttf")
+    recwarn.clear()
+    for drawn in (a, words):
+        (text,) = (t for t in drawn.plot().findobj(Text) if letters in t.get_text())
+        assert text.get_family()[-1] == "Of Clay"
+        drawn.save(tmp_path / "letters.png")
+    assert not recwarn.list
 
 
 def test_colours_and_samples_that_can_not_be() -> None:
@@ -366,12 +399,53 @@ def test_a_graph_has_nodes_and_edges(open_page, tmp_path: Path) -> None:
     assert len((tmp_path / "g.csv").read_text().splitlines()) == 1 + 2 * 6
 
 
+class Bonds(Nodes):
+    """Nodes given by numbers, and edges with features; one answer for the whole graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.atoms, self.bonds = nn.Embedding(4, 2), nn.Linear(3, 2)
+
+    def forward(self, atoms: Tensor, edges: Tensor, bonds: Tensor) -> Tensor:
+        x = self.atoms(atoms)
+        heard = (x[edges[0]] * self.bonds(bonds)).relu()
+        return self.head(torch.zeros_like(x).index_add(0, edges[1], heard)).sum(0, keepdim=True)
+
+
+def test_nodes_and_edges_that_both_have_relevance(open_page, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = torch.tensor([[0, 1, 2], [1, 2, 3]])
+    edges = torch.cat([path, path.flip(0)], 1)  # both directions: six rows are three lines
+    atoms = torch.tensor([0, 1, 2, 3])
+    a = fxlrp.explain(Bonds().eval(), atoms, edges, torch.randn(6, 3), features=("C", "N", "O", "F"))
+    assert isinstance(a, Attribution)
+    nodes, bonds = parts_of(a)
+    assert (nodes.kind, nodes.labels) == ("nodes", ("C", "N", "O", "F"))
+    assert (bonds.kind, bonds.labels[0], bonds.labels[5]) == ("edges", "edge 0 → 1", "edge 3 → 2")
+    np.testing.assert_allclose(nodes.relevance[0], a.each[0].detach().reshape(4, -1).sum(1))
+    np.testing.assert_allclose(bonds.relevance[0], a.each[1].detach().sum(1))
+    sums = bonds.relevance[0, :3] + bonds.relevance[0, 3:]
+    page = open_page(a.to_html(tmp_path / "both.html"))
+    first, second = page.locator("svg.graph").all()
+    assert [t.split(":")[0] for t in first.locator("circle title").all_text_contents()] == ["C", "N", "O", "F"]
+    said = [t.split(": ") for t in second.locator("line title").all_text_contents()]
+    assert [name for name, _ in said] == ["0 – 1", "1 – 2", "2 – 3"]
+    np.testing.assert_allclose([float(v.replace("−", "-")) for _, v in said], sums, rtol=0.01)
+    captions = page.locator("figcaption").all_inner_texts()
+    tops = [float(c.rpartition(" ")[2]) for c in captions if c.startswith("input ")]
+    np.testing.assert_allclose(tops, [np.abs(nodes.relevance).max(), np.abs(sums).max()], rtol=0.01)
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    lines = a.plot().subfigs[1].axes[0].collections[-1]
+    np.testing.assert_allclose(lines.get_array(), sums)
+
+
 def test_a_large_graph_shows_the_nodes_that_count() -> None:
     x = torch.zeros(1000, 1)
     x[500:700] = torch.rand(200, 1) + 0.1
     edges = torch.stack([torch.arange(999), torch.arange(1, 1000)])
     a = Attribution(x, x, torch.zeros(1, 2), torch.tensor([0]), ("0",), (x,), edges=edges)
-    nodes, places, joined = laid_out(parts_of(a)[0])
+    nodes, places, joined, _ = laid_out(parts_of(a)[0])
     assert len(nodes) == len(places) == 300
     assert set(range(500, 700)) <= set(nodes.tolist())
     assert {(int(nodes[u]), int(nodes[v])) for u, v in joined} >= {(i, i + 1) for i in range(500, 699)}

@@ -1,47 +1,22 @@
 """# A detector
 
 Which pixels made it find this box? Understood are the dicts of boxes, scores and labels that torchvision's detectors
-return, and the logits and boxes of transformers'. Here a detector of the example network's own cells.
+return, and the logits and boxes of transformers'. Here a small one that was trained on the example pictures.
 """
 
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 import fxlrp
-from fxlrp.boxes import boxes_in
 from fxlrp.inputs import load_model
 
 examples = Path(fxlrp.__file__).parent / "examples"
-loaded = load_model(str(examples / "model.pt"))
-
-
-class Detector(nn.Module):
-    """The cell of each class that is surest of it is a box of 28 x 28 pixels; the two best are returned."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
-        scores = F.conv2d(self.net.forward_features(x), self.net.fc.weight[:, :, None, None], self.net.fc.bias)
-        found = []
-        for cells in scores.flatten(2):  # [classes, cells]
-            best, cell = cells.max(1)
-            chance, label = best.softmax(0).topk(2)
-            middle = torch.stack([cell[label] % 8, cell[label] // 8], 1) * 8 + 4
-            found.append({"boxes": torch.cat([middle - 14, middle + 14], 1), "scores": chance, "labels": label})
-        return found
-
-
-model = Detector(loaded.module).eval()
-labels = (examples / "labels.txt").read_text().split()
-how = {"labels": labels, "preprocess": loaded.preprocess}
+detector = load_model(str(examples / "detector.safetensors"), arch=f"{examples / 'models.py'}:detector")
 picture = examples / "pictures" / "ring_star.png"
-x = loaded.preprocess(fxlrp.inputs.open_picture(picture))[0][None]
-for k in range(len(boxes_in(model(x), (64, 64)) or ())):
-    a = fxlrp.explain(model, picture, box=k, **how)
-    print(a)
-    a.save(f"out/recipes/detector_{k}.png")
+
+star = fxlrp.explain(detector, picture, box=0)  # the box with the highest score
+ring = fxlrp.explain(detector, picture, box=1)
+print(star, ring, sep="\n")
+star.save("out/recipes/detector.png")
+
+on_the_left = [float(a.heatmap()[0, :, :32].clamp(min=0).sum() / a.heatmap().clamp(min=0).sum()) for a in (star, ring)]
+assert on_the_left[0] > 0.7 > 0.3 > on_the_left[1]  # where the star is, and the ring is not

@@ -144,5 +144,8 @@ def note_preprocessing(preprocess: Preprocess) -> None:
             soft_wrap=True,
         )
     else:
-        kept = "squashed" if preprocess.squash else f"{preprocess.crop_pct:.3g} of the shorter side"
+        part = (
+            f"{preprocess.crop_pct:.3g} of the shorter side" if preprocess.crop_pct != 1 else "cropped to their middle"
+        )
+        kept = "squashed" if preprocess.squash else part
         err.print(f"[dim]pictures: {size}, {kept}, {preprocess.interpolation}, {numbers}[/]", soft_wrap=True)

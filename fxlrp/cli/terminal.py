@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fxlrp.cli.checks import check_options
-from fxlrp.errors import FxlrpError, InputsRefused, NoRelevance
+from fxlrp.errors import FxlrpError, InputsRefused, NoGlyphs, NoRelevance
 from fxlrp.methods import DEFAULT, described
 
 out = Console(highlight=False)
@@ -35,7 +35,8 @@ def errors_in_one_sentence(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
         if not debug:
             warnings.simplefilter("ignore")
-            warnings.simplefilter("always", NoRelevance)
+            for kind in (NoRelevance, NoGlyphs):
+                warnings.simplefilter("always", kind)
             warnings.showwarning = _print_warning  # type: ignore[assignment]
         try:
             check_options(kwargs)

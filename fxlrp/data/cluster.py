@@ -87,7 +87,7 @@ def cluster(out: str | Path, *, limit: int = 5000, name: str | None = None) -> l
         if len(members) >= FEWEST and name in (None, n):
             clusters += _groups(n, np.array(members), x, places, few)
     if not clusters:
-        raise FxlrpError(f"No class in {out} has {FEWEST} maps, which groups take at least.")
+        raise FxlrpError(f"No class in {out} has {FEWEST} maps, which groups take at least: map more samples.")
     return sorted(clusters, key=lambda c: (not c.marked, -c.share + c.elsewhere))
 
 

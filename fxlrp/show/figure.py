@@ -10,6 +10,7 @@ import numpy as np
 
 from fxlrp import __version__
 from fxlrp.show.colours import colour_map
+from fxlrp.show.fonts import legible
 from fxlrp.show.parts import Part, laid_out, parts_of, top_of
 from fxlrp.show.words import against, headline, maps_of, small_print
 
@@ -36,7 +37,7 @@ def plot(
     """A matplotlib figure of sample `index`: for each explained input, and each class that was asked about, a row.
 
     A picture is shown beside its relevance, with a colour bar, and under it; curves over time are coloured by it; of
-    features the 20 that count most are bars; the nodes of a graph are coloured, and named where they count most.
+    features the 20 that count most are bars; the nodes or edges of a graph are coloured.
 
     picture, features: as in `parts_of`.  colours: as in `colour_map`.  opacity: of the overlay, 0…1.
 
@@ -50,11 +51,11 @@ def plot(
     figure = blank(figsize=(wide, sum(heights) + 0.35), layout="constrained", dpi=100)
     bands = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for band, (part, k) in zip(bands, rows, strict=True):
-        of = f"  ({part.name})" if len(parts) > 1 else ""
+        of = f"  ({part.title})" if len(parts) > 1 else ""
         band.suptitle(f"{headline(a, index, k)}{of}\n{small_print(a)}".strip(), fontsize=11)
         _DRAWN[part.kind](band, part, k, palette, opacity)
-    figure.text(0.995, 0.004, f"fxlrp {__version__}", fontsize=6, color="0.5", ha="right", va="bottom")
-    return figure
+    figure.text(0.005, 0.004, f"fxlrp {__version__}", fontsize=6, color="0.5", va="bottom")
+    return legible(figure)
 
 
 def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opacity: float = 0.85) -> Figure:
@@ -88,7 +89,7 @@ def compare(maps: Mapping[str, Attribution], *, colours: str = "red-blue", opaci
             band.suptitle(titles[name].replace("\n", " · "), fontsize=10)
             _DRAWN[part.kind](band, part, 0, palette, opacity)
     figure.suptitle(title, fontsize=12)
-    return figure
+    return legible(figure)
 
 
 def blank(**how: Any) -> Figure:
@@ -105,7 +106,7 @@ def blank(**how: Any) -> Figure:
 
 
 def _height(part: Part) -> float:
-    if part.kind == "graph":
+    if part.kind in ("nodes", "edges"):
         return 2 * SIDE
     if part.kind == "picture":
         return SIDE * min(2.0, max(0.4, part.values.shape[0] / part.values.shape[1])) + 0.7
@@ -182,18 +183,31 @@ def _features(band: Any, part: Part, k: int, palette: Any, opacity: float) -> No
 
 
 def _graph(band: Any, part: Part, k: int, palette: Any, opacity: float) -> None:
-    """The nodes coloured by their relevance, those that count most with their numbers, and the edges between them."""
+    """The nodes coloured by their relevance, those that count most with their names, and the edges between them; or the
+    edges coloured, those of both directions as one line."""
     from matplotlib.collections import LineCollection
 
-    nodes, places, joined = laid_out(part)
-    r, axes = part.relevance[k][nodes], band.subplots()
+    drawn, axes = laid_out(part), band.subplots()
+    of_nodes = part.kind == "nodes"
+    r = part.relevance[k]
+    r = r[drawn.nodes] if of_nodes else np.array([r[line].sum() for line in drawn.lines])
     top = float(np.abs(r).max(initial=0)) or 1.0
-    axes.add_collection(LineCollection(list(places[joined]), colors="0.7", linewidths=0.8, zorder=1))
-    shown = axes.scatter(*places.T, c=r, cmap=palette, vmin=-top, vmax=top, s=160, edgecolors="0.4", zorder=2)
-    for i in np.argsort(-np.abs(r), kind="stable")[:MOST_FEATURES]:
-        axes.annotate(str(nodes[i]), places[i], ha="center", va="center", fontsize=7)
+    ends = list(drawn.places[drawn.joined])
+    wide = 0.2 if of_nodes else 1.5 + 5 * np.abs(r) / top
+    axes.add_collection(LineCollection(ends, colors="0.7", linewidths=wide + 0.8, zorder=0))
+    lines = LineCollection(ends, linewidths=wide, zorder=1)
+    shown = axes.scatter(*drawn.places.T, c="white", s=160 if of_nodes else 90, edgecolors="0.4", zorder=2)
+    coloured = shown if of_nodes else lines
+    coloured.set(array=r, cmap=palette, clim=(-top, top))
+    if not of_nodes:
+        axes.add_collection(lines)
+    most = np.argsort(-np.abs(r), kind="stable")[:MOST_FEATURES]
+    for i in most if of_nodes else range(min(len(drawn.nodes), 3 * MOST_FEATURES)):
+        name = part.labels[drawn.nodes[i]].removeprefix("node ") if of_nodes else str(drawn.nodes[i])
+        axes.annotate(name, drawn.places[i], ha="center", va="center", fontsize=7)
     axes.set_axis_off()
-    _scale(band, shown, axes)
+    axes.margins(0.06)
+    _scale(band, coloured, axes)
 
 
 def _scale(band: Any, shown: Any, axes: Any) -> None:
@@ -203,4 +217,4 @@ def _scale(band: Any, shown: Any, axes: Any) -> None:
     bar.ax.set_ylabel("against  ←  relevance  →  for", fontsize=7)
 
 
-_DRAWN = {"picture": _picture, "curves": _curves, "features": _features, "graph": _graph}
+_DRAWN = {"picture": _picture, "curves": _curves, "features": _features, "nodes": _graph, "edges": _graph}

@@ -16,6 +16,7 @@ from torch import Tensor
 from fxlrp import __version__
 from fxlrp.errors import FxlrpError
 from fxlrp.show.figure import compare, plot
+from fxlrp.show.fonts import not_said_again
 from fxlrp.show.page import page, page_of
 from fxlrp.show.parts import parts_of, samples_of
 from fxlrp.show.words import against, classes_of, headline, likeliest, maps_of, name_of
@@ -140,7 +141,8 @@ def drawn(figure: Any, suffix: str, dpi: float, found: dict[str, Any]) -> bytes:
     keys = {"png": {"Software": f"fxlrp {__version__}", "fxlrp": about}, "svg": {"Description": about}}
     metadata: Any = keys.get(kind, {"Keywords": about} if kind == "pdf" else None)
     written = io.BytesIO()
-    figure.savefig(written, format=kind, dpi=dpi, metadata=metadata)
+    with not_said_again():
+        figure.savefig(written, format=kind, dpi=dpi, metadata=metadata)
     return written.getvalue()
 
 
@@ -155,7 +157,7 @@ def _csv(a: Attribution) -> str:
             for name, r in zip(asked, part.relevance, strict=True):
                 for place in np.ndindex(*r.shape):
                     at = " ".join(map(str, place))
-                    value = "" if part.kind in ("picture", "graph") else f"{part.values[place]:.6g}"
+                    value = "" if part.kind in ("picture", "nodes", "edges") else f"{part.values[place]:.6g}"
                     label = part.labels[place[0]] if part.labels else ""
                     rows.writerow([i, name, part.name, at, label, value, f"{r[place]:.6g}"])
     return out.getvalue()

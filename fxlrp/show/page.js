@@ -127,48 +127,56 @@
     var ns = 'http://www.w3.org/2000/svg', svg = document.createElementNS(ns, 'svg'), W = 600, R = 10;
     function place(i) { return input.values[i].map(function (v) { return R + 4 + v * (W - 2 * R - 8); }); }
     function add(name, about, text) {
-      var e = document.createElementNS(ns, name);
+      var e = make(name, svg, text, ns);
       Object.keys(about).forEach(function (k) { e.setAttribute(k, about[k]); });
-      if (text !== undefined) e.textContent = text;
-      svg.appendChild(e);
       return e;
     }
     svg.setAttribute('viewBox', '0 0 ' + W + ' ' + W);
     svg.setAttribute('class', 'graph');
     svg.setAttribute('role', 'img');
     svg.setAttribute('aria-label', map.words.join('; '));
-    input.edges.forEach(function (e) {
-      var a = place(e[0]), b = place(e[1]);
-      add('line', { x1: a[0], y1: a[1], x2: b[0], y2: b[1], stroke: '#bbb' });
+    function titled(e, text) { make('title', e, text, ns); }
+    var ofNodes = input.kind === 'nodes', sums = input.edges.map(function (e) {
+      return e.slice(2).reduce(function (sum, i) { return sum + map.values[i]; }, 0);
+    });
+    var top = map.top = ofNodes ? map.top : Math.max.apply(null, sums.map(Math.abs)) || 1;
+    input.edges.forEach(function (e, i) {
+      var a = place(e[0]), b = place(e[1]), about = { x1: a[0], y1: a[1], x2: b[0], y2: b[1], stroke: '#bbb' };
+      if (ofNodes) { add('line', about); return; }
+      var t = sums[i] / top, wide = 2 + 8 * Math.abs(t);
+      add('line', Object.assign({ 'stroke-width': wide + 1.5 }, about));
+      about['stroke-width'] = wide;
+      about.stroke = Math.abs(t) < now.threshold ? '#fff' : css(t);
+      titled(add('line', about), input.nodes[e[0]] + ' – ' + input.nodes[e[1]] + ': ' + said(sums[i]));
     });
     input.values.forEach(function (_, i) {
-      var p = place(i), n = input.nodes[i], t = map.values[n] / map.top, faint = Math.abs(t) < now.threshold;
-      var node = add('circle', { cx: p[0], cy: p[1], r: R, fill: faint ? '#fff' : css(t), stroke: '#666' });
-      var title = document.createElementNS(ns, 'title');
-      title.textContent = 'node ' + n + ': ' + said(map.values[n]);
-      node.appendChild(title);
-      if (map.rows.indexOf(n) >= 0) {
-        var dark = Math.abs(t) > 0.5 && now.palette === 'red-blue';
-        add('text', { x: p[0], y: p[1], fill: dark ? '#fff' : '#111' }, n);
+      var p = place(i), n = input.nodes[i], t = ofNodes ? map.values[n] / top : 0, faint = Math.abs(t) < now.threshold;
+      var fill = !ofNodes || faint ? '#fff' : css(t), name = input.labels[i];
+      var node = add('circle', { cx: p[0], cy: p[1], r: R, fill: fill, stroke: '#666' });
+      titled(node, ofNodes ? name + ': ' + said(map.values[n]) : name);
+      if (!ofNodes || map.rows.indexOf(n) >= 0) {
+        var dark = Math.abs(t) > 0.5 && now.palette === 'red-blue' && !faint;
+        add('text', { x: p[0], y: p[1], fill: dark ? '#fff' : '#111' }, name.replace(/^node /, ''));
       }
     });
     box.appendChild(svg);
   }
 
-  var drawn = { curves: curves, features: features, graph: graph };
+  var several = d.inputs.length > 1, drawn = { picture: picture, curves: curves, features: features, nodes: graph, edges: graph };
   function show() {
     var view = d.views[now.view];
     find('h1').textContent = 'why ' + view.title + '?';
     find('.asked').textContent = [view.against, view.rules].filter(Boolean).join(' · ');
     d.inputs.forEach(function (input, i) {
       var box = all('.inputs figure')[i], map = view.maps[i];
-      if (input.kind === 'picture') { picture(box, input, map); return; }
-      box.textContent = '';
-      if (d.inputs.length > 1) make('figcaption', box, input.name);
+      if (input.kind !== 'picture') box.textContent = '';
       drawn[input.kind](box, input, map);
+      if (!several) return;
+      var caption = box.querySelector('figcaption') || make('figcaption', box);
+      caption.textContent = input.name + ': colours up to ' + said(map.top);
+      box.insertBefore(caption, box.firstChild);
     });
-    var first = view.maps[0];
-    all('.end').forEach(function (e, i) { e.textContent = said((2 * i - 1) * first.top); });
+    all('.end').forEach(function (e, i) { e.textContent = several ? '' : said((2 * i - 1) * view.maps[0].top); });
     find('.bar').style.background = fx.bar(css);
     fx.list(find('.words'), [].concat.apply([], view.maps.map(function (m) { return m.words; })));
     var inside = find('.inside');

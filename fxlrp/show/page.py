@@ -113,10 +113,11 @@ def _shown(
     likely = "".join(
         f"<tr><td>{html.escape(n)}</td><td>{100 * p:.1f} %</td></tr>" for _, n, p in likeliest(answers[0], index)
     )
+    several = " many" if len(parts) > 1 else ""
     encoded = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return (
         f'<div class="fxa" id="{name}"><h1></h1><div class="soft asked"></div>{which}'
-        f'<div class="rows">{rows}</div><div class="inputs">{"<figure></figure>" * len(parts)}</div>'
+        f'<div class="rows">{rows}</div><div class="inputs{several}">{"<figure></figure>" * len(parts)}</div>'
         f'<div class="tools">{tools}{SWITCH}</div>'
         f'<div class="soft">{SCALE} &emsp;<output class="value"></output></div>{WORDS.format(what="places")}'
         f"<details{'' if likely else ' hidden'}><summary>the likeliest classes</summary>"
@@ -146,16 +147,23 @@ def _views(a: Attribution, index: int, features: Sequence[str]) -> list[dict[str
 
 def _input(part: Part) -> dict[str, Any]:
     """An input as the page's script takes it."""
-    about: dict[str, Any] = {"kind": part.kind, "name": part.name}
+    about: dict[str, Any] = {"kind": part.kind, "name": part.title}
     if part.kind == "picture":
         h, w = reduced(part.relevance[0], MOST_MAP).shape
         height, width = part.values.shape[:2]
         return about | {"picture": _photograph(part.values), "width": width, "height": height, "w": w, "h": h}
     if part.kind == "curves":
         return about | {"values": _rounded(part.values)}
-    if part.kind == "graph":
-        nodes, places, joined = laid_out(part)
-        return about | {"nodes": nodes.tolist(), "values": _rounded(places), "edges": joined.tolist()}
+    if part.kind in ("nodes", "edges"):
+        drawn = laid_out(part)
+        pairs = [[*ends, *line] for ends, line in zip(drawn.joined.tolist(), drawn.lines, strict=True)]
+        names = [part.labels[n] for n in drawn.nodes] if part.kind == "nodes" else [f"node {n}" for n in drawn.nodes]
+        return about | {
+            "nodes": drawn.nodes.tolist(),
+            "labels": names,
+            "values": _rounded(drawn.places),
+            "edges": pairs,
+        }
     named = not part.labels[0].startswith("id ") if part.labels else False
     labels = [f"{n} = {v:.4g}" if named else n for n, v in zip(part.labels, part.values, strict=True)]
     return about | {"labels": labels}

@@ -16,7 +16,7 @@ from fxlrp.show.colours import diverging
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
 
-Kind = Literal["picture", "curves", "features", "graph"]
+Kind = Literal["picture", "curves", "features", "nodes", "edges"]
 MOST_ROWS = 12
 """Series side by side that are shown as curves; more are a picture."""
 MOST_NUMBERS = 128
@@ -28,11 +28,13 @@ MOST_NODES = 300
 class Part(NamedTuple):
     """An explained input of one sample.
 
-    kind: a picture [H, W]; curves [C, T] over time; features [F], each a number; or the nodes [N] of a graph.
+    kind: a picture [H, W]; curves [C, T] over time; features [F], each a number; or the nodes [N] or edges [E] of a
+    graph.
     name: where it stood in the call.
-    values: what is shown beside the relevance: a picture [H', W', 3] in 0…1, curves [C, T], features [F], nodes [N, F].
-    relevance: float64 [K, H, W], [K, C, T], [K, F] or [K, N], a map for each class that was explained.
-    labels: the names of features or nodes.  edges: which nodes are joined [2, E].
+    values: what is shown beside the relevance: a picture [H', W', 3] in 0…1, curves [C, T], features [F], and what a
+    graph's nodes or edges are given by.
+    relevance: float64 [K, H, W], [K, C, T], [K, F], [K, N] or [K, E], a map for each class that was explained.
+    labels: the names of features, nodes or edges.  edges: which nodes are joined [2, E].
     """
 
     kind: Kind
@@ -42,12 +44,17 @@ class Part(NamedTuple):
     labels: tuple[str, ...] = ()
     edges: np.ndarray | None = None
 
+    @property
+    def title(self) -> str:
+        """What it is called beside others."""
+        return f"input {self.name}" if self.name.isdigit() else self.name
+
 
 def parts_of(a: Attribution, index: int = 0, picture: Any = None, features: Sequence[str] = ()) -> list[Part]:
     """The parts of sample `index`, those that are neither pictures nor curves as features.
 
-    picture: the original [H', W', 3], uint8 or in 0…1.  features: the names of the features.  What has rows for nodes
-    that `Attribution.edges` join is a graph.
+    picture: the original [H', W', 3], uint8 or in 0…1.  features: the names of the features.  What has a row for each
+    node that `Attribution.edges` join, or for each edge, is shown on the graph, and `features` may name the nodes.
 
     Raises FxlrpError for an index or picture that can't be.
     """
@@ -57,13 +64,13 @@ def parts_of(a: Attribution, index: int = 0, picture: Any = None, features: Sequ
     index %= count
     several = a.several
     names = [argument(name) for name in a.names]
+    features = tuple(features or a.features)
+    on_graph = _on_graph(a)
     parts: list[Part] = []
     for i, (x, r) in enumerate(zip(a.inputs, a.each, strict=True)):
         name = names[i] if i < len(names) else str(i)
-        if a.edges is not None and _has_nodes(x, a.edges):
-            sums = (_double(r) if several else _double(r)[None]).sum(2).numpy()
-            labels = tuple(f"node {node}" for node in range(len(x)))
-            parts.append(Part("graph", name, _double(x).numpy(), sums, labels, a.edges.cpu().numpy()))
+        if i in on_graph:
+            parts.append(_of_graph(on_graph[i], name, x, _double(r) if several else _double(r)[None], a, features))
             continue
         axis = _axis(x, count)
         if axis is not None:  # before anything is converted: a batch is shown sample by sample
@@ -71,7 +78,7 @@ def parts_of(a: Attribution, index: int = 0, picture: Any = None, features: Sequ
         maps = _double(r) if several else _double(r)[None]
         seen = picture if picture is not None else a.pictures[index] if index < len(a.pictures) else None
         is_first_picture = not any(p.kind == "picture" for p in parts)
-        parts.append(_part(name, x, maps, seen if is_first_picture else None, features or a.features))
+        parts.append(_part(name, x, maps, seen if is_first_picture else None, features))
     return parts
 
 
@@ -89,27 +96,57 @@ def _axis(x: Tensor, count: int) -> int | None:
     return sizes.index(count) if count in sizes[:2] and x.ndim > 1 else None
 
 
-def _has_nodes(x: Tensor, edges: Tensor) -> bool:
-    """Whether an input has a row for each node of the graph."""
-    return edges.numel() > 0 and x.ndim == 2 and len(x) > int(edges.max())
+def _on_graph(a: Attribution) -> dict[int, Kind]:
+    """Which inputs have a row for each node of the graph, and which for each edge."""
+    if a.edges is None or not a.edges.numel():
+        return {}
+    rows = {i: len(x) for i, x in enumerate(a.inputs) if x.ndim in (1, 2)}
+    nodes = min((n for n in rows.values() if n > int(a.edges.max())), default=0)
+    kinds: dict[int, Kind] = {a.edges.shape[1]: "edges", nodes: "nodes"}  # as many edges as nodes: nodes
+    return {i: kinds[n] for i, n in rows.items() if n in kinds}
 
 
-def laid_out(part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How a graph is drawn, by springs: the nodes with the most relevance [N'], where they stand [N', 2] in 0…1, and
-    which of them are joined, by their places among them [E', 2]."""
+def _of_graph(kind: Kind, name: str, x: Tensor, maps: Tensor, a: Attribution, features: Sequence[str]) -> Part:
+    """An input x [N, …] of nodes or [E, …] of edges with its maps [K, *x.shape]."""
+    assert a.edges is not None
+    edges = a.edges.cpu().numpy()
+    labels = tuple(f"edge {u} → {v}" for u, v in edges.T.tolist())
+    if kind == "nodes":
+        labels = tuple(features) if len(features) == len(x) else tuple(f"node {i}" for i in range(len(x)))
+    return Part(kind, name, _double(x).numpy(), maps.reshape(*maps.shape[:2], -1).sum(2).numpy(), labels, edges)
+
+
+class Drawing(NamedTuple):
+    """How a graph is drawn: the nodes with the most relevance [N'], where they stand [N', 2] in 0…1, which of them are
+    joined, by their places among them [E', 2], and of each line the edges that it stands for, of both directions."""
+
+    nodes: np.ndarray
+    places: np.ndarray
+    joined: np.ndarray
+    lines: list[list[int]]
+
+
+def laid_out(part: Part) -> Drawing:
+    """How a graph is drawn, by springs."""
     import networkx
 
     assert part.edges is not None
-    nodes = np.sort(np.argsort(-np.abs(part.relevance).sum(0), kind="stable")[:MOST_NODES])
+    r = np.abs(part.relevance).sum(0)
+    r = r if part.kind == "nodes" else np.bincount(part.edges.ravel(), np.tile(r, 2))
+    nodes = np.sort(np.argsort(-r, kind="stable")[:MOST_NODES])
+    order = {node: i for i, node in enumerate(nodes.tolist())}
+    lines: dict[tuple[int, int], list[int]] = {}
+    for e, (u, v) in enumerate(part.edges.T.tolist()):
+        if u in order and v in order and u != v:
+            lines.setdefault((order[min(u, v)], order[max(u, v)]), []).append(e)
     graph = networkx.Graph()
-    graph.add_nodes_from(nodes.tolist())
-    graph.add_edges_from((u, v) for u, v in part.edges.T.tolist() if u in graph and v in graph and u != v)
+    graph.add_nodes_from(range(len(nodes)))
+    graph.add_edges_from(lines)
     laid = networkx.spring_layout(graph, seed=0)
     places = np.array([laid[node] for node in graph])
     low, high = places.min(0), places.max(0)
-    order = {node: i for i, node in enumerate(graph)}
-    joined = np.array([(order[u], order[v]) for u, v in graph.edges], dtype=int).reshape(-1, 2)
-    return nodes, (places - low) / np.maximum(high - low, 1e-9), joined
+    joined = np.array(list(lines), dtype=int).reshape(-1, 2)
+    return Drawing(nodes, (places - low) / np.maximum(high - low, 1e-9), joined, list(lines.values()))
 
 
 def _double(t: Tensor) -> Tensor:

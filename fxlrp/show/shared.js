@@ -22,9 +22,11 @@ var fx = {
   bar: function (colour) {
     return 'linear-gradient(90deg,' + [-1, -.75, -.5, -.25, 0, .25, .5, .75, 1].map(colour).join(',') + ')';
   },
-  said: function (v) { return v.toPrecision(3).replace(/-/g, '−'); },
-  make: function (name, parent, text) {
-    var e = document.createElement(name);
+  said: function (v) {
+    return (v && Math.abs(v) < 1e-3 ? v.toExponential(2) : v.toPrecision(3)).replace(/-/g, '−');
+  },
+  make: function (name, parent, text, ns) {
+    var e = ns ? document.createElementNS(ns, name) : document.createElement(name);
     if (text !== undefined) e.textContent = text;
     if (parent) parent.appendChild(e);
     return e;

@@ -8,6 +8,7 @@ from fxlrp import __version__
 from fxlrp.errors import counted
 from fxlrp.show.colours import colour_map, ink, shade
 from fxlrp.show.figure import blank
+from fxlrp.show.fonts import families, not_said_again
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,10 @@ def plot(a: TextAttribution, *, colours: str = "red-blue") -> Figure:
     palette = colour_map(colours)
     ends = tuple(tuple(255 * float(c) for c in palette(end)[:3]) for end in (0.0, 1.0))
     figure = blank(figsize=(WIDE, 1.0), dpi=100)
-    lines = _lines(a, figure)
+    fonts = families("".join([*(shown for _, word in _words(a) for _, shown in word), *(q.title for q in a.asked)]))
+    weight = "bold" if len(fonts) == 1 else "normal"  # others need not have bold letters
+    with not_said_again():
+        lines = _lines(a, figure, fonts)
     block = (len(lines) + 2.2) * LINE
     count = min(len(a.asked), max(1, int(HIGHEST / block)))
     high = block * count + MARGIN + 0.2
@@ -41,7 +45,7 @@ def plot(a: TextAttribution, *, colours: str = "red-blue") -> Figure:
     axes.set_axis_off()
     for k, (row, asked) in enumerate(zip(a.matrix[:count].tolist(), a.asked[:count], strict=True)):
         top, y = max(map(abs, row), default=0) or 1.0, MARGIN + k * block
-        _write(axes, MARGIN, y, asked.title, weight="bold")
+        _write(axes, MARGIN, y, asked.title, weight=weight, family=fonts)
         _write(axes, MARGIN, y + 0.8 * LINE, a._small_print(asked), fontsize=8, color="0.35")
         _scale(axes, y, top, ends)
         for i, line in enumerate(lines):
@@ -51,7 +55,7 @@ def plot(a: TextAttribution, *, colours: str = "red-blue") -> Figure:
                 at = (x, y + (i + 1.6) * LINE)
                 _ground(axes, at, wide, 0.8 * LINE, colour, edge)
                 how = {"style": "italic"} if a.pieces[token].end <= a.pieces[token].start else {}
-                _write(axes, at[0], at[1] + 0.4 * LINE, shown, va="center", color=ink(colour), **how)
+                _write(axes, at[0], at[1] + 0.4 * LINE, shown, va="center", color=ink(colour), family=fonts, **how)
     left_out = f"{counted(len(a.asked) - count, 'question')} more, which a page has · " if count < len(a.asked) else ""
     _write(
         axes,
@@ -66,12 +70,12 @@ def plot(a: TextAttribution, *, colours: str = "red-blue") -> Figure:
     return figure
 
 
-def _lines(a: TextAttribution, figure: Any) -> list[list[tuple[float, float, int, str]]]:
+def _lines(a: TextAttribution, figure: Any, fonts: list[str]) -> list[list[tuple[float, float, int, str]]]:
     """The lines that the tokens fill: of each token where it stands, how wide it is, its number and what is shown."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.font_manager import FontProperties
 
-    renderer, font = FigureCanvasAgg(figure).get_renderer(), FontProperties(size=SIZE)
+    renderer, font = FigureCanvasAgg(figure).get_renderer(), FontProperties(family=fonts, size=SIZE)
 
     def width(text: str) -> float:
         return renderer.get_text_width_height_descent(text, font, False)[0] / figure.dpi
