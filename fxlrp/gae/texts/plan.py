@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -124,9 +124,13 @@ class TextPlan:
     ) -> list[dict[str, float | None]]:
         """Return how much each map [T] changes under noise, and how much it is like that of random weights."""
         explain = self.explain(name, method, shadow=True)
-        noisy = [[run(explain, case) for _, case in trial] for _ in self.shadow.noisy()]
+
+        def maps_of(copy: str) -> list[Tensor]:
+            return [run(explain, replace(case, key=f"{case.key}:{copy}")) for _, case in trial]
+
+        noisy = [maps_of(f"noise {draw}") for draw, _ in enumerate(self.shadow.noisy())]
         with self.shadow.randomized():
-            random = [run(explain, case) for _, case in trial]
+            random = maps_of("random")
         measures = []
         for (_, case), heat, other, *others in zip(trial, maps, random, *noisy, strict=True):
             free = case.free
