@@ -21,7 +21,8 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8eaed; --soft: #9aa4b0; --line: #3a4048; --bar: #3d618f; --up: #7aa7e6; --down: #ef9470 }
 }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: var(--ink) }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+  overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; white-space: nowrap }
 .wide { overflow-x: auto } td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
 td:first-child, th:first-child { text-align: left } .soft { color: var(--soft) } td .soft { font-size: 11px }
@@ -29,7 +30,7 @@ td:first-child, th:first-child { text-align: left } .soft { color: var(--soft) }
 .pairs th + th { writing-mode: vertical-rl; padding: .4rem .1rem; text-align: left }
 .up { color: var(--up) } .down { color: var(--down) }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .soft { fill: var(--soft) }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 0 2rem }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 0 2rem }
 .charts svg { width: 100% } h2 { margin-bottom: .3rem }
 .panels, .shots { display: flex; flex-wrap: wrap; gap: .8rem } figure { margin: 0; font-size: 12px }
 figure img { display: block; width: 190px; image-rendering: pixelated }

@@ -217,6 +217,10 @@ def test_the_command(tmp_path: Path, open_page: Any) -> None:
     assert page.locator("h2").count() >= 10
     assert page.locator(".text b").count() > 0  # what people marked
     assert page.locator("figure svg").count() == 6  # three ways, two methods
+    places = page.locator("table:has(th:text('removal suffic.')) td").all_inner_texts()
+    assert sorted(places[1::6]) == ["1", "2"]  # by each way
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
     for option, value in (("--masks", tmp_path), ("--definition", "2024-12")):
         assert "goes with models that read pictures" in command(*how, option, value, code=2)
     assert "has no column review" in command(EXAMPLE, data, "--column", "review", code=2)
