@@ -165,7 +165,10 @@ def test_continuations_and_what_is_left_out(tmp_path: Path) -> None:
     texts = [{"text": "The capital of France is", "continuation": " Paris"}, {"text": "once upon a time"}]
     report = evaluate(model, tokenizer, ["random", "ground-truth"], texts, steps=2, stability=False, out=tmp_path)
     assert report.ways == ["hidden", "dropped"]
-    assert report.notes == ["Tokens are not replaced by a mask: the tokenizer has none."]
+    assert report.notes == [
+        "Of 1 of 2 texts the likeliest next token is explained: they have no continuation.",
+        "Tokens are not replaced by a mask: the tokenizer has none.",
+    ]
     assert "needs a human rationale" in report.errors["ground-truth"]
     assert all(row["hidden_morf"][0] < 0 and row["predicted"] for row in report.rows)
     assert "auprc" not in report.measures

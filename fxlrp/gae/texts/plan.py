@@ -27,6 +27,7 @@ class TextPlan:
     """What an evaluation on texts is made of; chunks are of `size` samples each.
 
     share: which part of a text's words people mark on average, None where there are no rationales.
+    without: how many texts have no continuation, 0 where none has one.
     stability: whether sensitivity and randomization are measured.
     """
 
@@ -47,7 +48,11 @@ class TextPlan:
         self.sample = Remembered[Sample](self.data.__getitem__, 8 * self.size)
         self.case = Remembered[Case](self._case, 8 * self.size)
         self.chunks = -(-len(self.data) // self.size)
-        marks = [r for i in range(len(self.data)) if (r := self.data[i].rationale) is not None]
+        marks, given = [], 0
+        for sample in map(self.data.__getitem__, range(len(self.data))):
+            marks += [] if sample.rationale is None else [sample.rationale]
+            given += sample.continuation is not None
+        self.without = given and len(self.data) - given
         self.share = sum(sum(r) / len(r) for r in marks) / len(marks) if marks else None
 
     def manifest(self) -> dict[str, Any]:
