@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from text_cases import TEXTS, bag
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -73,6 +75,26 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path, whole: Path) -> None:
     pieces = [(row["chunk"], row["method"]) for row in map(json.loads, (out / "pieces.jsonl").open())]
     assert len(pieces) == len(set(pieces)) == 6
     assert results(out) == results(whole)
+
+
+def test_weights_that_begin_anywhere_give_the_scores_of_their_copy() -> None:
+    """A file that is mapped into memory is not what another process gets of it by pickle."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(EXAMPLE).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(EXAMPLE)
+    for p in model.parameters():
+        p.data = torch.frombuffer(bytearray(4 * p.numel() + 12), dtype=p.dtype, offset=12).view(p.shape).copy_(p.data)
+    before = [(p.data_ptr(), p.detach().clone()) for p in model.parameters()]
+    texts = ["the plot is dull but the music was truly wonderful, and the ending of the series is not bad"]
+    how: dict[str, Any] = {"methods": ["random", "attnlrp"], "dataset": texts, "stability": False}
+    report = evaluate(model, tokenizer, **how)
+    assert all(
+        p.data_ptr() == at and torch.equal(p, was) for p, (at, was) in zip(model.parameters(), before, strict=True)
+    )
+    copied = pickle.loads(pickle.dumps(model))
+    assert any(
+        p.data_ptr() % 64 != q.data_ptr() % 64 for p, q in zip(model.parameters(), copied.parameters(), strict=True)
+    )
+    assert evaluate(copied, tokenizer, **how).rows == report.rows
 
 
 @pytest.mark.whole
