@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError, with_kind
 from fxlrp.gae.methods import identify
@@ -17,6 +19,8 @@ from fxlrp.gae.report import Report
 from fxlrp.gae.store import Kept, Store
 from fxlrp.ray_pool import check_ray, done_by_ray
 
+ALIGNED = 64
+"""At multiples of so many bytes torch lets a tensor on the CPU begin."""
 Progress = Callable[[int, int], None]
 Rows = list[dict[str, Any]]
 AnyReport = TypeVar("AnyReport", bound=Report)
@@ -110,6 +114,7 @@ class Chunks(Protocol):
     chunks: how many there are.  what: what a sample holds, in words.  device: of the model.
     """
 
+    model: nn.Module
     chunks: int
     what: str
     device: torch.device
@@ -131,6 +136,24 @@ class Chunks(Protocol):
         ...
 
 
+@contextmanager
+def aligned(model: nn.Module) -> Iterator[None]:
+    """Lend a model on the CPU weights that begin where torch lets them begin, as those of a copy in another process do.
+
+    From a file that is mapped into memory they begin anywhere, and products of them are rounded otherwise.
+    """
+    weights = [t for t in (*model.parameters(), *model.buffers()) if t.device.type == "cpu" and not t.is_inference()]
+    plain = (t for t in weights if type(t.data) is Tensor and t.layout == torch.strided)
+    moved = [(t, t.data) for t in plain if t.data_ptr() % ALIGNED]
+    for t, data in moved:
+        t.data = data.clone()
+    try:
+        yield
+    finally:
+        for t, data in moved:
+            t.data = data
+
+
 class Measuring:
     """Every method on every chunk of a plan; a method that raised is not asked again."""
 
@@ -141,6 +164,10 @@ class Measuring:
 
     def pieces(self, chunk: int, methods: Sequence[str], kept: Collection[str]) -> Pieces:
         """Yield the rows or the error of each method; samples are told apart only if results are kept."""
+        with aligned(self.plan.model):
+            yield from self._pieces(chunk, methods, kept)
+
+    def _pieces(self, chunk: int, methods: Sequence[str], kept: Collection[str]) -> Pieces:
         content = self.plan.content(chunk) if self.kept else None
         if any(of != content for of in kept):
             raise FxlrpError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -22,7 +22,9 @@ import fxlrp
 from fxlrp import FxlrpError
 from fxlrp.cli import app
 from fxlrp.gae import BASELINES, Report, evaluate
+from fxlrp.gae.data import Folder, open_data
 from fxlrp.gae.measures import localisation
+from fxlrp.inputs.pictures import Preprocess
 
 pytest.importorskip("captum")
 pytest.importorskip("pyarrow")
@@ -91,19 +93,18 @@ def results(out: Path) -> bytes:
     return (out / "results.parquet").read_bytes() + (out / "report.json").read_bytes()
 
 
-def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
+def test_killed_it_goes_on(tmp_path: Path) -> None:
     work(tmp_path / "whole")
-    rng, kills = random.Random(0), 0
-    while kills < 15:
+    pieces_of = tmp_path / "killed" / "pieces.jsonl"
+    for enough in (0, 1, 4, 7, 10):  # of 12 pieces
         run = process(tmp_path / "killed", 0.01)
-        run.join(rng.uniform(0.02, 0.3))
-        if run.is_alive():
-            run.kill()
-            kills += 1
+        while run.is_alive() and (not pieces_of.exists() or pieces_of.read_bytes().count(b"\n") < enough):
+            time.sleep(0.005)
+        assert run.is_alive()
+        run.kill()
         run.join()
-        part = tmp_path / "killed" / "pieces.jsonl"
-        if kills == 5 and part.exists():  # and a line that the kill cut short
-            with part.open("ab") as file:
+        if enough == 4:  # and a line that the kill cut short
+            with pieces_of.open("ab") as file:
                 file.write(b'{"chunk":2,"method":"slow","rows":[{"sam')
     work(tmp_path / "killed")
     lines = (tmp_path / "killed" / "pieces.jsonl").read_text().splitlines()
@@ -355,13 +356,37 @@ def test_without_quantus_a_note(model: nn.Module, monkeypatch: pytest.MonkeyPatc
     assert not evaluate(model, "random", pictures(4), steps=2, quantus=False).notes
 
 
-def test_a_data_set_of_hugging_faces(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
-    files = sorted(str(p) for p in (EXAMPLES / "pictures").glob("*.png"))[:5]
-    columns = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    made = datasets.Dataset.from_dict({"image": files, "label": [0, 1, 2, 3, 4]}, features=columns)
-    made.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"test": made}).save_to_disk(tmp_path / "many")
-    command(EXAMPLES / "model.pt", tmp_path / "one", "--methods", "random", "--steps", 2, "-o", tmp_path / "out")
-    assert [row["label"] for row in json.loads((tmp_path / "out/pieces.jsonl").read_text().splitlines()[0])["rows"]]
+@pytest.mark.parametrize("kind", ["saved by datasets", "parquet", "csv"])
+def test_data_sets_of_pictures(kind: str, tmp_path: Path) -> None:
+    """Their samples are those of a folder, and their labels are known."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted((EXAMPLES / "pictures").glob("*.png"))[:5]
+    rows = [{"image": {"bytes": f.read_bytes(), "path": f.name}, "label": i} for i, f in enumerate(files)]
+    table, data = pa.Table.from_pylist(rows), tmp_path / f"data.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, data)
+    elif kind == "csv":
+        data.write_text("image,label\n" + "".join(f"{f},{i}\n" for i, f in enumerate(files)))
+    else:
+        data.mkdir()
+        with pa.ipc.new_stream(str(data / "data.arrow"), table.schema) as stream:
+            stream.write_table(table)
+        (data / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    preprocess = Preprocess((64, 64), (0.5,) * 3, (0.5,) * 3)
+    (tmp_path / "pictures").mkdir()
+    for f in files:
+        shutil.copy(f, tmp_path / "pictures")
+    stored, folder = open_data(str(data), preprocess), Folder(tmp_path / "pictures", preprocess)
+    for i in range(5):
+        torch.testing.assert_close(stored[i][0], folder[i][0], rtol=0, atol=0)
+        assert stored[i][1] == i
+    how = ("--methods", "random", "--steps", 2, "--device", "cpu")
+    command(EXAMPLES / "model.pt", data, *how, "-o", tmp_path / "out")
+    labels = [row["label"] for line in (tmp_path / "out/pieces.jsonl").open() for row in json.loads(line)["rows"]]
+    assert sorted(labels) == [0, 1, 2, 3, 4]
+    assert "has its own" in command(EXAMPLES / "model.pt", data, "--masks", tmp_path, code=2)
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "dataset_dict.json").write_text('{"splits": ["test"]}')
     assert "has splits test" in command(EXAMPLES / "model.pt", tmp_path / "many", "--methods", "random", code=2)
