@@ -141,12 +141,22 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
     return True
 
 
+def functional_twin(op: Any) -> Any:
+    """`relu` for `relu_`: the overload with the same arguments, which may have another name, as those of `pow`; None
+    for an op that has none."""
+    name = op._schema.name.split("::")[1]
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    twins = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    return next((twin for twin in twins if _arguments(twin) == _arguments(op)), None)
+
+
+def _arguments(op: Any) -> list[tuple[str, str]]:
+    return [(a.name, str(a.type)) for a in op._schema.arguments]
+
+
 def _functional_twin(node: fx.Node) -> Any:
     """`relu` for `relu_`, if its result has the shape and dtype of the tensor that the in-place op wrote into."""
-    op = target_of(node)
-    name, overload = op._schema.name.split("::")[1], op._overloadname
-    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
-    twin = getattr(packet, overload, None)
+    twin = functional_twin(target_of(node))
     others = [a.meta["val"] for a in node.all_input_nodes[1:] if isinstance(a.meta.get("val"), Tensor)]
     base = node.meta["val"]
     same = all(torch.promote_types(o.dtype, base.dtype) == base.dtype and o.ndim <= base.ndim for o in others)
