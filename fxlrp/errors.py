@@ -1,5 +1,9 @@
 """The exceptions that fxlrp raises for what a caller can mend, its warnings, and what is put in words."""
 
+from __future__ import annotations
+
+import re
+
 
 class FxlrpError(Exception):
     """Something the caller can mend; the message says what, where and what to do."""
@@ -22,6 +26,21 @@ def counted(count: int, what: str) -> str:
 def with_kind(error: BaseException) -> str:
     """An exception's message, behind its kind unless it is our own."""
     return str(error) if isinstance(error, FxlrpError) else f"{type(error).__name__}: {error}"
+
+
+def missing(package: str, what: str = "This") -> FxlrpError | None:
+    """The error that something needs a package, with the extra of fxlrp's that brings it; None if none does."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        wanted = requires("fxlrp") or []
+    except PackageNotFoundError:  # it is run from where its files are
+        return None
+    for line in wanted:  # such as "ray[data]>=2; extra == 'data'"
+        name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"](\w+)['\"]", line)
+        if name and extra and name[0].lower() == package.partition(".")[0]:
+            return FxlrpError(f"{what} needs {name[0]}, which is not installed: pip install 'fxlrp[{extra[1]}]'.")
+    return None
 
 
 class NoRelevance(UserWarning):

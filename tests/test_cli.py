@@ -27,6 +27,8 @@ from fxlrp.cli.loading import split_names
 from fxlrp.inputs import load_model, open_picture
 from fxlrp.show.files import save
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
 
 def run(*args: object, code: int = 0) -> Result:
     result = CliRunner().invoke(app, [str(a) for a in args])
@@ -115,6 +117,18 @@ def test_a_broken_picture_among_many(files: Path) -> None:
     found = json.loads(run("explain", files / "net.pt", files / "deep", "-o", "maps", "--json", code=2).stdout)
     assert ["error" in row for row in found["pictures"]] == [True, False, False]
     assert found["pictures"][1]["explained"][0]["target"].startswith("fox") or found["pictures"][1]["classes"]
+
+
+def test_more_pictures_than_fit_a_screen(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxlrp.cli.answering.SHOWN", 4)
+    (files / "many").mkdir()
+    for i in range(4):
+        shutil.copy(files / "a.png", files / "many" / f"{i}.png")
+        (files / "many" / f"broken{i}.png").write_text("no picture")
+    result = run("explain", files / "net.pt", files / "many", "-o", "maps", code=2)
+    assert re.findall(r"^ (\S+\.png)", result.stdout, re.MULTILINE) == ["0.png", "1.png", "broken0.png", "broken1.png"]
+    assert "and 4 more; --json prints all" in result.stdout
+    assert "\n\n" not in result.stderr  # no bar where there is no terminal
 
 
 def test_json_alone_and_quiet(files: Path) -> None:
@@ -248,6 +262,32 @@ def test_mistakes(what: str, files: Path) -> None:
     lines = [line for line in result.stderr.splitlines() if not line.startswith("pictures: ")]
     assert len(lines) == 1
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(("package", "extra", "args"), [
+    ("timm", "vision", ("explain", "timm:resnet18", "a.png", "--random-weights")),
+    ("transformers", "text", ("explain", "hf:{examples}/text", "a good film")),
+    ("transformers", "text", ("generate", "{examples}/text", "a good film")),
+    ("gradio", "app", ("app", "net.pt")),
+])  # fmt: skip
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    package: str, extra: str, args: tuple[str, ...], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "fxlrp.cli.app_in_browser", raising=False)
+    said = run(*(arg.format(examples=EXAMPLES) for arg in args), code=2).stderr
+    assert f"needs {package}, which is not installed: pip install 'fxlrp[{extra}]'." in said
+
+
+def test_a_module_of_a_package_that_is_missing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("fxlrp.inputs.allowlist.import_module", none)
+    monkeypatch.setattr("fxlrp.inputs.allowlist.find_spec", lambda name: None)
+    said = run("explain", EXAMPLES / "model.pt", EXAMPLES / "pictures" / "ring_star.png", code=2).stderr
+    assert "needs timm, which is not installed: pip install 'fxlrp[vision]'." in said
 
 
 def test_debug_shows_where(files: Path) -> None:

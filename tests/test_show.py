@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,8 @@ def test_numbers(saved: Path) -> None:
         y, x = map(int, row["place"].split())
         k = CLASSES.index(row["class"])
         np.testing.assert_allclose(float(row["relevance"]), heat[int(row["sample"]), k, y, x], rtol=1e-5)
+    score = picture(target=lambda out: out.sum(1)).save(saved.with_suffix(".csv"))
+    assert {row["class"] for row in csv.DictReader(score.open())} == {"the score"}
     arrays = np.load(a.save(saved.with_suffix(".npz")))
     np.testing.assert_allclose(arrays["relevance.0"], a.relevance.detach().float().numpy())
     np.testing.assert_array_equal(arrays["target"], a.target)
@@ -358,6 +361,20 @@ def test_a_large_picture_makes_a_small_page() -> None:
     x = torch.rand(1, 3, 1200, 900)
     a = Attribution(torch.randn_like(x), x, torch.rand(1, 3), torch.tensor([1]), inputs=(x,), labels=CLASSES)
     assert len(a._repr_html_()) < 1_500_000
+
+
+def test_a_long_sound_makes_a_small_page(open_page, tmp_path: Path) -> None:
+    x, r = torch.randn(1, 1, 160_000), torch.randn(1, 1, 160_000, dtype=torch.float64)
+    a = Attribution(r, x, torch.rand(1, 3), torch.tensor([1]), inputs=(x,), labels=CLASSES)
+    file = a.to_html(tmp_path / "sound.html")
+    assert file.stat().st_size < 100_000
+    titles = open_page(file).locator("svg rect title").all_text_contents()
+    assert titles[0].startswith("time 0 to 159: value ")
+    assert titles[-1].startswith("time 159840 to 159999: value ")
+    said = torch.tensor([[float(v.replace("−", "-")) for v in re.findall(r"value (\S+), relevance (\S+)$", t)[0]]
+                         for t in titles])  # fmt: skip
+    np.testing.assert_allclose(said[:, 1], r.reshape(1000, 160).sum(1), rtol=0.01, atol=1e-3)
+    np.testing.assert_allclose(said[:, 0].abs(), x.reshape(1000, 160).abs().amax(1), rtol=0.01)
 
 
 class Nodes(nn.Module):

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from fxlrp import __version__
 from fxlrp.attribution import Attribution
 from fxlrp.cli.loading import parse_contrast, parse_position, print_counts
-from fxlrp.cli.terminal import err, out, print_json
+from fxlrp.cli.terminal import out, print_json, tracked
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.explaining import every_side
@@ -117,7 +116,7 @@ def answer_files(
     pages: list[list[Attribution]] = []
     rows: list[dict[str, Any]] = []
     several = len(inputs) > 1
-    shown = track(inputs, "explaining", console=err, transient=True) if several else inputs
+    shown = tracked(inputs, "explaining") if several else inputs
     for given, file in zip(shown, files, strict=True):
         try:
             read = reading.read(given)
@@ -176,7 +175,7 @@ def print_answer(a: Attribution, given: Path) -> None:
     parts = parts_of(a)
     for part in parts:
         if part.kind != "picture":
-            where = "counted most" if len(parts) == 1 else f"input {part.name}" if part.name.isdigit() else part.name
+            where = "counted most" if len(parts) == 1 else part.title
             out.print(f"  {escape(where)}: {escape(strongest(part, 0))}", soft_wrap=True)
 
 
@@ -206,21 +205,26 @@ def strongest(part: Part, k: int, most: int = 3) -> str:
 
 
 def print_table(kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print a row for each of many samples: what was explained, what else was likely, and where the map is."""
+    """Print a row for each of many samples, of more than fit a screen some that failed and the first others: what was
+    explained, what else was likely, and where the map is."""
     table = Table(box=None)
     for column in (kind, "explained", "likeliest", "wrote"):
         table.add_column(column, overflow="fold")  # a path that is cut is no path
     (where, given), (place, wrote) = (_beneath([row.get(key, "") for row in rows]) for key in (kind, "wrote"))
-    for row, name, file in zip(rows, given, wrote, strict=True):
+    failed, others = ([i for i, row in enumerate(rows) if ("error" in row) is wrong] for wrong in (True, False))
+    first = (failed[: SHOWN // 2] + others)[:SHOWN] if len(rows) > SHOWN else range(len(rows))
+    for i in sorted(first):
+        row = rows[i]
         if "error" in row:
-            table.add_row(escape(name), "[red]can't be read[/]", "", "")
+            table.add_row(escape(given[i]), "[red]can't be read[/]", "", "")
             continue
         best = row["classes"][0] if "classes" in row else None
         explained = row["explained"][0]["target"]
         likeliest = f"{best['name']}, {100 * best['probability']:.1f} %" if best else ""
-        other = "" if explained == likeliest else likeliest
-        table.add_row(*map(escape, (name, explained, other, file)))
+        table.add_row(*map(escape, (given[i], explained, "" if explained == likeliest else likeliest, wrote[i])))
     out.print(table)
+    if len(first) < len(rows):
+        out.print(f"and {len(rows) - len(first)} more; --json prints all", soft_wrap=True)
     out.print(f"read from [bold]{escape(where)}[/], written to [bold]{escape(place)}[/]", soft_wrap=True)
     against = next((row["against"] for row in rows if "against" in row), "")
     sides = "red spoke for the class, blue against it"

@@ -6,6 +6,8 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
+import gradio
+
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import convert
 from fxlrp.explaining import every_side, explain_images
@@ -23,13 +25,7 @@ def make_app(loaded: LoadedModel, rules: str | Rulebook, tokenizer: Any = None) 
     """A gradio app of a model: a picture, or a text if there is a tokenizer, and below it the page of its explanation.
 
     One explanation runs at a time, others wait; nothing is read from or written to files, but what is uploaded.
-
-    Raises FxlrpError if gradio is not installed.
     """
-    try:
-        import gradio
-    except ImportError as error:
-        raise FxlrpError("The app needs gradio: pip install fxlrp[app].") from error
     explainer = convert(loaded.module, rules=rules)
     classes = list(loaded.labels or ())
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from fxlrp import __version__
 from fxlrp.cli import options
 from fxlrp.cli.app import app
-from fxlrp.cli.terminal import err, errors_in_one_sentence, out, print_json
+from fxlrp.cli.terminal import errors_in_one_sentence, out, print_json, tracked
 from fxlrp.errors import FxlrpError
 
 if TYPE_CHECKING:
@@ -110,8 +110,6 @@ def compare_rulebooks(
 
     Raises FxlrpError as `fxlrp.cli.answering.answer_files` does.
     """
-    from rich.progress import track
-
     from fxlrp.cli.answering import print_answer
     from fxlrp.explainer import convert
     from fxlrp.show.files import save_comparison, summary, write_pages
@@ -119,7 +117,7 @@ def compare_rulebooks(
     read = reading.read(given)
     explainer = convert(loaded.module, rules=books[0], strict=asked.strict, shifts=asked.shifts)
     maps: dict[str, Attribution] = {}
-    for book in track(books, "explaining", console=err, transient=True):
+    for book in tracked(books, "explaining"):
         maps[book.name], _ = reading.explain(explainer.by(book), read, asked.question(loaded))
     names = distinct({name: a.each for name, a in maps.items()})
     kept = {name: maps[name] for name in names}

@@ -165,7 +165,8 @@ def _progress() -> Iterator[Progress]:
     )
 
     columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=err, transient=True) as bar:
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, *times, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("", total=None, failed="")
         began: list[int] = []
 

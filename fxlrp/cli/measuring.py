@@ -193,6 +193,6 @@ def in_browser(
     loaded = load(model, arch, weights, trust, random_weights, device)
     tokenizer = load_tokenizer(model) if loaded.reads_text else None
     loaded = loaded if loaded.reads_text else take_pictures(loaded, size, None, None, labels)
-    out.print(f"http://127.0.0.1:{port}   (Ctrl-C ends it)")
     made = make_app(loaded, rules, tokenizer)
+    out.print(f"http://127.0.0.1:{port}   (Ctrl-C ends it)")
     made.queue(default_concurrency_limit=1).launch(server_name="127.0.0.1", server_port=port, quiet=True, share=False)

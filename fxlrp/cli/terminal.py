@@ -9,8 +9,8 @@ import functools
 import json
 import re
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,11 +18,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from fxlrp.cli.checks import check_options
-from fxlrp.errors import FxlrpError, InputsRefused, NoGlyphs, NoRelevance
+from fxlrp.errors import FxlrpError, InputsRefused, NoGlyphs, NoRelevance, missing
 from fxlrp.methods import DEFAULT, described
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+T = TypeVar("T")
 
 
 def errors_in_one_sentence(command: Callable[..., None]) -> Callable[..., None]:
@@ -62,6 +63,8 @@ def _hint(options: dict[str, Any]) -> str:
 
 def _print_error(error: Exception, hint: str) -> int:
     """Print an error and return the exit code that it stands for; hint: what to do where the model refuses inputs."""
+    if isinstance(error, ModuleNotFoundError):
+        error = missing(error.name or "") or error
     if not isinstance(error, FxlrpError | OSError):
         from fxlrp.inputs.hubs import first_line
 
@@ -81,6 +84,13 @@ def _print_error(error: Exception, hint: str) -> int:
 
 def _print_warning(message: Warning | str, *_: Any) -> None:
     err.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+
+
+def tracked(items: Sequence[T], what: str) -> Iterable[T]:
+    """The items, with a bar of how many are done where there is a terminal."""
+    from rich.progress import track
+
+    return track(items, what, console=err, transient=True, disable=not err.is_terminal)
 
 
 def print_rulebooks() -> None:

@@ -72,7 +72,7 @@ def run_texts(
 def run_known(suite: str, methods: Sequence[str] | None, out: Path | None, console: Console, **how: Any) -> KnownReport:
     """Ask methods about networks that are known; `known` stands for all suites.  Raises FxlrpError as `known` does."""
     names = [name for part in suite.split(",") for name in (SUITES if part.strip() == "known" else [part.strip()])]
-    with _progress(console) as progress:
+    with without_warnings(), _progress(console) as progress:  # of maps that are zero, which is what is measured
         return known(methods, suites=list(dict.fromkeys(names)), out=out, progress=progress, **how)
 
 
@@ -80,7 +80,7 @@ def run_known(suite: str, methods: Sequence[str] | None, out: Path | None, conso
 def _progress(console: Console) -> Iterator[Callback]:
     """Show a progress bar, and yield what moves it: a function of how much is done, of how much."""
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -92,7 +92,7 @@ def tune_rules(loaded: Any, data: str, masks: Path | None, out: Path | None, con
     """
     dataset = open_data(data, loaded.preprocess, masks)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("the default on the data")
 
         def tell(name: str, scores: Scores, held_out: bool) -> None:

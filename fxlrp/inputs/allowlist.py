@@ -10,13 +10,14 @@ import enum
 import re
 from collections import OrderedDict
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, missing
 
 # Where layers live.  Not here, because making or running theirs can run code: torch.jit, torch.fx, torch.package,
 # torch.distributed, torch.ao, torch.hub, transformers' generation, pipelines, integrations and remote code.
@@ -121,7 +122,10 @@ for _home in ("numpy.core.multiarray", "numpy._core.multiarray"):
 
 
 def admit(name: str) -> Any:
-    """Return the object to load for a global, or None if it is not on the allow-list."""
+    """Return the object to load for a global, or None if it is not on the allow-list.
+
+    Raises FxlrpError for a layer of a package that is not installed.
+    """
     if name in STAND_INS:
         return STAND_INS[name]
     home, _, last = name.rpartition(".")
@@ -129,7 +133,10 @@ def admit(name: str) -> Any:
         return None
     try:
         value = getattr(import_module(home), last)  # imports library modules only: _HOMES and FUNCTIONS name them
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError) as error:
+        package = home.partition(".")[0]
+        if find_spec(package) is None and (absent := missing(package, f"The model, which has a {last},")):
+            raise absent from error
         return None
     fine = (
         name in FUNCTIONS

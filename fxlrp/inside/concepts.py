@@ -135,7 +135,9 @@ def concepts(
     so_far = None if out is None else load_concepts(out, about)
     so_far = None if so_far is None else replace(so_far, directions=pair)
     starts = range(0 if so_far is None else so_far.count, len(data), batch_size)
-    shown = track(starts, "concepts", console=Console(stderr=True), transient=True) if progress else starts
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
+    shown = track(starts, "concepts", console=console, transient=True, disable=hidden)
     for k, start in enumerate(shown):
         for args, kwargs, asked, first in _batches(data, range(start, min(start + batch_size, len(data))), target):
             share, activation = parts_of_call(explainer, args, kwargs, Question(asked, contrast), at, by, pair)

@@ -19,7 +19,7 @@ from fxlrp.show.figure import compare, plot
 from fxlrp.show.fonts import not_said_again
 from fxlrp.show.page import page, page_of
 from fxlrp.show.parts import parts_of, samples_of
-from fxlrp.show.words import against, classes_of, headline, likeliest, maps_of, name_of
+from fxlrp.show.words import against, headline, likeliest, maps_of, subject
 
 if TYPE_CHECKING:
     from fxlrp.attribution import Attribution
@@ -152,7 +152,7 @@ def _csv(a: Attribution) -> str:
     rows = csv.writer(out)
     rows.writerow(["sample", "class", "input", "place", "name", "value", "relevance"])
     for i in range(samples_of(a)):
-        asked = a.given if isinstance(a.given, tuple) else [name_of(a.labels, k) for k in classes_of(a, i)] or [""]
+        asked = a.given if isinstance(a.given, tuple) else [subject(a, i, k) for k in range(maps_of(a, i))]
         for part in parts_of(a, i):
             for name, r in zip(asked, part.relevance, strict=True):
                 for place in np.ndindex(*r.shape):

@@ -93,7 +93,7 @@
         bar.setAttribute('fill', css(t));
         bar.setAttribute('opacity', Math.abs(t) < now.threshold ? 0 : now.opacity);
         var title = document.createElementNS(ns, 'title');
-        title.textContent = 'time ' + i + ': value ' + said(v[i]) + ', relevance ' + said(r[row][i]);
+        title.textContent = 'time ' + input.times[i] + ': value ' + said(v[i]) + ', relevance ' + said(r[row][i]);
         bar.appendChild(title);
         svg.appendChild(bar);
       });

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 """What the browser may load for a page: nothing but what is in it."""
-MOST_PIXELS, MOST_MAP = 768, 384
-"""The longest side of a picture and of a map in a page; larger ones are reduced."""
+MOST_PIXELS, MOST_MAP, MOST_TIMES = 768, 384, 1000
+"""The longest side of a picture and of a map in a page, and the times of a curve; larger ones are reduced."""
 SWITCH = (
     '<label>colours <select><option value="red-blue">red for, blue against</option>'
     '<option value="lightness">light for, dark against</option></select></label>'
@@ -153,7 +153,11 @@ def _input(part: Part) -> dict[str, Any]:
         height, width = part.values.shape[:2]
         return about | {"picture": _photograph(part.values), "width": width, "height": height, "w": w, "h": h}
     if part.kind == "curves":
-        return about | {"values": _rounded(part.values)}
+        first = _starts(part)
+        high, low = (f.reduceat(part.values, first, axis=1) for f in (np.maximum, np.minimum))
+        ends = np.append(first[1:], part.values.shape[1]) - 1
+        times = [str(a) if a == b else f"{a} to {b}" for a, b in zip(first.tolist(), ends.tolist(), strict=True)]
+        return about | {"values": _rounded(np.where(high > -low, high, low)), "times": times}
     if part.kind in ("nodes", "edges"):
         drawn = laid_out(part)
         pairs = [[*ends, *line] for ends, line in zip(drawn.joined.tolist(), drawn.lines, strict=True)]
@@ -172,15 +176,23 @@ def _input(part: Part) -> dict[str, Any]:
 def _map(part: Part, k: int) -> dict[str, Any]:
     """The relevance of an input for one class, as the page's script takes it."""
     r = part.relevance[k]
+    words = [] if part.kind == "picture" else _times(r) if part.kind == "curves" else _names(part, r)
+    if part.kind == "curves":
+        r = np.add.reduceat(r, _starts(part), axis=1)
     if part.kind == "picture":
         small = reduced(r, MOST_MAP)
         return _grey(small) | {"top": top_of(small), "words": _places(r)}
     order = np.argsort(-np.abs(r if r.ndim == 1 else np.abs(r).sum(1)), kind="stable")
     rows = order[: MOST_CURVES if part.kind == "curves" else MOST_FEATURES].tolist()
     top = float(np.abs(r).max(initial=0)) or 1.0
-    words = _times(r) if part.kind == "curves" else _names(part, r)
     scale = top_of(r) if part.kind == "curves" else top
     return {"values": _rounded(r), "rows": rows, "top": scale, "most": top, "words": words}
+
+
+def _starts(part: Part) -> np.ndarray:
+    """The times at which the pieces of curves begin that a page shows: all, or so many of equal length."""
+    count = part.values.shape[1]
+    return np.unique(np.linspace(0, count, min(count, MOST_TIMES), endpoint=False).astype(int))
 
 
 def _inside(name: str, relevance: Tensor, index: int, k: int, a: Attribution) -> dict[str, Any]:
