@@ -92,7 +92,7 @@ def machine(workers: int) -> str:
     found = re.search(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else None
     packages = ", ".join(f"{name} {_version(name)}" for name in ("torch", "captum", "zennit"))
     made = f"{date.today()}, {found[1] if found else platform.machine()}, "
-    return f"{made}{workers or 1} process(es) of one thread; {packages}."
+    return f"{made}{'one process' if workers < 2 else f'{workers} processes'} of one thread; {packages}."
 
 
 def _version(package: str) -> str:

@@ -76,6 +76,7 @@ class Job:
         loaded, tokenizer = self.load()
         if digest(loaded.module) != self.settings.weights:
             raise FxlrpError(f"{self.settings.model} is another model here than where the run began.")
+        loaded = replace(loaded, labels=self.settings.labels)  # which a first answer may have told
         worker = Worker(_explainer(loaded, self.rules), ready(loaded), self.source, self.settings, tokenizer)
         worker.shapes = self.shapes
         return worker

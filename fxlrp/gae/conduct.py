@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxlrp.errors import FxlrpError, with_kind
 from fxlrp.gae.methods import identify
 from fxlrp.gae.report import Report
 from fxlrp.gae.store import Kept, Store
-from fxlrp.ray_pool import check_ray, done_by_ray
+from fxlrp.ray_pool import aligned, check_ray, done_by_ray
 
-ALIGNED = 64
-"""At multiples of so many bytes torch lets a tensor on the CPU begin."""
 Progress = Callable[[int, int], None]
 Rows = list[dict[str, Any]]
 AnyReport = TypeVar("AnyReport", bound=Report)
@@ -134,24 +131,6 @@ class Chunks(Protocol):
     def trial(self, chunk: int) -> Any:
         """Return what a chunk's samples go through before any method."""
         ...
-
-
-@contextmanager
-def aligned(model: nn.Module) -> Iterator[None]:
-    """Lend a model on the CPU weights that begin where torch lets them begin, as those of a copy in another process do.
-
-    From a file that is mapped into memory they begin anywhere, and products of them are rounded otherwise.
-    """
-    weights = [t for t in (*model.parameters(), *model.buffers()) if t.device.type == "cpu" and not t.is_inference()]
-    plain = (t for t in weights if type(t.data) is Tensor and t.layout == torch.strided)
-    moved = [(t, t.data) for t in plain if t.data_ptr() % ALIGNED]
-    for t, data in moved:
-        t.data = data.clone()
-    try:
-        yield
-    finally:
-        for t, data in moved:
-            t.data = data
 
 
 class Measuring:
