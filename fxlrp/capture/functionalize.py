@@ -138,7 +138,18 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
         base = args_of(node)[0]
         node.target = twin
         base.replace_all_uses_with(node, delete_user_cb=lambda u, at=position[node]: position[u] > at)
+        if twin is aten.copy.default:
+            _as_source(node)
     return True
+
+
+def _as_source(node: fx.Node) -> None:
+    """Rewrites a copy into a tensor as what is copied, in its type and shape: only the source's values matter."""
+    target, source = args_of(node)[:2]
+    with node.graph.inserting_before(node):
+        cast = node.graph.call_function(aten.type_as.default, (source, target))
+    cast.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}
+    node.target, node.args, node.kwargs = aten.expand_as.default, (cast, target), {}
 
 
 def functional_twin(op: Any) -> Any:
@@ -182,12 +193,8 @@ def restore_vocabulary(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}:
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
-        if node.target is aten.copy.default:  # only the source's values matter
-            target, source = node.args[:2]
-            with gm.graph.inserting_before(node):
-                cast = gm.graph.call_function(aten.type_as.default, (source, target))
-            cast.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}
-            node.target, node.args, node.kwargs = aten.expand_as.default, (cast, target), {}
+        if node.target is aten.copy.default:
+            _as_source(node)
         elif node.target in NATIVE and len(node.users) == 1:
             (item,) = node.users
             op, arguments = NATIVE[node.target]

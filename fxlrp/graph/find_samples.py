@@ -20,6 +20,7 @@ from fxlrp.graph.outputs import Output, explained_output, score_rows, spell_real
 from fxlrp.graph.probe import NUDGE, PUSHES, Probe
 from fxlrp.graph.reads import Place, find_readouts
 from fxlrp.graph.samples import batch_symbols, starts_of
+from fxlrp.patterns.accumulated import spell_accumulated
 from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.packed import spell_packed
 from fxlrp.patterns.sparse import spell_sparse
@@ -33,6 +34,7 @@ def spelled(captured: Capture) -> Capture:
     """The capture with special lookup ops written out as plain ones, so that readouts can be found, and with outputs
     that are complex by their type alone as real ones."""
     spell_packed(captured.graph, captured.inputs)
+    spell_accumulated(captured.graph)
     spell_bags(captured.graph)
     spell_sparse(captured.graph)
     cast_one_hots(captured.graph)
