@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import fxlrp
+from fxlrp.boxes import boxes_in
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -113,12 +114,16 @@ def _conditions(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> str:
         args, kwargs = _sample(0, args, kwargs)
         expected, alone = alone[0], []
     explainer = fxlrp.convert(model, args or kwargs)
-    target = _target(expected)
+    boxes = boxes_in(expected, args[0].shape[-2:]) if isinstance(expected, list) else None
+    target = boxes[0].question["target"] if boxes else _target(expected)  # of a detector the surest box's score
     question: dict[str, Any] = {"target": target, "contrast": None}
     weighed = explainer.report(*args, **question, **kwargs).nodes
     active = [n for n in weighed if n.kind != "inactive" and n.arrives is not None and n.arrives.size]
     nodes = [n for n in active if n.module and not n.op.startswith("sym_")]
-    place = nodes[len(nodes) // 2].module if nodes else active[len(active) // 2].name  # where modules are not known
+    layers = [
+        n for n in active if n.op.startswith(("conv", "linear"))
+    ]  # where modules are not known: they have channels
+    place = nodes[len(nodes) // 2].module if nodes else layers[len(layers) // 2].name
     count = explainer.parts(place, *args, **question, **kwargs).relevance.shape[1]
     halves = [{place: list(range(count // 2))}, {place: list(range(count // 2, count))}]
     given = [*halves, *[{place: list(range(count))}] * 3]  # as many as no picture has colours

@@ -79,6 +79,21 @@ def test_commands_of_a_page_run_one_after_the_other(page: Path) -> None:
     }
 
 
+def test_readme_counts_what_the_tables_do() -> None:
+    readme, every = (ROOT / "README.md").read_text("utf-8"), []
+    for page in ("situations", "coverage"):
+        row = re.search(r"^\| \*\*all\*\* \|(.*)\|$", (ROOT / "docs" / f"{page}.md").read_text("utf-8"), re.MULTILINE)
+        assert row
+        every.append([cell.strip() for cell in row[1].split("|")])
+    (cases, right, refused, *_), (_, tried, fine, *_) = every
+    assert f"{cases} small models as people write" in readme
+    assert f": {right} are explained right, and {refused} refused" in readme
+    rows = re.findall(
+        r"^\| (?:torchvision|timm|transformers)[^|]*\| [\d ]+\| (\d+)[^|]*\| (\d+) \|", readme, re.MULTILINE
+    )
+    assert [sum(map(int, column)) for column in zip(*rows, strict=True)] == [int(tried), int(fine)]
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem not in ("coverage", "situations")], ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
