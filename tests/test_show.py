@@ -451,6 +451,8 @@ def test_nodes_and_edges_that_both_have_relevance(open_page, tmp_path: Path) -> 
     captions = page.locator("figcaption").all_inner_texts()
     tops = [float(c.rpartition(" ")[2]) for c in captions if c.startswith("input ")]
     np.testing.assert_allclose(tops, [np.abs(nodes.relevance).max(), np.abs(sums).max()], rtol=0.01)
+    words = page.locator(".words li").all_text_contents()
+    assert [w.partition(", ")[0] for w in words] == [p.title for p in (nodes, bonds) for r in p.relevance[0] if r]
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     lines = a.plot().subfigs[1].axes[0].collections[-1]

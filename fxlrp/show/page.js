@@ -178,7 +178,9 @@
     });
     all('.end').forEach(function (e, i) { e.textContent = several ? '' : said((2 * i - 1) * view.maps[0].top); });
     find('.bar').style.background = fx.bar(css);
-    fx.list(find('.words'), [].concat.apply([], view.maps.map(function (m) { return m.words; })));
+    fx.list(find('.words'), [].concat.apply([], view.maps.map(function (m, i) {
+      return several ? m.words.map(function (w) { return d.inputs[i].name + ', ' + w; }) : m.words;
+    })));
     var inside = find('.inside');
     inside.textContent = '';
     view.inside.forEach(function (m) {
