@@ -6,11 +6,13 @@ import os
 from collections import Counter
 from datetime import date
 from importlib.metadata import version
+from pathlib import Path
 
 from benchmarks.coverage_report import cell, percent, table
 from benchmarks.situation_checks import BOOKS, EXACT, RESULTS, Record, verdict
 from benchmarks.situation_models import CASES, KINDS
 
+HERE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 LONGEST = 600  # of a reason, which may be a whole error of torch's
 INTRO = f"""# Situations
 
@@ -68,7 +70,7 @@ def _kind(kind: str, records: list[Record]) -> str:
     rows = []
     for r in records:
         result, why = verdict(r)
-        said = " ".join(why.split())
+        said = " ".join(why.split()).replace(HERE, "")
         said = said[:LONGEST] + "…" * (len(said) > LONGEST)
         shown = result if result == "right" else f"**{result}**"
         rows.append([f"`{r['case']}`", cell(r["what"]), shown + (f": {cell(said)}" if said else "")])

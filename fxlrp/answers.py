@@ -15,7 +15,6 @@ from fxlrp.capture.calls import Call
 from fxlrp.capture.precision import casts_made_again, widened
 from fxlrp.engine.seeds import Question, Target, at_position, by_classes
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.outputs import are_independent
 from fxlrp.graph.plan import Plan
 from fxlrp.relevance_pass import Read, maps_at_once, propagate
 from fxlrp.rules.registry import Rulebook
@@ -157,7 +156,7 @@ def attribution_of(
         tuple(f"read[{i!r}]" if isinstance(i, str) else plan.capture.names[i] for i in plan.readouts),
         tuple(out[at].detach() if isinstance(i, str) else tensors[i] for i, (at, *_) in plan.readouts.items()),
         latent,
-        independent=are_independent(call.explainer.model, plan.head),
+        independent=plan.independent,
     )
 
 
@@ -166,6 +165,6 @@ def with_questions(
 ) -> list[Attribution]:
     """The answers, each with the rulebook it is by, and what was asked."""
     return [
-        replace(a, rules=rulebook.name, contrast=rulebook.resolve(q.contrast), position=q.position)
+        replace(a, rules=rulebook.name, contrast=rulebook.resolve(q.contrast, a.independent), position=q.position)
         for a, q in zip(answers, questions, strict=True)
     ]

@@ -73,7 +73,8 @@ def joint(
     if explainer.settings.shifts > 1:
         raise FxlrpError("A joint graph is of one picture: convert without shifts, and take the mean of its maps.")
     several = classes_asked(plan, target)
-    return trace_joint(plan, explainer.rulebook, explainer.rulebook.resolve(contrast), several=several, fold=fold)
+    contrast = explainer.rulebook.resolve(contrast, plan.independent)
+    return trace_joint(plan, explainer.rulebook, contrast, several=several, fold=fold)
 
 
 def export(explainer: Explainer, path: str | Path, *, contrast: Contrast = "default", aoti: bool = False) -> Path:

@@ -107,8 +107,8 @@ class Explainer(nn.Module):
         (its gradient is explained).  A list of K classes or a tensor [B, K] of them is explained over one forward pass,
         in relevance [B, K, …].
         contrast: what the target is set against: None, "others" (the mean of all other classes), "softmax" (all others
-        by probability) or a class; "default" is the rulebook's own.  A target of weights or a
-        callable states its own.
+        by probability) or a class; "default" is the rulebook's own, and None of classes that do not exclude each other
+        (a sigmoid each).  A target of weights or a callable states its own.
         position: which of a sequence of logits [B, T, K] is explained: one for all or a tensor of one per sample [B];
         None: the last one of a causal model.
         at: modules or graph nodes, as "layer3" or "blocks.5.attn", whose output's relevance is returned in `latent`.

@@ -198,7 +198,8 @@ class _Walk:
         if isinstance(made, str):
             yield made
             return
-        yield from self.all(made[:3])
+        state = made[2] if len(made) > 2 else None
+        yield from self.all((*made[:2], _without_own_hash(thing, state)))
         yield from (self.of(list(more)) for more in made[3:5] if more is not None)
 
     def unseen(self, thing: Any) -> None:
@@ -256,6 +257,17 @@ def _numbers(x: Tensor) -> Iterator[Any]:
         x = x.dequantize()
     x = (x if x.layout == torch.strided else x.to_dense()).cpu().resolve_conj().resolve_neg()
     yield x.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _without_own_hash(thing: Any, state: Any) -> Any:
+    """Return an object's state without its own hash, where it keeps that: a text's is another in every process."""
+    if not isinstance(state, dict):
+        return state
+    large = [name for name, value in state.items() if type(value) is int and abs(value) >= 2**32]
+    try:
+        return {name: v for name, v in state.items() if name not in large or v != hash(thing)} if large else state
+    except Exception:  # it has none, or not yet
+        return state
 
 
 def _names(code: types.CodeType) -> set[str]:

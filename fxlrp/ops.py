@@ -213,6 +213,7 @@ describe(
     sign="kept",
 )
 describe("index_add scatter_add scatter_reduce.two", kind="sum", sign="kept", values=(0, 3))
+describe("_unsafe_index_put", kind="sum", sign="kept", values=(0, 2))  # one that accumulates: patterns/accumulated.py
 describe("linalg_vector_norm", kind="sum", sign="positive")
 describe("upsample_bicubic2d", kind="sum")  # its weights are not parameters and have either sign
 describe(

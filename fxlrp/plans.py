@@ -19,7 +19,7 @@ from fxlrp.capture.precision import no_autocast, widened
 from fxlrp.capture.state import Attribute, State, drawing
 from fxlrp.errors import PAD, FxlrpError
 from fxlrp.graph.find_samples import find_samples, spelled
-from fxlrp.graph.outputs import Output
+from fxlrp.graph.outputs import Output, are_independent
 from fxlrp.graph.plan import Plan
 from fxlrp.graph.rewrite import rewrite
 from fxlrp.nodes import copied
@@ -183,6 +183,7 @@ class Plans:
         with no_autocast(captured.inputs):
             how = self.settings
             plan = rewrite(captured, how.rulebook, strict=how.strict, output=how.output, read=how.read)
+        plan.independent = are_independent(self.model, plan.head)
         sig = call.signature(plan.axes)
         plan.key = (sig.shapes, plan.axes.count(call.tensors))
         if not fixed and captured.mode is CaptureMode.ANY_BATCH:

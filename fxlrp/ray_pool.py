@@ -17,13 +17,34 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError, with_kind
 
 MOST_BLOCKS = 10_000
 """Pieces are handed out one by one up to so many, several at a time beyond."""
 
+ALIGNED = 64
+"""At multiples of so many bytes torch lets a tensor on the CPU begin."""
 Work = Callable[[int], Any]
+
+
+@contextmanager
+def aligned(model: nn.Module) -> Iterator[None]:
+    """Lend a model on the CPU weights that begin where torch lets them begin, as those of a copy in another process do.
+
+    From a file that is mapped into memory they begin anywhere, and products of them are rounded otherwise.
+    """
+    weights = [t for t in (*model.parameters(), *model.buffers()) if t.device.type == "cpu" and not t.is_inference()]
+    plain = (t for t in weights if type(t.data) is Tensor and t.layout == torch.strided)
+    moved = [(t, t.data) for t in plain if t.data_ptr() % ALIGNED]
+    for t, data in moved:
+        t.data = data.clone()
+    try:
+        yield
+    finally:
+        for t, data in moved:
+            t.data = data
 
 
 class Actor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor
 from fxlrp import acceleration
 from fxlrp.capture.confine import without_warnings
 from fxlrp.engine.seeds import relevance_at_output
+from fxlrp.errors import FxlrpError
 from fxlrp.graph.lookups import NOWHERE
 from fxlrp.graph.plan import Plan
 from fxlrp.graph.reads import Place
@@ -83,7 +85,15 @@ def pull(end: Tensor, values: Sequence[Tensor], gs: Sequence[Tensor], keep: bool
     """
 
     def cotangents(g: Tensor, keep: bool) -> list[Tensor]:
-        grads = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
+        try:
+            grads = torch.autograd.grad(end, values, g, retain_graph=keep, allow_unused=True)
+        except RuntimeError as error:
+            if (missing := re.search(r"derivative for (\S+) is not implemented", str(error))) is None:
+                raise
+            raise FxlrpError(
+                f"{missing[1]} has no derivative, and this rulebook has no rule for it: give it one, "
+                f"@fxlrp.rule(torch.ops.{missing[1].replace('::', '.')}), or choose another rulebook."
+            ) from error
         return [torch.zeros_like(a) if d is None else d for a, d in zip(values, grads, strict=True)]
 
     if len(gs) > 1:

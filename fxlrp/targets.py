@@ -46,9 +46,9 @@ def refuse_ambiguous(model: nn.Module, args: tuple, question: Mapping[str, objec
 
 
 def completed(question: Question, plan: Plan, rulebook: Rulebook, tensors: Sequence[Tensor]) -> Question:
-    """The question, with what it leaves open: the rulebook's own contrast, and the last token as position for a causal
+    """The question, with what it leaves open: the default contrast, and the last token as position for a causal
     model if no sample ends in padding."""
-    question = replace(question, contrast=rulebook.resolve(question.contrast))
+    question = replace(question, contrast=rulebook.resolve(question.contrast, plan.independent))
     sequence = len(plan.scores_shape) == 3 and by_classes(question.target)
     if not sequence or question.position is not None or not plan.causal:
         return question

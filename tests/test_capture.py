@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 import fxlrp
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.calls import Signature, split_tensors
+from fxlrp.capture.functionalize import functional_twin
 from fxlrp.capture.model import capture
+
+aten = torch.ops.aten
 
 
 class Body(nn.Module):
@@ -66,7 +70,15 @@ def promoted(x: Tensor, lin: nn.Linear) -> Tensor:
     return counts
 
 
-@pytest.mark.parametrize("body", [relu_after_view, slice_assign, input_written, chain, used_before, promoted])
+def degrees(x: Tensor, lin: nn.Linear) -> Tensor:
+    """As graph networks norm their edges."""
+    y = lin(x).square_()
+    y.pow_(-0.5)
+    y.masked_fill_(y == float("inf"), 0)
+    return y.float_power_(2) + y.floor_divide_(x)
+
+
+@pytest.mark.parametrize("body", [relu_after_view, slice_assign, input_written, chain, used_before, promoted, degrees])
 def test_in_place_ops(body: Callable) -> None:
     model = randomize(Body(body))
     x = torch.randn(3, 6).double()
@@ -75,6 +87,29 @@ def test_in_place_ops(body: Callable) -> None:
     for batch in (1, 3, 5):
         x = torch.randn(batch, 6).double()
         torch.testing.assert_close(graph(x.clone())[0], model(x.clone()))
+
+
+IN_PLACE = [
+    getattr(packet, overload)
+    for name in dir(torch.ops.aten)
+    if name.endswith("_") and not name.startswith("_") and hasattr(packet := getattr(torch.ops.aten, name), "overloads")
+    for overload in packet.overloads()
+]
+
+
+def test_an_op_that_writes_has_the_function_of_its_own_arguments() -> None:
+    def meanings(op: Any) -> list[tuple[str, str]]:
+        return [(a.name, str(a.type)) for a in op._schema.arguments]
+
+    twins = {op: functional_twin(op) for op in IN_PLACE}
+    assert all(twin is None or meanings(twin) == meanings(op) for op, twin in twins.items())
+    assert sum(twin is not None for twin in twins.values()) > 200
+    for op in (aten.pow_.Scalar, aten.pow_.Tensor, aten.add_.Tensor, aten.masked_fill_.Scalar, aten.div_.Tensor_mode):
+        x, other = torch.rand(3).double() + 1, torch.rand(3).double() + 1
+        more = {"Scalar": (-0.5,), "Tensor": (other,), "Tensor_mode": (other,)}[op._overloadname]
+        more = (x > 1.5, 0.0) if op is aten.masked_fill_.Scalar else more
+        kwargs = {"rounding_mode": "floor"} if op is aten.div_.Tensor_mode else {}
+        assert torch.equal(twins[op](x, *more, **kwargs), op(x.clone(), *more, **kwargs))
 
 
 def test_relevance_through_in_place_ops() -> None:

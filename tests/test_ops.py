@@ -83,6 +83,7 @@ CALLS: dict[str, tuple] = {
     "select_scatter": (X[0], 0, 2),
     "diagonal_scatter": (X.diagonal(),),
     "index_put": ([ORDER], X[:3]),
+    "_unsafe_index_put": ([ORDER], X[:3], True),
     "masked_scatter": (MASK, X.flip(1)),
     "constant_pad_nd": ([1, 1], 0.5),
     "pad": ([1, 1], "constant", 0.5),

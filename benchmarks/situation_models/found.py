@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributions, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from benchmarks.situation_models import Case, Net, case, mlp, param, randn
 
@@ -163,3 +164,53 @@ def cross_entropy_as_the_score() -> Case:
             return F.cross_entropy(self.net(x), labels, reduction="none")
 
     return Case(M(net=mlp(6, 8, 3)), (randn(3, 6), torch.tensor([0, 2, 1])))
+
+
+@case("graphs")
+def degrees_in_place() -> Case:
+    """A graph convolution whose degrees are normed in place, as PyTorch Geometric's, with a node that has no edge"""
+
+    class M(Net):
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            src, dst = edges
+            degree = x.new_zeros(len(x)).scatter_add_(0, dst, x.new_ones(dst.shape[0])).pow_(-0.5)
+            degree.masked_fill_(degree == float("inf"), 0)
+            h = self.layer(x)
+            messages = h[src] * (degree[src] * degree[dst])[:, None]
+            return self.head(F.relu(torch.zeros_like(h).index_add_(0, dst, messages)).mean(0, keepdim=True))
+
+    edges = torch.tensor([[0, 1, 2, 3, 0], [1, 2, 3, 0, 2]])
+    return Case(M(layer=nn.Linear(4, 6), head=nn.Linear(6, 3)), (randn(5, 4), edges), axis=None)
+
+
+@case("state")
+def points_in_cells() -> Case:
+    """Features of points added up in the cells of a grid by index_put_, before convolutions"""
+
+    class M(Net):
+        def forward(self, points: Tensor) -> Tensor:
+            cells = (points[..., :2].sigmoid() * 4).long().clamp(max=3)
+            rows = torch.arange(len(points), device=points.device)[:, None]
+            grid = points.new_zeros(len(points), 4, 4, 5)
+            grid.index_put_((rows, cells[..., 0], cells[..., 1]), self.embed(points), accumulate=True)
+            return self.head(F.relu(self.conv(grid.permute(0, 3, 1, 2))).flatten(1))
+
+    model = M(embed=nn.Linear(3, 5), conv=nn.Conv2d(5, 4, 3, padding=1), head=nn.Linear(64, 3))
+    return Case(model, (randn(2, 7, 3),))
+
+
+@case("packed")
+def packed_with_first_states() -> Case:
+    """Packed sequences of any order, and the state that each begins with"""
+
+    class M(Net):
+        def forward(self, packed: PackedSequence, state: Tensor) -> Tensor:
+            return self.head(self.gru(packed, state)[1][-1])
+
+    packed = pack_sequence([randn(2, 4), randn(4, 4), randn(3, 4)], enforce_sorted=False)
+    return Case(
+        M(gru=nn.GRU(4, 5), head=nn.Linear(5, 3)),
+        (packed, randn(1, 3, 5)),
+        axis=None,
+        score=lambda y: y.gather(1, y.argmax(1, True)),
+    )

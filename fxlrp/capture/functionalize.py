@@ -138,15 +138,36 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
         base = args_of(node)[0]
         node.target = twin
         base.replace_all_uses_with(node, delete_user_cb=lambda u, at=position[node]: position[u] > at)
+        if twin is aten.copy.default:
+            _as_source(node)
     return True
+
+
+def _as_source(node: fx.Node) -> None:
+    """Rewrites a copy into a tensor as what is copied, in its type and shape: only the source's values matter."""
+    target, source = args_of(node)[:2]
+    with node.graph.inserting_before(node):
+        cast = node.graph.call_function(aten.type_as.default, (source, target))
+    cast.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}
+    node.target, node.args, node.kwargs = aten.expand_as.default, (cast, target), {}
+
+
+def functional_twin(op: Any) -> Any:
+    """`relu` for `relu_`: the overload with the same arguments, which may have another name, as those of `pow`; None
+    for an op that has none."""
+    name = op._schema.name.split("::")[1]
+    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    twins = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    return next((twin for twin in twins if _arguments(twin) == _arguments(op)), None)
+
+
+def _arguments(op: Any) -> list[tuple[str, str]]:
+    return [(a.name, str(a.type)) for a in op._schema.arguments]
 
 
 def _functional_twin(node: fx.Node) -> Any:
     """`relu` for `relu_`, if its result has the shape and dtype of the tensor that the in-place op wrote into."""
-    op = target_of(node)
-    name, overload = op._schema.name.split("::")[1], op._overloadname
-    packet = getattr(aten, name.removesuffix("_"), None) if name.endswith("_") else None
-    twin = getattr(packet, overload, None)
+    twin = functional_twin(target_of(node))
     others = [a.meta["val"] for a in node.all_input_nodes[1:] if isinstance(a.meta.get("val"), Tensor)]
     base = node.meta["val"]
     same = all(torch.promote_types(o.dtype, base.dtype) == base.dtype and o.ndim <= base.ndim for o in others)
@@ -172,12 +193,8 @@ def restore_vocabulary(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}:
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
-        if node.target is aten.copy.default:  # only the source's values matter
-            target, source = node.args[:2]
-            with gm.graph.inserting_before(node):
-                cast = gm.graph.call_function(aten.type_as.default, (source, target))
-            cast.meta = {**node.meta, "val": source.meta["val"].to(node.meta["val"].dtype)}
-            node.target, node.args, node.kwargs = aten.expand_as.default, (cast, target), {}
+        if node.target is aten.copy.default:
+            _as_source(node)
         elif node.target in NATIVE and len(node.users) == 1:
             (item,) = node.users
             op, arguments = NATIVE[node.target]

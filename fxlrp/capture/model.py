@@ -35,7 +35,7 @@ from fxlrp.capture.state import draws_kept
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.capture.trace import trace_flat
 from fxlrp.capture.twin import twin
-from fxlrp.errors import OWN_GENERATOR, PAD, FxlrpError
+from fxlrp.errors import OWN_GENERATOR, PAD, FxlrpError, InputsRefused, first_line
 from fxlrp.nodes import outputs_of
 
 aten = torch.ops.aten
@@ -188,6 +188,10 @@ def capture(
     _check_that_it_runs(model, *rebuild(detached))
     if traced is not model and _refuses(traced, *rebuild(detached)):
         return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches, itself=True)
+    if not axes.whole and (error := _refuses(model, *rebuild(attempts[-1].inputs))):
+        raise InputsRefused(
+            f"The model takes no sample of this call alone ({first_line(error)}): leave batch=… out, or give None."
+        ) from error
     raise FxlrpError(_why(errors[0])) from errors[0]
 
 

@@ -16,7 +16,6 @@ from fxlrp import __version__
 from fxlrp.attribution import Attribution
 from fxlrp.cli.loading import parse_contrast, parse_position, print_counts
 from fxlrp.cli.terminal import out, print_json, tracked
-from fxlrp.engine.seeds import Contrast
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.explaining import every_side
@@ -59,14 +58,14 @@ class Asked:
     at: Sequence[str] = ()
     cache: Path | None = None
 
-    def question(self, loaded: LoadedModel, default: Contrast) -> dict[str, Any]:
-        """The question as an explainer takes it; default: the contrast if none was typed.
+    def question(self, loaded: LoadedModel) -> dict[str, Any]:
+        """The question as an explainer takes it.
 
         Raises FxlrpError for a class that the model does not have.
         """
         classes = [find_class(name, loaded.labels) for name in self.targets]
         question: dict[str, Any] = {"target": classes if len(classes) > 1 else classes[0] if classes else None}
-        question["contrast"] = parse_contrast(self.contrast, loaded, default)
+        question["contrast"] = parse_contrast(self.contrast, loaded)
         question |= {"position": parse_position(self.position)} if self.position is not None else {}
         return question | ({"at": tuple(self.at)} if self.at else {})
 
@@ -95,14 +94,14 @@ def explainer_and_question(loaded: LoadedModel, asked: Asked) -> tuple[AnyExplai
     if not isinstance(loaded.module, ExportedExplainer):
         how: dict[str, Any] = {"strict": asked.strict, "shifts": asked.shifts, "cache": asked.cache}
         explainer = convert(loaded.module, rules=asked.rules, **how)
-        return explainer, asked.question(loaded, explainer.rulebook.default_contrast)
+        return explainer, asked.question(loaded)
     about = loaded.module.about
     if asked.rules not in (DEFAULT, about.get("rulebook")) or asked.strict or asked.shifts > 1:
         raise FxlrpError(
             f"{loaded.name} was exported by {about.get('rulebook')}, which can't be changed: leave out --rules, "
             "--strict and --shifts, or export another."
         )
-    return loaded.module, asked.question(loaded, about["contrast"])
+    return loaded.module, asked.question(loaded)
 
 
 def answer_files(

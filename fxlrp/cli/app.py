@@ -153,7 +153,7 @@ def export(
     with err.status("exporting"):
         explainer = convert(loaded.module, loaded.like(noise), rules=rules)
         about = {"labels": loaded.labels, "preprocess": asdict(loaded.preprocess)}
-        against = parse_contrast(contrast, loaded, explainer.rulebook.default_contrast)
+        against = parse_contrast(contrast, loaded)
         file = save_explainer(explainer, output, contrast=against, aoti=aoti, about=about)
     out.print(f"wrote [bold]{escape(str(file))}[/], {file.stat().st_size / 1e6:.0f} MB", soft_wrap=True)
     print_counts(explainer.report())

@@ -118,7 +118,7 @@ def compare_rulebooks(
     explainer = convert(loaded.module, rules=books[0], strict=asked.strict, shifts=asked.shifts)
     maps: dict[str, Attribution] = {}
     for book in tracked(books, "explaining"):
-        maps[book.name], _ = reading.explain(explainer.by(book), read, asked.question(loaded, book.default_contrast))
+        maps[book.name], _ = reading.explain(explainer.by(book), read, asked.question(loaded))
     names = distinct({name: a.each for name, a in maps.items()})
     kept = {name: maps[name] for name in names}
     wrote = [save_comparison(kept, output, **written.how(output))]

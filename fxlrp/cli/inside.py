@@ -70,7 +70,7 @@ def concepts(
     one = None if explain is None else sample_of(model, loaded, explain)
     explainer = convert(loaded.module, rules=rules)
     cls = None if target is None else find_class(target, loaded.labels)
-    against = parse_contrast(contrast, loaded, explainer.rulebook.default_contrast)
+    against = parse_contrast(contrast, loaded)
     how: dict[str, Any] = {"target": cls, "contrast": against}
     found = find_concepts(
         explainer, samples, at, by=by, directions=rows, top=top, batch_size=batch_size, out=output, **how
@@ -128,7 +128,7 @@ def circuit(
     explainer = convert(loaded.module, rules=rules)
     question: dict[str, Any] = {
         "target": None if target is None else find_class(target, loaded.labels),
-        "contrast": parse_contrast(contrast, loaded, explainer.rulebook.default_contrast),
+        "contrast": parse_contrast(contrast, loaded),
         "nodes": None if nodes is None else split_names(nodes),
         "depth": depth,
     }

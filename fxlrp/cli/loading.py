@@ -83,14 +83,12 @@ def refuse_options(options: dict[str, Any], kind: str) -> None:
         raise FxlrpError(f"--{given.replace('_', '-')} goes with models that read {kind}; this one does not.")
 
 
-def parse_contrast(text: str, loaded: LoadedModel, default: Contrast) -> Contrast:
-    """Return a contrast as the library takes it: a class index, "others", "softmax", None, or the one for "default".
+def parse_contrast(text: str, loaded: LoadedModel) -> Contrast:
+    """Return a contrast as the library takes it: a class index, "default", "others", "softmax" or None.
 
     Raises FxlrpError for a class that the model does not have.
     """
-    if text == "default":
-        return default
-    if text in ("none", "others", "softmax"):
+    if text in ("none", "default", "others", "softmax"):
         return None if text == "none" else text
     return find_class(text, loaded.labels)
 

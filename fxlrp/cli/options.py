@@ -145,8 +145,7 @@ DemoText = Annotated[bool, typer.Option("--text", help="Two reviews in the place
 Data = Annotated[
     str,
     typer.Argument(
-        help="A folder of pictures, a data set saved by Hugging Face's datasets, or module:factory; for a model of "
-        "text also .jsonl, .csv, .parquet, or a split of ERASER's."
+        help="A folder of pictures, one saved by Hugging Face's datasets, a .tar, .parquet or .csv, or module:factory."
     ),
 ]
 Methods = Annotated[
@@ -164,7 +163,8 @@ EvaluatedData = Annotated[
     str | None,
     typer.Argument(
         metavar="[DATA]",
-        help="A folder of pictures, a data set saved by Hugging Face's datasets, or module:factory.",
+        help="A folder of pictures, a data set saved by Hugging Face's datasets, a .tar, .parquet, .csv or .jsonl, or "
+        "module:factory; for a model of text also a split of ERASER's.",
     ),
 ]
 Masks = Annotated[Path | None, typer.Option(help="Folder with NAME.png or NAME_mask.png for each picture.")]

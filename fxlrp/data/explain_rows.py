@@ -172,10 +172,10 @@ class Worker:
             for row, k in zip(rows, a.target.tolist(), strict=True):
                 row |= {"target": k, "name": name_of(names, k)}
         if logits.ndim == 2 and logits.shape[1] == 1:
-            rows = [{"contrast": None, "name": "the score", "classes": [0], "scores": each.tolist()} for each in logits]
+            scores = (logits.sigmoid() if a.independent else logits).tolist()
+            rows = [{"contrast": None, "name": "the score", "classes": [0], "scores": each} for each in scores]
         elif logits.ndim == 2:
-            chances = torch.stack([probabilities(each, a.independent) for each in logits])
-            best = chances.topk(min(CLASSES, logits.shape[1]), 1)
+            best = probabilities(logits, a.independent).topk(min(CLASSES, logits.shape[1]), 1)
             for row, classes, scores in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
                 row |= {"classes": classes, "scores": scores}
         return rows
@@ -200,7 +200,8 @@ class Worker:
         asked = a.asked[0]
         row: Row = {"contrast": asked.contrast, "name": asked.target, "pieces": a.pieces}
         row |= _measured(a.matrix[:1], self.s)[0]
-        return row | ({} if asked.probability is None else {"scores": [asked.probability]})
+        says = asked.score if asked.probability is None else asked.probability
+        return row | ({} if says is None else {"scores": [says]})
 
     def _fill(self, row: Row, answer: Row) -> None:
         """Add to a row what was found, or why it can't be kept."""

@@ -76,6 +76,7 @@ class Job:
         loaded, tokenizer = self.load()
         if digest(loaded.module) != self.settings.weights:
             raise FxlrpError(f"{self.settings.model} is another model here than where the run began.")
+        loaded = replace(loaded, labels=self.settings.labels)  # which a first answer may have told
         worker = Worker(_explainer(loaded, self.rules), ready(loaded), self.source, self.settings, tokenizer)
         worker.shapes = self.shapes
         return worker
@@ -128,7 +129,7 @@ def _settings(
         rules=explainer.rulebook.name,
         book=identify(explainer.rulebook),
         target=asked.target,
-        contrast=explainer.rulebook.resolve(asked.contrast),
+        contrast=asked.contrast,
         keep=asked.keep,
         dtype=asked.dtype,
         shape=[],
@@ -174,6 +175,7 @@ def _try_tensors(worker: Worker, s: Settings) -> tuple[Settings, int]:
         sample = _first(worker)
     worker.shapes = tuple((n, tuple(t.shape), t.dtype) for n, t in sample.items())
     a, held = _held_by(worker, lambda: worker.call([sample]))
+    s = _with_contrast(worker, s, a.contrast)
     relevance = kept(a, s.keep)
     if len(relevance) != 1 or len(a.logits) != 1:
         raise FxlrpError(f"The model takes one sample of {s.data} for {len(a.logits)}; give it one at a time.")
@@ -226,12 +228,20 @@ def _try_texts(worker: Worker, s: Settings) -> tuple[Settings, int]:
         worker.loaded = replace(worker.loaded, labels=labels)
     worker.s = s = replace(s, together=together)
     worker.question |= {"target": s.target, "contrast": s.contrast}
-    _, held = _held_by(worker, lambda: worker._of_texts(texts[:1]))
+    rows, held = _held_by(worker, lambda: worker._of_texts(texts[:1]))
+    s = _with_contrast(worker, s, rows[0]["contrast"])
     return s, held * max(1, max(len(t.ids) for t in texts) // len(texts[0].ids))
 
 
+def _with_contrast(worker: Worker, s: Settings, meant: Any) -> Settings:
+    """The settings with the contrast that was meant by "default", as the first sample's answer has it."""
+    s = replace(s, contrast=meant) if s.contrast == "default" else s
+    worker.s, worker.question = s, worker.question | {"contrast": s.contrast}
+    return s
+
+
 def _by_label(asked: Any, labels: Sequence[str]) -> Any:
-    return asked if asked in (None, "others", "softmax") else find_label(asked, labels)
+    return asked if asked in (None, "default", "others", "softmax") else find_label(asked, labels)
 
 
 def _held_by(worker: Worker, ask: Callable[[], Any]) -> tuple[Any, int]:

@@ -25,7 +25,7 @@ from fxlrp.inputs import LoadedModel, Preprocess, load_model
 from fxlrp.inputs.models import loaded_from
 from fxlrp.inputs.pictures import check_writable
 from fxlrp.methods import DEFAULT
-from fxlrp.ray_pool import check_ray, done_by_ray
+from fxlrp.ray_pool import aligned, check_ray, done_by_ray
 from fxlrp.rules.registry import Rulebook, find_rulebook
 
 if TYPE_CHECKING:
@@ -225,7 +225,8 @@ def one_shard(job: Job, worker: Worker, shard: int, tell: Callable[[int], None] 
 
     Raises FxlrpError for the first of them if the run is to fail fast.
     """
-    rows = worker.shard(shard, tell)
+    with aligned(worker.loaded.module):
+        rows = worker.shard(shard, tell)
     failed = [row for row in rows if row.get("error") is not None]
     if failed and job.fail_fast:
         raise FxlrpError(f"Sample {failed[0]['index']} ({failed[0]['key']}) failed: {failed[0]['error']}")

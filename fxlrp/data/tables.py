@@ -155,7 +155,12 @@ class Lines(_Rows):
                     where = end
             counts.append((len(self.offsets) - before) // 2)
         self.starts = array("q", accumulate(counts, initial=0))
-        first = self.headers[0] if self.is_csv else list(self._parsed(0)) if len(self) else []
+        if not len(self):
+            raise FxlrpError(f"{files[0]} has no rows.")
+        try:
+            first = self.headers[0] if self.is_csv else list(self._parsed(0))
+        except ValueError as error:  # of json, and of bytes that are no text
+            raise FxlrpError(f"Row 0 of {files[0]} can't be read: {error}.") from error
         self._choose(first, columns, texts)
 
     headers: list[list[str]]

@@ -82,7 +82,10 @@ class _Rows:
         values = {what: row[name] or None for what in USUAL if (name := _usual(what, list(row))) is not None}
         rationale = values.get("rationale")
         if isinstance(rationale, str) and rationale[:1] in ("[", "{"):  # in a CSV
-            rationale = json.loads(rationale)
+            try:
+                rationale = json.loads(rationale)
+            except ValueError as error:
+                raise FxlrpError(f"The rationale of row {i} of {self.source.files[0]} is no JSON: {error}.") from error
         return {**values, "text": text, "label": label, "rationale": rationale}
 
 
@@ -117,6 +120,8 @@ def _annotated(file: Path, number: int, line: str) -> Sample:
         for name, text in zip(documents, texts, strict=True):
             mine = [s for s in spans if str(s["docid"]) == name]
             marks += (marked(mine, text) if mine else None) or [False] * len(text.split())
+    except FxlrpError as error:
+        raise FxlrpError(f"Line {number + 1} of {file} can't be read: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FxlrpError(f"Line {number + 1} of {file} is no annotation of ERASER's: {error!r}.") from error
     label, name = entry.get("classification"), entry.get("annotation_id")
@@ -128,5 +133,5 @@ def _document(file: Path, name: str) -> str:
     folder = (file.parent / "docs").resolve()
     document = (folder / name).resolve()
     if not document.is_file() or not document.is_relative_to(folder):
-        raise FxlrpError(f"{file} speaks of {document}, which is not there.")
+        raise FxlrpError(f"it speaks of {document}, which is not there.")
     return document.read_text(encoding="utf-8", errors="replace")

@@ -29,7 +29,7 @@ class Question:
     """A question about the output: why `target` and not `contrast`?
 
     position: the position in a sequence of logits [B, T, K] (one for all or one per sample [B], from the end if
-    negative), or (y, x) in a map of logits [B, K, H, W].  A contrast of "default" is the rulebook's.
+    negative), or (y, x) in a map of logits [B, K, H, W].  A contrast of "default": see `Rulebook.resolve`.
     given: what relevance has to pass inside: a condition, or a list of K of them, which are asked apart; of these,
     at_once: how many go through one pass, which bounds its memory."""
 
@@ -52,7 +52,10 @@ def at_position(rows: Tensor, position: Position) -> Tensor:
     index = torch.as_tensor(position, device=rows.device)
     if rows.ndim < 3:
         shape = tuple(rows.shape)
-        raise FxlrpError(f"position={position} is one in a sequence, but the explained output has shape {shape}.")
+        raise FxlrpError(
+            f"position={position} is one in a sequence, but the explained output has shape {shape}, whose rows are "
+            "explained each by itself: leave it out, or, if they are places of one sample, convert(…, batch=None)."
+        )
     if rows.ndim == 3:
         index = index[..., None] if index.ndim == 0 or len(index) == batch else index
     if index.dtype.is_floating_point or index.shape not in ((len(places),), (batch, len(places))):

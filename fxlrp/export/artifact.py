@@ -19,7 +19,6 @@ from fxlrp.capture.derivatives import transpose_convolutions
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.engine.seeds import Contrast, by_classes, directions
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.outputs import are_independent
 from fxlrp.nodes import args_of
 
 if TYPE_CHECKING:
@@ -63,7 +62,8 @@ def check_file(path: Path, aoti: bool = False) -> None:
 
 def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, about: Mapping[str, Any] | None) -> Path:
     check_file(path, aoti)
-    plan, contrast = explainer.latest, explainer.rulebook.resolve(contrast)
+    plan = explainer.latest
+    contrast = explainer.rulebook.resolve(contrast, plan.independent)
     if any(isinstance(i, str) for i in plan.readouts):
         raise FxlrpError("An exported explainer is read at inputs alone; convert the model without read=….")
     joint = explainer.joint(contrast=contrast, fold=aoti).eval()
@@ -91,7 +91,7 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
         "rulebook": explainer.rulebook.name,
         "contrast": contrast,
         "axes": list(plan.axes.inputs),
-        "independent": are_independent(explainer.model, plan.head),
+        "independent": plan.independent,
         **(about or {}),
     }
     torch.export.save(program, str(path), extra_files={RECORD: json.dumps(record)})

@@ -132,9 +132,18 @@ class Tracing(fx.Interpreter):
         return value
 
 
+COMMON: dict[Any, Any] = {
+    aten._unsafe_index_put.default: aten.index_put.default,
+    aten._unsafe_index.Tensor: aten.index.Tensor,
+}
+"""Ops that are the same as others, by names that runtimes know."""
+
+
 def remove_copies(gm: fx.GraphModule) -> None:
-    """Removes aliases and detaches, which have no meaning without autograd, and unused nodes."""
+    """Removes aliases and detaches, which have no meaning without autograd, and unused nodes; writes that add, and
+    their derivatives, get their common names again."""
     for node in list(gm.graph.nodes):
+        node.target = COMMON.get(node.target, node.target)
         if node.target in (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)

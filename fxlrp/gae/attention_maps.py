@@ -31,6 +31,8 @@ aten = torch.ops.aten
 PLAIN = GRADIENT.extend(name="plain", passes=(expand_every_attention,))
 """The model itself, with attention written as its products and softmax."""
 NORMS = (aten.layer_norm.default, aten.rms_norm.default)
+WRITTEN_OUT = ((aten.rsqrt, aten.sqrt, aten.pow), (aten.add,), (aten.mean,), (aten.pow, aten.square))
+"""An RMS norm in a model's own ops, from its factor back to what it reads: (mean(x²) + ε)^±½."""
 MOST_EXTRA = 8
 """The most tokens in front of those of the patches: a class token and registers."""
 Score = Callable[[Tensor], Tensor]
@@ -94,6 +96,26 @@ def nodes_of(plan: Plan, *, norms: bool) -> list[fx.Node]:
     """The norms of a graph, or its softmaxes, on the way of relevance."""
     calls = [n for n in plan.graph.graph.nodes if n.op == "call_function" and n.name in plan.active]
     return [n for n in calls if (n.target in NORMS if norms else about(n.target).kind == "softmax")]
+
+
+def read_by_norms(plan: Plan) -> dict[fx.Node, fx.Node]:
+    """What each norm of a graph reads, on the way of relevance; one that is written out is its factor."""
+    calls = [n for n in plan.graph.graph.nodes if n.op == "call_function"]
+    read = {n: x for n in calls if isinstance(x := _read_by_norm(n), fx.Node)}
+    return {n: x for n, x in read.items() if x.name in plan.active}
+
+
+def _read_by_norm(node: fx.Node) -> Any:
+    """What a norm or the factor of one reads, None of any other node."""
+    if node.target in NORMS or getattr(node.target, "op", None) in NORMS:
+        return args_of(node)[0]
+    x: Any = node
+    for packets in WRITTEN_OUT:
+        if not isinstance(x, fx.Node) or getattr(x.target, "overloadpacket", None) not in packets:
+            return None
+        x = args_of(x)[0]
+    cast = isinstance(x, fx.Node) and getattr(x.target, "overloadpacket", None) == aten.to  # for the squares
+    return args_of(x)[0] if cast else x
 
 
 def _attention(model: nn.Module, name: str, step: Any) -> Explain:
@@ -172,21 +194,19 @@ def legrad_of_tokens(call: ModelCall, score: Score) -> Tensor | None:
     """
     plan = call.plan
     order = {node: i for i, node in enumerate(plan.graph.graph.nodes)}
-    layers, norms = nodes_of(plan, norms=False), nodes_of(plan, norms=True)
-    until = [*(order[n] for n in layers[1:]), len(order)]
-    ends: list[fx.Node] = []
-    for layer, stop in zip(layers, until, strict=False):
-        read = [args_of(n)[0] for n in norms if order[layer] < order[n] < stop]
-        if not read:
-            return None
-        ends.append(read[-1])
-    if not ends:
-        return None
-    head = between(ends[-1], plan.graph.graph.output_node())[:-1]
     run = fx.Interpreter(plan.graph, garbage_collect_values=False)
     with torch.enable_grad(), plan.in_its_types():
         run.run(*call.tensors)
         values, grads = dict(run.env), []
+        layers = [n for n in nodes_of(plan, norms=False) if values[n].ndim == 4]  # a router's is no attention
+        norms = {n: x for n, x in read_by_norms(plan).items() if values[x].ndim == 3}  # nor is a head's of tokens
+        until = [*(order[n] for n in layers[1:]), len(order)]
+        windows = [(order[layer], stop) for layer, stop in zip(layers, until, strict=False)]
+        reads = [[x for n, x in norms.items() if start < order[n] < stop] for start, stop in windows]
+        if not reads or not all(reads):
+            return None
+        ends = [read[-1] for read in reads]
+        head = between(ends[-1], plan.graph.graph.output_node())[:-1]
         for layer, end in zip(layers, ends, strict=True):
             if values[end].shape != values[ends[-1]].shape:
                 raise FxlrpError("legrad needs blocks whose tokens the head can read; this model's change in number.")
@@ -216,8 +236,7 @@ def libragrad(model: nn.Module, seed: int) -> Explain:
 def libragrad_of_tokens(explainer: Explainer, args: tuple, kwargs: dict[str, Any], **asked: Any) -> Tensor | None:
     """LibraGrad of each token [B, T]; None for a model without norms of tokens.  explainer: by cp-lrp."""
     plan = explainer.call(args, kwargs).plan
-    calls = [n for n in plan.graph.graph.nodes if getattr(n.target, "op", None) in NORMS and n.name in plan.active]
-    read = list(dict.fromkeys(args_of(n)[0].name for n in calls))
+    read = list(dict.fromkeys(x.name for x in read_by_norms(plan).values()))
     a = explainer(*args, **kwargs, **asked, contrast=None, at=read)
     tokens = [r.sum(2) for r in a.latent.values() if r.ndim == 3]
     return torch.stack(tokens).sum(0) if len({t.shape for t in tokens}) == 1 else None

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import nn
 
 from fxlrp.errors import FxlrpError, with_kind
 from fxlrp.gae.methods import identify
 from fxlrp.gae.report import Report
 from fxlrp.gae.store import Kept, Store
-from fxlrp.ray_pool import check_ray, done_by_ray
+from fxlrp.ray_pool import aligned, check_ray, done_by_ray
 
 Progress = Callable[[int, int], None]
 Rows = list[dict[str, Any]]
@@ -110,6 +111,7 @@ class Chunks(Protocol):
     chunks: how many there are.  what: what a sample holds, in words.  device: of the model.
     """
 
+    model: nn.Module
     chunks: int
     what: str
     device: torch.device
@@ -141,6 +143,10 @@ class Measuring:
 
     def pieces(self, chunk: int, methods: Sequence[str], kept: Collection[str]) -> Pieces:
         """Yield the rows or the error of each method; samples are told apart only if results are kept."""
+        with aligned(self.plan.model):
+            yield from self._pieces(chunk, methods, kept)
+
+    def _pieces(self, chunk: int, methods: Sequence[str], kept: Collection[str]) -> Pieces:
         content = self.plan.content(chunk) if self.kept else None
         if any(of != content for of in kept):
             raise FxlrpError(

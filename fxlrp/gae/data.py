@@ -146,57 +146,49 @@ def _mask_file(folder: Path, picture: Path) -> Path:
     )
 
 
-class _HuggingFace:
-    """A data set of Hugging Face's `datasets`: its first column of pictures, preprocessed, and its labels."""
+class _Stored:
+    """The pictures of a table or archive, preprocessed, and their labels where these are numbers."""
 
-    def __init__(self, dataset: Any, preprocess: Any, path: str) -> None:
-        columns = dataset.features
-        image = [c for c, f in columns.items() if type(f).__name__ == "Image"]
-        if not image:
-            raise FxlrpError(f"The data set {path} has no column of pictures; it has {', '.join(columns)}.")
-        self.dataset, self.preprocess, self.image = dataset, preprocess, image[0]
-        self.label = next((c for c in ("label", "labels") if c in columns), None)
+    def __init__(self, spec: str, preprocess: Any) -> None:
+        from fxlrp.data.sources import open_source
+
+        self.source, self.preprocess = open_source(spec), preprocess
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.source)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int | None]:
-        row = self.dataset[i]
-        return self.preprocess(row[self.image])[0], None if self.label is None else row[self.label]
+        try:
+            label, picture = self.source.key(i)[1], self.source.value(i)
+        except Exception as error:  # whatever a reader raises
+            raise FxlrpError(f"Sample {i} of {self.source.files[0]} can't be read: {error}") from error
+        x = picture if isinstance(picture, Tensor) else self.preprocess(picture)[0]
+        return x, label if isinstance(label, int) else None
 
 
 def open_data(spec: str, preprocess: Any, masks: Path | None = None) -> Any:
     """Open the data set that `spec` names.
 
-    spec: a folder of pictures, a data set that Hugging Face's `datasets` saved, or `module:factory` (also
-      path/to/file.py:factory), a function that returns a data set.
+    spec: a folder of pictures, one that Hugging Face's `datasets` saved, a .tar of WebDataset, .parquet, .csv or
+      .jsonl, or `module:factory` (also path/to/file.py:factory), a function that returns a data set.
 
     Raises FxlrpError if there is none such, and for masks beside a data set that is no folder of pictures.
     """
+    from fxlrp.data.tables import is_saved_by_datasets
+
     path = Path(spec)
-    saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-    if masks is not None and (saved or (":" in spec and not path.is_dir())):
+    stored = path.is_file() or is_saved_by_datasets(path)
+    if masks is not None and (stored or (":" in spec and not path.is_dir())):
         raise FxlrpError(
             f"A folder of masks goes with a folder of pictures; {spec} has its own: items (x, label, mask)."
         )
+    if stored:
+        return _Stored(spec, preprocess)
     if path.is_dir():
-        if saved:
-            if importlib.util.find_spec("datasets") is None:
-                raise FxlrpError(
-                    f"{spec} was saved by Hugging Face's datasets, which is not installed: pip install datasets."
-                )
-            import datasets
-
-            dataset = datasets.load_from_disk(spec)
-            if isinstance(dataset, dict):
-                raise FxlrpError(f"{spec} has splits {', '.join(dataset)}; name one: {spec}/{next(iter(dataset))}.")
-            return _HuggingFace(dataset, preprocess, spec)
         return Folder(path, preprocess, masks)
     module, colon, factory = spec.rpartition(":")
     if not colon:
-        raise FxlrpError(
-            f"There is no folder {spec}; DATA is a folder of pictures, a data set on disk or module:factory."
-        )
+        raise FxlrpError(f"There is no {spec}; DATA is a folder, a .tar, .parquet, .csv or .jsonl, or module:factory.")
     return call_factory(module, factory)
 
 

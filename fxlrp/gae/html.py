@@ -12,7 +12,7 @@ import numpy as np
 
 from fxlrp.attribution import Attribution
 from fxlrp.gae.masking import MASKINGS
-from fxlrp.gae.report import MEASURES, Estimate, Examples, Report
+from fxlrp.gae.report import Estimate, Examples, Report
 from fxlrp.show.parts import heat_of, parts_of
 
 STYLE = """
@@ -21,7 +21,8 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8eaed; --soft: #9aa4b0; --line: #3a4048; --bar: #3d618f; --up: #7aa7e6; --down: #ef9470 }
 }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: var(--ink) }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+  overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; white-space: nowrap }
 .wide { overflow-x: auto } td, th { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right }
 td:first-child, th:first-child { text-align: left } .soft { color: var(--soft) } td .soft { font-size: 11px }
@@ -29,12 +30,12 @@ td:first-child, th:first-child { text-align: left } .soft { color: var(--soft) }
 .pairs th + th { writing-mode: vertical-rl; padding: .4rem .1rem; text-align: left }
 .up { color: var(--up) } .down { color: var(--down) }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif } svg .soft { fill: var(--soft) }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 0 2rem }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 0 2rem }
 .charts svg { width: 100% } h2 { margin-bottom: .3rem }
 .panels, .shots { display: flex; flex-wrap: wrap; gap: .8rem } figure { margin: 0; font-size: 12px }
 figure img { display: block; width: 190px; image-rendering: pixelated }
 """
-ORDERS = "<p>A method that is ahead by one masking alone is ahead by that masking's artefacts.</p>"
+ORDERS = "<p>A method that is ahead by one {what} alone is ahead by its artefacts. Equal ones share a place.</p>"
 CHARTS = {  # the heading of each measure that has a chart, and whether more of it is better
     "gae": ("GAE, local consistency × contrastiveness", True),
     "lc": ("Local consistency", True),
@@ -129,26 +130,23 @@ def panel(name: str, morf: np.ndarray, lerf: np.ndarray, abpc: float) -> str:
 
 def _maskings(report: Report, means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> list[str]:
     """The curves by each other way of masking, the place of each method by each, and how alike these are."""
-    ways = [way for way in MASKINGS if way == "zero" or f"abpc_{way}" in means]
-    if len(ways) == 1:
-        return []
     out = []
-    for way in ways[1:]:
+    for way in (way for way in MASKINGS if f"abpc_{way}" in means):
         found = means[f"abpc_{way}"]
         both = {m: (report.curve(m, f"morf_{way}"), report.curve(m, f"lerf_{way}")) for m in ranked}
         panels = [panel(m, *both[m], found[m].mean) for m in ranked]
         out.append(f"<details><summary>Masked by {way}</summary><div class=panels>{''.join(panels)}</div></details>")
-    places = [f"<h2>The order of methods by each masking</h2>{ORDERS}<div class=wide><table><tr><th>method"]
-    names = [m if way == "zero" else f"{m}_{way}" for m in ("abpc", "srg") for way in ways]
-    places += [f"<th>{MEASURES[n] if n != 'abpc' else 'ABPC zero'}" for n in names]
-    orders = {n: sorted(ranked, key=lambda m: -means[n][m].mean) for n in names}
-    for m in ranked:
-        places.append(f"<tr><td>{escape(m)}" + "".join(f"<td>{orders[n].index(m) + 1}" for n in names))
-    alike = [
-        f"{MEASURES[m]}: " + ", ".join(f"{a}–{b} {rho:.2f}" for (a, b), rho in report.agreement(m).items())
-        for m in ("abpc", "srg")
-    ]
-    return [*out, *places, "</table></div>", *(f"<p>Spearman's ρ, {line}.</p>" for line in alike)]
+    return [*out, *orders(report, ranked, "masking")] if out else []
+
+
+def orders(report: Report, ranked: Sequence[str], what: str) -> list[str]:
+    """Write the place of each method by each way of masking or removal, and how alike these rank the methods."""
+    places = report.places()
+    head = "".join(f"<th>{escape(way)}" for way in places)
+    rows = "".join(f"<tr><td>{escape(m)}" + "".join(f"<td>{by[m]}" for by in places.values()) for m in ranked)
+    out = [f"<h2>The order of methods by each {what}</h2>{ORDERS.format(what=what)}"]
+    out += [f"<div class=wide><table><tr><th>method{head}{rows}</table></div>"]
+    return [*out, *(f"<p>Spearman's ρ, {heading}: {line}.</p>" for heading, line in report.agreements().items())]
 
 
 def table(report: Report, means: dict[str, dict[str, Estimate]], ranked: Sequence[str]) -> str:

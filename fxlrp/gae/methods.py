@@ -51,7 +51,7 @@ def name_methods(methods: Any, baselines: Iterable[str] | None = None) -> dict[s
             raise FxlrpError(f"Two methods are called {name!r}; give a dict from names to methods.")
         if isinstance(method, str) and method not in others:
             if method.partition(":")[0] not in rulebooks():
-                every = ", ".join([*rulebooks(), *others])
+                every = ", ".join(dict.fromkeys([*rulebooks(), *others]))
                 raise FxlrpError(f"There is no method {method!r}; there are {every}.")
             find_rulebook(method)
         named[name] = method

@@ -51,6 +51,9 @@ BLOCKS = (
     ("srg", "srg_mean", "srg_blur", "srg_noise", "srg_fill"),
     ("abpc", "abpc_mean", "abpc_blur", "abpc_noise", "abpc_fill"),
 )
+RIVALS = {m: {way: m if way == "zero" else f"{m}_{way}" for way in MASKINGS} for m in ("abpc", "srg")}
+LOW = ("sufficiency",)
+"""The measures of rivals that are good where they are low."""
 Examples = Callable[[str, Sequence[int]], tuple[Tensor, Tensor]]
 RESAMPLES = 2000
 
@@ -81,6 +84,7 @@ class Report:
     settings: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     headings: ClassVar[Mapping[str, str]] = MEASURES
+    rivals: ClassVar[Mapping[str, Mapping[str, str]]] = RIVALS
     blocks: ClassVar[Sequence[Sequence[str]]] = BLOCKS
 
     @property
@@ -132,13 +136,36 @@ class Report:
         """
         return np.array([row[order] for row in self.rows if row["method"] == method]).mean(0)
 
-    def agreement(self, measure: str = "abpc") -> dict[tuple[str, str], float]:
+    def _rivals(self, measure: str) -> dict[str, list[float]]:
+        """Return the means of all methods by each way of measuring the same, more of which is better."""
+        names = {way: m for way, m in self.rivals.get(measure, {}).items() if m in self.measures}
+        return {way: [-e.mean if m in LOW else e.mean for e in self.means(m).values()] for way, m in names.items()}
+
+    def agreement(self, measure: str | None = None) -> dict[tuple[str, str], float]:
         """Return how alike methods are ranked by two ways of masking, for each two of these: Spearman's ρ of the means
-        of "abpc" or "srg"; there is none between ways by which all methods are equal."""
-        names = {way: measure if way == "zero" else f"{measure}_{way}" for way in MASKINGS}
-        means = {way: [e.mean for e in self.means(m).values()] for way, m in names.items() if m in self.measures}
+        of "abpc", the first, or "srg"; there is none between ways by which all methods are equal."""
+        means = self._rivals(measure or next(iter(self.rivals)))
         pairs = {(a, b): spearman(*(torch.tensor(means[w]) for w in (a, b))) for a, b in combinations(means, 2)}
         return {pair: rho for pair, rho in pairs.items() if rho is not None}
+
+    def agreements(self) -> dict[str, str]:
+        """Return in words how alike methods are ranked, for the heading of each measure taken in several ways."""
+        found = {self.headings.get(m, m): self.agreement(m) for m in self.rivals}
+        return {
+            heading: ", ".join(f"{a}–{b} {rho:.2f}" for (a, b), rho in alike.items())
+            for heading, alike in found.items()
+            if alike
+        }
+
+    def places(self) -> dict[str, dict[str, int]]:
+        """Return the place of each method by each way of each measure, 1 the best; methods that are equal share one."""
+        return {
+            f"{self.headings.get(m, m)} {way}": {
+                name: 1 + sum(other > value for other in means) for name, value in zip(self.methods, means, strict=True)
+            }
+            for m in self.rivals
+            for way, means in self._rivals(m).items()
+        }
 
     def extremes(self, method: str, count: int = 5) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return a method's rows of highest GAE, the best first, and of lowest GAE, the worst first.
@@ -169,9 +196,7 @@ class Report:
                     cells[0] += f" ±{(e.high - e.low) / 2:.3f}"
                 table.add_row(method, *cells)
             tables += [table, ""] if shown not in ([], ["abpc"]) else []
-        for measure in ("abpc", "srg"):
-            alike = ", ".join(f"{a}–{b} {rho:.2f}" for (a, b), rho in self.agreement(measure).items())
-            tables += [f"{MEASURES[measure]} by two maskings ranks methods alike, ρ: {alike}"] if alike else []
+        tables += [f"{heading} by two ways ranks methods alike, ρ: {a}" for heading, a in self.agreements().items()]
         return Group(*tables)
 
     def markdown(self, measures: Sequence[str] | None = None) -> str:
@@ -185,6 +210,15 @@ class Report:
         for method in sorted(self.methods, key=lambda m: -means[columns[0]][m].mean):
             cells = [f"{(e := means[m][method]).mean:.3f} ±{(e.high - e.low) / 2:.3f}" for m in columns]
             lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def places_markdown(self) -> str:
+        """Return the place of each method by each way of masking or removal as a table in Markdown."""
+        places = self.places()
+        first = next(iter(places.values()))
+        lines = ["| place | " + " | ".join(places) + " |", "|---" * (len(places) + 1) + "|"]
+        for method in sorted(self.methods, key=lambda m: first[m]):
+            lines.append(f"| `{method}` | " + " | ".join(str(by[method]) for by in places.values()) + " |")
         return "\n".join(lines)
 
     def summary(self) -> dict[str, Any]:
@@ -201,8 +235,9 @@ class Report:
             "means": {m: {measure: plain(means[measure][m]) for measure in means} for m in self.methods},
             "agreement": {
                 measure: [{"a": a, "b": b, "rho": rho} for (a, b), rho in self.agreement(measure).items()]
-                for measure in ("abpc", "srg")
+                for measure in self.rivals
             },
+            "places": self.places(),
             "differences": {
                 measure: [{"a": a, "b": b, **plain(e)} for (a, b), e in self.differences(measure).items()]
                 for measure in self.measures

@@ -13,13 +13,14 @@ from fxlrp.capture.axes import Axes, joined_by_sparse
 from fxlrp.capture.buffers import copies
 from fxlrp.capture.model import Capture, CaptureMode
 from fxlrp.capture.state import drawing
-from fxlrp.errors import FxlrpError
+from fxlrp.errors import FxlrpError, InputsRefused
 from fxlrp.graph.layouts import Layouts
 from fxlrp.graph.lookups import cast_one_hots
 from fxlrp.graph.outputs import Output, explained_output, score_rows, spell_reals
 from fxlrp.graph.probe import NUDGE, PUSHES, Probe
 from fxlrp.graph.reads import Place, find_readouts
 from fxlrp.graph.samples import batch_symbols, starts_of
+from fxlrp.patterns.accumulated import spell_accumulated
 from fxlrp.patterns.bags import spell_bags
 from fxlrp.patterns.packed import spell_packed
 from fxlrp.patterns.sparse import spell_sparse
@@ -33,6 +34,7 @@ def spelled(captured: Capture) -> Capture:
     """The capture with special lookup ops written out as plain ones, so that readouts can be found, and with outputs
     that are complex by their type alone as real ones."""
     spell_packed(captured.graph, captured.inputs)
+    spell_accumulated(captured.graph)
     spell_bags(captured.graph)
     spell_sparse(captured.graph)
     cast_one_hots(captured.graph)
@@ -65,7 +67,7 @@ def find_samples(
         except FxlrpError as error:
             if sure:
                 raise
-            failed = error
+            failed = failed if isinstance(error, InputsRefused) else error
             continue
         if settled_axes := settled(captured, output, tensors):
             captured.axes = settled_axes
@@ -145,6 +147,8 @@ def _at_other_axes(
     for axes in other_axes(captured, output):
         try:
             recaptured = capture(axes)
+        except InputsRefused:  # an entry along these axes is no call on its own
+            continue
         except FxlrpError as error:
             failed = error
             continue

@@ -57,6 +57,7 @@ class Plan:
     samples_separable: bool  # whether every node keeps the samples of a batch apart
     any_length: bool  # whether it holds for sequences of any length
     samples: dict[str, SampleAxis]  # where the samples are in the values of active nodes, by name, where that is known
+    independent: bool = False  # whether classes don't exclude each other
     key: Hashable = None  # the key under which an explainer keeps it
     _causal: bool | None = field(default=None, repr=False)
     _forms: Recent[Form] = field(default_factory=lambda: Recent(FORMS), repr=False)

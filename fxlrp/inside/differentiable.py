@@ -43,7 +43,7 @@ def explain_differentiably(explainer: Explainer, args: tuple, kwargs: dict, ques
     with torch.inference_mode(False), torch.enable_grad():
         call = explainer.call(args, kwargs)
         plan, tensors, batch = call.plan, call.tensors, call.batch
-        target, contrast = question["target"], explainer.rulebook.resolve(question["contrast"])
+        target, contrast = question["target"], explainer.rulebook.resolve(question["contrast"], plan.independent)
         several = classes_asked(plan, target)
         if plan.is_for_one and batch > 1:
             raise FxlrpError("The samples of this batch can't be told apart inside: explain one sample at a time.")

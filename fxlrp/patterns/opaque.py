@@ -81,10 +81,10 @@ class Seen:
         """J_f(x)ᵀ g; None if f has no derivative."""
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            z = self.f(leaf)
             try:
+                z = self.f(leaf)
                 (d,) = torch.autograd.grad(z, leaf, g.to(z), allow_unused=True)
-            except (RuntimeError, NotImplementedError):  # no derivative, or one that is not implemented
+            except (RuntimeError, NotImplementedError):  # no derivative, or none that is implemented
                 d = None
         self.derivable &= d is not None
         return None if d is None or not d.any() else d
@@ -148,9 +148,11 @@ def _explain(facts: Facts, node: fx.Node, x: fx.Node, seen: Seen) -> None:
         product = None if entrywise or is_straight_through or seen.x.ndim < 2 else seen.product()
     if is_straight_through or (entrywise and not derivative):
         facts.replace_uses(node, lambda call: call(stands_for, x, node))
+        _without_gradient(facts, node, x)
     elif product is not None:
         linear = (aten.linear.default, x, *(_stored(node, t) for t in product))
         facts.replace_uses(node, lambda call: call(nearly, call(*linear), node))
+        _without_gradient(facts, node, x)
     elif not seen.derivable:
         row = row_of(node)
         raise FxlrpError(
@@ -160,6 +162,12 @@ def _explain(facts: Facts, node: fx.Node, x: fx.Node, seen: Seen) -> None:
     elif entrywise and has_own_backward:
         with torch.no_grad():
             node.target = target_of(node).as_kind(Entrywise if seen.smooth() else Stepwise)
+
+
+def _without_gradient(facts: Facts, node: fx.Node, x: fx.Node) -> None:
+    """Gives an op of which only the values count its input without gradient, which some libraries' kernels refuse."""
+    with node.graph.inserting_before(node):
+        node.replace_input_with(x, facts.emit(node, aten.detach.default, x))
 
 
 def _stored(node: fx.Node, t: Tensor) -> fx.Node:

@@ -168,9 +168,11 @@ class Rulebook:
     def __or__(self, rows: Mapping[Key, Entry]) -> Rulebook:
         return self.extend(rows)
 
-    def resolve(self, contrast: int | str | None) -> int | str | None:
-        """The contrast that is meant: "default" is this rulebook's own."""
-        return self.default_contrast if contrast == "default" else contrast
+    def resolve(self, contrast: int | str | None, independent: bool) -> int | str | None:
+        """The contrast that is meant: "default" is this rulebook's own, and none of classes that are independent, as
+        those behind a sigmoid each: what speaks for the others does not speak against one of them."""
+        default = None if independent else self.default_contrast
+        return default if contrast == "default" else contrast
 
     def lookup(self, op: Callable | str, active: tuple[int, ...]) -> Entry | None:
         """The entry for an op with relevance at the argument positions `active`; None means the generic rule.

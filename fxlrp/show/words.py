@@ -40,12 +40,21 @@ def scores_of(a: Attribution) -> Tensor | None:
 
 
 def probabilities(scores: Tensor, independent: bool = False) -> Tensor:
-    """The softmax of scores [K], or what they are if they add up to 1; of independent classes the sigmoid of each."""
+    """The softmax of scores […, K], or they themselves if they add up to 1; the sigmoid of independent classes."""
     scores = scores.float()
     if independent:
         return scores.sigmoid()
-    are_probabilities = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-4
-    return scores if are_probabilities else scores.softmax(0)
+    are_probabilities = (scores >= 0).all(-1, keepdim=True) & ((scores.sum(-1, keepdim=True) - 1).abs() < 1e-4)
+    return torch.where(are_probabilities, scores, scores.softmax(-1))
+
+
+def chance_of(a: Attribution, index: int = 0, k: int = 0) -> float | None:
+    """The probability of a class that was explained of a sample; None where it was no class, or a single score that is
+    no sigmoid's."""
+    scores, classes = scores_of(a), classes_of(a, index)
+    if scores is None or not classes or (scores.shape[1] == 1 and not a.independent):
+        return None
+    return float(probabilities(scores[index], a.independent)[classes[k]])
 
 
 def likeliest(a: Attribution, index: int = 0, most: int = 5) -> list[tuple[int, str, float]]:
@@ -90,10 +99,8 @@ def headline(a: Attribution, index: int = 0, k: int = 0) -> str:
     name, scores = subject(a, index, k), scores_of(a)
     if scores is None or index >= len(scores) or name == a.asked:
         return name
-    if scores.shape[1] == 1:
-        return f"{name}, {float(scores[index, 0]):.4g}"
-    chances = probabilities(scores[index], a.independent)
-    return f"{name}, {100 * float(chances[classes_of(a, index)[k]]):.1f} %"
+    chance = chance_of(a, index, k)
+    return f"{name}, {float(scores[index, 0]):.4g}" if chance is None else f"{name}, {100 * chance:.1f} %"
 
 
 def against(a: Attribution) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from fxlrp.attribution import Attribution
 from fxlrp.engine.seeds import Question
 from fxlrp.explainer import Explainer
-from fxlrp.text.attribution import TextAttribution
+from fxlrp.show.words import chance_of, scores_of
+from fxlrp.text.attribution import Asked, TextAttribution
 from fxlrp.text.encode import Encoded
 from fxlrp.text.questions import Row
 
@@ -25,6 +28,7 @@ def answers(
     """
     device = inputs["input_ids"].device
     by_row: list[Tensor] = [torch.empty(0)] * len(rows[0])
+    asked = [[row.asked for row in of_text] for of_text in rows]
     for output in dict.fromkeys(row.output for row in rows[0]):
         places = [k for k, row in enumerate(rows[0]) if row.output == output]
         questions = [_question([of_text[k] for of_text in rows], device) for k in places]
@@ -33,15 +37,25 @@ def answers(
             relevance = attribution.named
             sides = (relevance.get(name, torch.zeros_like(inputs[name])) for name in IDS if name in inputs)
             by_row[k] = torch.cat([side.detach().float().cpu() for side in sides], 1)
+            for i, of_text in enumerate(rows):
+                asked[i][k] = _answered(of_text[k].asked, attribution, i)
     relevance_of_all = torch.stack(by_row, 1)  # [B, R, T (+ U)]
     width, total = inputs["input_ids"].shape[1], relevance_of_all.shape[2]
     out = []
-    for text, scores, of_text in zip(texts, relevance_of_all, rows, strict=True):
+    for text, scores, answered in zip(texts, relevance_of_all, asked, strict=True):
         length = len(text.pieces) - (total - width)  # without padding
         matrix = torch.cat([scores[:, :length], scores[:, width:]], 1)
-        asked, rules = [row.asked for row in of_text], explainer.rulebook.name
-        out.append(TextAttribution(text.segments, text.pieces, matrix, asked, text.dropped, rules))
+        rules = explainer.rulebook.name
+        out.append(TextAttribution(text.segments, text.pieces, matrix, answered, text.dropped, rules))
     return out
+
+
+def _answered(asked: Asked, a: Attribution, index: int) -> Asked:
+    """What was asked of a text, with what the model says of it and the contrast that was meant."""
+    contrast = None if a.contrast is None else asked.contrast if asked.contrast != "default" else str(a.contrast)
+    chance, scores = chance_of(a, index), scores_of(a)
+    score = float(scores[index, 0]) if chance is None and scores is not None else None
+    return replace(asked, contrast=contrast, probability=chance, score=score)
 
 
 def _question(rows: Sequence[Row], device: torch.device) -> Question:

@@ -14,7 +14,7 @@ from fxlrp.rules.registry import Rulebook
 from fxlrp.text.answers import answers
 from fxlrp.text.attribution import TextAttribution
 from fxlrp.text.encode import Encoded, batched, encode
-from fxlrp.text.questions import Name, Score, contrast_of, rows_of
+from fxlrp.text.questions import Name, Score, rows_of
 from fxlrp.text.tasks import Task, probe, start_of_decoder
 
 BATCH = 16
@@ -59,7 +59,6 @@ def explain(
     if len(pairs) != len(texts):
         raise FxlrpError(f"There are {len(texts)} texts and {len(pairs)} pairs; give one for each text.")
     explainer = model if isinstance(model, Explainer) else convert(model, rules=rules)
-    contrast = contrast_of(contrast, explainer)
     encoded = [encode(explainer.model, tokenizer, t, p, truncate) for t, p in zip(texts, pairs, strict=True)]
     attributions: list[TextAttribution] = []
     while encoded:

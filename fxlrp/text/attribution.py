@@ -31,20 +31,21 @@ class Asked:
     """What a row of an attribution answers: why `target` and not `contrast`.
 
     probability: the model's own of the target, in 0…1.  token: the place among the tokens of the one that is asked
-    about (masked, labelled, generated), or None.
+    about (masked, labelled, generated), or None.  score: what the model says where that is one number, as a regression.
     """
 
     target: str
     contrast: str | None = None
     probability: float | None = None
     token: int | None = None
+    score: float | None = None
 
     @property
     def title(self) -> str:
         """Put the question in words."""
         against = "" if self.contrast in (None, *WAYS) else f", not {self.contrast}"
-        sure = "" if self.probability is None else f" ({self.probability:.1%})"
-        return f"{self.target}{against}{sure}"
+        value = "" if self.score is None else f" ({self.score:.4g})"
+        return f"{self.target}{against}{value if self.probability is None else f' ({self.probability:.1%})'}"
 
     @property
     def against(self) -> str:
@@ -53,6 +54,7 @@ class Asked:
 
 
 WAYS = AGAINST
+ASKED = ("target", "contrast", "probability", "token")
 FORMAT = "fxlrp text attribution 1"
 WRITTEN = (".json", ".csv", ".html", *FIGURES)
 
@@ -177,6 +179,7 @@ class TextAttribution:
                     "target": a.target,
                     "contrast": a.contrast,
                     "probability": a.probability,
+                    "score": a.score,
                     "token": a.token,
                     "scores": row.tolist(),
                     "word_scores": words.tolist(),
@@ -264,7 +267,7 @@ class TextAttribution:
         try:
             pieces = [Piece(token, *span) for token, span in zip(held["tokens"], held["spans"], strict=True)]
             matrix = torch.tensor([q["scores"] for q in held["questions"]]).reshape(-1, len(pieces))
-            asked = [Asked(*(q[f] for f in ("target", "contrast", "probability", "token"))) for q in held["questions"]]
+            asked = [Asked(**{f: q[f] for f in ASKED}, score=q.get("score")) for q in held["questions"]]
             return cls(list(held["segments"]), pieces, matrix, asked, int(held["dropped"]), held.get("rules", ""))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FxlrpError(f"This is no attribution of a text: {error!r}.") from error

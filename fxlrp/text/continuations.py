@@ -12,9 +12,9 @@ from fxlrp.explainer import Explainer, convert
 from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook
 from fxlrp.text.answers import answers
-from fxlrp.text.attribution import WAYS, Asked, TextAttribution
+from fxlrp.text.attribution import Asked, TextAttribution
 from fxlrp.text.encode import Encoded, batched, encode, limit_of
-from fxlrp.text.questions import Name, Row, contrast_name, contrast_of, probability, word_of
+from fxlrp.text.questions import NOT_NAMED, Name, Row, contrast_name, word_of
 from fxlrp.text.tasks import Task, decoder, ends_of, find_vocabulary_word, probe, run, start_of_decoder
 
 WithTokens = Callable[[Sequence[int]], tuple[Encoded, dict[str, Tensor]]]
@@ -67,8 +67,7 @@ def generate(
             f"Prompt and continuation have {len(whole.ids)} tokens, the model takes {most}; ask for fewer."
         )
     logits = run(plain, inputs_with_new)["logits"][0]
-    scores = logits[len(logits) - len(new) - 1 :]
-    rows = _rows(tokenizer, whole, new, scores, contrast_of(contrast, explainer))
+    rows = _rows(tokenizer, whole, new, logits.shape[-1], contrast)
     return answers(explainer, inputs_with_new, [whole], [rows])[0]
 
 
@@ -81,20 +80,19 @@ def _written(model: nn.Module, tokenizer: Any, with_tokens: WithTokens, most: in
     return new
 
 
-def _rows(tokenizer: Any, whole: Encoded, new: Sequence[int], scores: Tensor, contrast: Any) -> list[Row]:
-    """Ask why each of the new tokens was written, by the scores [N + 1, V] of the tokens before each.
+def _rows(tokenizer: Any, whole: Encoded, new: Sequence[int], size: int, contrast: Any) -> list[Row]:
+    """Ask why each of the new tokens was written, of a vocabulary of this size.
 
     Raises FxlrpError for a contrast that is no token, or among the new ones.
     """
     against = contrast
-    if contrast is not None and contrast not in WAYS:
-        against = find_vocabulary_word(contrast, tokenizer, scores.shape[-1])
+    if contrast not in NOT_NAMED:
+        against = find_vocabulary_word(contrast, tokenizer, size)
         if against in new:
             raise FxlrpError(f"contrast={contrast!r} is among the tokens explained; set them against another.")
     against_name = contrast_name(against, lambda i: word_of(tokenizer, i))
     first = len(whole.pieces) - len(new)
-    rows = []
-    for k, (token, scores_before) in enumerate(zip(new, scores, strict=False)):
-        asked = Asked(whole.text_of(first + k), against_name, probability(scores_before, token), first + k)
-        rows.append(Row(token, against, k - len(new) - 1, asked))
-    return rows
+    return [
+        Row(token, against, k - len(new) - 1, Asked(whole.text_of(first + k), against_name, token=first + k))
+        for k, token in enumerate(new)
+    ]

@@ -10,9 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fxlrp.errors import FxlrpError
-from fxlrp.explainer import Explainer
-from fxlrp.graph.outputs import are_independent
-from fxlrp.show.words import probabilities
 from fxlrp.text.attribution import WAYS, Asked
 from fxlrp.text.encode import Encoded
 from fxlrp.text.tasks import Task, best_span, find_label, find_vocabulary_word, labels_of
@@ -21,6 +18,8 @@ from fxlrp.text.words import words_of
 Name = str | int
 Score = Callable[[Any], Tensor]
 OF_CLASSES = (Task.CLASSES, Task.TOKEN_CLASSES)
+NOT_NAMED = (None, "default", *WAYS)
+"""What a target may be set against that is no class, word or token."""
 AT_TOKENS = (Task.TOKEN_CLASSES, Task.MASKED)
 
 
@@ -68,7 +67,6 @@ def rows_of(
     logits = outputs["logits"]
     size = logits.shape[-1]
     labels = labels_of(model, size) if task in OF_CLASSES else None
-    independent = task in OF_CLASSES and are_independent(model)
 
     def index(wanted: Name) -> int:
         return find_label(wanted, labels) if labels else find_vocabulary_word(wanted, tokenizer, size)
@@ -81,21 +79,16 @@ def rows_of(
         scores = logits if at is None else logits[at]
         for wanted in targets:
             i = int(scores.argmax()) if wanted is None else index(wanted)
-            against = contrast if contrast is None or contrast in WAYS else index(contrast)
+            against = contrast if contrast in NOT_NAMED else index(contrast)
             if isinstance(against, int) and against == i and wanted is None:  # "why not this?" when it is the top one
                 i = int(scores.masked_fill(torch.arange(size, device=scores.device) == i, float("-inf")).argmax())
             token, against_name = at if task in AT_TOKENS else None, contrast_name(against, name)
-            rows.append(Row(i, against, at, Asked(name(i), against_name, probability(scores, i, independent), token)))
+            rows.append(Row(i, against, at, Asked(name(i), against_name, token=token)))
     return rows
 
 
-def contrast_of(contrast: Any, explainer: Explainer) -> Any:
-    """Return a contrast, that of the explainer's rulebook for "default"."""
-    return explainer.rulebook.default_contrast if contrast == "default" else contrast
-
-
 def contrast_name(contrast: Any, name: Callable[[int], str]) -> str | None:
-    """Return the name of a contrast: that of a class, or "others", "softmax" or None as they are."""
+    """Return the name of a contrast: that of a class, or "default", "others", "softmax" or None as they are."""
     return name(contrast) if isinstance(contrast, int) else contrast
 
 
@@ -103,11 +96,6 @@ def word_of(tokenizer: Any, token: int) -> str:
     """Return what a token of the vocabulary stands for, or its name where that can't be seen."""
     word = str(tokenizer.decode([token])).strip()
     return word if word.isprintable() and word else str(tokenizer.convert_ids_to_tokens(token))
-
-
-def probability(scores: Tensor, i: int, independent: bool = False) -> float:
-    """Return the probability of class i by its scores [K]: their softmax; the sigmoid of independent or single ones."""
-    return float(probabilities(scores.detach(), independent or len(scores) == 1)[i])
 
 
 def _places(task: Task, tokenizer: Any, text: Encoded, position: Name | None) -> list[int | None]:
@@ -157,13 +145,11 @@ def _span_rows(text: Encoded, outputs: Mapping[str, Tensor], target: Any, contra
         return span
 
     ends = best_span(outputs["start_logits"], outputs["end_logits"], text) if target is None else place(target)
-    against = (contrast,) * 2 if contrast is None or contrast in WAYS else place(contrast)
+    against = (contrast,) * 2 if contrast in NOT_NAMED else place(contrast)
     rows = []
     for side, i, other in zip(("start", "end"), ends, against, strict=True):
-        scores = outputs[f"{side}_logits"]
         if isinstance(other, int) and other == i:
             raise FxlrpError(f"The answer and what it is set against {side} at the same token; give others.")
-        sure = probability(scores[: len(text.ids)], i)
-        asked = Asked(f"{side}: {text.text_of(i)}", contrast_name(other, text.text_of), sure, i)
+        asked = Asked(f"{side}: {text.text_of(i)}", contrast_name(other, text.text_of), token=i)
         rows.append(Row(i, other, None, asked, f"{side}_logits"))
     return rows

@@ -68,3 +68,8 @@ def maps_by_hand(count: int, batch: int, **question: Any) -> Tensor:
 def files(out: Path) -> dict[str, bytes]:
     """Everything that is in a folder, hidden files too."""
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def all_decoded(page: Any, which: str) -> None:
+    """Waits until all pictures of a page are decoded; raises where one can't be."""
+    page.evaluate(f"Promise.all([...document.querySelectorAll('{which}')].map(i => i.decode()))")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_cases import Tensors, load
+from data_cases import Tensors, all_decoded, load
 from typer.testing import CliRunner
 
 import fxlrp
@@ -65,7 +65,7 @@ def test_the_page_shows_groups_and_samples(maps: Maps, open_page, tmp_path: Path
     assert "all others hardly look at: an artefact?" in first.inner_text()
     assert all("tag" in key for key in first.locator("figcaption").all_inner_texts() if key != "mean")
     assert first.locator("figure").count() == 1 + min(10, len(groups[0].members))
-    shown.wait_for_function("[...document.querySelectorAll('img')].every(i => i.complete && i.naturalWidth)")
+    all_decoded(shown, "img")
     assert shown.locator("circle").count() == groups[0].among
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+import torch
+import transformers
 from data_cases import Tensors, files, load
 from torch import Tensor
 
+import fxlrp
 from fxlrp import FxlrpError
 from fxlrp.data import explain
 from fxlrp.data.prepare import Asked, Job, prepare
 from fxlrp.data.run import _shards_of
+from fxlrp.inputs.models import loaded_from
 from fxlrp.ray_pool import Actor
 
 pytest.importorskip("pyarrow")
@@ -53,6 +60,33 @@ def test_actors_write_the_same_bytes_whoever_is_killed(tmp_path: Path) -> None:
     (tmp_path / "out" / "part-00000002.parquet").unlink()  # and one process goes on with it
     explain(load, Deadly(14, mark), tmp_path / "out", batch=4, shard=4)
     assert files(tmp_path / "out") == files(alone)
+
+
+def test_a_module_gives_elsewhere_what_it_gives_here(tmp_path: Path) -> None:
+    """Of a text model, whose weights are mapped into memory: names of classes, and relevance to the bit."""
+    folder = Path(fxlrp.__file__).parent / "examples" / "text"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for p in model.parameters():
+        p.data = torch.frombuffer(bytearray(4 * p.numel() + 12), dtype=p.dtype, offset=12).view(p.shape).copy_(p.data)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    (tmp_path / "a.csv").write_text("text\nthe plot is dull but the music was truly wonderful and the ending not bad\n")
+    loading = partial(loaded_with, model, tokenizer)
+    job, _ = prepare(
+        loading, tmp_path / "a.csv", Asked(rules="gradient-input"), tmp_path / "here", None, fail_fast=True
+    )
+    elsewhere = replace(
+        job, load=partial(loaded_with, pickle.loads(pickle.dumps(model)), tokenizer), out=tmp_path / "there"
+    )
+    for made in (job, elsewhere):
+        made.out.mkdir()
+        _shards_of(made)(0)
+    here, there = (pq.read_table(made.out / "part-00000000.parquet").to_pylist() for made in (job, elsewhere))
+    assert here[0]["name"] in ("negative", "positive")
+    assert here == there
+
+
+def loaded_with(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    return loaded_from(model), tokenizer
 
 
 class Broken(Tensors):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_cases import LABELS, Tensors, load, pictures
+from data_cases import LABELS, Tensors, all_decoded, load, pictures
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -40,7 +40,7 @@ def test_a_page_is_sorted_filtered_and_opened(open_page, out: Path, tmp_path: Pa
     assert page.locator("output").inner_text() == "12 of 12"
     assert keys(page) == [r["key"] for r in rows]
     assert page.locator("h1").inner_text().startswith("small on ")
-    page.wait_for_function("[...document.querySelectorAll('.card img')].every(i => i.complete && i.naturalWidth)")
+    all_decoded(page, ".card img")
     page.select_option("[name=shown]", "error")
     assert keys(page) == ["up/003.png"]
     assert "not a picture that can be read" in page.locator(".card .error").inner_text()
@@ -85,7 +85,7 @@ def test_a_folder_has_its_pictures_beside_it(browser, out: Path, tmp_path: Path)
     elsewhere: list[str] = []
     page.on("request", lambda r: None if r.url.startswith((tmp_path / "browse").as_uri()) else elsewhere.append(r.url))
     page.goto(file.as_uri())
-    page.wait_for_function("[...document.querySelectorAll('.card img')].every(i => i.complete && i.naturalWidth)")
+    all_decoded(page, ".card img")
     assert page.locator(".card img").count() == 22
     page.close()
     assert not elsewhere
@@ -135,7 +135,7 @@ def test_texts_are_coloured(open_page, tmp_path: Path) -> None:
 def test_other_tensors_and_what_is_kept_are_shown(keep: str, open_page, tmp_path: Path) -> None:
     explain(load, Tensors(3), tmp_path / "out", keep=keep, labels=LABELS)
     page = open_page(view(tmp_path / "out", tmp_path / "page.html"))
-    page.wait_for_function("[...document.querySelectorAll('.card img')].every(i => i.complete && i.naturalWidth)")
+    all_decoded(page, ".card img")
     assert page.locator(".card img.map").count() == 3
 
 

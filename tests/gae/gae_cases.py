@@ -41,6 +41,17 @@ def pictures(count: int = 12, side: int = 16) -> list[tuple[Tensor, int, Tensor]
     return out
 
 
+class Remembering:
+    """A setting that keeps its hash, to know whether it was changed since."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.before = hash(self)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
 def input_x_gradient(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     x = x.requires_grad_()
     return torch.autograd.grad(model(x).gather(1, target[:, None]).sum(), x)[0] * x.detach()

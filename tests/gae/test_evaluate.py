@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import re
 import sys
 import time
@@ -91,19 +90,18 @@ def results(out: Path) -> bytes:
     return (out / "results.parquet").read_bytes() + (out / "report.json").read_bytes()
 
 
-def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
+def test_killed_it_goes_on(tmp_path: Path) -> None:
     work(tmp_path / "whole")
-    rng, kills = random.Random(0), 0
-    while kills < 15:
+    pieces_of = tmp_path / "killed" / "pieces.jsonl"
+    for enough in (0, 1, 4, 7, 10):  # of 12 pieces
         run = process(tmp_path / "killed", 0.01)
-        run.join(rng.uniform(0.02, 0.3))
-        if run.is_alive():
-            run.kill()
-            kills += 1
+        while run.is_alive() and (not pieces_of.exists() or pieces_of.read_bytes().count(b"\n") < enough):
+            time.sleep(0.005)
+        assert run.is_alive()
+        run.kill()
         run.join()
-        part = tmp_path / "killed" / "pieces.jsonl"
-        if kills == 5 and part.exists():  # and a line that the kill cut short
-            with part.open("ab") as file:
+        if enough == 4:  # and a line that the kill cut short
+            with pieces_of.open("ab") as file:
                 file.write(b'{"chunk":2,"method":"slow","rows":[{"sam')
     work(tmp_path / "killed")
     lines = (tmp_path / "killed" / "pieces.jsonl").read_text().splitlines()
@@ -293,17 +291,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "pieces.jsonl").read_bytes() == parts
 
 
-def test_the_command_takes_a_factory_and_says_what_is_wrong(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("import torch\ndef data():\n    return torch.randn(5, 3, 64, 64)\n")
-    said = command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:data", "--methods", "random", "--steps", 2, "--limit", 4)
-    assert "random" in said
-    assert "no function other" in command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:other", code=2)
-    assert "There is no nowhere" in command(EXAMPLES / "model.pt", "nowhere", code=2)
-    masks = ("--masks", tmp_path)
-    assert "There is no mask for" in command(EXAMPLES / "model.pt", EXAMPLES / "pictures", *masks, code=2)
-    assert "has its own" in command(EXAMPLES / "model.pt", f"{tmp_path}/mine.py:data", *masks, code=2)
-
-
 def test_quantus_measures(model: nn.Module) -> None:
     pytest.importorskip("quantus", reason="Quantus is not installed (extra `eval`)")
 
@@ -353,15 +340,3 @@ def test_without_quantus_a_note(model: nn.Module, monkeypatch: pytest.MonkeyPatc
     assert "Quantus is not installed" in report.notes[0]
     assert "sparseness" not in report.measures
     assert not evaluate(model, "random", pictures(4), steps=2, quantus=False).notes
-
-
-def test_a_data_set_of_hugging_faces(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
-    files = sorted(str(p) for p in (EXAMPLES / "pictures").glob("*.png"))[:5]
-    columns = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    made = datasets.Dataset.from_dict({"image": files, "label": [0, 1, 2, 3, 4]}, features=columns)
-    made.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"test": made}).save_to_disk(tmp_path / "many")
-    command(EXAMPLES / "model.pt", tmp_path / "one", "--methods", "random", "--steps", 2, "-o", tmp_path / "out")
-    assert [row["label"] for row in json.loads((tmp_path / "out/pieces.jsonl").read_text().splitlines()[0])["rows"]]
-    assert "has splits test" in command(EXAMPLES / "model.pt", tmp_path / "many", "--methods", "random", code=2)

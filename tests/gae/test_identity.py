@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gae_cases import Tiny, input_x_gradient, tiny
+from gae_cases import Remembering, Tiny, input_x_gradient, tiny
 from torch import Tensor, nn
 
 import fxlrp
@@ -158,7 +158,7 @@ def test_the_same_in_every_process() -> None:
     code = (
         "import gae_cases, fxlrp; from fxlrp.identity import digest; from fxlrp.gae.methods import identify;"
         "print(digest(gae_cases.tiny()), identify('abslrp-hybrid'), identify(gae_cases.input_x_gradient),"
-        "identify('gradcam'), digest({'ab', 'cd', 'ef'}))"
+        "identify('gradcam'), digest({'ab', 'cd', 'ef'}), digest(gae_cases.Remembering('a')))"
     )
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(fxlrp.__file__).parents[1])])
     said = [
@@ -168,6 +168,7 @@ def test_the_same_in_every_process() -> None:
         for s in ("1", "2")
     ]
     assert said[0] == said[1]
+    assert digest(Remembering("a")) != digest(Remembering("b"))
     assert said[0].decode().split()[:3] == [digest(tiny()), identify("abslrp-hybrid"), identify(input_x_gradient)]
 
 

@@ -247,6 +247,25 @@ def test_a_suite_of_ones_own(tmp_path: Path) -> None:
         report.means("mine", "gae")
 
 
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda model, x, t: fxlrp.gae.right(model, x, t), r"they are \[2, 3\], \[2\]\."),
+        (lambda model, x, t: fxlrp.gae.right(model, x, t, x[:, :2]), r"like x; they are \[2, 3\], \[2\], \[2, 2\]"),
+        (lambda model, x, t: fxlrp.gae.right(model, x, t[:1], x), r"they are \[2, 3\], \[1\], \[2, 3\]"),
+        (lambda model, x, t: fxlrp.gae.right(model, x, t, x, x * torch.nan), "about sample 0 is no number"),
+        (lambda model, x, t: fxlrp.gae.right(model, x, t, x * t[:, None]), "about sample 0 is .* 0 everywhere"),
+        (lambda model, x, t: x, "of 'a' returned a Tensor; see fxlrp.gae.right"),
+        (None, "The suite 'mine' has no cases"),
+    ],
+)
+def test_a_suite_of_ones_own_that_cannot_be_asked(made: Any, said: str) -> None:
+    model, x, target = nn.Linear(3, 2).eval(), torch.ones(2, 3), torch.tensor([0, 1])
+    cases = [] if made is None else [fxlrp.gae.Case("mine", "a", lambda: made(model, x, target))]
+    with pytest.raises(FxlrpError, match=said):
+        known("random", suites={"mine": cases})
+
+
 def test_one_sample_that_is_wrong_is_enough() -> None:
     rows = [{"method": "m", "suite": "built", "case": "or, 1d", "sample": i, "passed": p} for i, p in enumerate([0, 1])]
     report = fxlrp.gae.KnownReport(rows, [], [], {"suites": ["built"], "seed": 0})

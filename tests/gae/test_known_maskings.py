@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fxlrp import FxlrpError
 from fxlrp.gae import MASKINGS, Report, evaluate
 from fxlrp.gae.masking import blurred, filled, stand_in
-from fxlrp.gae.measures import curves
+from fxlrp.gae.measures import curves, localisation
+from fxlrp.gae.texts import TextReport
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -148,6 +149,25 @@ def test_the_curve_is_that_of_quantus(way: str, baseline: Any) -> None:
     np.testing.assert_allclose(np.array(ours)[:, 1:][:, same], np.array(theirs)[:, same], atol=1e-6)
 
 
+def test_localisation_is_that_of_quantus() -> None:
+    quantus = pytest.importorskip("quantus")
+    heat, mask = noise(6, 18, 20).abs(), torch.zeros(6, 18, 20, dtype=torch.bool)
+    for i in range(6):
+        mask[i, i : i + 9, 3:17] = True
+    smooth = nn.functional.avg_pool2d(heat[:, None], 3, 1, 1)  # pointing is by the strongest 3 × 3 pixels
+    found = [localisation(h, m) for h, m in zip(heat, mask, strict=True)]
+    how = {"x_batch": smooth.numpy(), "y_batch": np.zeros(6, dtype=int), "s_batch": mask[:, None].numpy()}
+    for ours, theirs, maps in (
+        ("pointing", quantus.PointingGame, smooth),
+        ("relevance_mass", quantus.RelevanceMassAccuracy, heat[:, None]),
+        ("rank_accuracy", quantus.RelevanceRankAccuracy, heat[:, None]),
+    ):
+        measure = theirs(abs=False, normalise=False, disable_warnings=True)
+        scores = measure(model=Weighted(heat[:1]).eval(), a_batch=maps.numpy(), device="cpu", **how)
+        np.testing.assert_allclose([f[ours] for f in found], np.array(scores, dtype=float), atol=1e-6)
+    assert 0 < sum(f["pointing"] for f in found) < 6
+
+
 def test_how_alike_the_orders_are() -> None:
     stats = pytest.importorskip("scipy.stats")
     values = noise(3, 5)  # of zero, blur and mean, five methods each
@@ -161,6 +181,16 @@ def test_how_alike_the_orders_are() -> None:
     assert set(found) == {("zero", "mean"), ("zero", "blur"), ("mean", "blur")}
     assert found["zero", "blur"] == pytest.approx(stats.spearmanr(values[0], values[1]).statistic)
     assert found["mean", "blur"] == pytest.approx(stats.spearmanr(values[2], values[1]).statistic)
+
+
+def test_places_by_every_way_and_equal_methods() -> None:
+    values = {"a": (0.3, 0.2), "b": (0.1, 0.5), "c": (0.3, 0.1)}
+    rows = [{"method": m, "sample": 0, "abpc": zero, "abpc_blur": blur} for m, (zero, blur) in values.items()]
+    report = Report(rows, {}, {"seed": 0})
+    assert report.places() == {"ABPC zero": {"a": 1, "b": 3, "c": 1}, "ABPC blur": {"a": 2, "b": 1, "c": 3}}
+    assert report.places_markdown().splitlines()[2:] == ["| `a` | 1 | 2 |", "| `c` | 1 | 3 |", "| `b` | 3 | 1 |"]
+    of_texts = [{"method": m, "sample": 0, "sufficiency": s} for m, s in (("a", 0.2), ("b", -0.1))]
+    assert TextReport(of_texts, {}, {"seed": 0}).places() == {"removal suffic.": {"a": 2, "b": 1}}  # low is good
 
 
 def test_evaluations_measure_every_way(tmp_path: Path) -> None:

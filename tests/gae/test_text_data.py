@@ -53,6 +53,7 @@ def test_rationales_of_every_form(form: str) -> None:
         ([1, 0, 1], "3 marks for 9 words"),
         ([[9, 99]], "characters 9 to 99 are not among its 38"),
         ({"start_token": 8, "end_token": 10}, "words 8 to 10 are not among its 9"),
+        ({"start_token": None, "end_token": 1}, "words None to 1 are no numbers of words"),
         ("boring", "'boring' is not in the text"),
         ("", "is not in the text"),
         ([{"from": 1}], "a dict is neither marks of words nor spans"),
@@ -131,6 +132,23 @@ def test_tables(kind: str, tmp_path: Path) -> None:
     assert [data[i] for i in range(len(data))] == EXPECTED
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b"", "a.jsonl has no rows"),
+        ("a.jsonl", b"\n \n", "a.jsonl has no rows"),
+        ("a.csv", b"text,label\n", "a.csv has no rows"),
+        ("a.jsonl", b'{"text": "caf\xe9"}\n', "Row 0 of .*a.jsonl can't be read: 'utf-8' codec"),
+        ("a.jsonl", b"hello\n", "Row 0 of .*a.jsonl can't be read: Expecting value"),
+        ("a.csv", b'text,rationale\na dull film,"[[2, 6"\n', "The rationale of row 0 of .*a.csv is no JSON"),
+    ],
+)
+def test_files_that_cannot_be_read(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FxlrpError, match=said):
+        Texts(open_texts(str(tmp_path / name)))[0]
+
+
 def test_other_columns_and_odd_rows(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"said": ["a", "b"], "y": 1}\n{"said": 3}\n{"other": "c"}\n[1]\n{\n')
@@ -192,7 +210,7 @@ def test_erasers_format(tmp_path: Path) -> None:
     [
         ({"annotation_id": "x", "evidences": [[span("c.txt", 0, 1)]]}, "speaks of .*c.txt, which is not there"),
         ({"annotation_id": "../secret.txt", "evidences": []}, "speaks of .*secret.txt, which is not there"),
-        ({"annotation_id": "a.txt", "evidences": [[span("a.txt", 0, 99)]]}, "words 0 to 99"),
+        ({"annotation_id": "a.txt", "evidences": [[span("a.txt", 0, 99)]]}, "Line 1 of .*: words 0 to 99"),
         ({"annotation_id": "a.txt"}, "Line 1 of .* is no annotation of ERASER's: KeyError"),
         ({"evidences": [3]}, "Line 1 of .* is no annotation"),
     ],

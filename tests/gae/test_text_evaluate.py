@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from text_cases import TEXTS, bag
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -73,6 +75,26 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path, whole: Path) -> None:
     pieces = [(row["chunk"], row["method"]) for row in map(json.loads, (out / "pieces.jsonl").open())]
     assert len(pieces) == len(set(pieces)) == 6
     assert results(out) == results(whole)
+
+
+def test_weights_that_begin_anywhere_give_the_scores_of_their_copy() -> None:
+    """A file that is mapped into memory is not what another process gets of it by pickle."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(EXAMPLE).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(EXAMPLE)
+    for p in model.parameters():
+        p.data = torch.frombuffer(bytearray(4 * p.numel() + 12), dtype=p.dtype, offset=12).view(p.shape).copy_(p.data)
+    before = [(p.data_ptr(), p.detach().clone()) for p in model.parameters()]
+    texts = ["the plot is dull but the music was truly wonderful, and the ending of the series is not bad"]
+    how: dict[str, Any] = {"methods": ["random", "attnlrp"], "dataset": texts, "stability": False}
+    report = evaluate(model, tokenizer, **how)
+    assert all(
+        p.data_ptr() == at and torch.equal(p, was) for p, (at, was) in zip(model.parameters(), before, strict=True)
+    )
+    copied = pickle.loads(pickle.dumps(model))
+    assert any(
+        p.data_ptr() % 64 != q.data_ptr() % 64 for p, q in zip(model.parameters(), copied.parameters(), strict=True)
+    )
+    assert evaluate(copied, tokenizer, **how).rows == report.rows
 
 
 @pytest.mark.whole
@@ -149,8 +171,11 @@ def test_the_ends_of_the_scale_and_the_order_of_methods() -> None:
         means = report.means(measure)
         assert means["ground-truth"].mean == 1
         assert means["random"].mean < 0.8
-    assert report.means("max_sensitivity")["ground-truth"].mean == 0
-    assert report.means("randomization")["ground-truth"].mean == pytest.approx(1)
+    sensitive, randomized = report.means("max_sensitivity"), report.means("randomization")
+    assert sensitive["ground-truth"].mean == 0
+    assert sensitive["random"].mean > 1 > sensitive["occlusion"].mean  # chance is no stable method
+    assert randomized["random"].mean < 0.5
+    assert randomized["ground-truth"].mean == pytest.approx(1)
     assert report.means("comprehensiveness")["worth"].mean > report.means("comprehensiveness")["random"].mean
     assert report.means("sufficiency")["worth"].mean < report.means("sufficiency")["random"].mean
 
@@ -162,7 +187,10 @@ def test_continuations_and_what_is_left_out(tmp_path: Path) -> None:
     texts = [{"text": "The capital of France is", "continuation": " Paris"}, {"text": "once upon a time"}]
     report = evaluate(model, tokenizer, ["random", "ground-truth"], texts, steps=2, stability=False, out=tmp_path)
     assert report.ways == ["hidden", "dropped"]
-    assert report.notes == ["Tokens are not replaced by a mask: the tokenizer has none."]
+    assert report.notes == [
+        "Of 1 of 2 texts the likeliest next token is explained: they have no continuation.",
+        "Tokens are not replaced by a mask: the tokenizer has none.",
+    ]
     assert "needs a human rationale" in report.errors["ground-truth"]
     assert all(row["hidden_morf"][0] < 0 and row["predicted"] for row in report.rows)
     assert "auprc" not in report.measures
@@ -214,6 +242,10 @@ def test_the_command(tmp_path: Path, open_page: Any) -> None:
     assert page.locator("h2").count() >= 10
     assert page.locator(".text b").count() > 0  # what people marked
     assert page.locator("figure svg").count() == 6  # three ways, two methods
+    places = page.locator("table:has(th:text('removal suffic.')) td").all_inner_texts()
+    assert sorted(places[1::6]) == ["1", "2"]  # by each way
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
     for option, value in (("--masks", tmp_path), ("--definition", "2024-12")):
         assert "goes with models that read pictures" in command(*how, option, value, code=2)
     assert "has no column review" in command(EXAMPLE, data, "--column", "review", code=2)

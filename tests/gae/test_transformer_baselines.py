@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import SmallCNN, randomize
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
-from fxlrp import FxlrpError
+from fxlrp import FxlrpError, convert
 from fxlrp.gae import BASELINES, Views, explain_by
 from fxlrp.gae.attention_maps import Grid, grid_of
+from fxlrp.gae.texts import Sample
+from fxlrp.gae.texts.attention import Base
+from fxlrp.gae.texts.case import make_case
+from fxlrp.gae.texts.methods import explain_by as explain_text_by
+from fxlrp.gae.texts.methods import run
+from tests.text.models import byte_level, decoder_only
 
 
 class Tokens(nn.Module):
@@ -157,3 +165,37 @@ def test_every_baseline_leaves_the_model_alone() -> None:
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
     assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_norms_that_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeGrad and LibraGrad on a model whose norms are roots of mean squares in its own ops."""
+    tokenizer = byte_level()
+    model = decoder_only("llama", tokenizer).double()
+    case = make_case(model, tokenizer, Sample("The capital of France is", continuation=" Paris, and"), 0)
+    base = Base(convert(model))
+    found = [run(explain_text_by(name, base), case) for name in ("legrad", "libragrad")]
+    out = model(**case.inputs, output_attentions=True, output_hidden_states=True)
+    legrads = torch.zeros(len(case.free), dtype=torch.float64)
+    for layer, weights in enumerate(out.attentions):
+        tokens = out.hidden_states[layer + 1]
+        tokens = tokens if layer + 1 == len(out.attentions) else model.model.norm(tokens)
+        (g,) = torch.autograd.grad(case.score(model.lm_head(tokens)).sum(), weights, retain_graph=True)
+        legrads += g[0].relu().mean((0, 1))
+    seen, softmax = [], nn.functional.softmax
+
+    def norm(module: Any, args: tuple, out: Tensor) -> Tensor:
+        x = args[0]
+        x.retain_grad()
+        seen.append(x)
+        return module.weight * x * ((x * x).mean(-1, keepdim=True) + module.variance_epsilon).rsqrt().detach()
+
+    for m in model.modules():
+        if hasattr(m, "variance_epsilon"):
+            m.register_forward_hook(norm)
+        elif hasattr(m, "act_fn"):
+            m.act_fn.register_forward_hook(lambda module, args, out: out.detach())
+    monkeypatch.setattr(nn.functional, "softmax", lambda *args, **how: softmax(*args, **how).detach())
+    model(**case.inputs).logits[0, case.at, case.target].sum().backward()
+    assert len(seen) == 5
+    libragrads = sum((x * x.grad)[0].sum(-1).detach() for x in seen)
+    torch.testing.assert_close(found, [legrads.float(), libragrads.float()], rtol=1e-4, atol=1e-6)

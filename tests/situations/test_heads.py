@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,11 +49,32 @@ def test_probabilities_are_explained_by_logits(head: str, classes: int, bias: fl
 def test_every_head_is_seen_through(head: str) -> None:
     net = body(3, -1.0)
     a, b = convert(nn.Sequential(net, HEADS[head]).eval()), convert(net)
-    torch.testing.assert_close(a(X, target=1).relevance, b(X, target=1).relevance)
+    against_others = "default" if "softmax" in head else None
+    torch.testing.assert_close(a(X, target=1).relevance, b(X, target=1, contrast=against_others).relevance)
     by_score = a(X, target=lambda out: out[:, 2])
     logits = net(X).detach().requires_grad_()
     (v,) = torch.autograd.grad(HEADS[head](logits)[:, 2].sum(), logits)
     torch.testing.assert_close(by_score.relevance, b(X, target=v).relevance)
+
+
+@pytest.mark.parametrize("head", ["sigmoid", "log sigmoid", "said by its config"])
+@pytest.mark.parametrize("rules", list(fxlrp.rulebooks()))
+def test_a_label_that_excludes_no_other_is_explained_as_if_it_were_the_only_one(rules: str, head: str) -> None:
+    net = body(3, -1.0)
+    model = nn.Sequential(net, HEADS[head]).eval() if head in HEADS else net
+    if head not in HEADS:
+        model.config = SimpleNamespace(problem_type="multi_label_classification")
+    explainer = convert(model, rules=rules)
+    for k in range(3):
+        alone = body(3, -1.0)
+        alone[2].weight, alone[2].bias = (nn.Parameter(p[k : k + 1]) for p in (net[2].weight, net[2].bias))
+        expected = convert(alone, rules=rules)(X).relevance
+        found = explainer(X, target=k)
+        torch.testing.assert_close(found.relevance, expected)
+        assert found.contrast is None
+        torch.testing.assert_close(explainer.joint(X, target=k)(X, torch.full((len(X),), k))[1], expected)
+        said = explainer(X, target=k, contrast="others")
+        torch.testing.assert_close(said.relevance, convert(net, rules=rules)(X, target=k, contrast="others").relevance)
 
 
 def test_masks_of_pixels_too() -> None:

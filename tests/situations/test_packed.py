@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from fxlrp import convert
 
@@ -135,3 +135,41 @@ def test_sequences_in_a_list(rules: str) -> None:
     for x, r in zip((short, long), a.relevance, strict=True):
         alone = convert(model, rules=rules)([x], target=1).relevance
         torch.testing.assert_close(r, alone[0] if isinstance(alone, tuple) else alone)
+
+
+@pytest.mark.every(2)
+@pytest.mark.parametrize("rules", BOOKS)
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "any order"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_packed_sequences_with_their_first_states(kind: type, ordered: bool, rules: str) -> None:
+    """States count sequences, which packed entries do not: the call is one sample, and each row is explained."""
+
+    class Continued(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.head = kind(4, 5), nn.Linear(5, 3)
+
+        def forward(self, xs: Any, state: Tensor) -> Tensor:
+            _, last = self.layer(xs, state if kind is nn.GRU else (state, state))
+            return self.head((last if kind is nn.GRU else last[0])[-1])
+
+    model = Continued().double().eval()
+    xs = [X[1, :n] for n in ((4, 3, 2) if ordered else (2, 4, 3))]
+    states = torch.randn(1, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    packed = pack_sequence(xs, enforce_sorted=ordered)
+    a = convert(model, rules=rules)(packed, states, target=1)
+    torch.testing.assert_close(a.output, model(packed, states).detach())
+    of_data, of_states = a.relevance
+    alone = convert(model, rules=rules)
+    place = {step: i for i, step in enumerate(steps_of(packed))}
+    for i, x in enumerate(xs):
+        r, s = alone(x[:, None], states[:, i : i + 1], target=1).relevance
+        torch.testing.assert_close(of_states[:, i], s[:, 0])
+        torch.testing.assert_close(torch.stack([of_data[place[t, i]] for t in range(len(x))]), r[:, 0])
+
+
+def steps_of(packed: Any) -> list[tuple[int, int]]:
+    """The step and the sequence of each entry of packed data."""
+    order = range(int(packed.batch_sizes[0])) if packed.sorted_indices is None else packed.sorted_indices.tolist()
+    return [(t, order[i]) for t, n in enumerate(packed.batch_sizes.tolist()) for i in range(n)]

@@ -124,6 +124,29 @@ def test_labels_that_do_not_exclude_each_other(tmp_path: Path) -> None:
     found = [q["probability"] for q in json.loads(out)[0]["questions"]]
     expected = model(**words("a gripping film", return_tensors="pt")).logits[0].sigmoid()
     assert found == pytest.approx(expected.tolist(), abs=1e-5)
+    assert [q["contrast"] for q in json.loads(out)[0]["questions"]] == [None] * 3
+
+
+def test_a_regression_has_a_score_and_no_probability(tmp_path: Path) -> None:
+    words = wordpiece()
+    model = bert("SequenceClassification", words, num_labels=1)
+    expected = float(model(**words("a gripping film", return_tensors="pt")).logits[0, 0])
+    a = fxlrp.text.explain(model, words, "a gripping film")
+    assert a.asked[0].probability is None
+    assert a.asked[0].score == pytest.approx(expected, rel=1e-5)
+    assert a.asked[0].title == f"LABEL_0 ({expected:.4g})"
+    assert fxlrp.load(a.save(tmp_path / "a.json")).asked == a.asked
+
+
+def test_a_sigmoid_of_the_models_own(tmp_path: Path) -> None:
+    """Probabilities that the model itself makes of its scores are shown as they are."""
+    words = wordpiece()
+    model = bert("SequenceClassification", words, num_labels=3)
+    model.classifier = torch.nn.Sequential(model.classifier, torch.nn.Sigmoid())
+    expected = model(**words("a gripping film", return_tensors="pt")).logits[0]
+    a = fxlrp.text.explain(model, words, "a gripping film", target=[0, 1, 2])
+    assert [q.probability for q in a.asked] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert {q.contrast for q in a.asked} == {None}
 
 
 def test_standard_input_and_pair(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxlrp.errors import FxlrpError
 from fxlrp.gae.metric import Views
 
 Row = dict[str, Any]
@@ -62,7 +63,15 @@ def right(model: nn.Module, x: Tensor, target: Tensor, *answers: Tensor, toleran
 
     answers: each like x; a method is right about a sample if at most `tolerance` of its relevance is misplaced against
     one of them.  The first is the ground truth.
+
+    Raises FxlrpError for answers that are not like x, or not a number, or nothing at all of a sample.
     """
+    if not answers or any(a.shape != x.shape for a in answers) or target.shape != x.shape[:1]:
+        shapes = ", ".join(str(list(t.shape)) for t in (x, target, *answers))
+        raise FxlrpError(f"x, target and each answer should be [n, …], [n] and [n, …] like x; they are {shapes}.")
+    for i, parts in enumerate(zip(*answers, strict=True)):
+        if not all(part.isfinite().all() and part.any() for part in parts):
+            raise FxlrpError(f"The answer about sample {i} is no number, or 0 everywhere; it should have relevance.")
 
     def score(relevance: Tensor) -> list[Row]:
         errors = torch.stack([misplaced(relevance, a.to(relevance)) for a in answers]).amin(0).tolist()

@@ -74,6 +74,8 @@ def known(
     samples = {} if limit is None else {"samples": limit}
     of_name = {name: own[name] if name in own else SUITES[name](seed, networks, **samples) for name in names}
     cases = [case for name in names for case in of_name[name]]
+    if empty := [name for name in names if not of_name[name]]:
+        raise FxlrpError(f"The suite {empty[0]!r} has no cases.")
     if odd := [case for case in cases if case.suite not in names]:
         raise FxlrpError(f"The case {odd[0].name!r} says it is of {odd[0].suite!r}, not of one of {', '.join(names)}.")
     manifest = {
@@ -105,6 +107,9 @@ class Asking:
         if not methods:
             return
         case = self.cases[chunk].build()
+        if not isinstance(case, Known):
+            made = type(case).__name__
+            raise FxlrpError(f"build() of {self.cases[chunk].name!r} returned a {made}; see fxlrp.gae.right.")
         of = digest((case.model, vars(case.views)))
         if any(other != of for other in kept):
             raise FxlrpError(f"The folder holds results of another network {self.cases[chunk].name}; delete it.")

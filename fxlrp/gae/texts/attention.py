@@ -119,5 +119,7 @@ def libragrad(base: Base, seed: int) -> Explain:
 def _row(name: str, row: Tensor | None, case: Case) -> Tensor:
     """A number for each token [T] of [1, T].  Raises FxlrpError if there is none."""
     if row is None or row.shape != case.inputs["input_ids"].shape:
-        raise FxlrpError(f"{name} needs blocks of attention and norms of all tokens; this model has none.")
+        raise FxlrpError(
+            f"{name} needs blocks of attention and norms, all of the same tokens; this model has none such."
+        )
     return row[0].detach()

@@ -26,7 +26,8 @@ class Case:
     free: bool [T], the tokens that stand for the text, which relevance is measured on: no special ones, and none of a
       continuation.
     words [T]: which word of the text each token begins in, −1 if in none; of a pair's, they go on counting.
-    key: a name that no other case of the run has.  truth [T]: 1 where people marked the text, if they did.
+    key: a name that no other case of the run has, nor this one of a changed copy of the model.
+    truth [T]: 1 where people marked the text, if they did.
     text: with the tokens' places.  predicted: what is explained, in words.
     blank: the token that stands for no text at all.  mask: the tokenizer's, if it has one.
     """

@@ -109,7 +109,9 @@ def _intervals(rationale: Any, text: str, spans: Sequence[tuple[int, int]]) -> l
         return [(at, at + len(rationale))]
     if isinstance(rationale, Mapping):
         if {"start_token", "end_token"} <= rationale.keys():
-            first, last = int(rationale["start_token"]), int(rationale["end_token"])
+            first, last = rationale["start_token"], rationale["end_token"]
+            if not all(type(v) is int for v in (first, last)):
+                raise FxlrpError(f"words {first!r} to {last!r} are no numbers of words.")
             if not 0 <= first < last <= len(spans):
                 raise FxlrpError(f"words {first} to {last} are not among its {len(spans)}.")
             return [(spans[first][0], spans[last - 1][1])]

@@ -68,16 +68,17 @@ def evaluate(
         model.to(device)
     plan = TextPlan(model, tokenizer, data, steps, seed, batch_size, stability)
     report = conduct(plan, named, TextPlan.measure, TextReport, out=out, ray=Ray(workers, ray), progress=progress)
-    report.notes.extend(_notes(report))
+    report.notes.extend(_notes(report, plan.without))
     if out is not None:
         report.save(out, examples=lambda method, samples: _shown(plan, method, named[method], samples))
     return report
 
 
-def _notes(report: TextReport) -> list[str]:
-    """Say what the results leave out."""
+def _notes(report: TextReport, without: int) -> list[str]:
+    """Say what the results leave out.  without: how many texts have no continuation, though others do."""
     rows = [row for row in report.rows if row["method"] == report.methods[0]]
-    notes = []
+    notes = [f"Of {without} of {len(rows)} texts the likeliest next token is explained: they have no continuation."]
+    notes = notes if without else []
     if cut := [row for row in rows if row["dropped"]]:
         notes.append(f"Of {len(cut)} of {len(rows)} texts the end is left out: the model takes no more.")
     if "replaced" not in report.ways:

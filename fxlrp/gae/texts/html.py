@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fxlrp.gae.html import bars, differences, document, panel, table
+from fxlrp.gae.html import bars, differences, document, orders, panel, table
 from fxlrp.gae.texts.report import Shown, TextReport
 from fxlrp.show.colours import shade
 from fxlrp.text.attribution import TextAttribution, laid_out
@@ -54,6 +54,7 @@ def page(report: TextReport, examples: Shown | None = None) -> str:
     body += ["</div><h2>All measures</h2>", table(report, means, ranked)]
     for way in report.ways:
         body += _curves(report, way, ranked)
+    body += orders(report, ranked, "removal")
     body += [f"<h2>Differences in {heading} on the same samples</h2>", differences(report, ranked)]
     if examples is not None:
         body += ["<h2>Best and worst texts</h2><p>Red spoke for it, blue against it; underlined is what people "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class TextPlan:
     """What an evaluation on texts is made of; chunks are of `size` samples each.
 
     share: which part of a text's words people mark on average, None where there are no rationales.
+    without: how many texts have no continuation, 0 where none has one.
     stability: whether sensitivity and randomization are measured.
     """
 
@@ -47,7 +48,11 @@ class TextPlan:
         self.sample = Remembered[Sample](self.data.__getitem__, 8 * self.size)
         self.case = Remembered[Case](self._case, 8 * self.size)
         self.chunks = -(-len(self.data) // self.size)
-        marks = [r for i in range(len(self.data)) if (r := self.data[i].rationale) is not None]
+        marks, given = [], 0
+        for sample in map(self.data.__getitem__, range(len(self.data))):
+            marks += [] if sample.rationale is None else [sample.rationale]
+            given += sample.continuation is not None
+        self.without = given and len(self.data) - given
         self.share = sum(sum(r) / len(r) for r in marks) / len(marks) if marks else None
 
     def manifest(self) -> dict[str, Any]:
@@ -124,9 +129,13 @@ class TextPlan:
     ) -> list[dict[str, float | None]]:
         """Return how much each map [T] changes under noise, and how much it is like that of random weights."""
         explain = self.explain(name, method, shadow=True)
-        noisy = [[run(explain, case) for _, case in trial] for _ in self.shadow.noisy()]
+
+        def maps_of(copy: str) -> list[Tensor]:
+            return [run(explain, replace(case, key=f"{case.key}:{copy}")) for _, case in trial]
+
+        noisy = [maps_of(f"noise {draw}") for draw, _ in enumerate(self.shadow.noisy())]
         with self.shadow.randomized():
-            random = [run(explain, case) for _, case in trial]
+            random = maps_of("random")
         measures = []
         for (_, case), heat, other, *others in zip(trial, maps, random, *noisy, strict=True):
             free = case.free

@@ -31,14 +31,22 @@ BLOCKS = (
     tuple(f"{way}_{order}_auc" for way in WAYS for order in ("morf", "lerf")),
     ("auprc", "average_precision", "token_f1", "max_sensitivity", "randomization"),
 )
+RIVALS = {
+    "removal": {
+        **{short: f"{way}_abpc" for way, short in SHORT.items()},
+        "compreh.": "comprehensiveness",
+        "suffic.": "sufficiency",
+    }
+}
 Shown = Callable[[str, Sequence[int]], list[TextAttribution]]
 
 
 @dataclass(frozen=True)
 class TextReport(Report):
-    """The results of an evaluation on texts: a `Report` of other measures."""
+    """The results of an evaluation on texts: a `Report` of other measures, whose `agreement` is of ways of removal."""
 
     headings: ClassVar[Mapping[str, str]] = MEASURES
+    rivals: ClassVar[Mapping[str, Mapping[str, str]]] = RIVALS
     blocks: ClassVar[Sequence[Sequence[str]]] = BLOCKS
 
     @property
