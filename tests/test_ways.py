@@ -217,3 +217,17 @@ def test_as_eager(way: Callable, make: Callable, rules: str, dtype: torch.dtype,
             assert expected.any()
             off = (found - expected).abs().max() / expected.abs().max()
             assert off <= (1e-9 if dtype is torch.float64 else 1e-3), f"{off:.1e} of the largest relevance"
+
+
+@pytest.mark.parametrize("way", [joint, exported, onnx])
+def test_sums_at_places_are_sums_wherever_they_run(way: Callable, tmp_path: Path) -> None:
+    """Places in order, too, where an optimizer takes what is added for what is written over."""
+    torch.manual_seed(0)
+    model = Called(
+        [nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)],
+        lambda y, z, head, x: head(y(x).index_put_((torch.arange(len(x)),), z(x), accumulate=True)),
+    ).eval()
+    x = torch.randn(4, 5)
+    explainer = convert(model, x)
+    (found,), expected = way(explainer, tmp_path)(x), explainer(x).relevance
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)

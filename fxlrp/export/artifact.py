@@ -23,6 +23,7 @@ from fxlrp.nodes import args_of
 
 if TYPE_CHECKING:
     from fxlrp.explainer import Explainer
+    from fxlrp.export.joint import Joint
 
 aten = torch.ops.aten
 
@@ -98,11 +99,14 @@ def _export(explainer: Explainer, path: Path, contrast: Contrast, aoti: bool, ab
     return path
 
 
-def _onnx(joint: nn.Module, args: tuple, shapes: list[dict], path: Path) -> None:
+def _onnx(joint: Joint, args: tuple, shapes: list[dict], path: Path) -> None:
     if find_spec("onnxscript") is None:
         raise FxlrpError("Writing .onnx needs onnxscript: pip install onnx onnxscript.")
     try:
-        torch.onnx.export(joint, args, str(path), dynamo=True, dynamic_shapes=(tuple(shapes),), verbose=False)
+        # onnxscript (0.7) takes a sum at all places in order for a write over them
+        sums = any(n.target is aten.index_put.default and True in n.args[3:] for n in joint.traced.graph.nodes)
+        how: dict[str, Any] = {"dynamo": True, "verbose": False, "optimize": not sums}
+        torch.onnx.export(joint, args, str(path), dynamic_shapes=(tuple(shapes),), **how)
     except Exception as error:
         ops = ", ".join(sorted(set(re.findall(r"OpOverload\(op='([\w.]+)'", _chain(error)))))
         reason = f"it has no {ops}" if ops else str(error).strip().split("\n")[0][:300]
