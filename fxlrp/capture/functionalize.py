@@ -128,7 +128,7 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
             return False
         if not writes_into(node):
             continue
-        twin = _functional_twin(node)
+        twin = _twin_that_fits(node)
         base = node.args[0]
         views = [u for u in base.users if u is not node and aliases(u)]
         if twin is None or base.op != "call_function" or (aliases(base) and not writes_into(base)) or views:
@@ -165,7 +165,7 @@ def _arguments(op: Any) -> list[tuple[str, str]]:
     return [(a.name, str(a.type)) for a in op._schema.arguments]
 
 
-def _functional_twin(node: fx.Node) -> Any:
+def _twin_that_fits(node: fx.Node) -> Any:
     """`relu` for `relu_`, if its result has the shape and dtype of the tensor that the in-place op wrote into."""
     twin = functional_twin(target_of(node))
     others = [a.meta["val"] for a in node.all_input_nodes[1:] if isinstance(a.meta.get("val"), Tensor)]

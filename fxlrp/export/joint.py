@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,29 +78,9 @@ def trace_joint(
     graph: the form of the plan's graph that is traced, if not the fastest one.
     """
     form = plan.form(one_sided=contrast is None).graph if graph is None else graph
-    count = len(plan.capture.output_names) if whole else 0
-    narrow = plan.capture.narrow
-
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        *args, target = inputs
-        tensors = widened(args)
-        with torch.enable_grad():
-            out = Tracing(form).run(*tensors)
-            rows = plan.axes.rows(out[plan.logits])
-            logits = rows.detach()
-            columns = target.unbind(1) if several else (target,)
-            indices = [torch.where(column < 0, logits.argmax(1), column) for column in columns]
-            questions = [Direction(rows, *sides(logits, index, contrast)) for index in indices]
-            # one at a time, because batched gradients can't be traced with a symbolic batch
-            relevances = [read.inputs for read in propagate(plan, book, out, tensors, questions, at_once=1)]
-        logits = logits.to(narrow[1][plan.explained]) if narrow else logits
-        maps = [
-            torch.stack(parts, plan.axes.column(i)) if several else parts[0]
-            for i, parts in zip(plan.readouts, zip(*relevances, strict=True), strict=True)
-        ]
-        return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)
-
+    run = _in_one(plan, book, contrast, form, several, len(plan.capture.output_names) if whole else 0)
     values = [n.meta["val"] for n in plan.graph.graph.find_nodes(op="placeholder")]
+    narrow = plan.capture.narrow
     values = [v.to(dtype) for v, dtype in zip(values, narrow[0], strict=True)] if narrow else values
     mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
     mode.allow_non_fake_inputs = True
@@ -115,6 +95,37 @@ def trace_joint(
     if fold:
         fold_constants(graph)
     return Joint(graph)
+
+
+def _in_one(
+    plan: Plan, book: Rulebook, contrast: Contrast, form: fx.GraphModule, several: int, count: int
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The forward and the relevance pass of a plan as one function, (*inputs, target) → (*outputs, logits, *maps).
+
+    count: the number of the model's outputs that it returns.
+    """
+    narrow = plan.capture.narrow
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        *args, target = inputs
+        tensors = widened(args)
+        with torch.enable_grad():
+            out = Tracing(form).run(*tensors)
+            rows = plan.axes.rows(out[plan.logits])
+            logits = rows.detach()
+            columns = target.unbind(1) if several else (target,)
+            indices = [torch.where(column < 0, logits.argmax(1), column) for column in columns]
+            directions = [Direction(rows, *sides(logits, index, contrast)) for index in indices]
+            # one at a time, because batched gradients can't be traced with a symbolic batch
+            relevances = [read.inputs for read in propagate(plan, book, out, tensors, directions, at_once=1)]
+        logits = logits.to(narrow[1][plan.explained]) if narrow else logits
+        maps = [
+            torch.stack(parts, plan.axes.column(i)) if several else parts[0]
+            for i, parts in zip(plan.readouts, zip(*relevances, strict=True), strict=True)
+        ]
+        return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)
+
+    return run
 
 
 class Tracing(fx.Interpreter):
@@ -132,7 +143,7 @@ class Tracing(fx.Interpreter):
         return value
 
 
-COMMON: dict[Any, Any] = {
+COMMON: dict[fx.node.Target, fx.node.Target] = {
     aten._unsafe_index_put.default: aten.index_put.default,
     aten._unsafe_index.Tensor: aten.index.Tensor,
 }
