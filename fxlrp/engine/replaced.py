@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -246,6 +247,21 @@ class _Scaling(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
         return g * ctx.factor, None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One output of an op with several outputs, as an op of its own."""
+
+    op: Callable
+    index: int
+
+    @property
+    def __name__(self) -> str:
+        return f"{getattr(self.op, '__name__', self.op)}_{self.index}".replace(".", "_")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.op(*args, **kwargs)[self.index]
 
 
 def readout(x: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from fxlrp.capture.precision import widened
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.engine.seeds import Contrast, Target, by_classes, sides
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.plan import Plan, draws
+from fxlrp.graph.analyse import draws
+from fxlrp.graph.plan import Plan
 from fxlrp.nodes import writes_into
 from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rules.registry import Rulebook
@@ -90,7 +91,7 @@ def trace_joint(
         target = values[0].new_zeros((batch, *([several] if several else [])), dtype=torch.int64)
         with fx_traceback.preserve_node_meta():
             graph = make_fx(run)(*values, target)
-    for graph_pass in (remove_copies, spell_numel, spell_max, spell_alpha, join_equal):
+    for graph_pass in (remove_copies, spell_common, spell_numel, spell_max, spell_alpha, join_equal):
         graph_pass(graph)
     if fold:
         fold_constants(graph)
@@ -151,14 +152,19 @@ COMMON: dict[fx.node.Target, fx.node.Target] = {
 
 
 def remove_copies(gm: fx.GraphModule) -> None:
-    """Removes aliases and detaches, which have no meaning without autograd, and unused nodes; writes that add, and
-    their derivatives, get their common names again."""
+    """Removes aliases and detaches, which have no meaning without autograd, and unused nodes."""
     for node in list(gm.graph.nodes):
-        node.target = COMMON.get(node.target, node.target)
         if node.target in (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
+    gm.recompile()
+
+
+def spell_common(gm: fx.GraphModule) -> None:
+    """Gives writes that add, and their derivatives, the names that runtimes know."""
+    for node in gm.graph.nodes:
+        node.target = COMMON.get(node.target, node.target)
     gm.recompile()
 
 

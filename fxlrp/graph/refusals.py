@@ -8,8 +8,8 @@ from torch import fx
 
 from fxlrp.capture.calls import finite
 from fxlrp.errors import OWN_GENERATOR, FxlrpError
+from fxlrp.graph.analyse import draws
 from fxlrp.graph.facts import Facts
-from fxlrp.graph.plan import draws
 from fxlrp.reports.report import Report, row_of
 
 

@@ -13,13 +13,13 @@ from fxlrp.capture.model import Capture
 from fxlrp.capture.precision import look_up_before_cast, stored, widen, widened
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.emit import emit
-from fxlrp.engine.replaced import ByDerivative, ByRule, ByScaledDerivative, constant, readout
+from fxlrp.engine.replaced import ByDerivative, ByRule, ByScaledDerivative, Item, constant, readout
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.analyse import can_carry
+from fxlrp.graph.analyse import can_carry, draws
 from fxlrp.graph.facts import Facts
 from fxlrp.graph.lookups import Positions
 from fxlrp.graph.outputs import Output, put_together
-from fxlrp.graph.plan import Item, Plan, draws
+from fxlrp.graph.plan import Plan
 from fxlrp.graph.reads import Place, find_left_out, mark_reads
 from fxlrp.graph.refusals import check_reads, nothing_explained, refuse_generators, refuse_generic
 from fxlrp.nodes import args_of, leaves, outputs_of, target_of
