@@ -24,7 +24,7 @@ from fxlrp.capture.caches import caches_cleaned
 from fxlrp.capture.calls import lengths_of, names_of, split_tensors
 from fxlrp.capture.flat import Flat, OfModel, Returned, close_output
 from fxlrp.capture.functionalize import plain_ops
-from fxlrp.capture.functions import hide_layers, settle
+from fxlrp.capture.functions import hide_layers, resolve_recorded
 from fxlrp.capture.objects import close_objects
 from fxlrp.capture.quantised import hide_packed
 from fxlrp.capture.refusals import raised_by, refuse, refuse_shared_out
@@ -150,7 +150,7 @@ def capture(
         try:
             with caches_cleaned(model), draws_kept():
                 graph = trace_flat(flat, attempt.inputs, attempt.dims)
-            settle(graph, attempt.inputs, plain_ops)
+            resolve_recorded(graph, attempt.inputs, plain_ops)
         except FxlrpError:
             raise
         except Exception as problem:
