@@ -7,6 +7,7 @@ returns the tensors found in the model's output; everything else in them is cons
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -143,9 +144,52 @@ def capture(
     detached = copies(tensors)
     attempts = _attempts(detached, axes, longer)
     attempts = attempts[-2:] if fixed or axes.whole else attempts
-    errors: list[Exception] = []
+    tracing = _trace(model, flat, attempts, axes, axes.count(tensors), branches)
+    if tracing.held is None:
+        whole, alone = partial(rebuild, detached), partial(rebuild, attempts[-1].inputs)
+        if traced is not model and raised_by(traced, *whole()) and not raised_by(model, *whole()):
+            how = {"fixed": fixed, "longer": longer, "branches": tracing.branches}
+            return capture(model, args, kwargs, axes, **how, itself=True)
+        refuse(model, whole, alone, tracing.errors[0])
+    graph, inputs, mode = tracing.held
+    _mark_identities(graph, seen[-1].untouched)
+    names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
+    about = graph, inputs, names, called, mode, seen[-1], axes, length_axes(tensors, axes)
+    buffers = copies(buffers_of(model)) if mode is CaptureMode.THIS_INPUT else []
+    return Capture(*about, branches=tracing.branches, nearly=flat.quantised, buffers=buffers)
+
+
+class Attempt(NamedTuple):
+    """One way to trace a model: on these inputs, with the axes in `dims` symbolic; None traces their values."""
+
+    mode: CaptureMode
+    inputs: list[Tensor]
+    dims: tuple | None
+
+
+@dataclass
+class Tracing:
+    """What came of the attempts to trace a model.
+
+    branches: whether the model is known to branch on values.  errors: what the attempts raised.
+    held: the first graph that holds, with its inputs and the calls that it holds for; None if there is none.
+    """
+
+    branches: bool
+    errors: list[Exception] = field(default_factory=list)
+    held: tuple[fx.GraphModule, list[Tensor], CaptureMode] | None = None
+
+
+def _trace(
+    model: nn.Module, flat: Flat, attempts: Sequence[Attempt], axes: Axes, batch: int, branches: bool
+) -> Tracing:
+    """Makes attempts to trace a model until one holds, of one that branches on values the last alone.
+
+    batch: the number of samples in the call.
+    """
+    tracing = Tracing(branches)
     for attempt, after in zip(attempts, [*attempts[1:], None], strict=True):
-        if branches and attempt.mode is not CaptureMode.THIS_INPUT:
+        if tracing.branches and attempt.mode is not CaptureMode.THIS_INPUT:
             continue
         try:
             with caches_cleaned(model), draws_kept():
@@ -155,36 +199,13 @@ def capture(
             raise
         except Exception as problem:
             cause = problem.__cause__ if isinstance(problem, OfModel) else None
-            errors.append(cause if isinstance(cause, Exception) else problem)
-            branches |= isinstance(cause, GuardOnDataDependentSymNode)
+            tracing.errors.append(cause if isinstance(cause, Exception) else problem)
+            tracing.branches |= isinstance(cause, GuardOnDataDependentSymNode)
             continue
-        if mode := _mode_of(graph, attempt, after, axes, axes.count(tensors)):
-            _mark_identities(graph, seen[-1].untouched)
-            return Capture(
-                graph,
-                attempt.inputs,
-                names_of(args, kwargs),
-                forward_names(model, args, kwargs),
-                mode,
-                seen[-1],
-                axes,
-                length_axes(tensors, axes),
-                branches=branches,
-                nearly=flat.quantised,
-                buffers=copies(buffers_of(model)) if mode is CaptureMode.THIS_INPUT else [],
-            )
-    whole, alone = partial(rebuild, detached), partial(rebuild, attempts[-1].inputs)
-    if traced is not model and raised_by(traced, *whole()) and not raised_by(model, *whole()):
-        return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches, itself=True)
-    refuse(model, whole, alone, errors[0])
-
-
-class Attempt(NamedTuple):
-    """One way to trace a model: on these inputs, with the axes in `dims` symbolic; None traces their values."""
-
-    mode: CaptureMode
-    inputs: list[Tensor]
-    dims: tuple | None
+        if mode := _mode_of(graph, attempt, after, axes, batch):
+            tracing.held = graph, attempt.inputs, mode
+            break
+    return tracing
 
 
 def length_axes(tensors: list[Tensor], axes: Axes) -> list[tuple[int, ...]]:
