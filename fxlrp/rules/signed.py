@@ -41,11 +41,8 @@ def by_contribution(epsilon: float) -> Derivative | ScaledDerivative:
 
 def halves(epsilon: float) -> Derivative | ScaledDerivative:
     """The uniform rule."""
-    return (
-        Derivative(uniform_rule, (("epsilon", epsilon),))
-        if epsilon
-        else ScaledDerivative("uniform_rule", (1 / 2, 1 / 2))
-    )
+    exact = ScaledDerivative("uniform_rule", (1 / 2, 1 / 2))
+    return Derivative(uniform_rule, (("epsilon", epsilon),)) if epsilon else exact
 
 
 ATTENTION_FACTORS = ScaledDerivative("attention", (1 / 4, 1 / 4, 1 / 2))
