@@ -7,7 +7,7 @@ returns the tensors found in the model's output; everything else in them is cons
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -141,12 +141,11 @@ def capture(
     traced = model if itself else _twin(model)
     flat = Flat(traced, rebuild, seen)
     flat.quantised = traced is not model and _hide_untraceable(model, traced)
-    detached = copies(tensors)
-    attempts = _attempts(detached, axes, longer)
+    attempts = _attempts(copies(tensors), axes, longer)
     attempts = attempts[-2:] if fixed or axes.whole else attempts
     tracing = _trace(model, flat, attempts, axes, axes.count(tensors), branches)
     if tracing.held is None:
-        whole, alone = partial(rebuild, detached), partial(rebuild, attempts[-1].inputs)
+        whole, alone = (partial(_of_copies, rebuild, inputs) for inputs in (tensors, attempts[-1].inputs))
         if traced is not model and raised_by(traced, *whole()) and not raised_by(model, *whole()):
             how = {"fixed": fixed, "longer": longer, "branches": tracing.branches}
             return capture(model, args, kwargs, axes, **how, itself=True)
@@ -157,6 +156,11 @@ def capture(
     about = graph, inputs, names, called, mode, seen[-1], axes, length_axes(tensors, axes)
     buffers = copies(buffers_of(model)) if mode is CaptureMode.THIS_INPUT else []
     return Capture(*about, branches=tracing.branches, nearly=flat.quantised, buffers=buffers)
+
+
+def _of_copies(rebuild: Callable[[list[Tensor]], tuple[tuple, dict]], inputs: list[Tensor]) -> tuple[tuple, dict]:
+    """The (args, kwargs) of a call of copies, which a model may write into."""
+    return rebuild(copies(inputs))
 
 
 class Attempt(NamedTuple):

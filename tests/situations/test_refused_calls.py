@@ -154,6 +154,20 @@ def test_what_cannot_be_traced_is_not_blamed_on_samples_that_nobody_asked_for() 
         convert(model, batch=0)(x)
 
 
+class Written(Words):
+    """Writes into its ids, which it refuses the second time; makes a nested tensor, which torch can't trace."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        ids.add_(4)
+        return self.head(torch.nested.as_nested_tensor(list(self.embed(ids))).to_padded_tensor(0.0).sum(1))
+
+
+@pytest.mark.parametrize("batch", ["auto", None])
+def test_what_a_model_writes_into_its_inputs_is_not_what_it_is_asked_by_next(batch: Any) -> None:
+    with pytest.raises(FxlrpError, match="a nested tensor"):
+        convert(Written().double().eval(), batch=batch)(torch.tensor([[1, 2], [0, 1]]))
+
+
 class Nested(Words):
     """Sequences of different lengths in one nested tensor, made in one of three ways or given."""
 
