@@ -143,19 +143,19 @@ def capture(
     flat.quantised = traced is not model and _hide_untraceable(model, traced)
     attempts = _attempts(copies(tensors), axes, longer)
     attempts = attempts[-2:] if fixed or axes.whole else attempts
-    tracing = _trace(model, flat, attempts, axes, axes.count(tensors), branches)
-    if tracing.held is None:
+    outcome = _trace(model, flat, attempts, axes, axes.count(tensors), branches)
+    if outcome.held is None:
         whole, alone = (partial(_of_copies, rebuild, inputs) for inputs in (tensors, attempts[-1].inputs))
         if traced is not model and raised_by(traced, *whole()) and not raised_by(model, *whole()):
-            how = {"fixed": fixed, "longer": longer, "branches": tracing.branches}
+            how = {"fixed": fixed, "longer": longer, "branches": outcome.branches}
             return capture(model, args, kwargs, axes, **how, itself=True)
-        refuse(model, whole, alone, tracing.errors[0])
-    graph, inputs, mode = tracing.held
+        refuse(model, whole, alone, outcome.errors[0])
+    graph, inputs, mode = outcome.held
     _mark_identities(graph, seen[-1].untouched)
     names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
     about = graph, inputs, names, called, mode, seen[-1], axes, length_axes(tensors, axes)
     buffers = copies(buffers_of(model)) if mode is CaptureMode.THIS_INPUT else []
-    return Capture(*about, branches=tracing.branches, nearly=flat.quantised, buffers=buffers)
+    return Capture(*about, branches=outcome.branches, nearly=flat.quantised, buffers=buffers)
 
 
 def _of_copies(rebuild: Callable[[list[Tensor]], tuple[tuple, dict]], inputs: list[Tensor]) -> tuple[tuple, dict]:
@@ -172,7 +172,7 @@ class Attempt(NamedTuple):
 
 
 @dataclass
-class Tracing:
+class Outcome:
     """What came of the attempts to trace a model.
 
     branches: whether the model is known to branch on values.  errors: what the attempts raised.
@@ -186,14 +186,14 @@ class Tracing:
 
 def _trace(
     model: nn.Module, flat: Flat, attempts: Sequence[Attempt], axes: Axes, batch: int, branches: bool
-) -> Tracing:
+) -> Outcome:
     """Makes attempts to trace a model until one holds, of one that branches on values the last alone.
 
     batch: the number of samples in the call.
     """
-    tracing = Tracing(branches)
+    outcome = Outcome(branches)
     for attempt, after in zip(attempts, [*attempts[1:], None], strict=True):
-        if tracing.branches and attempt.mode is not CaptureMode.THIS_INPUT:
+        if outcome.branches and attempt.mode is not CaptureMode.THIS_INPUT:
             continue
         try:
             with caches_cleaned(model), draws_kept():
@@ -203,13 +203,13 @@ def _trace(
             raise
         except Exception as problem:
             cause = problem.__cause__ if isinstance(problem, OfModel) else None
-            tracing.errors.append(cause if isinstance(cause, Exception) else problem)
-            tracing.branches |= isinstance(cause, GuardOnDataDependentSymNode)
+            outcome.errors.append(cause if isinstance(cause, Exception) else problem)
+            outcome.branches |= isinstance(cause, GuardOnDataDependentSymNode)
             continue
         if mode := _mode_of(graph, attempt, after, axes, batch):
-            tracing.held = graph, attempt.inputs, mode
+            outcome.held = graph, attempt.inputs, mode
             break
-    return tracing
+    return outcome
 
 
 def length_axes(tensors: list[Tensor], axes: Axes) -> list[tuple[int, ...]]:
