@@ -125,7 +125,7 @@ class Plans:
             plan = self._kept_plan(cache, call)
         if plan is None:
             with alone(), drawing(self.settings.seed, call.tensors):  # another thread may have captured it by now
-                plan = self._kept_plan(cache, call) or self.capture(cache, call)
+                plan = self._kept_plan(cache, call) or self.make(cache, call)
         if plan.capture.mode is CaptureMode.THIS_INPUT:
             one = plan.axes.count(call.tensors) == 1
             values = [*widened(call.tensors), *buffers_of(self.model)]
@@ -136,11 +136,11 @@ class Plans:
                 plan.capture.kept.unlink(missing_ok=True)
                 cache.captures.clear()
                 with alone(), drawing(self.settings.seed, call.tensors):
-                    plan = self.capture(cache, call)
+                    plan = self.make(cache, call)
                 outdated = not self.original.gives(plan, call)
         if outdated:
             with alone(), drawing(self.settings.seed, call.tensors):
-                plan = self.capture(cache, call, fixed=True)
+                plan = self.make(cache, call, fixed=True)
             self.original.check(plan, call)
         cache.checked.set(shapes, plan.key)
         return plan
@@ -172,14 +172,16 @@ class Plans:
                     return plan
         return None
 
-    def capture(self, cache: Cache, call: Call, fixed: bool = False) -> Plan:
-        """Captures a plan for this call; unless `fixed`, also for batches of any size and texts of any length if
-        possible."""
+    def make(self, cache: Cache, call: Call, fixed: bool = False) -> Plan:
+        """Makes and keeps a plan for this call: captures the model and rewrites its graph.
+
+        Unless `fixed`, the plan also holds for batches of any size and texts of any length if possible.
+        """
         axes = self.axes(cache, call)
         signatures = [call.signature(a) for a in axes]
         longer = any(cache.first.get(sig.like) not in (None, EACH, sig.shapes) for sig in signatures)
         key = tuple(sig.shapes for sig in signatures), longer, self.settings.output
-        captured = self._captured(cache, key, call, axes, fixed, longer)
+        captured = self._capture_of(cache, key, call, axes, fixed, longer)
         with no_autocast(captured.inputs):
             how = self.settings
             plan = rewrite(captured, how.rulebook, strict=how.strict, output=how.output, read=how.read)
@@ -195,7 +197,7 @@ class Plans:
         cache.axes.set(sig.kind, plan.axes)
         return cache.plans.set(plan.key, plan)
 
-    def _captured(
+    def _capture_of(
         self,
         cache: Cache,
         key: Hashable,
@@ -212,13 +214,13 @@ class Plans:
         captured = cache.captures.get(this_batch) or (None if fixed else cache.captures.get(key))
         if captured is None:
             anew = partial(self._capture_anew, call, axes, fixed, longer)
-            captured = self._kept_or(anew, (key, fixed), this_batch, call)
+            captured = self._stored_or(anew, (key, fixed), this_batch, call)
             if captured.mode is CaptureMode.THIS_INPUT:
                 return captured
             cache.captures.set(key if captured.mode is CaptureMode.ANY_BATCH else this_batch, captured)
         return replace(captured, graph=copied(captured.graph)[0])
 
-    def _kept_or(self, anew: Callable[[], Capture], any_batch: Hashable, this_batch: Hashable, call: Call) -> Capture:
+    def _stored_or(self, anew: Callable[[], Capture], any_batch: Hashable, this_batch: Hashable, call: Call) -> Capture:
         """The graph for a call that a file holds, else a new one, which is written to a file: if there is a store.
 
         any_batch, this_batch: keys of the calls that the graph holds for, if its batch is symbolic and if not.

@@ -174,6 +174,19 @@ def test_numbers_of_entries_are_spelt_by_sizes() -> None:
     torch.testing.assert_close(gm(x), x + 15)
 
 
+def test_writes_that_add_have_names_that_runtimes_know() -> None:
+    class Adding(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y.index_put((torch.arange(len(y)),), y.tanh(), accumulate=True)
+
+    for rules in ("abslrp", "epsilon"):
+        joint = convert(Adding(4, 3).double().eval(), torch.randn(2, 4).double(), rules=rules).joint()
+        ops = {str(n.target) for n in joint.traced.graph.nodes if n.op == "call_function"}
+        assert "aten.index_put.default" in ops
+        assert not any("unsafe" in op for op in ops)
+
+
 def test_what_has_no_joint_graph_is_said(cnn: nn.Module, tmp_path: Path) -> None:
     explainer = convert(cnn, pictures(2))
     with pytest.raises(FxlrpError, match="asked by classes"):

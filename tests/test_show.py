@@ -25,6 +25,7 @@ from fxlrp.errors import NoGlyphs
 from fxlrp.show.figure import compare
 from fxlrp.show.files import SUFFIXES, save_comparison, write_pages
 from fxlrp.show.parts import laid_out, parts_of
+from fxlrp.show.words import probabilities
 from fxlrp.text.attribution import Asked as AskedOfText
 from fxlrp.text.attribution import TextAttribution
 from fxlrp.text.words import Piece
@@ -486,6 +487,20 @@ def test_one_score_is_no_class() -> None:
     a = fxlrp.explain(net, x)
     assert f"Attribution of the score, {float(net(x)[0, 0]):.4g}; " in str(a)
     assert "against" not in str(a)
+
+
+def test_one_sigmoid_is_a_probability() -> None:
+    net = randomize(nn.Sequential(nn.Linear(3, 1), nn.Sigmoid()))
+    x = torch.ones(2, 3).double()
+    assert f"Attribution of the score, {100 * float(net(x)[0, 0]):.1f} %; " in str(fxlrp.explain(net, x))
+
+
+def test_probabilities_of_a_batch_are_those_of_each() -> None:
+    rows = torch.tensor([[0.2, 0.3, 0.5], [-0.5, 1.0, 0.5], [2.0, 3.0, 1.0]])  # the first add up to 1
+    for independent in (False, True):
+        each = torch.stack([probabilities(row, independent) for row in rows])
+        torch.testing.assert_close(probabilities(rows, independent), each)
+    torch.testing.assert_close(probabilities(rows)[0], rows[0])
 
 
 def test_a_long_series_of_one_is_a_curve() -> None:

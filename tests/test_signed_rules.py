@@ -16,13 +16,13 @@ from torch import Tensor
 
 import fxlrp
 from fxlrp.capture.functions import Stepwise
-from fxlrp.engine.replaced import ByDerivative, ByRule, InParts, ReplacedOp
+from fxlrp.engine.replaced import ByDerivative, ByRule, ByScaledDerivative, ReplacedOp
 from fxlrp.patterns.centring import offset
 from fxlrp.patterns.normed import Normed
 from fxlrp.patterns.residual_sums import residual_sum as at_residual
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.per_sample import WHOLE, Placement
-from fxlrp.rules.registry import Derivative, Entry, Parts, Rule, find_rulebook
+from fxlrp.rules.registry import Derivative, Entry, Rule, ScaledDerivative, find_rulebook
 from fxlrp.rules.weighted import FirstLayer
 
 aten = torch.ops.aten
@@ -262,8 +262,8 @@ def in_place_of(row: Row) -> tuple[ReplacedOp, Entry]:
     entry = find_rulebook(row.book).lookup(row.op, row.places)
     if isinstance(entry, Derivative):
         return ByDerivative(row.op, entry, row.book), entry
-    if isinstance(entry, Parts):
-        return InParts(row.op, entry, row.places, row.book), entry
+    if isinstance(entry, ScaledDerivative):
+        return ByScaledDerivative(row.op, entry, row.places, row.book), entry
     assert isinstance(entry, Rule)
     argnums = row.places if entry.argnums is None else entry.argnums
     where = Placement(WHOLE, (WHOLE,) * len(argnums))
@@ -294,7 +294,9 @@ def test_every_signed_rule_has_a_row() -> None:
     rows = {row.rule for row in ROWS}
     for book in fxlrp.rulebooks().values():
         if not book.name.startswith("abslrp") or book.name == "abslrp-hybrid":
-            entries = [e for e in (*book.entries.values(), book.unknown) if isinstance(e, Rule | Derivative | Parts)]
+            entries = [
+                e for e in (*book.entries.values(), book.unknown) if isinstance(e, Rule | Derivative | ScaledDerivative)
+            ]
             assert {name_of(e) for e in entries} <= rows, book.name
 
 

@@ -265,8 +265,8 @@ def test_filters_of_warnings_survive_threads_that_overlap() -> None:
 def test_the_same_new_signature_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = networks()[2]
     explainer, captured = convert(model), []
-    capture = explainer.plans.capture
-    monkeypatch.setattr(explainer.plans, "capture", lambda *a: captured.append(a) or capture(*a))
+    make = explainer.plans.make
+    monkeypatch.setattr(explainer.plans, "make", lambda *a: captured.append(a) or make(*a))
     assert together([lambda: explainer(x)] * 4) == []
     assert len(captured) == 1
 

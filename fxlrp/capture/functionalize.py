@@ -122,13 +122,13 @@ def functionalize_simple(gm: fx.GraphModule) -> bool:
     nearly every in-place op of real models (`relu_`, `add_` on a fresh tensor) is of this simple kind.
     """
     position = {node: i for i, node in enumerate(gm.graph.nodes)}
-    swaps: list[tuple[fx.Node, Any]] = []
+    swaps: list[tuple[fx.Node, torch._ops.OpOverload]] = []
     for node in gm.graph.nodes:
         if getattr(node.target, "__module__", "") == "torch._functorch.predispatch":  # inside vmap
             return False
         if not writes_into(node):
             continue
-        twin = _functional_twin(node)
+        twin = _twin_that_fits(node)
         base = node.args[0]
         views = [u for u in base.users if u is not node and aliases(u)]
         if twin is None or base.op != "call_function" or (aliases(base) and not writes_into(base)) or views:
@@ -152,7 +152,7 @@ def _as_source(node: fx.Node) -> None:
     node.target, node.args, node.kwargs = aten.expand_as.default, (cast, target), {}
 
 
-def functional_twin(op: Any) -> Any:
+def functional_twin(op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
     """`relu` for `relu_`: the overload with the same arguments, which may have another name, as those of `pow`; None
     for an op that has none."""
     name = op._schema.name.split("::")[1]
@@ -161,11 +161,11 @@ def functional_twin(op: Any) -> Any:
     return next((twin for twin in twins if _arguments(twin) == _arguments(op)), None)
 
 
-def _arguments(op: Any) -> list[tuple[str, str]]:
+def _arguments(op: torch._ops.OpOverload) -> list[tuple[str, str]]:
     return [(a.name, str(a.type)) for a in op._schema.arguments]
 
 
-def _functional_twin(node: fx.Node) -> Any:
+def _twin_that_fits(node: fx.Node) -> torch._ops.OpOverload | None:
     """`relu` for `relu_`, if its result has the shape and dtype of the tensor that the in-place op wrote into."""
     twin = functional_twin(target_of(node))
     others = [a.meta["val"] for a in node.all_input_nodes[1:] if isinstance(a.meta.get("val"), Tensor)]
@@ -174,7 +174,7 @@ def _functional_twin(node: fx.Node) -> Any:
     return twin if same and isinstance(node.args[0], fx.Node) else None
 
 
-NATIVE: dict[Any, tuple[Any, Callable[..., tuple]]] = {
+NATIVE: dict[fx.node.Target, tuple[Callable, Callable[..., tuple]]] = {
     aten._native_batch_norm_legit_no_training.default: (
         aten.batch_norm.default,
         lambda x, w, b, mean, var, momentum, eps: (x, w, b, mean, var, False, momentum, eps, False),

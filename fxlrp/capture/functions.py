@@ -210,7 +210,7 @@ def _recording(kind: Any) -> Iterator[None]:
         kind.forward = stored
 
 
-def settle(gm: fx.GraphModule, inputs: list[Tensor], plain_form: Callable[[fx.GraphModule], None]) -> None:
+def resolve_recorded(gm: fx.GraphModule, inputs: list[Tensor], plain_form: Callable[[fx.GraphModule], None]) -> None:
     """Replaces recorded calls in a traced graph by the functions themselves, or by the ops of their forwards.
 
     plain_form: the pass that every traced graph goes through.

@@ -7,12 +7,10 @@ returns the tensors found in the model's output; everything else in them is cons
 from __future__ import annotations
 
 import inspect
-import itertools
-import re
-import sys
-import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,18 +22,18 @@ from torch.utils import _pytree as pytree
 from fxlrp.capture.axes import Axes
 from fxlrp.capture.buffers import buffers_of, copies
 from fxlrp.capture.caches import caches_cleaned
-from fxlrp.capture.calls import call_without_gradients, lengths_of, names_of, refused, split_tensors
-from fxlrp.capture.derivatives import raised_in, transforming
+from fxlrp.capture.calls import lengths_of, names_of, split_tensors
 from fxlrp.capture.flat import Flat, OfModel, Returned, close_output
 from fxlrp.capture.functionalize import plain_ops
-from fxlrp.capture.functions import hide_layers, settle
+from fxlrp.capture.functions import hide_layers, resolve_recorded
 from fxlrp.capture.objects import close_objects
 from fxlrp.capture.quantised import hide_packed
+from fxlrp.capture.refusals import raised_by, refuse, refuse_shared_out
 from fxlrp.capture.state import draws_kept
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.capture.trace import trace_flat
 from fxlrp.capture.twin import twin
-from fxlrp.errors import OWN_GENERATOR, PAD, FxlrpError, InputsRefused, first_line
+from fxlrp.errors import FxlrpError
 from fxlrp.nodes import outputs_of
 
 aten = torch.ops.aten
@@ -114,22 +112,6 @@ class Capture:
         return self.returned.names
 
 
-def _refuse_shared_out(model: nn.Module, tensors: list[Tensor]) -> None:
-    """Raises FxlrpError for tensors of which each process holds a part, by tensor parallelism or FSDP."""
-    parts = sys.modules.get("torch.distributed.tensor")  # takes long to import, and nobody has one without it
-    if parts is None:
-        return
-    named = itertools.chain(model.named_parameters(), model.named_buffers(), (("an input", t) for t in tensors))
-    shared = next((name for name, t in named if isinstance(t, parts.DTensor)), None)
-    if shared is not None:
-        raise FxlrpError(
-            f"Each process holds a part of {shared} (a DTensor), and torch.export traces no such model. Explain a "
-            "whole copy of it, with the weights that torch.distributed.checkpoint.state_dict.get_model_state_dict("
-            "model, options=StateDictOptions(full_state_dict=True)) gathers, and share the data out: fxlrp map "
-            "--workers N."
-        )
-
-
 def capture(
     model: nn.Module,
     args: tuple,
@@ -153,46 +135,32 @@ def capture(
     Raises FxlrpError, with the line in the user's model, if no mode succeeds.
     """
     tensors, rebuild = split_tensors(args, kwargs)
-    _refuse_shared_out(model, tensors)
+    refuse_shared_out(model, tensors)
     axes = Axes.first(tensors) if axes is None else axes
     seen: list[Returned] = []
     traced = model if itself else _twin(model)
     flat = Flat(traced, rebuild, seen)
-    if traced is not model:
-        hide_layers(model, traced)
-        flat.quantised = hide_packed(traced)
-    detached = copies(tensors)
-    attempts = _attempts(detached, axes, longer)
+    flat.quantised = traced is not model and _hide_untraceable(model, traced)
+    attempts = _attempts(copies(tensors), axes, longer)
     attempts = attempts[-2:] if fixed or axes.whole else attempts
-    errors: list[Exception] = []
-    for attempt, after in zip(attempts, [*attempts[1:], None], strict=True):
-        if branches and attempt.mode is not CaptureMode.THIS_INPUT:
-            continue
-        try:
-            with caches_cleaned(model), draws_kept():
-                graph = trace_flat(flat, attempt.inputs, attempt.dims)
-            settle(graph, attempt.inputs, plain_ops)
-        except FxlrpError:
-            raise
-        except Exception as problem:
-            cause = problem.__cause__ if isinstance(problem, OfModel) else None
-            errors.append(cause if isinstance(cause, Exception) else problem)
-            branches |= isinstance(cause, GuardOnDataDependentSymNode)
-            continue
-        if mode := _mode_of(graph, attempt, after, axes, axes.count(tensors)):
-            _mark_identities(graph, seen[-1].untouched)
-            names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
-            about = graph, attempt.inputs, names, called, mode, seen[-1], axes, length_axes(tensors, axes)
-            buffers = copies(buffers_of(model)) if mode is CaptureMode.THIS_INPUT else []
-            return Capture(*about, branches=branches, nearly=flat.quantised, buffers=buffers)
-    _check_that_it_runs(model, *rebuild(detached))
-    if traced is not model and _refuses(traced, *rebuild(detached)):
-        return capture(model, args, kwargs, axes, fixed=fixed, longer=longer, branches=branches, itself=True)
-    if not axes.whole and (error := _refuses(model, *rebuild(attempts[-1].inputs))):
-        raise InputsRefused(
-            f"The model takes no sample of this call alone ({first_line(error)}): leave batch=… out, or give None."
-        ) from error
-    raise FxlrpError(_why(errors[0])) from errors[0]
+    outcome = _trace(model, flat, attempts, axes, axes.count(tensors), branches)
+    if outcome.held is None:
+        whole, alone = (partial(_of_copies, rebuild, inputs) for inputs in (tensors, attempts[-1].inputs))
+        if traced is not model and raised_by(traced, *whole()) and not raised_by(model, *whole()):
+            how = {"fixed": fixed, "longer": longer, "branches": outcome.branches}
+            return capture(model, args, kwargs, axes, **how, itself=True)
+        refuse(model, whole, alone, outcome.errors[0])
+    graph, inputs, mode = outcome.held
+    _mark_identities(graph, seen[-1].untouched)
+    names, called = names_of(args, kwargs), forward_names(model, args, kwargs)
+    about = graph, inputs, names, called, mode, seen[-1], axes, length_axes(tensors, axes)
+    buffers = copies(buffers_of(model)) if mode is CaptureMode.THIS_INPUT else []
+    return Capture(*about, branches=outcome.branches, nearly=flat.quantised, buffers=buffers)
+
+
+def _of_copies(rebuild: Callable[[list[Tensor]], tuple[tuple, dict]], inputs: list[Tensor]) -> tuple[tuple, dict]:
+    """The (args, kwargs) of a call of copies, which a model may write into."""
+    return rebuild(copies(inputs))
 
 
 class Attempt(NamedTuple):
@@ -201,6 +169,47 @@ class Attempt(NamedTuple):
     mode: CaptureMode
     inputs: list[Tensor]
     dims: tuple | None
+
+
+@dataclass
+class Outcome:
+    """What came of the attempts to trace a model.
+
+    branches: whether the model is known to branch on values.  errors: what the attempts raised.
+    held: the first graph that holds, with its inputs and the calls that it holds for; None if there is none.
+    """
+
+    branches: bool
+    errors: list[Exception] = field(default_factory=list)
+    held: tuple[fx.GraphModule, list[Tensor], CaptureMode] | None = None
+
+
+def _trace(
+    model: nn.Module, flat: Flat, attempts: Sequence[Attempt], axes: Axes, batch: int, branches: bool
+) -> Outcome:
+    """Makes attempts to trace a model until one holds, of one that branches on values the last alone.
+
+    batch: the number of samples in the call.
+    """
+    outcome = Outcome(branches)
+    for attempt, after in zip(attempts, [*attempts[1:], None], strict=True):
+        if outcome.branches and attempt.mode is not CaptureMode.THIS_INPUT:
+            continue
+        try:
+            with caches_cleaned(model), draws_kept():
+                graph = trace_flat(flat, attempt.inputs, attempt.dims)
+            resolve_recorded(graph, attempt.inputs, plain_ops)
+        except FxlrpError:
+            raise
+        except Exception as problem:
+            cause = problem.__cause__ if isinstance(problem, OfModel) else None
+            outcome.errors.append(cause if isinstance(cause, Exception) else problem)
+            outcome.branches |= isinstance(cause, GuardOnDataDependentSymNode)
+            continue
+        if mode := _mode_of(graph, attempt, after, axes, batch):
+            outcome.held = graph, attempt.inputs, mode
+            break
+    return outcome
 
 
 def length_axes(tensors: list[Tensor], axes: Axes) -> list[tuple[int, ...]]:
@@ -279,6 +288,12 @@ def _twin(model: nn.Module) -> nn.Module:
         return model
 
 
+def _hide_untraceable(model: nn.Module, traced: nn.Module) -> bool:
+    """Makes what can't be traced opaque in the twin of a model; returns whether any of it is quantised."""
+    hide_layers(model, traced)
+    return hide_packed(traced)
+
+
 def _mark_identities(gm: fx.GraphModule, places: list[int]) -> None:
     """Adds an alias for each identity module at the output, which leaves no op in the graph."""
     output = gm.graph.output_node()
@@ -296,46 +311,3 @@ def _two(t: Tensor, axis: int) -> Tensor:
     if not t.shape[axis]:
         return t.new_zeros([2 if i == axis else n for i, n in enumerate(t.shape)])
     return torch.cat([t.narrow(axis, 0, 1), t.narrow(axis, t.shape[axis] - 1, 1)], axis).detach()
-
-
-def _check_that_it_runs(model: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Raises FxlrpError if the model itself refuses its inputs, as opposed to a model that can't be traced."""
-    if error := _refuses(model, args, kwargs):
-        raise refused(error) from error
-
-
-def _refuses(model: nn.Module, args: tuple, kwargs: dict) -> Exception | None:
-    """The exception that this call of the model raises, if any."""
-    try:
-        call_without_gradients(model, args, kwargs)
-    except Exception as error:
-        return error
-    return None
-
-
-def _why(error: Exception) -> str:
-    """One sentence on why a model could not be traced, with the user's line and a way out."""
-    text = str(error).strip()
-    first = text.splitlines()[0] if text else ""
-    user_frames = [f for f in traceback.extract_tb(error.__traceback__) if not _not_of_user(f.filename)]
-    quoted_lines = [ln.strip() for ln in text.splitlines() if ln.strip().startswith("File ") and not _not_of_user(ln)]
-    lines = [f'File "{f.filename}", line {f.lineno}, in {f.name}: {f.line}' for f in user_frames] or quoted_lines
-    where = f" at {lines[-1]}" if lines else ""
-    if transforming(error):
-        return (
-            f"This model takes derivatives inside forward, or maps over samples, by torch.func{where}: write them out "
-            "in torch operations, or convert the module they are taken of (the energy, not the force)."
-        )
-    if raised_in(error, ("torch/nested/",)) or "nested tensor" in first.lower():
-        return f"This model makes a nested tensor{where}, which torch can't trace: {PAD}."
-    if "torch._C.Generator" in first:  # torch 2.11 can't trace one
-        return f"This model{where} {OWN_GENERATOR}"
-    return (
-        f"This model can't be traced ({type(error).__name__}: {first}){where}; write that line in torch operations "
-        "(torch.where for a branch on values), or convert the submodule without it."
-    )
-
-
-def _not_of_user(file: str) -> bool:
-    generated = re.search(r"<(string|eval_with_key|frozen)\b", file)  # functions that torch.fx makes
-    return bool(generated) or any(part in file for part in ("/torch/", "/sympy/", f"{Path(__file__).parents[1]}/"))

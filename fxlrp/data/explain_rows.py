@@ -43,6 +43,9 @@ class Worker:
     tokenizer: of a model of texts.
     """
 
+    shapes: tuple[tuple[str, tuple[int, ...], torch.dtype], ...] = ()
+    """Of each tensor of a sample, by argument, as the first sample has it."""
+
     def __init__(self, explainer: Explainer, loaded: LoadedModel, source: Source, s: Settings, tokenizer: Any) -> None:
         self.explainer, self.loaded, self.source, self.s, self.tokenizer = explainer, loaded, source, s, tokenizer
         latent = s.keep.partition("latent:")[2]
@@ -136,9 +139,6 @@ class Worker:
                 rows[i]["error"] = f"It has shape {got}, and the first sample {want}."
                 inputs[i] = None
         return inputs
-
-    shapes: tuple[tuple[str, tuple[int, ...], torch.dtype], ...] = ()
-    """Of each tensor of a sample, by argument, as the first sample has it."""
 
     def _with_blanks(self, inputs: Sequence[Any]) -> list[Row | None]:
         """Explain a batch with a blank for each sample that is None; returns what it adds to each row."""

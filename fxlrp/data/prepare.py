@@ -234,7 +234,7 @@ def _try_texts(worker: Worker, s: Settings) -> tuple[Settings, int]:
 
 
 def _with_contrast(worker: Worker, s: Settings, meant: Any) -> Settings:
-    """The settings with the contrast that was meant by "default", as the first sample's answer has it."""
+    """Settles the contrast that "default" means, as the first sample's answer has it; returns the worker's settings."""
     s = replace(s, contrast=meant) if s.contrast == "default" else s
     worker.s, worker.question = s, worker.question | {"contrast": s.contrast}
     return s

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from torch.utils import _pytree as pytree
 from fxlrp.errors import FxlrpError
 from fxlrp.ops import is_pointwise
 from fxlrp.rules.folded import product_of, unfolded
-from fxlrp.rules.normalise import Call, Normalise
+from fxlrp.rules.normalise import BoundRule, Normalise
 from fxlrp.rules.per_sample import Placement
 from fxlrp.rules.quantities import as_pair, relevance
-from fxlrp.rules.registry import Derivative, Parts, Rule
+from fxlrp.rules.registry import Derivative, Rule, ScaledDerivative
 
 
 class ReplacedOp:
@@ -88,28 +89,29 @@ class ByRule(ReplacedOp):
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
     ) -> Sequence[Tensor | None]:
         """The cotangents of xs, the tensors of `argnums`, for g at the output z."""
-        call, join, g, z, xs = self.in_real_numbers(g, z, xs, args, kwargs)
-        return join(self.normalise.scale(call, g, z, xs, self.where))
+        rule, join, g, z, xs = self.in_real_numbers(g, z, xs, args, kwargs)
+        return join(self.normalise.scale(rule, g, z, xs, self.where))
 
     def in_real_numbers(
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Call, Callable[[list[Tensor]], list[Tensor]], Tensor, Tensor, Sequence[Tensor]]:
+    ) -> tuple[BoundRule, Callable[[list[Tensor]], list[Tensor]], Tensor, Tensor, Sequence[Tensor]]:
         """The rule's call, the function that completes its rescaled cotangents, g, z and xs, all in real numbers: a
         complex tensor is taken as its real and imaginary parts, which each have relevance."""
-        call = Call(lambda g: self.call_rule(g, z, xs, args, kwargs), getattr(self.rule.fn, "keeps_relevance", False))
+        keeps_relevance = getattr(self.rule.fn, "keeps_relevance", False)
+        rule = BoundRule(lambda g: self.call_rule(g, z, xs, args, kwargs), keeps_relevance)
         if not any(t.is_complex() for t in (z, *xs)):
-            return call, list, g, z, xs
+            return rule, list, g, z, xs
 
         def like(t: Tensor, a: Tensor) -> Tensor:
             return torch.view_as_complex(t.contiguous()) if a.is_complex() else t
 
         def pairs(part: Tensor) -> list[Tensor]:
-            return [as_pair(c) for c in call(like(part, z))]
+            return [as_pair(c) for c in rule(like(part, z))]
 
         def join(cs: list[Tensor]) -> list[Tensor]:
             return [like(c, x) for c, x in zip(cs, xs, strict=True)]
 
-        return Call(pairs), join, as_pair(g), as_pair(z), [*map(as_pair, xs)]
+        return BoundRule(pairs), join, as_pair(g), as_pair(z), [*map(as_pair, xs)]
 
     def call_rule(
         self, g: Tensor, z: Tensor, xs: Sequence[Tensor], args: tuple, kwargs: dict[str, Any]
@@ -218,33 +220,48 @@ class _Adjustment(torch.autograd.Function):
         return None, ctx.entry.adjust(g, z, **dict(ctx.entry.parameters))
 
 
-class InParts(ReplacedOp):
+class ByScaledDerivative(ReplacedOp):
     """An op that keeps its own backward pass, whose result for each leaf in `argnums` is multiplied by the entry's
-    part."""
+    factor."""
 
-    def __init__(self, op: Callable, entry: Parts, argnums: tuple[int, ...], book: str) -> None:
-        self.parts = tuple(zip(argnums, entry.parts, strict=bool(entry.parts)))
-        super().__init__(op, entry.name, book, self.parts)
+    def __init__(self, op: Callable, entry: ScaledDerivative, argnums: tuple[int, ...], book: str) -> None:
+        self.factors = tuple(zip(argnums, entry.factors, strict=bool(entry.factors)))
+        super().__init__(op, entry.name, book, self.factors)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        most = max((part for _, part in self.parts), default=1)
-        for i, part in self.parts:
-            leaves[i] = _Part.apply(leaves[i], part / most) if part < most else leaves[i]
+        most = max((factor for _, factor in self.factors), default=1)
+        for i, factor in self.factors:
+            leaves[i] = _Scaling.apply(leaves[i], factor / most) if factor < most else leaves[i]
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         z = self.op(*args, **kwargs)
-        return _Part.apply(z, most) if most < 1 else z
+        return _Scaling.apply(z, most) if most < 1 else z
 
 
-class _Part(torch.autograd.Function):
+class _Scaling(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, part: float) -> Tensor:
-        ctx.part = part
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple:
-        return g * ctx.part, None
+        return g * ctx.factor, None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One output of an op with several outputs, as an op of its own."""
+
+    op: Callable
+    index: int
+
+    @property
+    def __name__(self) -> str:
+        return f"{getattr(self.op, '__name__', self.op)}_{self.index}".replace(".", "_")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.op(*args, **kwargs)[self.index]
 
 
 def readout(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from fxlrp.capture.precision import widened
 from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.engine.seeds import Contrast, Target, by_classes, sides
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.plan import Plan, draws
+from fxlrp.graph.analyse import draws
+from fxlrp.graph.plan import Plan
 from fxlrp.nodes import writes_into
 from fxlrp.relevance_pass import Direction, propagate
 from fxlrp.rules.registry import Rulebook
@@ -78,7 +79,32 @@ def trace_joint(
     graph: the form of the plan's graph that is traced, if not the fastest one.
     """
     form = plan.form(one_sided=contrast is None).graph if graph is None else graph
-    count = len(plan.capture.output_names) if whole else 0
+    run = _in_one(plan, book, contrast, form, several, len(plan.capture.output_names) if whole else 0)
+    values = [n.meta["val"] for n in plan.graph.graph.find_nodes(op="placeholder")]
+    narrow = plan.capture.narrow
+    values = [v.to(dtype) for v, dtype in zip(values, narrow[0], strict=True)] if narrow else values
+    mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
+    mode.allow_non_fake_inputs = True
+    # torch's Python dispatcher supports more ops at symbolic sizes
+    with alone(), mode, enable_python_dispatcher(), plan.in_its_types():
+        batch = plan.axes.count(values)
+        target = values[0].new_zeros((batch, *([several] if several else [])), dtype=torch.int64)
+        with fx_traceback.preserve_node_meta():
+            graph = make_fx(run)(*values, target)
+    for graph_pass in (remove_copies, spell_common, spell_numel, spell_max, spell_alpha, join_equal):
+        graph_pass(graph)
+    if fold:
+        fold_constants(graph)
+    return Joint(graph)
+
+
+def _in_one(
+    plan: Plan, book: Rulebook, contrast: Contrast, form: fx.GraphModule, several: int, count: int
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The forward and the relevance pass of a plan as one function, (*inputs, target) → (*outputs, logits, *maps).
+
+    count: the number of the model's outputs that it returns.
+    """
     narrow = plan.capture.narrow
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -90,9 +116,9 @@ def trace_joint(
             logits = rows.detach()
             columns = target.unbind(1) if several else (target,)
             indices = [torch.where(column < 0, logits.argmax(1), column) for column in columns]
-            questions = [Direction(rows, *sides(logits, index, contrast)) for index in indices]
+            directions = [Direction(rows, *sides(logits, index, contrast)) for index in indices]
             # one at a time, because batched gradients can't be traced with a symbolic batch
-            relevances = [read.inputs for read in propagate(plan, book, out, tensors, questions, at_once=1)]
+            relevances = [read.inputs for read in propagate(plan, book, out, tensors, directions, at_once=1)]
         logits = logits.to(narrow[1][plan.explained]) if narrow else logits
         maps = [
             torch.stack(parts, plan.axes.column(i)) if several else parts[0]
@@ -100,21 +126,7 @@ def trace_joint(
         ]
         return *(o.detach() for o in out[:count]), logits, *(r.detach() for r in maps)
 
-    values = [n.meta["val"] for n in plan.graph.graph.find_nodes(op="placeholder")]
-    values = [v.to(dtype) for v, dtype in zip(values, narrow[0], strict=True)] if narrow else values
-    mode = next(v for v in values if isinstance(v, torch._subclasses.FakeTensor)).fake_mode
-    mode.allow_non_fake_inputs = True
-    # torch's Python dispatcher supports more ops at symbolic sizes
-    with alone(), mode, enable_python_dispatcher(), plan.in_its_types():
-        batch = plan.axes.count(values)
-        target = values[0].new_zeros((batch, *([several] if several else [])), dtype=torch.int64)
-        with fx_traceback.preserve_node_meta():
-            graph = make_fx(run)(*values, target)
-    for graph_pass in (remove_copies, spell_numel, spell_max, spell_alpha, join_equal):
-        graph_pass(graph)
-    if fold:
-        fold_constants(graph)
-    return Joint(graph)
+    return run
 
 
 class Tracing(fx.Interpreter):
@@ -132,7 +144,7 @@ class Tracing(fx.Interpreter):
         return value
 
 
-COMMON: dict[Any, Any] = {
+COMMON: dict[fx.node.Target, fx.node.Target] = {
     aten._unsafe_index_put.default: aten.index_put.default,
     aten._unsafe_index.Tensor: aten.index.Tensor,
 }
@@ -140,14 +152,19 @@ COMMON: dict[Any, Any] = {
 
 
 def remove_copies(gm: fx.GraphModule) -> None:
-    """Removes aliases and detaches, which have no meaning without autograd, and unused nodes; writes that add, and
-    their derivatives, get their common names again."""
+    """Removes aliases and detaches, which have no meaning without autograd, and unused nodes."""
     for node in list(gm.graph.nodes):
-        node.target = COMMON.get(node.target, node.target)
         if node.target in (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
+    gm.recompile()
+
+
+def spell_common(gm: fx.GraphModule) -> None:
+    """Gives writes that add, and their derivatives, the names that runtimes know."""
+    for node in gm.graph.nodes:
+        node.target = COMMON.get(node.target, node.target)
     gm.recompile()
 
 

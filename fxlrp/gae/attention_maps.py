@@ -92,10 +92,14 @@ def ran(call: ModelCall, score: Score, nodes: Sequence[fx.Node]) -> list[tuple[T
     return [(v.detach(), g) for v, g in zip(values, zeros, strict=True)]
 
 
-def nodes_of(plan: Plan, *, norms: bool) -> list[fx.Node]:
-    """The norms of a graph, or its softmaxes, on the way of relevance."""
-    calls = [n for n in plan.graph.graph.nodes if n.op == "call_function" and n.name in plan.active]
-    return [n for n in calls if (n.target in NORMS if norms else about(n.target).kind == "softmax")]
+def active_calls(plan: Plan) -> list[fx.Node]:
+    """The ops of a graph on the way of relevance."""
+    return [n for n in plan.graph.graph.nodes if n.op == "call_function" and n.name in plan.active]
+
+
+def softmaxes_of(plan: Plan) -> list[fx.Node]:
+    """The softmaxes of a graph on the way of relevance."""
+    return [n for n in active_calls(plan) if about(n.target).kind == "softmax"]
 
 
 def read_by_norms(plan: Plan) -> dict[fx.Node, fx.Node]:
@@ -129,7 +133,7 @@ def _attention(model: nn.Module, name: str, step: Any) -> Explain:
         _check_pictures(views, name)
         call = explainer.call((views.x,), {})
         size, batch = views.x.shape[-2:], len(views.x)
-        layers = nodes_of(call.plan, norms=False)
+        layers = softmaxes_of(call.plan)
         pairs = ran(call, of_class(call.plan, views.target), layers) if layers else []
         square = [(a, g) for a, g in pairs if a.ndim == 4 and len(a) == batch and a.shape[2] == a.shape[3]]
         counts = {a.shape[3] for a, _ in square}
@@ -198,7 +202,7 @@ def legrad_of_tokens(call: ModelCall, score: Score) -> Tensor | None:
     with torch.enable_grad(), plan.in_its_types():
         run.run(*call.tensors)
         values, grads = dict(run.env), []
-        layers = [n for n in nodes_of(plan, norms=False) if values[n].ndim == 4]  # a router's is no attention
+        layers = [n for n in softmaxes_of(plan) if values[n].ndim == 4]  # a router's is no attention
         norms = {n: x for n, x in read_by_norms(plan).items() if values[x].ndim == 3}  # nor is a head's of tokens
         until = [*(order[n] for n in layers[1:]), len(order)]
         windows = [(order[layer], stop) for layer, stop in zip(layers, until, strict=False)]
@@ -258,7 +262,8 @@ def token_gradcam(explainer: Explainer) -> Explain:
         _check_pictures(views, "gradcam")
         call = explainer.call((views.x,), {})
         size = views.x.shape[-2:]
-        for value, gradient in reversed(ran(call, of_class(call.plan, views.target), nodes_of(call.plan, norms=True))):
+        norms = [n for n in active_calls(call.plan) if n.target in NORMS]
+        for value, gradient in reversed(ran(call, of_class(call.plan, views.target), norms)):
             grid = _grid_of_map(value, size)
             if grid is None or len(value) != len(views.x):
                 continue
@@ -282,7 +287,7 @@ def _grid_of_map(value: Tensor, size: Sequence[int]) -> Grid | None:
 def has_attention_after_convolutions(explainer: Explainer, x: Tensor) -> bool:
     """Whether the last thing a model does to a map is attention, and no convolution.  explainer: by PLAIN."""
     plan = explainer.call((x,), {}).plan
-    kinds = [about(n.target).kind for n in plan.graph.graph.nodes if n.op == "call_function" and n.name in plan.active]
+    kinds = [about(n.target).kind for n in active_calls(plan)]
     return (
         "softmax" in kinds[len(kinds) - kinds[::-1].index("convolution") :]
         if "convolution" in kinds

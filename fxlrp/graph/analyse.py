@@ -1,4 +1,4 @@
-"""Finds the nodes of a captured graph that carry relevance, and those known to be ≥ 0."""
+"""Finds the nodes of a captured graph that carry relevance, those known to be ≥ 0, and those that draw numbers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from fxlrp.capture.precision import stored
+from fxlrp.engine.replaced import Item, ReplacedOp
 from fxlrp.nodes import values_of
 from fxlrp.ops import about, carriers, is_pointwise
 
@@ -71,7 +72,7 @@ def _clamped(node: fx.Node) -> bool:
     return isinstance(least, int | float) and least >= 0
 
 
-def _values(node: fx.Node) -> list[Any]:
+def _values(node: fx.Node) -> list[object]:
     """The arguments that the entries of a node's value are made of: nodes and numbers."""
     named = {k: v for k, v in node.kwargs.items() if k in ("value", "other", "alpha")}
     places = about(node.target).values
@@ -112,3 +113,13 @@ def _finite(gm: fx.GraphModule, node: fx.Node) -> bool:
         return False
     stored_there = operator.attrgetter(str(node.target))(gm)
     return stored_there.layout is not torch.strided or bool(stored_there.isfinite().all())
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether a node draws random numbers; dropout does so only in training."""
+    op: Any = node.target.op if isinstance(node.target, ReplacedOp | Item) else node.target
+    if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
+        return False
+    arguments = {a.name: a.default_value for a in op._schema.arguments}
+    arguments |= dict(zip(arguments, node.args, strict=False)) | dict(node.kwargs)
+    return arguments.get("train", arguments.get("training", True)) is not False and arguments.get("dropout_p") != 0

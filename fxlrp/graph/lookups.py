@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
 from torch.utils._pytree import tree_leaves
 
 from fxlrp.emit import emit
@@ -178,7 +179,7 @@ class Positions:
     def _source(self, node: fx.Node) -> fx.Node:
         return next(n for n in node.all_input_nodes if n in self.reached)
 
-    def _moved(self, value: Any) -> Any:
+    def _moved(self, value: Argument) -> Argument:
         return NOWHERE if isinstance(value, int | float) else fx.map_arg(value, self.of)
 
     def _beside(self, node: fx.Node, op: Callable, *args: Any, **kwargs: Any) -> fx.Node:

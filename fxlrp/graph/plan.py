@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fxlrp import acceleration
 from fxlrp.capture.axes import Axes
@@ -16,7 +15,6 @@ from fxlrp.capture.confine import LOCK, tidy
 from fxlrp.capture.model import Capture, CaptureMode
 from fxlrp.capture.precision import no_autocast
 from fxlrp.capture.symbols import hint
-from fxlrp.engine.replaced import ReplacedOp
 from fxlrp.errors import FxlrpError
 from fxlrp.graph.probe import Probe
 from fxlrp.graph.reads import Place
@@ -155,28 +153,3 @@ class Plan:
                 f"{', '.join(sorted({p for p in paths.values() if p})[:8]) or 'none'}."
             )
         return matches[0]
-
-
-@dataclass(frozen=True)
-class Item:
-    """One output of an op with several outputs, as an op of its own."""
-
-    op: Callable
-    index: int
-
-    @property
-    def __name__(self) -> str:
-        return f"{getattr(self.op, '__name__', self.op)}_{self.index}".replace(".", "_")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.op(*args, **kwargs)[self.index]
-
-
-def draws(node: fx.Node) -> bool:
-    """Whether a node draws random numbers; dropout does so only in training."""
-    op: Any = node.target.op if isinstance(node.target, ReplacedOp | Item) else node.target
-    if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ()):
-        return False
-    arguments = {a.name: a.default_value for a in op._schema.arguments}
-    arguments |= dict(zip(arguments, node.args, strict=False)) | dict(node.kwargs)
-    return arguments.get("train", arguments.get("training", True)) is not False and arguments.get("dropout_p") != 0

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, fx
 
 from fxlrp import acceleration
-from fxlrp.capture.calls import finite
 from fxlrp.capture.model import Capture
 from fxlrp.capture.precision import look_up_before_cast, stored, widen, widened
 from fxlrp.capture.symbols import free_symbols
 from fxlrp.emit import emit
-from fxlrp.engine.replaced import ByDerivative, ByRule, InParts, constant, readout
-from fxlrp.errors import OWN_GENERATOR, FxlrpError
-from fxlrp.graph.analyse import can_carry
+from fxlrp.engine.replaced import ByDerivative, ByRule, ByScaledDerivative, Item, constant, readout
+from fxlrp.errors import FxlrpError
+from fxlrp.graph.analyse import can_carry, draws
 from fxlrp.graph.facts import Facts
 from fxlrp.graph.lookups import Positions
 from fxlrp.graph.outputs import Output, put_together
-from fxlrp.graph.plan import Item, Plan, draws
+from fxlrp.graph.plan import Plan
 from fxlrp.graph.reads import Place, find_left_out, mark_reads
+from fxlrp.graph.refusals import check_reads, nothing_explained, refuse_generators, refuse_generic
 from fxlrp.nodes import args_of, leaves, outputs_of, target_of
 from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.patterns.complex_numbers import write_apart
@@ -31,7 +31,7 @@ from fxlrp.patterns.unbatched import batch_convolutions
 from fxlrp.reports.report import NodeReport, Report, op_name, row_of
 from fxlrp.rules.normalise import NONE
 from fxlrp.rules.per_sample import WHOLE, Placement
-from fxlrp.rules.registry import ABSOLUTE, Derivative, Parts, Rule, Rulebook, Structural
+from fxlrp.rules.registry import ABSOLUTE, Derivative, Rule, Rulebook, ScaledDerivative, Structural
 from fxlrp.rules.weighted import ones_for
 
 aten = torch.ops.aten
@@ -56,24 +56,22 @@ def rewrite(
     Raises FxlrpError if no input carries relevance to the output, or, when `strict`, if a node is generic.
     """
     gm = captured.graph
-    narrow = [[t.dtype for t in captured.inputs], [n.meta["val"].dtype for n in outputs_of(gm)]]
-    if widen(gm, captured.inputs):
-        captured.narrow, captured.inputs = narrow, widened(captured.inputs)
+    _to_float32(captured)
     if isinstance(output, tuple):
         put_together(gm, output)
     marked = mark_reads(gm, captured.parameters, read)
-    _refuse_generators(gm)
+    refuse_generators(gm)
     facts = _run_passes(captured, rulebook, output, marked)
     if not facts.readouts:
-        raise _nothing_explained(facts)
+        raise nothing_explained(facts)
     left_out = {} if read else find_left_out(captured, list(facts.readouts), facts.explained.end, rulebook.name)
     rows, separable, any_length = _replace_ops(gm, facts, rulebook)
-    _check_reads(facts, read)
+    check_reads(facts, read)
     random = any(map(draws, gm.graph.nodes))
     mode = captured.mode.value + ("; for one draw of its random numbers (seed=…)" if random else "")
     report = Report(rows, rulebook.name, mode, left_out)
     if strict:
-        _refuse_generic(report)
+        refuse_generic(report)
     _cut_constants(gm, facts.active)
     places, positions = _add_readouts(gm, facts.explained.outputs, facts.readouts, facts.active)
     look_up_before_cast(gm)
@@ -96,25 +94,11 @@ def rewrite(
     )
 
 
-def _nothing_explained(facts: Facts) -> FxlrpError:
-    """The error that says why no input carries relevance to the output."""
-    captured = facts.captured
-    infinite = [n for n, t in zip(captured.parameters, captured.inputs, strict=True) if not finite(t)]
-    if infinite:
-        return FxlrpError(
-            f"No input can be explained: {', '.join(infinite)} holds infinite values, as masks do, which get no "
-            "relevance; pass finite ones."
-        )
-    if node := facts.stops_at():
-        row = row_of(node)
-        return FxlrpError(
-            f"No input gets relevance by {facts.rulebook.name}: its rule for {row.op} ({row.source or row.name}) "
-            "passes none on, and there is no way around; choose another rulebook."
-        )
-    return FxlrpError(
-        "No input carries relevance to the output: the graph from input to output is not differentiable; "
-        "pass a float input, or token ids that the model looks up in an embedding."
-    )
+def _to_float32(captured: Capture) -> None:
+    """Converts a capture in half precision, which notes the types that it had."""
+    narrow = [[t.dtype for t in captured.inputs], [n.meta["val"].dtype for n in outputs_of(captured.graph)]]
+    if widen(captured.graph, captured.inputs):
+        captured.narrow, captured.inputs = narrow, widened(captured.inputs)
 
 
 def _run_passes(captured: Capture, rulebook: Rulebook, output: Output, marked: Mapping[fx.Node, str]) -> Facts:
@@ -140,59 +124,31 @@ def _replace_ops(gm: fx.GraphModule, facts: Facts, rulebook: Rulebook) -> tuple[
     starts = {n for ns in facts.readouts.values() for n in ns}
     rows: list[NodeReport] = []
     separable, any_length = facts.samples.known, True
-    as_mean = rulebook.lookup(aten.mean.dim, (0,))
+    of_mean = rulebook.lookup(aten.mean.dim, (0,))
     for node in list(gm.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr") or stored(node) is not node:
             continue
         entry = rulebook.lookup(node.target, facts.positions(node))
-        if entry is as_mean:
+        if entry is of_mean:
             _pool_as_mean(node)
         if node not in facts.active or node in starts:
             rows.append(row_of(node, "inactive", ""))
         elif isinstance(entry, Structural):
             rows.append(row_of(node, "structural", ""))
-        elif isinstance(entry, Derivative | Parts):
+        elif isinstance(entry, Derivative | ScaledDerivative):
             rows.append(row_of(node, "generic" if entry is rulebook.unknown else "rule", entry.name))
             separable &= not _merges(node, facts)
             if isinstance(entry, Derivative):
                 node.target = ByDerivative(target_of(node), entry, rulebook.name)
             else:
-                node.target = InParts(target_of(node), entry, facts.positions(node), rulebook.name)
+                node.target = ByScaledDerivative(target_of(node), entry, facts.positions(node), rulebook.name)
         else:
             if entry and entry.argnums:
                 _numbers_as_tensors(node, entry.argnums)
             rows.append(row_of(node, "rule" if entry else "generic", entry.name if entry else "generic"))
-            separable &= _install(node, entry, facts, rulebook)
+            separable &= _replace_by_rule(node, entry, facts, rulebook)
             any_length &= rulebook.normalise is NONE or not _tied_to_length(node, facts)
     return rows, separable, any_length
-
-
-def _check_reads(facts: Facts, read: Sequence[str]) -> None:
-    """Raises FxlrpError for a requested readout that gets no relevance."""
-    readable = {i if isinstance(i, str) else facts.captured.parameters[i] for i in facts.readouts}
-    if missing := [name for name in read if name not in readable]:
-        raise FxlrpError(
-            f"read={missing[0]!r} has no relevance: nothing explained depends on it by numbers, or what else is read "
-            "comes between."
-        )
-
-
-def _refuse_generic(report: Report) -> None:
-    """Raises FxlrpError if a node has no rule of its own."""
-    if report.counts["generic"]:
-        names = "; ".join(f"{r.name} ({r.op}) at {r.source}" for r in report.nodes if r.kind == "generic")
-        raise FxlrpError(
-            f"{report.counts['generic']} node(s) have no rule in {report.rulebook!r}: {names}. "
-            "Register one with @fxlrp.rule(op), or convert without strict=True."
-        )
-
-
-def _refuse_generators(gm: fx.GraphModule) -> None:
-    """Raises FxlrpError if a node draws from the model's own generator, whose state each run of the graph advances."""
-    for node in gm.graph.nodes:
-        if draws(node) and node.kwargs.get("generator") is not None:
-            row = row_of(node)
-            raise FxlrpError(f"{row.op} at {row.source} {OWN_GENERATOR}")
 
 
 def _pool_as_mean(node: fx.Node) -> None:
@@ -216,7 +172,7 @@ def _numbers_as_tensors(node: fx.Node, argnums: tuple[int, ...]) -> None:
             node.update_arg(i, number)
 
 
-def _install(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) -> bool:
+def _replace_by_rule(node: fx.Node, entry: Rule | None, facts: Facts, book: Rulebook) -> bool:
     """Replaces the node's op by one with a rule; returns False if its samples can't be told apart."""
     op, operands = target_of(node), leaves(node)
     positions = facts.positions(node)

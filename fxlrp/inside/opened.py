@@ -98,8 +98,8 @@ class _ByShares(torch.autograd.Function):
         for i, t in zip(ctx.places, tensors, strict=True):
             leaves[i] = t
         args, kwargs = pytree.tree_unflatten(leaves, ctx.spec)
-        call, join, part, z, xs = op.in_real_numbers(g, z, [leaves[i] for i in op.argnums], args, kwargs)
+        rule, join, part, z, xs = op.in_real_numbers(g, z, [leaves[i] for i in op.argnums], args, kwargs)
         if shares.measuring:
-            shares.factors[ctx.name] = op.normalise.measure(call, part, z, xs, op.where)
-        grads = dict(zip(op.argnums, join(shares.factors[ctx.name](call, part)), strict=True))
+            shares.factors[ctx.name] = op.normalise.measure(rule, part, z, xs, op.where)
+        grads = dict(zip(op.argnums, join(shares.factors[ctx.name](rule, part)), strict=True))
         return *[None] * 6, *(grads.get(i) for i in ctx.places)

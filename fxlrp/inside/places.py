@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxlrp.capture.symbols import hint
-from fxlrp.engine.replaced import ReplacedOp
+from fxlrp.engine.replaced import Item, ReplacedOp
 from fxlrp.errors import FxlrpError
-from fxlrp.graph.plan import Item, Plan
+from fxlrp.graph.plan import Plan
 from fxlrp.nodes import args_of
 from fxlrp.ops import about, carriers, is_pointwise
 from fxlrp.patterns.normed import Normed

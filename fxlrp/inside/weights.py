@@ -17,10 +17,10 @@ from rich.table import Table
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxlrp.engine.replaced import ReplacedOp
+from fxlrp.engine.replaced import Item, ReplacedOp
 from fxlrp.engine.seeds import Contrast, Question, Target
 from fxlrp.errors import FxlrpError, counted
-from fxlrp.graph.plan import Item, Plan
+from fxlrp.graph.plan import Plan
 from fxlrp.inside.blocks import LAYERS
 from fxlrp.inside.places import op_of, place, short_name
 from fxlrp.inside.runs import Run, arguments, each_run, relevance_of

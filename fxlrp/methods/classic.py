@@ -56,7 +56,7 @@ def common(epsilon: float) -> Mapping[Key, Entry]:
             (signed.instance_norm, aten.instance_norm.default),
             (passing.rms_norm, aten.rms_norm.default),
             (
-                STRUCTURAL,  # by its derivative, a softmax has R_i = x_i (R_i − z_i Σ R_j): AttnLRP, Proposition 3.1
+                STRUCTURAL,  # of the softmax: see fxlrp.rules.signed
                 aten.softmax,
                 aten.log_softmax,
                 aten._softmax,

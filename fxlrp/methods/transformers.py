@@ -24,7 +24,7 @@ def attnlrp(gamma: float = 0.0, epsilon: float = 0.0) -> Rulebook:
     """AttnLRP: softmax by its Taylor expansion, ½ for each factor of a product, norms and activations passed through,
     ε at layers or, with gamma > 0, γ."""
     layers = by_rule(PRODUCTS, weighted.gamma, gamma=gamma, stabilizer=epsilon or 1e-6)
-    fused = () if epsilon else ((signed.ATTENTION_PARTS, (0, 1, 2), ATTENTION),)
+    fused = () if epsilon else ((signed.ATTENTION_FACTORS, (0, 1, 2), ATTENTION),)
     return composite(*(layers if gamma else by_epsilon(PRODUCTS, epsilon)), *fused, epsilon=epsilon)
 
 

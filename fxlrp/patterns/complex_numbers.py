@@ -110,7 +110,7 @@ def _magnitude(call: Insert, z: fx.Node) -> fx.Node:
     return call(aten.linalg_vector_norm.default, pair, 2, [-1])
 
 
-def _sum(call: Insert, op: Callable, x: Any, y: Any, alpha: complex = 1) -> fx.Node:
+def _sum(call: Insert, op: Callable, x: fx.Node | complex, y: fx.Node | complex, alpha: complex = 1) -> fx.Node:
     (a, b), (c, d) = _parts(call, x), _parts(call, y)
     more = {} if alpha == 1 else {"alpha": alpha}
     real = call(op, a, c, **more)

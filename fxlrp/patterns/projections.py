@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
@@ -29,7 +29,7 @@ def split_projections(gm: fx.GraphModule, facts: Facts) -> bool:
         shape = [s for d, s in enumerate(args_of(reshape)[1]) if d != axis]
         for item in list(unbind.users):
             with gm.graph.inserting_before(unbind):
-                rows = [_rows(facts, t, item.args[1], parts) for t in linear.args[1:]]
+                rows = [_rows(facts, t, item.args[1], parts) for t in args_of(linear)[1:]]
                 part = facts.emit(linear, aten.linear.default, linear.args[0], *rows)
                 part = facts.emit(reshape, target_of(reshape), part, shape)
                 part = facts.emit(permute, aten.permute.default, part, order)
@@ -41,7 +41,8 @@ def split_projections(gm: fx.GraphModule, facts: Facts) -> bool:
     return changed
 
 
-def _rows(facts: Facts, t: Any, part: int, parts: int) -> Any:
+def _rows(facts: Facts, t: fx.Node | None, part: int, parts: int) -> fx.Node | None:
+    """One of `parts` equal parts of a weight's or bias's rows."""
     if t is None:
         return None
     size = t.meta["val"].shape[0] // parts

@@ -250,14 +250,14 @@ def _flow(arrives: Mass | None, leaves: Mass | None) -> str:
     return f"[{colour}]{a} → {b}{kept}[/]"
 
 
-NOWHERE = "_empty_nn_module_stack_from_metadata_hook"
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 """What torch.export calls the module of a node that is in none, such as a size."""
 
 
 def row_of(node: fx.Node, kind: str = "", rule: str = "") -> NodeReport:
     """The report's row for a node; without kind and rule, what an error says of it."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    module = stack[-1][0].removeprefix("model").lstrip(".") if stack and stack[-1][0] != NOWHERE else ""
+    module = stack[-1][0].removeprefix("model").lstrip(".") if stack and stack[-1][0] != NO_MODULE else ""
     return NodeReport(node.name, op_name(node), kind, rule, module, source(node))
 
 

@@ -153,7 +153,8 @@ def softmax(s: Tensor, z: Tensor, x: Tensor, dim: int, dtype: torch.dtype | None
 def layer_norm(
     s: Tensor, z: Tensor, x: Tensor, shape: list[int], w: Maybe = None, b: Maybe = None, eps: float = 1e-5, *_: object
 ) -> Tensor:
-    """z = w u + b, u = (x − mean) / σ with mean and σ constant: R_x = x ⊙ (w + sign(u) |w|) s / σ (as in 2024-04)."""
+    """z = w u + b with u = (x − mean) / σ, as in 2024-04: `absolute` gives u the cotangent (w + sign(u) |w|) s, and x
+    gets 1/σ of that, because mean and σ are constant."""
     return _standardized(s, x, x.ndim - len(shape), w, eps)
 
 

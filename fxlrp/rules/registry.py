@@ -62,12 +62,12 @@ class Derivative:
 
 
 @dataclass(frozen=True)
-class Parts:
+class ScaledDerivative:
     """The op's ordinary vector-Jacobian product, multiplied by a factor for each argument that carries relevance; by 1
-    if there are no parts."""
+    if there are no factors."""
 
     name: str
-    parts: tuple[float, ...] = ()
+    factors: tuple[float, ...] = ()
 
 
 class Structural:
@@ -79,7 +79,7 @@ class Structural:
 STRUCTURAL = Structural()
 ABSOLUTE = Rule(absolute)
 """absLRP's own rule, for ops that it is right for; ops without an entry get it too, and are reported as generic."""
-Entry = Rule | Derivative | Parts | Structural
+Entry = Rule | Derivative | ScaledDerivative | Structural
 
 
 def _name(op: object) -> str | None:
@@ -93,7 +93,7 @@ def table(*rows: tuple) -> dict[Key, Entry]:
     """
     out: dict[Key, Entry] = {}
     for rule, *ops in rows:
-        anywhere = rule is ABSOLUTE or isinstance(rule, Structural | Derivative | Parts)
+        anywhere = rule is ABSOLUTE or isinstance(rule, Structural | Derivative | ScaledDerivative)
         args: tuple[int, ...] | None = None if anywhere else (0,)
         if ops and (ops[0] is None or isinstance(ops[0], tuple)):
             args, *ops = ops

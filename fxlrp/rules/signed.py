@@ -2,6 +2,8 @@
 
 With R = a ⊙ g, the ε-rule of any linear op is its ordinary derivative at s = R / (z + ε sign z), and for ε → 0 at g.
 Achtibat et al., "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers", ICML 2024.
+Its rule of the softmax, R_i = x_i (R_i − z_i Σ_j R_j) (Proposition 3.1), is the ordinary derivative too: it has no
+function here.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ from torch import Tensor
 from fxlrp.rules.absolute import norm_scale, per_channel, standardize
 from fxlrp.rules.calculus import vjp
 from fxlrp.rules.quantities import Maybe, by_parts
-from fxlrp.rules.registry import Derivative, Parts
+from fxlrp.rules.registry import Derivative, ScaledDerivative
 from fxlrp.rules.weighted import stabilized
 
 aten = torch.ops.aten
 
 
 def epsilon_rule(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
-    """The ε-rule (AttnLRP, eq. 8), s = R / (z + ε sign z) = g z / (z + ε sign z): ε takes relevance where |z| is
-    small."""
+    """The ε-rule (Bach et al. 2015, eq. 58; AttnLRP, eq. 8), s = R / (z + ε sign z) = g z / (z + ε sign z): ε takes
+    relevance where |z| is small."""
     return by_parts(lambda g, z: g * (z / stabilized(z, epsilon)), g, z) if epsilon else g
 
 
@@ -32,17 +34,18 @@ def uniform_rule(g: Tensor, z: Tensor, *, epsilon: float) -> Tensor:
     return epsilon_rule(g, z, epsilon=epsilon) / 2
 
 
-def by_contribution(epsilon: float) -> Derivative | Parts:
+def by_contribution(epsilon: float) -> Derivative | ScaledDerivative:
     """The ε-rule."""
-    return Derivative(epsilon_rule, (("epsilon", epsilon),)) if epsilon else Parts("epsilon_rule")
+    return Derivative(epsilon_rule, (("epsilon", epsilon),)) if epsilon else ScaledDerivative("epsilon_rule")
 
 
-def halves(epsilon: float) -> Derivative | Parts:
+def halves(epsilon: float) -> Derivative | ScaledDerivative:
     """The uniform rule."""
-    return Derivative(uniform_rule, (("epsilon", epsilon),)) if epsilon else Parts("uniform_rule", (1 / 2, 1 / 2))
+    exact = ScaledDerivative("uniform_rule", (1 / 2, 1 / 2))
+    return Derivative(uniform_rule, (("epsilon", epsilon),)) if epsilon else exact
 
 
-ATTENTION_PARTS = Parts("attention", (1 / 4, 1 / 4, 1 / 2))
+ATTENTION_FACTORS = ScaledDerivative("attention", (1 / 4, 1 / 4, 1 / 2))
 """softmax(q kᵀ) v in one op: v gets ½ of the second product; the other ½ goes through the softmax, by its derivative
 (AttnLRP, Proposition 3.1), to the first product, whose factors q and k get half of it each."""
 

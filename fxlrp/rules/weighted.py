@@ -88,7 +88,8 @@ def contributions(f: Product, sign: int) -> tuple[Callable[[Tensor, Tensor], Ten
 
 
 def alpha_beta(g: Tensor, z: Tensor, f: Product, *, alpha: float, beta: float, stabilizer: float) -> Tensor:
-    """R_i = Σ_j (α z⁺_ij / Σ_i z⁺_ij − β z⁻_ij / Σ_i z⁻_ij) R_j, with b_j⁺ and b_j⁻ in the sums (Bach et al. 2015)."""
+    """R_i = Σ_j (α z⁺_ij / Σ_i z⁺_ij − β z⁻_ij / Σ_i z⁻_ij) R_j, with b_j⁺ and b_j⁻ in the sums
+    (Bach et al. 2015, eq. 60)."""
     x, _, _ = f.operands
     out = torch.zeros_like(x)
     for factor, sign in ((alpha, 1), (-beta, -1)):
@@ -105,8 +106,9 @@ def z_plus(g: Tensor, z: Tensor, f: Product, *, stabilizer: float) -> Tensor:
 
 
 def gamma(g: Tensor, z: Tensor, f: Product, *, gamma: float, stabilizer: float) -> Tensor:
-    """R_i = Σ_j (z_ij + γ z±_ij) / Σ_i (z_ij + γ z±_ij) R_j, ± the sign of z_j (Montavon et al. 2019, here for inputs
-    of any sign).
+    """R_i = Σ_j (z_ij + γ z±_ij) / Σ_i (z_ij + γ z±_ij) R_j, ± the sign of z_j.
+
+    For z_j > 0 and inputs ≥ 0 this is the γ-rule of Montavon et al. 2019, Σ_j a_i (w_ij + γ w⁺_ij) / Σ_i (…) R_j.
 
     By z± = (z ± |z|)/2 it is a weighted sum of the signed contribution and absLRP's absolute one: with h = γ/2,
     A = f(|x|; |w|, |b|), s = R / ((1 + h) z + h A sign(z)) and J the product's derivative,

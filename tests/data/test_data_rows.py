@@ -240,6 +240,24 @@ def test_texts_have_tokens_and_scores(tmp_path: Path) -> None:
         explain(folder, file, tmp_path / "full", columns=columns, keep="full")
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_regression_of_texts_has_a_score(together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    from fxlrp.text.command import load_tokenizer
+
+    folder = Path(fxlrp.__file__).parent / "examples" / "text"
+    tokenizer, file = load_tokenizer(str(folder)), tmp_path / "t.csv"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, ignore_mismatched_sizes=True
+    ).eval()
+    texts = ["a dull film", "never good"]
+    file.write_text("\n".join(["text", *texts]))
+    monkeypatch.setattr("fxlrp.data.prepare.padding_is_ignored", lambda *_: together)
+    maps = explain(model, file, tmp_path / "out", tokenizer=tokenizer)
+    expected = [model(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]
+    assert [row["scores"] for row in maps] == [pytest.approx([score], rel=1e-4) for score in expected]
+
+
 def test_schema_and_settings_are_in_every_shard(data: Path, tmp_path: Path) -> None:
     maps = explain(load, data, tmp_path / "out", batch=4, shard=4, rules="epsilon")
     from fxlrp.data.reading import metadata
@@ -280,9 +298,10 @@ def test_nothing_is_written_into_the_model_or_the_data(data: Path, tmp_path: Pat
     assert torch.get_num_threads() == threads
 
 
-def test_a_single_score_is_kept_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", [nn.Identity(), nn.Sigmoid()])
+def test_a_single_score_is_kept_as_it_is(head: nn.Module, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 1)).eval()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 1), head).eval()
     maps = explain(model, Tensors(4), tmp_path / "out")
     x = torch.stack([Tensors(4)[i][0] for i in range(4)])
     assert [r["scores"][0] for r in maps] == pytest.approx(model(x)[:, 0].tolist(), rel=1e-5)

@@ -354,9 +354,35 @@ class NibbleKernel(NibbleLinear):
     """As bitsandbytes' kernel for CPUs, it is for inference alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("a view of a leaf that requires grad is being used in an in-place operation")
-        return super().forward(x)
+        return super().forward(for_inference_alone(x))
+
+
+def for_inference_alone(x: Tensor) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("a view of a leaf that requires grad is being used in an in-place operation")
+    return x
+
+
+class NibbleSteps(nn.Module):
+    """Rounds by a step that is in a parameter of a kind of its own, for inference alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = Nibbles.of(torch.full((1, 1), 0.7).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (for_inference_alone(x) / self.step.scale).round() * self.step.scale
+
+
+@pytest.mark.parametrize("rules", BOOKS)
+def test_steps_for_inference_alone_pass_relevance_on(rules: str) -> None:
+    model = Net(NibbleSteps()).eval()
+    a = convert(model, rules=rules)(X, target=1)
+    b = convert(Net(lambda y: y + ((y / 0.1).round() * 0.1 - y).detach()).eval(), rules=rules)(X, target=1)
+    with torch.no_grad():
+        torch.testing.assert_close(a.output, model(X))
+    torch.testing.assert_close(a.relevance, b.relevance)
+    assert a.relevance.any(1).all()
 
 
 NIBBLES = {"of its own": NibbleLinear, "of its own, for inference alone": NibbleKernel}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fxlrp import FxlrpError, convert
-from fxlrp.capture.model import _why
+from fxlrp.capture.refusals import why_untraced
 from fxlrp.engine.seeds import Question
 
 
@@ -134,7 +134,38 @@ def test_the_line_named_is_one_of_the_users() -> None:
     exec("made = lambda x: torch.functional.einsum('of nothing', x)", scope)
     with pytest.raises(RuntimeError) as raised:
         scope["made"](X)
-    assert 'test_refused_calls.py", line' in _why(raised.value)
+    assert 'test_refused_calls.py", line' in why_untraced(raised.value)
+
+
+class Threes(Words):
+    """Takes three samples or more, in a nested tensor, which torch can't trace."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) < 3:
+            raise ValueError("fewer than three")
+        return self.head(torch.nested.as_nested_tensor(list(x)).to_padded_tensor(0.0).sum(1))
+
+
+def test_what_cannot_be_traced_is_not_blamed_on_samples_that_nobody_asked_for() -> None:
+    model, x = Threes().double().eval(), torch.cat([X, X])
+    with pytest.raises(FxlrpError, match="a nested tensor"):
+        convert(model)(x)
+    with pytest.raises(FxlrpError, match="no sample of this call alone"):
+        convert(model, batch=0)(x)
+
+
+class Written(Words):
+    """Writes into its ids, which it refuses the second time; makes a nested tensor, which torch can't trace."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        ids.add_(4)
+        return self.head(torch.nested.as_nested_tensor(list(self.embed(ids))).to_padded_tensor(0.0).sum(1))
+
+
+@pytest.mark.parametrize("batch", ["auto", None])
+def test_what_a_model_writes_into_its_inputs_is_not_what_it_is_asked_by_next(batch: Any) -> None:
+    with pytest.raises(FxlrpError, match="a nested tensor"):
+        convert(Written().double().eval(), batch=batch)(torch.tensor([[1, 2], [0, 1]]))
 
 
 class Nested(Words):

@@ -45,6 +45,10 @@ PAIRS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Ten
         lambda y, z: y.scatter_(1, places(y), 2.0, reduce="add") + z,
         lambda y, z: y.scatter_add(1, places(y), torch.full_like(y, 2.0)) + z,
     ),
+    "scatter that multiplies": (
+        lambda y, z: y.scatter_(1, places(y), z, reduce="multiply"),
+        lambda y, z: y.scatter_reduce(1, places(y), z, "prod"),
+    ),
     "put that adds": (lambda y, z: put(y, z, True), lambda y, z: y + z),
     "put": (lambda y, z: put(y, z, False), lambda y, z: z),
     "index": (
@@ -52,6 +56,7 @@ PAIRS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Ten
         lambda y, z: torch.cat([y[:, :1], z[:, :2], y[:, 3:]], 1),
     ),
     "copy": (lambda y, z: y.clone().copy_(z) + y, lambda y, z: z + y),
+    "copy of another type": (lambda y, z: y.clone().copy_(z.float()), lambda y, z: z.float().double()),
     "copy into a view": (
         lambda y, z: after(y, y[:, :2].copy_(z[:, 2:4])),
         lambda y, z: torch.cat([z[:, 2:4], y[:, 2:]], 1),

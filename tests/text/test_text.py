@@ -97,6 +97,8 @@ def test_any_length_gives_what_each_gives(kind: str, rules: str) -> None:
 def test_labels_by_name(words, classifier) -> None:
     a = explain(classifier, words, TEXTS[0], target=["GOOD", "so so", 0], contrast="softmax")
     assert [q.target for q in a.asked] == ["good", "so so", "bad"]
+    assert sum(q.probability or 0 for q in a.asked) == pytest.approx(1, rel=1e-5)
+    assert [q.score for q in a.asked] == [None] * 3
     assert a.matrix.shape == (3, len(a.tokens))
     one = explain(classifier, words, TEXTS[0], target="so so", contrast="softmax")
     assert close(one.scores, a["so so"].scores)

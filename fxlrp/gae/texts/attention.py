@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer
-from fxlrp.gae.attention_maps import PLAIN, legrad_of_tokens, libragrad_of_tokens, nodes_of, ran
+from fxlrp.gae.attention_maps import PLAIN, legrad_of_tokens, libragrad_of_tokens, ran, softmaxes_of
 from fxlrp.gae.texts.case import Case
 from fxlrp.rules.registry import Rulebook
 
@@ -49,7 +49,7 @@ def _of_attention(base: Base, name: str, row: Callable[[Layers, Tensor], Tensor]
         if case.decodes:
             raise FxlrpError(f"{name} is of attention among the tokens of one text; this model has a decoder, too.")
         call = explainer.call((), case.inputs)
-        nodes, length = nodes_of(call.plan, norms=False), case.inputs["input_ids"].shape[1]
+        nodes, length = softmaxes_of(call.plan), case.inputs["input_ids"].shape[1]
         pairs = ran(call, lambda logits: case.score(logits).sum(), nodes) if nodes else []
         layers = [(a[0], g[0]) for a, g in pairs if a.ndim == 4 and a.shape[2:] == (length, length)]
         if not layers:

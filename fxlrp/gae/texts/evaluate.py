@@ -77,8 +77,11 @@ def evaluate(
 def _notes(report: TextReport, without: int) -> list[str]:
     """Say what the results leave out.  without: how many texts have no continuation, though others do."""
     rows = [row for row in report.rows if row["method"] == report.methods[0]]
-    notes = [f"Of {without} of {len(rows)} texts the likeliest next token is explained: they have no continuation."]
-    notes = notes if without else []
+    notes = []
+    if without:
+        notes.append(
+            f"Of {without} of {len(rows)} texts the likeliest next token is explained: they have no continuation."
+        )
     if cut := [row for row in rows if row["dropped"]]:
         notes.append(f"Of {len(cut)} of {len(rows)} texts the end is left out: the model takes no more.")
     if "replaced" not in report.ways:
