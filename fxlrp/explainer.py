@@ -34,7 +34,7 @@ from fxlrp.rows import asks_every_row, is_one_per_sample, one_by_one, row_by_row
 from fxlrp.rules.registry import Rulebook, find_rulebook
 from fxlrp.shifts import mean_over_shifts
 from fxlrp.targets import completed, depends_on, refuse_ambiguous
-from fxlrp.zero_maps import say_where_it_ended
+from fxlrp.zero_maps import say_where_it_ended, say_which_rows_ended
 
 
 class Explainer(nn.Module):
@@ -203,7 +203,7 @@ class Explainer(nn.Module):
         by_rows = [run is None and asks_every_row(plan, q) for q in questions]
         if any(by_rows):
             return [
-                row_by_row(call, q, at) if rows else self.answers(call, [q], at)[0]
+                say_which_rows_ended(call, *row_by_row(call, q, at)) if rows else self.answers(call, [q], at)[0]
                 for q, rows in zip(questions, by_rows, strict=True)
             ]
         questions = [completed(q, plan, self.rulebook, call.tensors) for q in questions]

@@ -52,8 +52,12 @@ def asks_every_row(plan: Plan, question: Question) -> bool:
     return of_rows and question.position is None and by_classes(question.target)
 
 
-def row_by_row(call: ModelCall, question: Question, at: Sequence[str]) -> Attribution:
+def row_by_row(
+    call: ModelCall, question: Question, at: Sequence[str]
+) -> tuple[Attribution, list[Attribution], list[Question]]:
     """Explains every row of the output of a call that is one sample, such as a list of pictures or packed texts.
+
+    Returns the answer about all, and what it is made of: the answer about each row, and its question.
 
     Raises FxlrpError if two rows give relevance to one entry of an input.
     """
@@ -76,13 +80,14 @@ def row_by_row(call: ModelCall, question: Question, at: Sequence[str]) -> Attrib
             "one sample: say which row is explained, position=0 for the first (or, if they don't, which axis of "
             "the inputs counts the samples, convert(…, batch=0))."
         )
-    return replace(
+    whole = replace(
         answers[0],
         relevance=several[0].sum(0) if len(several) == 1 else tuple(r.sum(0) for r in several),
         logits=torch.cat([a.logits for a in answers]),
         target=torch.cat([a.target for a in answers if a.target is not None]),
         latent={name: torch.stack([a.latent[name] for a in answers]).sum(0) for name in at},
     )
+    return whole, answers, rows
 
 
 def one_by_one(

@@ -15,7 +15,7 @@ from fxlrp.attribution import Attribution
 from fxlrp.capture.confine import LOCK
 from fxlrp.engine.seeds import Question
 from fxlrp.errors import FxlrpError, NoRelevance
-from fxlrp.reports.ended import find_end, find_end_to
+from fxlrp.reports.ended import Ended, find_end, find_end_to
 from fxlrp.reports.mass import Weighing
 from fxlrp.rows import sample_of
 
@@ -27,22 +27,45 @@ def say_where_it_ended(
     return [_with_end(call, a, question) for a, question in zip(answers, questions, strict=True)]
 
 
+def say_which_rows_ended(
+    call: ModelCall, whole: Attribution, of_rows: Sequence[Attribution], questions: Sequence[Question]
+) -> Attribution:
+    """The answer about all rows of one sample, made of the answers `of_rows`; if some of their maps are zero beside
+    others, it warns and says so in `ended`."""
+    silent = [i for i, a in enumerate(of_rows) if bool(a.logits.any()) and not any(bool(r.any()) for r in a.each)]
+    if not 0 < len(silent) < len(of_rows):
+        return whole
+    ended = _find_end(call, of_rows[silent[0]], questions[silent[0]])
+    return whole if ended is None else _said(whole, replace(ended, samples=tuple(silent)))
+
+
+def _said(a: Attribution, ended: Ended) -> Attribution:
+    warn(ended)
+    return replace(a, ended=ended)
+
+
 def _with_end(call: ModelCall, a: Attribution, question: Question) -> Attribution:
     """One answer, with its end if it has one."""
-    explainer, plan, batch = call.explainer, call.plan, call.batch
-    at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
-    columns = a.target.shape[1] if a.target is not None and a.target.ndim == 2 else 1
     if message := not_finite(a):
         warn(message)
         return a
+    ended = _find_end(call, a, question) if a.ended is None else None
+    return a if ended is None else _said(a, ended)
+
+
+def _find_end(call: ModelCall, a: Attribution, question: Question) -> Ended | None:
+    """Where relevance ended, for an answer with a map of zeros."""
+    explainer, plan, batch = call.explainer, call.plan, call.batch
+    at_inputs = dict(zip(plan.capture.names, plan.axes.inputs, strict=True))
+    columns = a.target.shape[1] if a.target is not None and a.target.ndim == 2 else 1
     axes = [at_inputs.get(name, 0) for name in a.names]
     zero, within = zero_maps(a.each, axes, batch, columns), None
     if not zero:
         zero, within = _zero_at_one(a, axes, batch, columns)
     if not zero:
-        return a
+        return None
     if (other := call.about(question.target)) is not explainer:
-        return _with_end(other.call(call.args, call.kwargs), a, question)
+        return _find_end(other.call(call.args, call.kwargs), a, question)
     i, column = zero[0]
     some, named, asked = sample_of(plan.axes, (call.args, call.kwargs), [question], i, batch)
     if a.target is not None and len(a.target) == batch:
@@ -55,16 +78,11 @@ def _with_end(call: ModelCall, a: Attribution, question: Question) -> Attributio
             weighing = Weighing(one.plan.graph)
             explainer.answers(one, [asked], run=weighing.run)
     except FxlrpError:  # a callable that is about another sample
-        return a
+        return None
     report, samples = one.plan.report.weighed(weighing.edges), [i for i, _ in zero]
     if within is None:
-        ended = find_end(report, samples)
-    else:
-        ended = find_end_to(report, samples, one.plan, weighing.env, within)
-    if ended is None:
-        return a
-    warn(ended)
-    return replace(a, ended=ended)
+        return find_end(report, samples)
+    return find_end_to(report, samples, one.plan, weighing.env, within)
 
 
 def _zero_at_one(

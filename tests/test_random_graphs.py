@@ -25,7 +25,7 @@ from fxlrp import FxlrpError, convert
 from fxlrp.agreement import no_fast_attention
 from fxlrp.explainer import Explainer
 from fxlrp.methods.abslrp import ABSLRP
-from fxlrp.rules.normalise import MASS, Call, Normalise
+from fxlrp.rules.normalise import MASS, BoundRule, Normalise
 from fxlrp.rules.per_sample import Placement, sample_sum
 from fxlrp.rules.quantities import relevance
 from fxlrp.rules.registry import Rulebook
@@ -220,7 +220,7 @@ class Ledger(list[tuple[Tensor, Tensor, bool]]):
         """The default rulebook, entered here whenever a rule is called."""
         return ABSLRP.extend(name="audited", normalise=Normalise("audited", self.scale))
 
-    def scale(self, call: Call, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
+    def scale(self, call: BoundRule, g: Tensor, z: Tensor, xs: Sequence[Tensor], where: Placement) -> list[Tensor]:
         def parts(gs: Sequence[Tensor]) -> list[Tensor]:
             return [relevance(x, c, where.masked) for x, c in zip(xs, gs, strict=True)]
 

@@ -145,3 +145,24 @@ def test_an_input_of_zeros_has_a_map_of_zeros() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", fxlrp.NoRelevance)
         convert(cell.eval(), rules="gradient-input")(X, (state, state))
+
+
+def test_one_row_among_others() -> None:
+    """Of a call that is one sample, each row of the output has a map of its own."""
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Linear(6, 3).double()
+
+        def forward(self, xs: list[Tensor]) -> Tensor:
+            rows = [self.head(x.round() if len(x) == 3 else x).mean(0) for x in xs]
+            return torch.stack(rows)
+
+    xs = [X[:2], X[:3], X[1:5]]
+    with pytest.warns(fxlrp.NoRelevance, match=r"The map of sample 1 is zero, though.*relevance ends at round") as told:
+        a = convert(Rows().eval(), rules="gradient-input")(xs, target=1)
+    assert len(told) == 1
+    assert a.ended.samples == (1,)
+    assert [bool(r.any()) for r in a.relevance] == [True, False, True]
