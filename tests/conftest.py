@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 
 torch.set_num_threads(1)
 FORKING = ("gae/test_evaluate.py", "gae/test_known.py", "gae/test_text_evaluate.py")
+with suppress(ImportError):  # a fork would inherit the lock that the thread of tqdm holds
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests import examples/
 
 
