@@ -22,6 +22,7 @@ from fxlrp.errors import FxlrpError
 from fxlrp.explainer import Explainer, convert
 from fxlrp.methods import DEFAULT
 from fxlrp.rules.registry import Rulebook, rulebooks
+from fxlrp.text.questions import NOT_NAMED
 from fxlrp.text.tasks import find_vocabulary_word, vocabulary_sizes
 
 
@@ -58,7 +59,7 @@ class _Relevance:
                 "fxlrp explains the next token; say by contrast= what it is set against, not by attributed_fn=."
             )
         explainer = self._by(rules)
-        if isinstance(contrast, str | int) and contrast not in ("default", "others", "softmax"):
+        if isinstance(contrast, str | int) and contrast not in NOT_NAMED:
             model, tokenizer = self.attribution_model.model, self.attribution_model.tokenizer
             contrast = find_vocabulary_word(contrast, tokenizer, max(vocabulary_sizes(model, tokenizer)))
         found = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in ids[: len(inputs)]]

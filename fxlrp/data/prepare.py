@@ -28,6 +28,7 @@ from fxlrp.inputs.pictures import channels_of
 from fxlrp.methods import DEFAULT
 from fxlrp.text.ask import padding_is_ignored
 from fxlrp.text.encode import Encoded, batched, encode
+from fxlrp.text.questions import NOT_NAMED
 from fxlrp.text.tasks import Task, find_label, labels_of, probe
 
 SHARD, MOST_SHARD_BYTES = 256, 2**26
@@ -241,7 +242,7 @@ def _with_contrast(worker: Worker, s: Settings, meant: Any) -> Settings:
 
 
 def _by_label(asked: Any, labels: Sequence[str]) -> Any:
-    return asked if asked in (None, "default", "others", "softmax") else find_label(asked, labels)
+    return asked if asked in NOT_NAMED else find_label(asked, labels)
 
 
 def _held_by(worker: Worker, ask: Callable[[], Any]) -> tuple[Any, int]:

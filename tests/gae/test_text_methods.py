@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import text_cases
 import torch
 from text_cases import bag
 from torch import Tensor, nn
@@ -93,18 +94,11 @@ def grad_sam(made: Made) -> Tensor:
 
 
 def legrads(made: Made) -> Tensor:
-    """GPT-2: what the final norm and the head would say of each block's tokens."""
+    """GPT-2's."""
     model, _, case, _ = made
     if case.at is None:
         pytest.skip("the norms of BERT's blocks are within them")
-    out = model(**case.inputs, output_attentions=True, output_hidden_states=True)
-    total = torch.zeros(len(case.free), dtype=torch.float64)
-    for layer, weights in enumerate(out.attentions):
-        tokens = out.hidden_states[layer + 1]
-        tokens = tokens if layer + 1 == len(out.attentions) else model.transformer.ln_f(tokens)
-        (g,) = torch.autograd.grad(case.score(model.lm_head(tokens)).sum(), weights, retain_graph=True)
-        total += g[0].relu().mean((0, 1))
-    return total
+    return text_cases.legrads(model, case, model.transformer.ln_f)
 
 
 def embedded(made: Made) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:

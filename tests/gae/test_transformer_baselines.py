@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SmallCNN, randomize
+from text_cases import legrads
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
@@ -174,13 +175,7 @@ def test_norms_that_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(model, tokenizer, Sample("The capital of France is", continuation=" Paris, and"), 0)
     base = Base(convert(model))
     found = [run(explain_text_by(name, base), case) for name in ("legrad", "libragrad")]
-    out = model(**case.inputs, output_attentions=True, output_hidden_states=True)
-    legrads = torch.zeros(len(case.free), dtype=torch.float64)
-    for layer, weights in enumerate(out.attentions):
-        tokens = out.hidden_states[layer + 1]
-        tokens = tokens if layer + 1 == len(out.attentions) else model.model.norm(tokens)
-        (g,) = torch.autograd.grad(case.score(model.lm_head(tokens)).sum(), weights, retain_graph=True)
-        legrads += g[0].relu().mean((0, 1))
+    expected = legrads(model, case, model.model.norm)
     seen, softmax = [], nn.functional.softmax
 
     def norm(module: Any, args: tuple, out: Tensor) -> Tensor:
@@ -198,4 +193,4 @@ def test_norms_that_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model(**case.inputs).logits[0, case.at, case.target].sum().backward()
     assert len(seen) == 5
     libragrads = sum((x * x.grad)[0].sum(-1).detach() for x in seen)
-    torch.testing.assert_close(found, [legrads.float(), libragrads.float()], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, [expected.float(), libragrads.float()], rtol=1e-4, atol=1e-6)

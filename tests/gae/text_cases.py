@@ -20,6 +20,18 @@ TEXTS: list[Any] = [
 ]
 
 
+def legrads(model: nn.Module, case: Any, final_norm: nn.Module) -> Tensor:
+    """LeGrad by its formula: what the final norm and the head would say of each block's tokens."""
+    out = model(**case.inputs, output_attentions=True, output_hidden_states=True)
+    total = torch.zeros(len(case.free), dtype=torch.float64)
+    for layer, weights in enumerate(out.attentions):
+        tokens = out.hidden_states[layer + 1]
+        tokens = tokens if layer + 1 == len(out.attentions) else final_norm(tokens)
+        (g,) = torch.autograd.grad(case.score(model.lm_head(tokens)).sum(), weights, retain_graph=True)
+        total += g[0].relu().mean((0, 1))
+    return total
+
+
 class Bag(nn.Module):
     """The sum of the worth of the words that are attended to, as the logit of the second of two classes."""
 
